@@ -1,0 +1,1 @@
+//! The arithmetic, free of Python: usable and tested by `cargo test` alone.

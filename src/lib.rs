@@ -1,0 +1,4 @@
+//! ferrostep: optimizer kernels in Rust. `kernels` and `runtime` know nothing of Python; `bindings` is the Python module.
+
+pub mod kernels;
+pub mod runtime;

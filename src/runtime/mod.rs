@@ -1,0 +1,1 @@
+//! What every kernel runs on: threads and the choice of instruction set.
