@@ -1,1 +1,6 @@
 //! What every kernel runs on: threads and the choice of instruction set.
+
+pub mod isa;
+pub mod pool;
+
+pub use isa::Isa;

@@ -1,0 +1,154 @@
+//! Work spread over threads. The calling thread always takes part and never waits for a worker to wake up: it only
+//! waits for work that a worker has begun. That matters because torch's OpenMP workers keep spinning after each of
+//! torch's parallel regions, so a core for our worker may come late.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::Thread;
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+/// How often the caller polls for the last workers before it sleeps: a few microseconds, the price of a sleep.
+const POLLS: usize = 2_000;
+
+/// The workers of this process. A forked child has none of its parent's threads, hence the process number.
+static POOL: Mutex<Option<(u32, Arc<ThreadPool>)>> = Mutex::new(None);
+
+/// Calls `work(i)` for every `i < count`, on the calling thread and up to `threads - 1` workers. Which thread takes
+/// which index is not determined; the calls must not depend on it. Returns when all calls have ended.
+pub fn for_each(threads: usize, count: usize, work: &(dyn Fn(usize) + Sync)) {
+    let helpers = threads.min(count).saturating_sub(1);
+    if helpers == 0 {
+        (0..count).for_each(work);
+        return;
+    }
+    // SAFETY: only the lifetime changes. `Job::participate` calls `work` only with an index below `count` that it
+    // claimed, and `Job::wait` returns only when all `count` claimed calls have ended; later workers find no index.
+    let work: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(work) };
+    let job = Arc::new(Job {
+        work,
+        count,
+        claimed: AtomicUsize::new(0),
+        ended: AtomicUsize::new(0),
+        panicked: AtomicBool::new(false),
+        caller: std::thread::current(),
+    });
+    let pool = workers(helpers);
+    for _ in 0..helpers {
+        let job = Arc::clone(&job);
+        pool.spawn(move || job.participate());
+    }
+    job.participate();
+    job.wait();
+    assert!(!job.panicked.load(Ordering::Relaxed), "a kernel panicked");
+}
+
+struct Job {
+    work: &'static (dyn Fn(usize) + Sync),
+    count: usize,
+    claimed: AtomicUsize,
+    ended: AtomicUsize,
+    panicked: AtomicBool,
+    caller: Thread,
+}
+
+impl Job {
+    fn participate(&self) {
+        loop {
+            let index = self.claimed.fetch_add(1, Ordering::Relaxed);
+            if index >= self.count {
+                return;
+            }
+            if catch_unwind(AssertUnwindSafe(|| (self.work)(index))).is_err() {
+                self.panicked.store(true, Ordering::Relaxed);
+            }
+            // Release: what this call wrote is visible to the caller once it has seen the count.
+            if self.ended.fetch_add(1, Ordering::Release) + 1 == self.count {
+                self.caller.unpark();
+            }
+        }
+    }
+
+    fn wait(&self) {
+        let mut polls = 0;
+        while self.ended.load(Ordering::Acquire) < self.count {
+            if polls < POLLS {
+                polls += 1;
+                std::hint::spin_loop();
+            } else {
+                std::thread::park();
+            }
+        }
+    }
+}
+
+/// The pool of this process with at least `size` workers.
+fn workers(size: usize) -> Arc<ThreadPool> {
+    let mut slot = POOL.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    let process = std::process::id();
+    match &*slot {
+        Some((owner, pool)) if *owner == process && pool.current_num_threads() >= size => {
+            return Arc::clone(pool);
+        }
+        _ => {}
+    }
+    log::debug!("starting {size} worker thread(s) in process {process}");
+    let pool = ThreadPoolBuilder::new()
+        .num_threads(size)
+        .thread_name(|i| format!("ferrostep-{i}"))
+        .build()
+        .expect("the operating system refused to start a thread");
+    let pool = Arc::new(pool);
+    if let Some((owner, old)) = slot.replace((process, Arc::clone(&pool)))
+        && owner != process
+    {
+        // Its threads live in the parent only: shutting it down would wait for locks that they may hold.
+        std::mem::forget(old);
+    }
+    pool
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_index_is_called_once_for_any_number_of_threads() {
+        for threads in [1, 2, 3, 8] {
+            for count in [0, 1, 2, 7, 1000] {
+                let calls: Vec<AtomicUsize> = (0..count).map(|_| AtomicUsize::new(0)).collect();
+                for_each(threads, count, &|i| {
+                    calls[i].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(
+                    calls.iter().all(|c| c.load(Ordering::Relaxed) == 1),
+                    "{threads} threads, {count} calls"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn calls_from_several_threads_at_once_do_not_mix() {
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let sum = AtomicUsize::new(0);
+                        for_each(3, 50, &|i| {
+                            sum.fetch_add(i, Ordering::Relaxed);
+                        });
+                        assert_eq!(sum.into_inner(), 49 * 50 / 2);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "a kernel panicked")]
+    fn a_panic_reaches_the_caller_after_all_calls_ended() {
+        for_each(2, 10, &|i| assert!(i != 3));
+    }
+}
