@@ -3,17 +3,24 @@
 //! torch's parallel regions, so a core for our worker may come late.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread::Thread;
 
+use arc_swap::ArcSwapOption;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 /// How often the caller polls for the last workers before it sleeps: a few microseconds, the price of a sleep.
 const POLLS: usize = 2_000;
 
-/// The workers of this process. A forked child has none of its parent's threads, hence the process number.
-static POOL: Mutex<Option<(u32, Arc<ThreadPool>)>> = Mutex::new(None);
+/// Without a lock, because a `fork` could copy it in the locked state.
+static POOL: ArcSwapOption<Pool> = ArcSwapOption::const_empty();
+
+struct Pool {
+    /// The process that the threads live in: a forked child has none of its parent's.
+    process: u32,
+    threads: ThreadPool,
+}
 
 /// Calls `work(i)` for every `i < count`, on the calling thread and up to `threads - 1` workers. Which thread takes
 /// which index is not determined; the calls must not depend on it. Returns when all calls have ended.
@@ -37,7 +44,7 @@ pub fn for_each(threads: usize, count: usize, work: &(dyn Fn(usize) + Sync)) {
     let pool = workers(helpers);
     for _ in 0..helpers {
         let job = Arc::clone(&job);
-        pool.spawn(move || job.participate());
+        pool.threads.spawn(move || job.participate());
     }
     job.participate();
     job.wait();
@@ -84,24 +91,23 @@ impl Job {
 }
 
 /// The pool of this process with at least `size` workers.
-fn workers(size: usize) -> Arc<ThreadPool> {
-    let mut slot = POOL.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+fn workers(size: usize) -> Arc<Pool> {
     let process = std::process::id();
-    match &*slot {
-        Some((owner, pool)) if *owner == process && pool.current_num_threads() >= size => {
-            return Arc::clone(pool);
-        }
-        _ => {}
+    if let Some(pool) = &*POOL.load()
+        && pool.process == process
+        && pool.threads.current_num_threads() >= size
+    {
+        return Arc::clone(pool);
     }
     log::debug!("starting {size} worker thread(s) in process {process}");
-    let pool = ThreadPoolBuilder::new()
+    let threads = ThreadPoolBuilder::new()
         .num_threads(size)
         .thread_name(|i| format!("ferrostep-{i}"))
         .build()
         .expect("the operating system refused to start a thread");
-    let pool = Arc::new(pool);
-    if let Some((owner, old)) = slot.replace((process, Arc::clone(&pool)))
-        && owner != process
+    let pool = Arc::new(Pool { process, threads });
+    if let Some(old) = POOL.swap(Some(Arc::clone(&pool)))
+        && old.process != process
     {
         // Its threads live in the parent only: shutting it down would wait for locks that they may hold.
         std::mem::forget(old);
