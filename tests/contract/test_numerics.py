@@ -37,7 +37,9 @@ SIXTEEN_BIT_PAIRS = (
 
 
 @cache
-def trained(name: str, dtype: torch.dtype, state_dtype: torch.dtype | None, rounding: str, how: str) -> dict[str, Tensor]:
+def trained(
+    name: str, dtype: torch.dtype, state_dtype: torch.dtype | None, rounding: str, how: str
+) -> dict[str, Tensor]:
     """Parameters and states after the steps, by an instruction set or by the reference."""
     entry = BY_NAME[name]
     params = parameters(entry.shapes, dtype)

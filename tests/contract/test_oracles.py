@@ -9,11 +9,12 @@ import torch
 
 from ferrostep.optim import AdamW, Lion
 from tests.contract.registry import LION, Entry, every_with_peer
-from tests.contract.training import assert_close, assert_same_bits, bits, parameters, set_gradients, train
+from tests.contract.subprocesses import run_python
+from tests.contract.training import assert_close, assert_same_bits, bits, contents, parameters, set_gradients, train
 
 
 @every_with_peer
-@pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, 1e-12), (torch.float32, 2e-6)], ids=["f64", "f32"])
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=["f64", "f32"])
 def test_equals_the_peer_step_by_step(entry: Entry, dtype: torch.dtype, relative: float, boundary: str) -> None:
     ours, theirs = parameters(entry.shapes, dtype), parameters(entry.shapes, dtype)
     optimizer, peer = entry.build(ours), entry.peer(theirs)
@@ -21,7 +22,7 @@ def test_equals_the_peer_step_by_step(entry: Entry, dtype: torch.dtype, relative
         for params, each in ((ours, optimizer), (theirs, peer)):
             set_gradients(params, step)
             each.step()
-        assert_close(optimizer, peer, relative)
+        assert_close(optimizer, peer, relative, least_size=1.0)
 
 
 @every_with_peer
@@ -37,17 +38,44 @@ def test_special_gradients_behave_as_in_the_peer(entry: Entry, special: float, d
                 params[0].grad[5] = special
                 params[0].grad[39] = special
             each.step()
-        assert_close(optimizer, peer, 2e-6)
+        assert_close(optimizer, peer, 1e-6, only_params=True, least_size=1.0)
+        actual, expected = contents(optimizer), contents(peer)
+        for name, tensor in expected.items():
+            # An infinity in exp_avg stays one here; torch's lerp makes it a NaN at the next step.
+            finite = tensor.isfinite()
+            assert torch.equal(actual[name].isfinite(), finite), name
+            torch.testing.assert_close(actual[name][finite], tensor[finite], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.3])
-def test_lion_is_lion_pytorchs_to_the_bit(weight_decay: float, isa: str) -> None:
+def test_lions_parameters_are_lion_pytorchs_to_the_bit(weight_decay: float, isa: str) -> None:
     arguments = LION | {"weight_decay": weight_decay}
     ours, theirs = parameters([(300,), (7, 11)], torch.float64), parameters([(300,), (7, 11)], torch.float64)
     optimizer, peer = Lion(ours, **arguments), lion_pytorch.Lion(theirs, **arguments)
     train(optimizer, ours, 50)
     train(peer, theirs, 50)
-    assert_same_bits(optimizer, peer)
+    for a, b in zip(ours, theirs, strict=True):
+        assert bits(a) == bits(b)
+    # torch fuses exp_avg's multiplication and addition on CPUs that can: half a rounding less.
+    assert_close(optimizer, peer, 1e-15)
+
+
+WITHOUT_FUSION = """
+import lion_pytorch, torch
+from ferrostep.optim import Lion
+from tests.contract.registry import LION
+from tests.contract.training import assert_same_bits, parameters, train
+assert torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX")
+ours, theirs = parameters([(300,), (7, 11)], torch.float64), parameters([(300,), (7, 11)], torch.float64)
+optimizer, peer = Lion(ours, **LION), lion_pytorch.Lion(theirs, **LION)
+train(optimizer, ours, 50)
+train(peer, theirs, 50)
+assert_same_bits(optimizer, peer)
+"""
+
+
+def test_lion_is_lion_pytorchs_to_the_bit_where_torch_does_not_fuse() -> None:
+    run_python(WITHOUT_FUSION, ATEN_CPU_CAPABILITY="default")
 
 
 def test_lion_agrees_with_pytorch_optimizers() -> None:
