@@ -58,4 +58,4 @@ class Snapshot:
         after = self._now()
         assert after.keys() == self.before.keys()
         changed = [name for name in after if after[name] != self.before[name]]
-        assert not changed
+        assert not changed, changed

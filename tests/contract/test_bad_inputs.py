@@ -22,7 +22,8 @@ def attempt(entry: Entry, case: Case, dtype: torch.dtype, **options: object) -> 
     if case.complex and not entry.elementwise:
         pytest.skip("this rule has no complex form")
     trial = Trial(entry.build, dtype, **case.options, **options)
-    with warnings.catch_warnings(action="ignore"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         case.spoil(trial)
         optimizer = trial.optimizer
     before = Snapshot(optimizer, others=trial.params)
@@ -170,7 +171,7 @@ def test_the_batch_refuses_lists_that_do_not_go_together() -> None:
     for arguments, error, message in cases:
         with pytest.raises(error, match=message):
             _core.Batch().add(*arguments)
-    with pytest.raises(ValueError, match="rounding='kahan' needs compensation buffers"):
+    with pytest.raises(ValueError, match=r"rounding='kahan' needs compensation buffers"):
         _core.Batch().add(rule(), t, t, {"exp_avg": t}, rounding="kahan")
     with pytest.raises(ValueError, match="step .*came as a list of 0 tensors, expected 2"):
         _core.Batch().add(rule(), t, t, {"exp_avg": t}, steps=[])

@@ -130,13 +130,13 @@ def test_live_edits_of_the_learning_rate(entry: Entry) -> None:
     edited, tensor, fresh = (parameters(entry.shapes) for _ in range(3))
     optimizer = entry.build(edited)
     by_tensor = entry.build(tensor, lr=torch.tensor(0.01, dtype=torch.float64))
+    saved: dict[str, Any] = {}
     for step, lr in enumerate((0.01, 0.5, 0.0, 0.125)):
         for group in optimizer.param_groups:
             group["lr"] = lr
         by_tensor.param_groups[0]["lr"].fill_(lr)
-        state = contents(by_tensor)
         rebuilt = entry.build(fresh, lr=lr)
-        if step:
+        if saved:
             rebuilt.load_state_dict(saved | {"param_groups": rebuilt.state_dict()["param_groups"]})
         for params, each in ((edited, optimizer), (tensor, by_tensor), (fresh, rebuilt)):
             set_gradients(params, step)
@@ -144,7 +144,6 @@ def test_live_edits_of_the_learning_rate(entry: Entry) -> None:
         saved = rebuilt.state_dict()
         assert_same_bits(optimizer, rebuilt)
         assert_same_bits(by_tensor, rebuilt)
-        assert state.keys() <= contents(by_tensor).keys()
 
 
 @every_class

@@ -10,7 +10,7 @@ import torch
 from ferrostep.optim import AdamW, Lion
 from tests.contract.registry import LION, Entry, every_with_peer
 from tests.contract.subprocesses import run_python
-from tests.contract.training import assert_close, assert_same_bits, bits, contents, parameters, set_gradients, train
+from tests.contract.training import assert_close, bits, contents, parameters, set_gradients, train
 
 
 @every_with_peer
