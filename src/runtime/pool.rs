@@ -10,6 +10,8 @@ use std::thread::Thread;
 use arc_swap::ArcSwapOption;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use super::openmp;
+
 /// How often the caller polls for the last workers before it sleeps: a few microseconds, the price of a sleep.
 const POLLS: usize = 2_000;
 
@@ -41,6 +43,9 @@ pub fn for_each(threads: usize, count: usize, work: &(dyn Fn(usize) + Sync)) {
         panicked: AtomicBool::new(false),
         caller: std::thread::current(),
     });
+    if openmp::run(helpers + 1, &|| job.participate()) {
+        return job.wait();
+    }
     let pool = workers(helpers);
     for _ in 0..helpers {
         let job = Arc::clone(&job);
@@ -48,7 +53,6 @@ pub fn for_each(threads: usize, count: usize, work: &(dyn Fn(usize) + Sync)) {
     }
     job.participate();
     job.wait();
-    assert!(!job.panicked.load(Ordering::Relaxed), "a kernel panicked");
 }
 
 struct Job {
@@ -87,6 +91,7 @@ impl Job {
                 std::thread::park();
             }
         }
+        assert!(!self.panicked.load(Ordering::Relaxed), "a kernel panicked");
     }
 }
 
