@@ -1,1 +1,5 @@
 //! The arithmetic, free of Python: usable and tested by `cargo test` alone.
+
+pub mod elementwise;
+pub mod strided;
+pub mod vector;

@@ -1,0 +1,40 @@
+"""Optimizer kernels in Rust behind ``torch.optim.Optimizer`` classes, and for NumPy arrays.
+
+``ferrostep.optim`` holds the optimizers (needs torch), ``ferrostep.numpy`` the same update rules for arrays (does
+not), ``ferrostep.reference`` the rules in plain torch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from importlib import metadata
+
+from ferrostep import _core
+
+__all__ = ["__version__", "info"]
+
+__version__: str = _core.__version__
+
+
+def info() -> dict[str, str | int | list[str] | None]:
+    """What this installation runs on: the versions, the instruction set in use and those the CPU has, the threads.
+
+    ``threads`` is what a torch optimizer's step would use now (``torch.get_num_threads()``), or the number of CPUs
+    where torch is not installed. ``FERROSTEP_ISA`` at import time forces a lower instruction set.
+    """
+    with_torch = importlib.util.find_spec("torch") is not None
+    threads = os.cpu_count() or 1
+    if with_torch:
+        import torch
+
+        threads = torch.get_num_threads()
+    return {
+        "ferrostep": __version__,
+        "torch": metadata.version("torch") if with_torch else None,
+        "numpy": metadata.version("numpy"),
+        "instruction_set": _core.isa(),
+        "supported": _core.supported_isas(),
+        "threads": threads,
+        "cpus": os.cpu_count(),
+    }

@@ -1,0 +1,82 @@
+"""The Rust module. Private: its interface may change between any two versions."""
+
+from typing import Any
+
+__version__: str
+
+class AdamW:
+    """AdamW, or Adam with ``decoupled=False``; states exp_avg, exp_avg_sq."""
+
+    def __init__(
+        self,
+        *,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+        maximize: bool,
+    ) -> None: ...
+
+class AmsGrad:
+    """AdamW with the greatest second moment so far; states exp_avg, exp_avg_sq, max_exp_avg_sq."""
+
+    def __init__(
+        self,
+        *,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        decoupled: bool,
+        maximize: bool,
+    ) -> None: ...
+
+class Lion:
+    """Lion; state exp_avg."""
+
+    def __init__(self, *, lr: float, beta1: float, beta2: float, weight_decay: float, maximize: bool) -> None: ...
+
+class Batch:
+    """One optimizer step: ``add`` checks a group's tensors, ``run`` updates all groups or, on an error, none."""
+
+    def __init__(self) -> None: ...
+    def add(
+        self,
+        rule: AdamW | AmsGrad | Lion,
+        params: list[Any],
+        grads: list[Any],
+        states: dict[str, list[Any]],
+        *,
+        steps: list[Any] | None = None,
+        step: int = 0,
+        rounding: str = "nearest",
+        seed: int = 0,
+        compensation: list[Any] | None = None,
+        group: int | None = None,
+        positions: list[int] | None = None,
+    ) -> None:
+        """Check the tensors of a parameter group and take them in.
+
+        ``params``, ``grads`` and each list of ``states`` (in the rule's order; the names are for error messages)
+        go together, tensor by tensor: torch tensors or NumPy arrays of equal shape, of dtype float32, float64,
+        bfloat16, float16 or complex. ``steps`` are one-element counters that the step advances; without them
+        ``step`` is the number of this step, from 1. ``compensation`` goes with ``rounding="kahan"``. ``group`` and
+        ``positions`` are the numbers by which error messages name a tensor.
+
+        Raises TypeError, ValueError or RuntimeError for a tensor that cannot be updated; nothing has changed then.
+        """
+
+    def run(self, threads: int, *, skip_nonfinite: bool = False) -> bool:
+        """Update everything that was added, on up to ``threads`` threads, without the GIL; once.
+
+        Returns False, with nothing changed, if ``skip_nonfinite`` and a gradient has a NaN or infinity. Raises
+        ValueError if tensors share memory of which some is written.
+        """
+
+def isa() -> str: ...
+def supported_isas() -> list[str]: ...
+def use_isa(name: str) -> None: ...
+def use_exchange_api(yes: bool) -> None: ...

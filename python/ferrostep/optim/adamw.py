@@ -1,0 +1,93 @@
+"""AdamW, and Adam as its variant."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ferrostep import _core, reference
+from ferrostep.optim.base import ElementwiseOptimizer, Options, Rule, check_lr, check_range, checked_betas
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim.optimizer import ParamsT
+    from typing_extensions import Unpack
+
+
+class AdamW(ElementwiseOptimizer):
+    r"""AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101, Algorithm 2), as ``torch.optim.AdamW``.
+
+    .. code-block:: text
+
+        p <- p * (1 - lr * weight_decay)
+        m <- beta1 * m + (1 - beta1) * g
+        v <- beta2 * v + (1 - beta2) * g^2
+        p <- p - lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + eps)
+
+    With ``amsgrad`` the greatest v so far takes the place of v in the last line. With
+    ``decoupled_weight_decay=False`` it is Adam (arXiv 1412.6980): ``weight_decay * p`` is added to g and the first
+    line falls away.
+
+    Args:
+        params: parameters or parameter groups, of dtype float32, float64, bfloat16, float16 or complex.
+        lr: learning rate, a float or a 1-element tensor. Default 1e-3.
+        betas: decay rates of the moments, each in [0, 1). Default (0.9, 0.999).
+        eps: added to the denominator. Default 1e-8.
+        weight_decay: Default 1e-2.
+        amsgrad: use the greatest second moment so far (Reddi et al. 2018). Default False.
+        maximize: ascend instead of descend. Default False.
+        decoupled_weight_decay: AdamW (True, default) or Adam with an L2 penalty (False).
+        **options: see :class:`ferrostep.optim.base.Options`.
+
+    State per parameter: ``step``, ``exp_avg``, ``exp_avg_sq`` (8 bytes per element in float32), and with ``amsgrad``
+    ``max_exp_avg_sq``. State dicts move both ways between this class and ``torch.optim.AdamW`` or ``Adam``.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: an impossible or unknown argument, as torch raises.
+
+    Example:
+        >>> optimizer = AdamW(model.parameters(), lr=3e-4)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        decoupled_weight_decay: bool = True,
+        **options: Unpack[Options],
+    ) -> None:
+        check_lr(lr, options)
+        check_range("epsilon value", eps, 0.0)
+        check_range("weight_decay value", weight_decay, 0.0)
+        defaults = {
+            "lr": lr,
+            "betas": checked_betas(betas, options),
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": bool(amsgrad),
+            "maximize": bool(maximize),
+            "decoupled_weight_decay": bool(decoupled_weight_decay),
+        }
+        super().__init__(params, defaults, options)
+
+    def rule(self, group: dict[str, Any]) -> Rule:
+        """AdamW or AMSGrad with the group's hyperparameters."""
+        beta1, beta2 = group["betas"]
+        hyperparameters = {
+            "lr": group["lr"],
+            "beta1": beta1,
+            "beta2": beta2,
+            "eps": group["eps"],
+            "weight_decay": group["weight_decay"],
+            "decoupled": group["decoupled_weight_decay"],
+            "maximize": group["maximize"],
+        }
+        if group["amsgrad"]:
+            states: tuple[str, ...] = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+            return Rule(_core.AmsGrad, reference.adamw, states, hyperparameters, counts_steps=True)
+        return Rule(_core.AdamW, reference.adamw, ("exp_avg", "exp_avg_sq"), hyperparameters, counts_steps=True)

@@ -1,0 +1,11 @@
+"""The update rules in plain torch: readable, differentiable, for any device.
+
+They are what the Rust kernels are tested against, what runs on devices other than the CPU, and what
+``backend="reference"`` selects. Each rule is a pure function of parameter, gradient and state.
+"""
+
+from ferrostep.reference.adamw import adamw
+from ferrostep.reference.engine import ReferenceRule, apply
+from ferrostep.reference.lion import lion
+
+__all__ = ["ReferenceRule", "adamw", "apply", "lion"]

@@ -1,0 +1,111 @@
+"""What every rule shares in plain torch: the arithmetic's type, complex numbers, and how results are rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+BLOCK = 32_768
+"""Elements that share a key of the random numbers; the Rust engine's blocks."""
+
+_MASK32 = 0xFFFF_FFFF
+_MASK64 = 0xFFFF_FFFF_FFFF_FFFF
+
+
+class ReferenceRule(Protocol):
+    """An update rule: the new parameter and state from the old ones and the gradient."""
+
+    def __call__(
+        self, p: Tensor, g: Tensor, state: tuple[Tensor, ...], step: float, **hyperparameters: Any
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the new parameter and the new state."""
+
+
+def apply(
+    rule: ReferenceRule,
+    param: Tensor,
+    grad: Tensor,
+    states: Sequence[Tensor],
+    step: float,
+    hyperparameters: Mapping[str, Any],
+    *,
+    rounding: str = "nearest",
+    compensation: Tensor | None = None,
+    seed: int = 0,
+    number: int = 0,
+) -> None:
+    """Update ``param`` and ``states`` in place by ``rule``, with the arithmetic in float32 for 16-bit parameters.
+
+    Autograd records the update if it is enabled. ``rounding``, ``compensation`` and ``seed`` are those of the
+    optimizers; ``number`` is the tensor's number in the stream of random numbers.
+    """
+    if param.is_complex():
+        param, grad = torch.view_as_real(param), torch.view_as_real(grad)
+        states = [torch.view_as_real(s) if s.is_complex() else s for s in states]
+        compensation = torch.view_as_real(compensation) if compensation is not None else None
+    work = torch.float64 if param.dtype == torch.float64 else torch.float32
+    p = param.to(work)
+    if rounding == "kahan" and compensation is not None:
+        p = p + compensation.to(work)
+    p, new_states = rule(p, grad.to(work), tuple(s.to(work) for s in states), step, **hyperparameters)
+    for state, new in zip(states, new_states, strict=True):
+        state.copy_(new)
+    if rounding == "stochastic":
+        param.copy_(_round_stochastically(p, param, seed, number, int(step)))
+    else:
+        param.copy_(p)
+        if rounding == "kahan" and compensation is not None:
+            compensation.copy_(p - param.to(work))
+
+
+def _round_stochastically(exact: Tensor, param: Tensor, seed: int, number: int, step: int) -> Tensor:
+    """Round float32 to the parameter's type, up or down at random, with the very bits of the Rust engine."""
+    # The random numbers follow the order of the elements in memory.
+    order = sorted(range(param.dim()), key=lambda d: (-param.stride(d), -param.size(d)))
+    x = exact.permute(order).reshape(-1)
+    noise = _noise(x.numel(), _key(_key(seed, number), step)).to(x.device)
+    rounded = _dithered_bf16(x, noise) if param.dtype == torch.bfloat16 else _dithered_f16(x, noise)
+    shape = [param.size(d) for d in order]
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    return rounded.reshape(shape).permute(inverse)
+
+
+def _dithered_bf16(x: Tensor, noise: Tensor) -> Tensor:
+    bits = x.view(torch.int32).to(torch.int64) & _MASK32
+    dithered = ((bits + (noise & 0xFFFF)) & _MASK32 & ~0xFFFF).to(torch.int32).view(torch.float32)
+    return torch.where(x.isfinite(), dithered, x).to(torch.bfloat16)
+
+
+def _dithered_f16(x: Tensor, noise: Tensor) -> Tensor:
+    exponent = (x.view(torch.int32) & 0x7F80_0000).view(torch.float32)
+    spacing = (exponent * 2.0**-10).clamp_min(2.0**-24)
+    in_one_to_two = ((noise & 0x1FFF) << 10 | 0x3F80_0000).to(torch.int32).view(torch.float32)
+    dithered = x + (in_one_to_two + (-1.5 + 2.0**-14)) * spacing
+    return torch.where(x.isfinite(), dithered, x).to(torch.float16)
+
+
+def _noise(count: int, stream: int) -> Tensor:
+    """32 random bits for each of ``count`` elements, as int64."""
+    blocks = []
+    for block, start in enumerate(range(0, count, BLOCK)):
+        key = _key(stream, block)
+        counter = torch.arange(min(BLOCK, count - start), dtype=torch.int64)
+        blocks.append(_mix(_mix((counter + (key & _MASK32)) & _MASK32) ^ (key >> 32)))
+    return torch.cat(blocks) if blocks else torch.zeros(0, dtype=torch.int64)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = ((x ^ (x >> 16)) * 0x21F0_AAAD) & _MASK32
+    x = ((x ^ (x >> 15)) * 0x735A_2D97) & _MASK32
+    return x ^ (x >> 15)
+
+
+def _key(stream: int, index: int) -> int:
+    """The key of block ``index`` of a stream: splitmix64."""
+    z = (stream + (index + 1) * 0x9E37_79B9_7F4A_7C15) & _MASK64
+    z = ((z ^ (z >> 30)) * 0xBF58_476D_1CE4_E5B9) & _MASK64
+    z = ((z ^ (z >> 27)) * 0x94D0_49BB_1331_11EB) & _MASK64
+    return z ^ (z >> 31)

@@ -1,0 +1,412 @@
+//! One optimizer step: the tensors of all parameter groups are checked as they are added, and only when all have
+//! passed does anything change.
+
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+use smallvec::SmallVec;
+
+use super::errors::{Place, Problem, Refusal};
+use super::overlap::{self, Claim};
+use super::rules;
+use super::tensor::{Counter, Reader, View};
+use crate::kernels::elementwise::{self, Buffers, DType, Hyperparameters, Rounding, Values, Work};
+use crate::kernels::strided::Staged;
+
+/// A step in the making: `add` the groups, then `run` once.
+#[pyclass(unsendable, module = "ferrostep._core")]
+#[derive(Default)]
+pub struct Batch {
+    works: Vec<Box<dyn Work>>,
+    reader: Reader,
+    groups: Vec<Group>,
+    writes: Vec<Claim<Owner>>,
+    reads: Vec<Claim<Owner>>,
+    grads: Vec<Values>,
+    counters: Vec<Counter>,
+    staged: Vec<Staged>,
+    /// What the views point into.
+    tensors: Vec<Py<PyAny>>,
+    done: bool,
+}
+
+/// What error messages need to know of a group.
+struct Group {
+    number: Option<usize>,
+    /// The names of the tensors of a parameter, in the order param, grad, states, compensation, step.
+    arguments: Vec<String>,
+    positions: Option<Vec<usize>>,
+}
+
+/// Whose memory it is: group, tensor and argument by their numbers in [`Batch::groups`].
+#[derive(Clone, Copy, Debug)]
+struct Owner {
+    group: u32,
+    tensor: u32,
+    argument: u32,
+}
+
+/// The arguments of [`Batch::add`] besides the rule.
+pub struct Inputs<'a, 'py> {
+    params: &'a Bound<'py, PyList>,
+    grads: &'a Bound<'py, PyList>,
+    states: Vec<Bound<'py, PyList>>,
+    compensation: Option<Bound<'py, PyList>>,
+    steps: Option<Bound<'py, PyList>>,
+    step: u64,
+    rounding: Rounding,
+}
+
+#[pymethods]
+impl Batch {
+    #[new]
+    fn new() -> Batch {
+        Batch::default()
+    }
+
+    /// Adds a parameter group; the argument names are those of the error messages. See `_core.pyi`.
+    #[pyo3(signature = (rule, params, grads, states, *, steps=None, step=0, rounding="nearest", seed=0,
+                        compensation=None, group=None, positions=None))]
+    #[allow(clippy::too_many_arguments)] // the Python signature
+    fn add<'py>(
+        &mut self,
+        rule: &Bound<'py, PyAny>,
+        params: &Bound<'py, PyList>,
+        grads: &Bound<'py, PyList>,
+        states: &Bound<'py, PyDict>,
+        steps: Option<Bound<'py, PyList>>,
+        step: u64,
+        rounding: &str,
+        seed: u64,
+        compensation: Option<Bound<'py, PyList>>,
+        group: Option<usize>,
+        positions: Option<Vec<usize>>,
+    ) -> PyResult<()> {
+        let rounding = match rounding {
+            "nearest" => Rounding::Nearest,
+            "stochastic" => Rounding::Stochastic { seed },
+            "kahan" => Rounding::Kahan,
+            other => {
+                let message = format!("rounding is {other:?}, expected 'nearest', 'stochastic' or 'kahan'");
+                return Err(PyValueError::new_err(message));
+            }
+        };
+        let mut arguments = vec!["param".to_string(), "grad".to_string()];
+        let mut lists = Vec::with_capacity(states.len());
+        for (name, list) in states {
+            arguments.push(name.extract()?);
+            lists.push(list.cast_into::<PyList>()?);
+        }
+        arguments.extend(["kahan_comp".to_string(), "step".to_string()]);
+        self.groups.push(Group {
+            number: group,
+            arguments,
+            positions,
+        });
+        rules::add(
+            self,
+            rule,
+            Inputs {
+                params,
+                grads,
+                states: lists,
+                compensation,
+                steps,
+                step,
+                rounding,
+            },
+        )
+    }
+
+    /// Runs the step, on up to `threads` threads and without the GIL. With `skip_nonfinite`, a step with a NaN or
+    /// infinite gradient changes nothing and returns False.
+    #[pyo3(signature = (threads, *, skip_nonfinite=false))]
+    fn run(&mut self, py: Python<'_>, threads: usize, skip_nonfinite: bool) -> PyResult<bool> {
+        if std::mem::replace(&mut self.done, true) {
+            return Err(PyRuntimeError::new_err("this batch has run already"));
+        }
+        if let Some((one, other)) = overlap::find(&mut self.writes, &self.reads) {
+            let problem = Problem::Overlaps {
+                other: self.place(other),
+            };
+            return Err(Refusal {
+                place: self.place(one),
+                problem,
+            }
+            .into());
+        }
+        let (works, grads, counters, staged) = (&self.works, &self.grads, &self.counters, &mut self.staged);
+        // Only what the views point into is used without the GIL, and `self.tensors` keeps that alive.
+        Ok(py.detach(|| {
+            // SAFETY: the views of all tensors are valid (see `Reader::view`), and `overlap::find` saw to it that
+            // nothing that is written is shared.
+            unsafe {
+                staged.iter_mut().for_each(|copy| copy.load());
+                if skip_nonfinite && !elementwise::all_finite(grads, threads) {
+                    return false;
+                }
+                counters.iter().for_each(|counter| counter.advance());
+                elementwise::run(works, threads);
+                staged.iter_mut().for_each(|copy| copy.store());
+            }
+            true
+        }))
+    }
+}
+
+impl Batch {
+    /// Checks the tensors of a group and hands them to the engine.
+    pub fn add_rule<H: Hyperparameters<N>, const N: usize>(
+        &mut self,
+        hyperparameters: H,
+        inputs: Inputs<'_, '_>,
+    ) -> PyResult<()> {
+        let count = inputs.params.len();
+        self.check_lengths::<N>(count, &inputs)?;
+        let mut batch = elementwise::Batch::with_capacity(count);
+        for i in 0..count {
+            let tensors = self.views::<N>(i, &inputs)?;
+            let step = match tensors.counter {
+                Some(counter) => counter.value() as u64 + 1,
+                None => inputs.step,
+            };
+            let group = self.groups.last().and_then(|group| group.number).unwrap_or(0);
+            let number = self.position(i) as u64 | (group as u64) << 32;
+            let buffers = self.buffers(&tensors);
+            let rule = hyperparameters.at_step(step as f64);
+            // SAFETY: the views are valid while `self` lives, and `run` checks that what is written is not shared.
+            let added = unsafe { batch.push(rule, rounding(&tensors.param, &inputs), number, step, buffers) };
+            if added.is_err() {
+                let (param, state) = (buffers.dtype.name(), buffers.state_dtype.name());
+                let rounding = inputs.rounding.name();
+                return Err(self.refuse(
+                    i,
+                    0,
+                    Problem::Combination {
+                        param,
+                        state,
+                        rounding,
+                    },
+                ));
+            }
+            self.counters.extend(tensors.counter);
+        }
+        self.works.push(Box::new(batch));
+        Ok(())
+    }
+
+    fn check_lengths<const N: usize>(&self, count: usize, inputs: &Inputs<'_, '_>) -> PyResult<()> {
+        if inputs.states.len() != N {
+            let message = format!("the rule has {N} states, got {}", inputs.states.len());
+            return Err(PyValueError::new_err(message));
+        }
+        let lists = std::iter::once(Some(inputs.grads))
+            .chain(inputs.states.iter().map(Some))
+            .chain([inputs.compensation.as_ref(), inputs.steps.as_ref()]);
+        for (argument, list) in lists.enumerate() {
+            if let Some(list) = list
+                && list.len() != count
+            {
+                let problem = Problem::Count {
+                    count: list.len(),
+                    expected: count,
+                };
+                return Err(self.refuse(0, argument + 1, problem));
+            }
+        }
+        if inputs.compensation.is_none() && inputs.rounding == Rounding::Kahan {
+            return Err(PyValueError::new_err(
+                "rounding='kahan' needs compensation buffers",
+            ));
+        }
+        Ok(())
+    }
+
+    /// The checked tensors of parameter `i`.
+    fn views<const N: usize>(&mut self, i: usize, inputs: &Inputs<'_, '_>) -> PyResult<Tensors<N>> {
+        let param = self.view(i, 0, inputs.params, true)?;
+        let grad = self.view(i, 1, inputs.grads, false)?;
+        self.check_twin(i, 1, &grad, &param, param.dtype)?;
+        let mut states = SmallVec::<[View; N]>::new();
+        for (k, list) in inputs.states.iter().enumerate() {
+            let state = self.view(i, 2 + k, list, true)?;
+            let dtype = states.first().map_or(state.dtype, |first| first.dtype);
+            self.check_twin(i, 2 + k, &state, &param, dtype)?;
+            states.push(state);
+        }
+        let compensation = match &inputs.compensation {
+            Some(list) if rounding(&param, inputs) == Rounding::Kahan => {
+                let view = self.view(i, 2 + N, list, true)?;
+                self.check_twin(i, 2 + N, &view, &param, param.dtype)?;
+                Some(view)
+            }
+            _ => None,
+        };
+        let counter = match &inputs.steps {
+            Some(list) => Some(self.counter(i, 3 + N, list)?),
+            None => None,
+        };
+        let Ok(states) = states.into_inner() else {
+            unreachable!("check_lengths counted the states")
+        };
+        Ok(Tensors {
+            param,
+            grad,
+            states,
+            compensation,
+            counter,
+        })
+    }
+
+    fn view(
+        &mut self,
+        i: usize,
+        argument: usize,
+        list: &Bound<'_, PyList>,
+        writable: bool,
+    ) -> PyResult<View> {
+        let tensor = list.get_item(i)?;
+        let view = match self.reader.view(&tensor, writable)? {
+            Ok(view) => view,
+            Err(problem) => return Err(self.refuse(i, argument, problem)),
+        };
+        if writable && view.overlaps_itself() {
+            return Err(self.refuse(i, argument, Problem::OverlapsItself));
+        }
+        if view.len > 0 {
+            let owner = Owner {
+                group: self.groups.len() as u32 - 1,
+                tensor: i as u32,
+                argument: argument as u32,
+            };
+            let claims = if writable {
+                &mut self.writes
+            } else {
+                &mut self.reads
+            };
+            claims.push(Claim::new(&view, owner));
+        }
+        self.tensors.push(tensor.unbind());
+        Ok(view)
+    }
+
+    /// Checks that a tensor that goes with the parameter has its shape and the expected type.
+    fn check_twin(
+        &self,
+        i: usize,
+        argument: usize,
+        view: &View,
+        param: &View,
+        expected: DType,
+    ) -> PyResult<()> {
+        let problem = if view.shape != param.shape {
+            Problem::Shape {
+                shape: view.shape.clone(),
+                expected: param.shape.clone(),
+            }
+        } else if view.dtype != expected {
+            Problem::DType {
+                dtype: view.dtype.name().into(),
+                expected: expected.name().into(),
+            }
+        } else {
+            return Ok(());
+        };
+        Err(self.refuse(i, argument, problem))
+    }
+
+    fn counter(&mut self, i: usize, argument: usize, list: &Bound<'_, PyList>) -> PyResult<Counter> {
+        let view = self.view(i, argument, list, true)?;
+        let Some(counter) = Counter::read(&view) else {
+            let problem = Problem::DType {
+                dtype: format!("{} and {} elements", view.dtype.name(), view.len),
+                expected: "one float32 or float64 number".into(),
+            };
+            return Err(self.refuse(i, argument, problem));
+        };
+        match counter.value() {
+            value if value >= 0.0 && value.fract() == 0.0 => Ok(counter),
+            value => Err(self.refuse(i, argument, Problem::Step { value })),
+        }
+    }
+
+    /// The memory for the engine: that of the tensors where all have the parameter's dense layout, else of copies.
+    fn buffers<const N: usize>(&mut self, tensors: &Tensors<N>) -> Buffers<N> {
+        let order = tensors.param.order();
+        let mut stage = |view: &View, write_back| match view.is_dense_in(&order) {
+            true => view.data,
+            false => {
+                let mut staged = Staged::new(view.strided(&order), write_back);
+                let data = staged.data();
+                self.staged.push(staged);
+                data
+            }
+        };
+        let buffers = Buffers {
+            dtype: tensors.param.dtype,
+            state_dtype: tensors.states[0].dtype,
+            len: tensors.param.len,
+            param: stage(&tensors.param, true),
+            grad: stage(&tensors.grad, false),
+            state: std::array::from_fn(|k| stage(&tensors.states[k], true)),
+            compensation: tensors
+                .compensation
+                .as_ref()
+                .map_or(std::ptr::null_mut(), |view| stage(view, true)),
+        };
+        let (dtype, len, data) = (buffers.dtype, buffers.len, buffers.grad);
+        self.grads.push(Values { dtype, len, data });
+        buffers
+    }
+
+    fn position(&self, i: usize) -> usize {
+        self.groups
+            .last()
+            .and_then(|group| group.positions.as_ref())
+            .map_or(i, |positions| positions[i])
+    }
+
+    fn refuse(&self, i: usize, argument: usize, problem: Problem) -> PyErr {
+        let owner = Owner {
+            group: self.groups.len() as u32 - 1,
+            tensor: i as u32,
+            argument: argument as u32,
+        };
+        Refusal {
+            place: self.place(owner),
+            problem,
+        }
+        .into()
+    }
+
+    fn place(&self, owner: Owner) -> Place {
+        let group = &self.groups[owner.group as usize];
+        let tensor = owner.tensor as usize;
+        Place {
+            group: group.number,
+            index: group
+                .positions
+                .as_ref()
+                .and_then(|all| all.get(tensor).copied())
+                .unwrap_or(tensor),
+            argument: group.arguments[owner.argument as usize].clone(),
+        }
+    }
+}
+
+/// The rounding mode for a parameter: f32 and f64 are as precise as the arithmetic, so nothing is lost there.
+fn rounding(param: &View, inputs: &Inputs<'_, '_>) -> Rounding {
+    match param.dtype {
+        DType::F32 | DType::F64 => Rounding::Nearest,
+        DType::F16 | DType::Bf16 => inputs.rounding,
+    }
+}
+
+/// The tensors of one parameter.
+struct Tensors<const N: usize> {
+    param: View,
+    grad: View,
+    states: [View; N],
+    compensation: Option<View>,
+    counter: Option<Counter>,
+}

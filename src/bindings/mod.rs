@@ -1,0 +1,64 @@
+//! Everything that knows Python: tensors in, errors out. The module `ferrostep._core`.
+
+mod batch;
+mod errors;
+mod overlap;
+mod rules;
+mod tensor;
+
+use pyo3::prelude::*;
+
+#[pymodule(gil_used = false)]
+mod _core {
+    use super::*;
+
+    #[pymodule_export]
+    use super::batch::Batch;
+    #[pymodule_export]
+    use super::rules::{AdamW, AmsGrad, Lion};
+    #[pymodule_export]
+    use super::runtime::{isa, supported_isas, use_isa};
+    #[pymodule_export]
+    use super::tensor::use_exchange_api;
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::runtime::start(module)
+    }
+}
+
+/// The choices of [`crate::runtime`], shown to Python.
+mod runtime {
+    use pyo3::exceptions::PyValueError;
+    use pyo3::prelude::*;
+
+    use crate::runtime::Isa;
+
+    pub fn start(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        // Whoever imported the module first has installed the logger already: that is no error.
+        let _ = pyo3_log::try_init();
+        let isa = Isa::from_environment().map_err(PyValueError::new_err)?;
+        isa.select();
+        log::debug!("instruction set {}, of {:?}", isa.name(), supported_isas());
+        Ok(())
+    }
+
+    /// The instruction set in use.
+    #[pyfunction]
+    pub fn isa() -> &'static str {
+        Isa::current().name()
+    }
+
+    /// The instruction sets that this CPU runs, lowest first.
+    #[pyfunction]
+    pub fn supported_isas() -> Vec<&'static str> {
+        Isa::supported().into_iter().map(Isa::name).collect()
+    }
+
+    /// Switches to another instruction set, as `FERROSTEP_ISA` does at import.
+    #[pyfunction]
+    pub fn use_isa(name: &str) -> PyResult<()> {
+        Isa::parse(name).map(Isa::select).map_err(PyValueError::new_err)
+    }
+}

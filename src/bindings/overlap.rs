@@ -1,0 +1,87 @@
+//! The check that no two tensors share memory of which one is written.
+
+use std::collections::HashSet;
+
+use super::tensor::View;
+
+/// A tensor's claim on a range of memory. `owner` says whose it is.
+#[derive(Clone, Debug)]
+pub struct Claim<T> {
+    start: usize,
+    end: usize,
+    owner: T,
+    /// Where the range has gaps: other tensors may lie in them.
+    gaps: Option<View>,
+}
+
+impl<T: Copy> Claim<T> {
+    pub fn new(view: &View, owner: T) -> Claim<T> {
+        let item = view.dtype.size() as isize;
+        let (mut low, mut high) = (0, 0);
+        for (&size, &stride) in view.shape.iter().zip(&view.strides) {
+            let reach = (size - 1) as isize * stride as isize;
+            low += reach.min(0);
+            high += reach.max(0);
+        }
+        let first = view.data as isize;
+        let gaps = (high - low + 1) as usize > view.len;
+        Claim {
+            start: (first + low * item) as usize,
+            end: (first + (high + 1) * item) as usize,
+            owner,
+            gaps: gaps.then(|| view.clone()),
+        }
+    }
+
+    fn overlaps(&self, other: &Claim<T>) -> bool {
+        if self.start >= other.end || other.start >= self.end {
+            return false;
+        }
+        if self.gaps.is_none() && other.gaps.is_none() {
+            return true;
+        }
+        let own = self.bytes();
+        other.bytes().iter().any(|byte| own.contains(byte))
+    }
+
+    fn bytes(&self) -> HashSet<usize> {
+        match &self.gaps {
+            None => (self.start..self.end).collect(),
+            Some(view) => view
+                .addresses()
+                .flat_map(|at| at..at + view.dtype.size())
+                .collect(),
+        }
+    }
+}
+
+/// The first two claims found that overlap, where at least one is in `writes`. Sorts `writes`.
+pub fn find<T: Copy>(writes: &mut [Claim<T>], reads: &[Claim<T>]) -> Option<(T, T)> {
+    writes.sort_unstable_by_key(|claim| claim.start);
+    // The claim that reaches farthest so far may overlap a later one than the next.
+    let mut farthest = 0;
+    for i in 1..writes.len() {
+        if writes[i].start < writes[farthest].end {
+            for earlier in &writes[..i] {
+                if earlier.overlaps(&writes[i]) {
+                    return Some((earlier.owner, writes[i].owner));
+                }
+            }
+        }
+        if writes[i].end > writes[farthest].end {
+            farthest = i;
+        }
+    }
+    for read in reads {
+        let below = writes.partition_point(|write| write.start < read.end);
+        // Ranges without gaps are disjoint by now, so only the last below can reach into the read; with gaps, any.
+        let candidates = match writes[..below].iter().any(|write| write.gaps.is_some()) {
+            true => &writes[..below],
+            false => &writes[below.saturating_sub(1)..below],
+        };
+        if let Some(write) = candidates.iter().find(|write| write.overlaps(read)) {
+            return Some((read.owner, write.owner));
+        }
+    }
+    None
+}

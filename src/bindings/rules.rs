@@ -1,0 +1,99 @@
+//! The update rules as Python objects: hyperparameters by name.
+
+use pyo3::prelude::*;
+
+use super::batch::{Batch, Inputs};
+use crate::kernels::elementwise::{adamw, lion};
+
+/// AdamW, or Adam with `decoupled=False`. State: exp_avg, exp_avg_sq.
+#[pyclass(frozen, module = "ferrostep._core")]
+pub struct AdamW(adamw::AdamW);
+
+#[pymethods]
+impl AdamW {
+    #[new]
+    #[pyo3(signature = (*, lr, beta1, beta2, eps, weight_decay, decoupled, maximize))]
+    fn new(
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        eps: f64,
+        weight_decay: f64,
+        decoupled: bool,
+        maximize: bool,
+    ) -> Self {
+        AdamW(adamw::AdamW {
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            decoupled,
+            maximize,
+        })
+    }
+}
+
+/// AdamW with the greatest second moment so far. State: exp_avg, exp_avg_sq, max_exp_avg_sq.
+#[pyclass(frozen, module = "ferrostep._core")]
+pub struct AmsGrad(adamw::AmsGrad);
+
+#[pymethods]
+impl AmsGrad {
+    #[new]
+    #[pyo3(signature = (*, lr, beta1, beta2, eps, weight_decay, decoupled, maximize))]
+    fn new(
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        eps: f64,
+        weight_decay: f64,
+        decoupled: bool,
+        maximize: bool,
+    ) -> Self {
+        let options = adamw::AdamW {
+            lr,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            decoupled,
+            maximize,
+        };
+        AmsGrad(adamw::AmsGrad(options))
+    }
+}
+
+/// Lion. State: exp_avg.
+#[pyclass(frozen, module = "ferrostep._core")]
+pub struct Lion(lion::Lion);
+
+#[pymethods]
+impl Lion {
+    #[new]
+    #[pyo3(signature = (*, lr, beta1, beta2, weight_decay, maximize))]
+    fn new(lr: f64, beta1: f64, beta2: f64, weight_decay: f64, maximize: bool) -> Self {
+        Lion(lion::Lion {
+            lr,
+            beta1,
+            beta2,
+            weight_decay,
+            maximize,
+        })
+    }
+}
+
+/// The table of rules with the number of their states: hands the inputs to the engine under the rule's type.
+macro_rules! table {
+    ($($rule:ident: $states:literal),* $(,)?) => {
+        pub fn add(batch: &mut Batch, rule: &Bound<'_, PyAny>, inputs: Inputs<'_, '_>) -> PyResult<()> {
+            $(if let Ok(rule) = rule.cast::<$rule>() {
+                return batch.add_rule::<_, $states>(rule.get().0, inputs);
+            })*
+            let kind = rule.get_type().name()?;
+            Err(pyo3::exceptions::PyTypeError::new_err(format!("{kind} is not an update rule")))
+        }
+    };
+}
+
+table! { AdamW: 2, AmsGrad: 3, Lion: 1 }

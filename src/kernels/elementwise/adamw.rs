@@ -1,0 +1,95 @@
+//! AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101, Algorithm 2) and Adam (Kingma and Ba 2015, arXiv 1412.6980),
+//! with AMSGrad (Reddi et al. 2018) as a variant with a third number of state. Bias corrections and the place of eps
+//! are those of torch.optim.AdamW.
+
+use super::{Hyperparameters, Rule};
+use crate::kernels::vector::Vector;
+
+#[derive(Clone, Copy, Debug)]
+pub struct AdamW {
+    pub lr: f64,
+    pub beta1: f64,
+    pub beta2: f64,
+    pub eps: f64,
+    pub weight_decay: f64,
+    /// Decay the weights themselves (AdamW) rather than add the decay to the gradient (Adam).
+    pub decoupled: bool,
+    pub maximize: bool,
+}
+
+/// [`AdamW`] that divides by the greatest second moment so far.
+#[derive(Clone, Copy, Debug)]
+pub struct AmsGrad(pub AdamW);
+
+/// [`AdamW`] at a step: the bias corrections are worked out.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamWRule {
+    options: AdamW,
+    step_size: f64,
+    inverse_sqrt_bias2: f64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct AmsGradRule(AdamWRule);
+
+impl Hyperparameters<2> for AdamW {
+    type Rule = AdamWRule;
+
+    fn at_step(&self, step: f64) -> AdamWRule {
+        AdamWRule {
+            options: *self,
+            step_size: self.lr / (1.0 - self.beta1.powf(step)),
+            inverse_sqrt_bias2: 1.0 / (1.0 - self.beta2.powf(step)).sqrt(),
+        }
+    }
+}
+
+impl Hyperparameters<3> for AmsGrad {
+    type Rule = AmsGradRule;
+
+    fn at_step(&self, step: f64) -> AmsGradRule {
+        AmsGradRule(self.0.at_step(step))
+    }
+}
+
+impl AdamWRule {
+    /// The decayed parameter and the new moments.
+    #[inline(always)]
+    fn moments<V: Vector>(&self, p: V, g: V, m: V, v: V) -> (V, V, V) {
+        let o = &self.options;
+        let mut g = if o.maximize { -g } else { g };
+        let mut p = p;
+        if o.decoupled {
+            p = p * (1.0 - o.lr * o.weight_decay);
+        } else if o.weight_decay != 0.0 {
+            g = g + p * o.weight_decay;
+        }
+        (
+            p,
+            m * o.beta1 + g * (1.0 - o.beta1),
+            v * o.beta2 + g * (1.0 - o.beta2) * g,
+        )
+    }
+
+    #[inline(always)]
+    fn descend<V: Vector>(&self, p: V, m: V, v: V) -> V {
+        p + (m * -self.step_size) / (v.sqrt() * self.inverse_sqrt_bias2 + self.options.eps)
+    }
+}
+
+impl Rule<2> for AdamWRule {
+    #[inline(always)]
+    fn update<V: Vector>(&self, p: V, g: V, [m, v]: [V; 2]) -> (V, [V; 2]) {
+        let (p, m, v) = self.moments(p, g, m, v);
+        (self.descend(p, m, v), [m, v])
+    }
+}
+
+impl Rule<3> for AmsGradRule {
+    #[inline(always)]
+    fn update<V: Vector>(&self, p: V, g: V, [m, v, max_v]: [V; 3]) -> (V, [V; 3]) {
+        let (p, m, v) = self.0.moments(p, g, m, v);
+        let max_v = max_v.max(v);
+        (self.0.descend(p, m, max_v), [m, v, max_v])
+    }
+}

@@ -1,0 +1,259 @@
+//! The element-wise engine: one pass over parameters, gradients and state, whatever the rule.
+//!
+//! A rule is a struct of hyperparameters and one per-element function ([`Rule`]); the engine gives it every
+//! instruction set, storage type, rounding mode and any number of threads.
+
+mod finite;
+mod sweep;
+
+pub mod adamw;
+pub mod lion;
+
+use half::{bf16, f16};
+
+pub use finite::{Values, all_finite};
+use sweep::{Element, Kahan, Kernel, Nearest, Span, Stochastic};
+
+use super::vector::{Noise, Vector};
+use crate::runtime::{Isa, pool};
+
+/// Elements a task works on. Part of the definition of stochastic rounding, whose random numbers are keyed by block.
+pub const BLOCK: usize = 32_768;
+
+/// Fewer elements than this are not worth waking a thread for: see `benchmarks/README.md`.
+const ELEMENTS_PER_THREAD: usize = 16_384;
+
+/// Hyperparameters of an optimizer; with the number of a step they give the rule of that step.
+pub trait Hyperparameters<const N: usize>: Copy {
+    type Rule: Rule<N>;
+
+    /// The rule of step `step` (1, 2, ...).
+    fn at_step(&self, step: f64) -> Self::Rule;
+}
+
+/// What happens to one element that has `N` numbers of state.
+pub trait Rule<const N: usize>: Copy + Send + Sync + 'static {
+    /// The new parameter and state from the old ones and the gradient.
+    fn update<V: Vector>(&self, param: V, grad: V, state: [V; N]) -> (V, [V; N]);
+}
+
+/// How elements are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    F64,
+    F32,
+    F16,
+    Bf16,
+}
+
+impl DType {
+    pub fn size(self) -> usize {
+        match self {
+            DType::F64 => 8,
+            DType::F32 => 4,
+            DType::F16 | DType::Bf16 => 2,
+        }
+    }
+
+    /// The name that torch and NumPy give it.
+    pub fn name(self) -> &'static str {
+        match self {
+            DType::F64 => "float64",
+            DType::F32 => "float32",
+            DType::F16 => "float16",
+            DType::Bf16 => "bfloat16",
+        }
+    }
+}
+
+/// How a result is rounded to the parameter's type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rounding {
+    /// To the nearest, ties to even.
+    Nearest,
+    /// Up or down at random, right in expectation. The random numbers follow from this seed, the tensor's number,
+    /// the step and the element.
+    Stochastic { seed: u64 },
+    /// To the nearest; what is lost goes into a compensation buffer and is added back at the next step.
+    Kahan,
+}
+
+impl Rounding {
+    /// The name that Python gives it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Rounding::Nearest => "nearest",
+            Rounding::Stochastic { .. } => "stochastic",
+            Rounding::Kahan => "kahan",
+        }
+    }
+}
+
+/// The memory of one parameter. All buffers hold `len` elements in the same order; the gradient has the parameter's
+/// type, all state tensors have `state_dtype`.
+#[derive(Clone, Copy, Debug)]
+pub struct Buffers<const N: usize> {
+    pub dtype: DType,
+    pub state_dtype: DType,
+    pub len: usize,
+    pub param: *mut u8,
+    pub grad: *const u8,
+    pub state: [*mut u8; N],
+    /// Used with [`Rounding::Kahan`] only.
+    pub compensation: *mut u8,
+}
+
+/// One parameter with the rule for it and the code for its types.
+struct Slot<R, const N: usize> {
+    rule: R,
+    kernel: Kernel<R, N>,
+    buffers: Buffers<N>,
+    stream: u64,
+    first_block: usize,
+}
+
+// SAFETY: the pointers are used by `run` only, for disjoint blocks, while the maker of the batch keeps them valid.
+unsafe impl<R: Send, const N: usize> Send for Slot<R, N> {}
+// SAFETY: as above.
+unsafe impl<R: Sync, const N: usize> Sync for Slot<R, N> {}
+
+/// Parameters that a rule is about to update.
+pub struct Batch<R, const N: usize> {
+    slots: Vec<Slot<R, N>>,
+    blocks: usize,
+    elements: usize,
+}
+
+impl<R: Rule<N>, const N: usize> Batch<R, N> {
+    pub fn with_capacity(tensors: usize) -> Self {
+        Batch {
+            slots: Vec::with_capacity(tensors),
+            blocks: 0,
+            elements: 0,
+        }
+    }
+
+    /// Adds a parameter. `number` (of the tensor) and `step` select the random numbers of stochastic rounding.
+    /// Refuses combinations of types that have no kernel.
+    ///
+    /// # Safety
+    /// Until the batch is dropped, the pointers of `buffers` stay valid for `len` elements of their types, for writing
+    /// where they are `*mut`, and nothing else reads or writes what they write.
+    pub unsafe fn push(
+        &mut self,
+        rule: R,
+        rounding: Rounding,
+        number: u64,
+        step: u64,
+        buffers: Buffers<N>,
+    ) -> Result<(), Unsupported> {
+        let kernel = kernel(Isa::current(), buffers.dtype, buffers.state_dtype, rounding)?;
+        let stream = match rounding {
+            Rounding::Stochastic { seed } => Noise::key(Noise::key(seed, number), step),
+            _ => 0,
+        };
+        if buffers.len > 0 {
+            self.slots.push(Slot {
+                rule,
+                kernel,
+                buffers,
+                stream,
+                first_block: self.blocks,
+            });
+            self.blocks += buffers.len.div_ceil(BLOCK);
+            self.elements += buffers.len;
+        }
+        Ok(())
+    }
+}
+
+/// A combination of types without a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unsupported;
+
+/// Batches of different rules, to be run together.
+pub trait Work: Send + Sync {
+    fn blocks(&self) -> usize;
+    fn elements(&self) -> usize;
+    /// Updates block `index`; every block is to be run exactly once.
+    fn run(&self, index: usize);
+}
+
+impl<R: Rule<N>, const N: usize> Work for Batch<R, N> {
+    fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    fn elements(&self) -> usize {
+        self.elements
+    }
+
+    fn run(&self, index: usize) {
+        let slot = &self.slots[self.slots.partition_point(|slot| slot.first_block <= index) - 1];
+        let block = index - slot.first_block;
+        let (start, b) = (block * BLOCK, &slot.buffers);
+        let at = |pointer: *mut u8, dtype: DType| pointer.wrapping_add(start * dtype.size());
+        let span = Span {
+            param: at(b.param, b.dtype),
+            grad: at(b.grad.cast_mut(), b.dtype).cast_const(),
+            state: b.state.map(|pointer| at(pointer, b.state_dtype)),
+            compensation: at(b.compensation, b.dtype),
+            len: BLOCK.min(b.len - start),
+            noise: Noise {
+                key: Noise::key(slot.stream, block as u64),
+                counter: 0,
+            },
+        };
+        // SAFETY: `push` got buffers valid for `len` elements and chose the kernel for their types and this CPU; the
+        // span lies within them, and blocks do not overlap.
+        unsafe { (slot.kernel)(&slot.rule, &span) }
+    }
+}
+
+/// Runs all batches on up to `threads` threads.
+pub fn run(batches: &[Box<dyn Work + '_>], threads: usize) {
+    let elements: usize = batches.iter().map(|batch| batch.elements()).sum();
+    let blocks: usize = batches.iter().map(|batch| batch.blocks()).sum();
+    let useful = elements.div_ceil(ELEMENTS_PER_THREAD);
+    pool::for_each(threads.min(useful), blocks, &|mut index| {
+        for batch in batches {
+            if index < batch.blocks() {
+                return batch.run(index);
+            }
+            index -= batch.blocks();
+        }
+    });
+}
+
+/// The code for a combination of types. Parameters in 16 bits may have their state in f32 or in their own type;
+/// f32 parameters in f32 or bf16.
+fn kernel<R: Rule<N>, const N: usize>(
+    isa: Isa,
+    param: DType,
+    state: DType,
+    rounding: Rounding,
+) -> Result<Kernel<R, N>, Unsupported> {
+    use DType::*;
+    Ok(match (param, state, rounding) {
+        (F64, F64, Rounding::Nearest) => sweep::double(isa),
+        (F32, F32, Rounding::Nearest) => sweep::single::<f32, f32, Nearest, R, N>(isa),
+        (F32, Bf16, Rounding::Nearest) => sweep::single::<f32, bf16, Nearest, R, N>(isa),
+        (Bf16, F32, _) => sixteen_bit::<bf16, f32, R, N>(isa, rounding),
+        (Bf16, Bf16, _) => sixteen_bit::<bf16, bf16, R, N>(isa, rounding),
+        (F16, F32, _) => sixteen_bit::<f16, f32, R, N>(isa, rounding),
+        (F16, F16, _) => sixteen_bit::<f16, f16, R, N>(isa, rounding),
+        (F16, Bf16, _) => sixteen_bit::<f16, bf16, R, N>(isa, rounding),
+        _ => return Err(Unsupported),
+    })
+}
+
+fn sixteen_bit<P: Element, S: Element, R: Rule<N>, const N: usize>(
+    isa: Isa,
+    rounding: Rounding,
+) -> Kernel<R, N> {
+    match rounding {
+        Rounding::Nearest => sweep::single::<P, S, Nearest, R, N>(isa),
+        Rounding::Kahan => sweep::single::<P, S, Kahan, R, N>(isa),
+        Rounding::Stochastic { .. } => sweep::single::<P, S, Stochastic, R, N>(isa),
+    }
+}

@@ -1,0 +1,216 @@
+//! AVX2 with FMA and F16C: eight f32 or four f64.
+
+use core::arch::x86_64::*;
+
+use half::f16;
+
+use super::{Bits, Double, Single, Vector, operators};
+
+#[derive(Clone, Copy)]
+pub struct F32(__m256);
+#[derive(Clone, Copy)]
+pub struct F64(__m256d);
+#[derive(Clone, Copy)]
+pub struct U32(__m256i);
+
+operators!(F32: Add::add = _mm256_add_ps, Sub::sub = _mm256_sub_ps, Mul::mul = _mm256_mul_ps, Div::div = _mm256_div_ps);
+operators!(F64: Add::add = _mm256_add_pd, Sub::sub = _mm256_sub_pd, Mul::mul = _mm256_mul_pd, Div::div = _mm256_div_pd);
+
+// In this file, "the CPU has AVX2" is what the caller of a kernel instantiated with these types vouches for.
+
+impl Vector for F32 {
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    fn splat(value: f64) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_set1_ps(value as f32) })
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_sqrt_ps(self.0) })
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_max_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn sign(self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe {
+            let (zero, one) = (_mm256_setzero_ps(), _mm256_set1_ps(1.0));
+            let positive = _mm256_and_ps(_mm256_cmp_ps::<_CMP_GT_OQ>(self.0, zero), one);
+            let negative = _mm256_and_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(self.0, zero), one);
+            _mm256_sub_ps(positive, negative)
+        })
+    }
+}
+
+impl std::ops::Neg for F32 {
+    type Output = Self;
+    #[inline(always)]
+    fn neg(self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_xor_ps(self.0, _mm256_set1_ps(-0.0)) })
+    }
+}
+
+impl Vector for F64 {
+    const LANES: usize = 4;
+
+    #[inline(always)]
+    fn splat(value: f64) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_set1_pd(value) })
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_sqrt_pd(self.0) })
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_max_pd(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn sign(self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe {
+            let (zero, one) = (_mm256_setzero_pd(), _mm256_set1_pd(1.0));
+            let positive = _mm256_and_pd(_mm256_cmp_pd::<_CMP_GT_OQ>(self.0, zero), one);
+            let negative = _mm256_and_pd(_mm256_cmp_pd::<_CMP_LT_OQ>(self.0, zero), one);
+            _mm256_sub_pd(positive, negative)
+        })
+    }
+}
+
+impl std::ops::Neg for F64 {
+    type Output = Self;
+    #[inline(always)]
+    fn neg(self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_xor_pd(self.0, _mm256_set1_pd(-0.0)) })
+    }
+}
+
+impl Double for F64 {
+    #[inline(always)]
+    unsafe fn load_f64(from: *const f64) -> Self {
+        // SAFETY: the CPU has AVX2; the caller's promise covers the four elements.
+        Self(unsafe { _mm256_loadu_pd(from) })
+    }
+    #[inline(always)]
+    unsafe fn store_f64(self, to: *mut f64) {
+        // SAFETY: the CPU has AVX2; the caller's promise covers the four elements.
+        unsafe { _mm256_storeu_pd(to, self.0) }
+    }
+}
+
+impl Single for F32 {
+    type Bits = U32;
+
+    #[inline(always)]
+    fn to_bits(self) -> U32 {
+        // SAFETY: the CPU has AVX2.
+        U32(unsafe { _mm256_castps_si256(self.0) })
+    }
+    #[inline(always)]
+    fn from_bits(bits: U32) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_castsi256_ps(bits.0) })
+    }
+    #[inline(always)]
+    unsafe fn load_f32(from: *const f32) -> Self {
+        // SAFETY: the CPU has AVX2; the caller's promise covers the eight elements.
+        Self(unsafe { _mm256_loadu_ps(from) })
+    }
+    #[inline(always)]
+    unsafe fn store_f32(self, to: *mut f32) {
+        // SAFETY: the CPU has AVX2; the caller's promise covers the eight elements.
+        unsafe { _mm256_storeu_ps(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> Self {
+        // SAFETY: the CPU has F16C; the caller's promise covers the eight elements.
+        Self(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) })
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut f16) {
+        // SAFETY: the CPU has F16C; the caller's promise covers the eight elements.
+        unsafe { _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)) }
+    }
+}
+
+impl Bits for U32 {
+    #[inline(always)]
+    fn splat(value: u32) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_set1_epi32(value as i32) })
+    }
+    #[inline(always)]
+    fn iota() -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7) })
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_add_epi32(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_mullo_epi32(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn and(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_and_si256(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn or(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_or_si256(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn xor(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_xor_si256(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn shl<const BY: u32>(self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_sll_epi32(self.0, _mm_cvtsi32_si128(BY as i32)) })
+    }
+    #[inline(always)]
+    fn shr<const BY: u32>(self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_srl_epi32(self.0, _mm_cvtsi32_si128(BY as i32)) })
+    }
+    #[inline(always)]
+    fn if_greater(self, than: u32, then: Self, otherwise: Self) -> Self {
+        // SAFETY: the CPU has AVX2. The signed comparison is right because the sign bits are clear.
+        Self(unsafe {
+            let greater = _mm256_cmpgt_epi32(self.0, _mm256_set1_epi32(than as i32));
+            _mm256_blendv_epi8(otherwise.0, then.0, greater)
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_u16(from: *const u16) -> Self {
+        // SAFETY: the CPU has AVX2; the caller's promise covers the eight elements.
+        Self(unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())) })
+    }
+    #[inline(always)]
+    unsafe fn store_u16(self, to: *mut u16) {
+        // SAFETY: the CPU has AVX2; the caller's promise covers the eight elements.
+        unsafe {
+            let lower = _mm256_and_si256(self.0, _mm256_set1_epi32(0xffff));
+            // Packing works within 128-bit halves: gather the two quarters that hold the result.
+            let packed = _mm256_permute4x64_epi64::<0b00_00_10_00>(_mm256_packus_epi32(lower, lower));
+            _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(packed));
+        }
+    }
+}

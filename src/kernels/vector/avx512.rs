@@ -1,0 +1,211 @@
+//! AVX-512 (F and DQ): sixteen f32 or eight f64.
+
+use core::arch::x86_64::*;
+
+use half::f16;
+
+use super::{Bits, Double, Single, Vector, operators};
+
+#[derive(Clone, Copy)]
+pub struct F32(__m512);
+#[derive(Clone, Copy)]
+pub struct F64(__m512d);
+#[derive(Clone, Copy)]
+pub struct U32(__m512i);
+
+operators!(F32: Add::add = _mm512_add_ps, Sub::sub = _mm512_sub_ps, Mul::mul = _mm512_mul_ps, Div::div = _mm512_div_ps);
+operators!(F64: Add::add = _mm512_add_pd, Sub::sub = _mm512_sub_pd, Mul::mul = _mm512_mul_pd, Div::div = _mm512_div_pd);
+
+// In this file, "the CPU has AVX-512" is what the caller of a kernel instantiated with these types vouches for.
+
+impl Vector for F32 {
+    const LANES: usize = 16;
+
+    #[inline(always)]
+    fn splat(value: f64) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_set1_ps(value as f32) })
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_sqrt_ps(self.0) })
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_max_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn sign(self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe {
+            let (zero, one) = (_mm512_setzero_ps(), _mm512_set1_ps(1.0));
+            let positive = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, zero), one);
+            let negative = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, zero), one);
+            _mm512_sub_ps(positive, negative)
+        })
+    }
+}
+
+impl std::ops::Neg for F32 {
+    type Output = Self;
+    #[inline(always)]
+    fn neg(self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_xor_ps(self.0, _mm512_set1_ps(-0.0)) })
+    }
+}
+
+impl Vector for F64 {
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    fn splat(value: f64) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_set1_pd(value) })
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_sqrt_pd(self.0) })
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_max_pd(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn sign(self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe {
+            let (zero, one) = (_mm512_setzero_pd(), _mm512_set1_pd(1.0));
+            let positive = _mm512_maskz_mov_pd(_mm512_cmp_pd_mask::<_CMP_GT_OQ>(self.0, zero), one);
+            let negative = _mm512_maskz_mov_pd(_mm512_cmp_pd_mask::<_CMP_LT_OQ>(self.0, zero), one);
+            _mm512_sub_pd(positive, negative)
+        })
+    }
+}
+
+impl std::ops::Neg for F64 {
+    type Output = Self;
+    #[inline(always)]
+    fn neg(self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_xor_pd(self.0, _mm512_set1_pd(-0.0)) })
+    }
+}
+
+impl Double for F64 {
+    #[inline(always)]
+    unsafe fn load_f64(from: *const f64) -> Self {
+        // SAFETY: the CPU has AVX-512; the caller's promise covers the eight elements.
+        Self(unsafe { _mm512_loadu_pd(from) })
+    }
+    #[inline(always)]
+    unsafe fn store_f64(self, to: *mut f64) {
+        // SAFETY: the CPU has AVX-512; the caller's promise covers the eight elements.
+        unsafe { _mm512_storeu_pd(to, self.0) }
+    }
+}
+
+impl Single for F32 {
+    type Bits = U32;
+
+    #[inline(always)]
+    fn to_bits(self) -> U32 {
+        // SAFETY: the CPU has AVX-512.
+        U32(unsafe { _mm512_castps_si512(self.0) })
+    }
+    #[inline(always)]
+    fn from_bits(bits: U32) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_castsi512_ps(bits.0) })
+    }
+    #[inline(always)]
+    unsafe fn load_f32(from: *const f32) -> Self {
+        // SAFETY: the CPU has AVX-512; the caller's promise covers the sixteen elements.
+        Self(unsafe { _mm512_loadu_ps(from) })
+    }
+    #[inline(always)]
+    unsafe fn store_f32(self, to: *mut f32) {
+        // SAFETY: the CPU has AVX-512; the caller's promise covers the sixteen elements.
+        unsafe { _mm512_storeu_ps(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> Self {
+        // SAFETY: the CPU has AVX-512; the caller's promise covers the sixteen elements.
+        Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) })
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut f16) {
+        // SAFETY: the CPU has AVX-512; the caller's promise covers the sixteen elements.
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)) }
+    }
+}
+
+impl Bits for U32 {
+    #[inline(always)]
+    fn splat(value: u32) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_set1_epi32(value as i32) })
+    }
+    #[inline(always)]
+    fn iota() -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15) })
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_add_epi32(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_mullo_epi32(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn and(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_and_si512(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn or(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_or_si512(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn xor(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_xor_si512(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn shl<const BY: u32>(self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_sll_epi32(self.0, _mm_cvtsi32_si128(BY as i32)) })
+    }
+    #[inline(always)]
+    fn shr<const BY: u32>(self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_srl_epi32(self.0, _mm_cvtsi32_si128(BY as i32)) })
+    }
+    #[inline(always)]
+    fn if_greater(self, than: u32, then: Self, otherwise: Self) -> Self {
+        // SAFETY: the CPU has AVX-512. The signed comparison is right because the sign bits are clear.
+        Self(unsafe {
+            let greater = _mm512_cmpgt_epi32_mask(self.0, _mm512_set1_epi32(than as i32));
+            _mm512_mask_blend_epi32(greater, otherwise.0, then.0)
+        })
+    }
+    #[inline(always)]
+    unsafe fn load_u16(from: *const u16) -> Self {
+        // SAFETY: the CPU has AVX-512; the caller's promise covers the sixteen elements.
+        Self(unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast())) })
+    }
+    #[inline(always)]
+    unsafe fn store_u16(self, to: *mut u16) {
+        // SAFETY: the CPU has AVX-512; the caller's promise covers the sixteen elements.
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(self.0)) }
+    }
+}

@@ -1,0 +1,102 @@
+//! 32-bit integers in lanes: rounding to 16-bit formats and the random bits for it.
+
+use super::Single;
+
+/// Integer operations on the bit patterns of a vector of f32.
+pub trait Bits: Copy {
+    fn splat(value: u32) -> Self;
+    /// 0, 1, 2, ...
+    fn iota() -> Self;
+    fn add(self, other: Self) -> Self;
+    fn mul(self, other: Self) -> Self;
+    fn and(self, other: Self) -> Self;
+    fn or(self, other: Self) -> Self;
+    fn xor(self, other: Self) -> Self;
+    fn shl<const BY: u32>(self) -> Self;
+    fn shr<const BY: u32>(self) -> Self;
+    /// `then` where `self` (with the sign bit clear) is greater than `than`, else `otherwise`.
+    fn if_greater(self, than: u32, then: Self, otherwise: Self) -> Self;
+    /// Reads 16-bit integers, zero-extended.
+    ///
+    /// # Safety
+    /// `from` is valid for reading as many elements as there are lanes.
+    unsafe fn load_u16(from: *const u16) -> Self;
+    /// Writes the lower halves.
+    ///
+    /// # Safety
+    /// `to` is valid for writing as many elements as there are lanes.
+    unsafe fn store_u16(self, to: *mut u16);
+}
+
+const INFINITY: u32 = 0x7f80_0000;
+const WITHOUT_SIGN: u32 = 0x7fff_ffff;
+
+/// The nearest bf16, ties to even, in the lower half of each lane; NaN stays NaN.
+#[inline(always)]
+pub fn nearest_bf16<B: Bits>(x: B) -> B {
+    let odd = x.shr::<16>().and(B::splat(1));
+    let rounded = x.add(B::splat(0x7fff)).add(odd).shr::<16>();
+    let quiet_nan = x.shr::<16>().or(B::splat(0x40));
+    x.and(B::splat(WITHOUT_SIGN))
+        .if_greater(INFINITY, quiet_nan, rounded)
+}
+
+/// One of the two nearest bf16, the nearer the more likely; `noise` decides. Infinity and NaN stay what they are.
+#[inline(always)]
+pub fn dithered_bf16<B: Bits>(x: B, noise: B) -> B {
+    let dithered = x.add(noise.and(B::splat(0xffff))).shr::<16>();
+    x.and(B::splat(WITHOUT_SIGN))
+        .if_greater(INFINITY - 1, nearest_bf16(x), dithered)
+}
+
+/// `x` plus a uniform number from minus to plus half the spacing of f16 around it: rounding the sum to the nearest f16
+/// is then rounding `x` at random.
+#[inline(always)]
+pub fn dither_for_f16<V: Single>(x: V, noise: V::Bits) -> V {
+    type B<V> = <V as Single>::Bits;
+    let exponent = x.to_bits().and(B::<V>::splat(INFINITY));
+    // 2^(e - 10), but no finer than the spacing of subnormal f16.
+    let spacing = (V::from_bits(exponent) * f64::powi(2.0, -10)).max(V::splat(f64::powi(2.0, -24)));
+    // 13 bits (what f32 has more) as the fraction of a number in [1, 2), centred on the middle of their step.
+    let in_one_to_two = noise
+        .and(B::<V>::splat(0x1fff))
+        .shl::<10>()
+        .or(B::<V>::splat(0x3f80_0000));
+    let centred = V::from_bits(in_one_to_two) + (-1.5 + f64::powi(2.0, -14));
+    let dithered = x + centred * spacing;
+    V::from_bits(exponent.if_greater(INFINITY - 1, x.to_bits(), dithered.to_bits()))
+}
+
+/// Where in the stream of random numbers a vector stands: a counter and a key, no state. The same key and counter give
+/// the same numbers on every machine and for any number of threads.
+#[derive(Clone, Copy, Debug)]
+pub struct Noise {
+    pub key: u64,
+    pub counter: u32,
+}
+
+impl Noise {
+    /// The key of block `index` of a stream: splitmix64.
+    pub fn key(stream: u64, index: u64) -> u64 {
+        let mut z = stream.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// 32 random bits for each lane, for `counter`, `counter + 1`, ...: two rounds of a 32-bit mixer (the constants
+    /// are the best found by the hash-prospector search) with half of the key before each.
+    #[inline(always)]
+    pub fn draw<B: Bits>(self) -> B {
+        let counter = B::iota().add(B::splat(self.counter));
+        let once = mix(counter.add(B::splat(self.key as u32)));
+        mix(once.xor(B::splat((self.key >> 32) as u32)))
+    }
+}
+
+#[inline(always)]
+fn mix<B: Bits>(x: B) -> B {
+    let x = x.xor(x.shr::<16>()).mul(B::splat(0x21f0_aaad));
+    let x = x.xor(x.shr::<15>()).mul(B::splat(0x735a_2d97));
+    x.xor(x.shr::<15>())
+}

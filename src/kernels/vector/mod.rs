@@ -1,0 +1,198 @@
+//! Vectors of f32 or f64, one type per instruction set, behind traits with just the operations that kernels need.
+//! An algorithm is written once over these traits; `portable`, `avx2` and `avx512` hold one instruction set each.
+//!
+//! No operation fuses a multiplication with an addition, and all others are exactly rounded, so every instruction set
+//! gives the same bits.
+
+use std::ops::{Add, Div, Mul, Neg, Sub};
+
+use half::{bf16, f16};
+
+#[cfg(target_arch = "x86_64")]
+pub mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub mod avx512;
+mod bits;
+pub mod portable;
+
+pub use bits::{Bits, Noise};
+
+/// The most lanes that any vector has.
+pub const MAX_LANES: usize = 16;
+
+/// Arithmetic on a vector of floating-point numbers. The operand `f64` of a multiplication or addition is rounded to
+/// the element type once and used in every lane.
+///
+/// The types of an instruction set may only be used on a CPU that has it: whoever calls a kernel instantiated with
+/// them vouches for that (see [`crate::runtime::Isa`]).
+pub trait Vector:
+    Copy
+    + Add<Output = Self>
+    + Sub<Output = Self>
+    + Mul<Output = Self>
+    + Div<Output = Self>
+    + Neg<Output = Self>
+    + Add<f64, Output = Self>
+    + Mul<f64, Output = Self>
+{
+    const LANES: usize;
+
+    fn splat(value: f64) -> Self;
+    fn sqrt(self) -> Self;
+    /// The greater of both; `other` where either is NaN.
+    fn max(self, other: Self) -> Self;
+    /// -1, 0 or 1; 0 for NaN, as torch has it.
+    fn sign(self) -> Self;
+}
+
+/// An element type as it lies in memory, converted on the way into and out of a vector `V`.
+pub trait Stored<V: Vector>: Copy + Default {
+    /// # Safety
+    /// `from` is valid for reading `V::LANES` elements; it need not be aligned to the vector.
+    unsafe fn load(from: *const Self) -> V;
+
+    /// Writes the lanes, rounded to the nearest, ties to even.
+    ///
+    /// # Safety
+    /// `to` is valid for writing `V::LANES` elements; it need not be aligned to the vector.
+    unsafe fn store(value: V, to: *mut Self);
+
+    /// Writes the lanes, rounded up or down at random with probabilities that make the expected result exact.
+    ///
+    /// # Safety
+    /// As for [`Stored::store`].
+    unsafe fn store_dithered(value: V, to: *mut Self, noise: Noise);
+}
+
+/// What an instruction set provides for f32; the 16-bit formats build on it.
+pub trait Single: Vector {
+    type Bits: Bits;
+
+    fn to_bits(self) -> Self::Bits;
+    fn from_bits(bits: Self::Bits) -> Self;
+    /// # Safety
+    /// As for [`Stored::load`].
+    unsafe fn load_f32(from: *const f32) -> Self;
+    /// # Safety
+    /// As for [`Stored::store`].
+    unsafe fn store_f32(self, to: *mut f32);
+    /// # Safety
+    /// As for [`Stored::load`].
+    unsafe fn load_f16(from: *const f16) -> Self;
+    /// # Safety
+    /// As for [`Stored::store`].
+    unsafe fn store_f16(self, to: *mut f16);
+}
+
+/// What an instruction set provides for f64.
+pub trait Double: Vector {
+    /// # Safety
+    /// As for [`Stored::load`].
+    unsafe fn load_f64(from: *const f64) -> Self;
+    /// # Safety
+    /// As for [`Stored::store`].
+    unsafe fn store_f64(self, to: *mut f64);
+}
+
+impl<V: Double> Stored<V> for f64 {
+    #[inline(always)]
+    unsafe fn load(from: *const Self) -> V {
+        // SAFETY: the caller's promise is the same.
+        unsafe { V::load_f64(from) }
+    }
+    #[inline(always)]
+    unsafe fn store(value: V, to: *mut Self) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { value.store_f64(to) }
+    }
+    #[inline(always)]
+    unsafe fn store_dithered(value: V, to: *mut Self, _noise: Noise) {
+        // SAFETY: the caller's promise is the same; arithmetic has this very precision, so nothing is rounded.
+        unsafe { value.store_f64(to) }
+    }
+}
+
+impl<V: Single> Stored<V> for f32 {
+    #[inline(always)]
+    unsafe fn load(from: *const Self) -> V {
+        // SAFETY: the caller's promise is the same.
+        unsafe { V::load_f32(from) }
+    }
+    #[inline(always)]
+    unsafe fn store(value: V, to: *mut Self) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { value.store_f32(to) }
+    }
+    #[inline(always)]
+    unsafe fn store_dithered(value: V, to: *mut Self, _noise: Noise) {
+        // SAFETY: the caller's promise is the same; arithmetic has this very precision, so nothing is rounded.
+        unsafe { value.store_f32(to) }
+    }
+}
+
+impl<V: Single> Stored<V> for f16 {
+    #[inline(always)]
+    unsafe fn load(from: *const Self) -> V {
+        // SAFETY: the caller's promise is the same.
+        unsafe { V::load_f16(from) }
+    }
+    #[inline(always)]
+    unsafe fn store(value: V, to: *mut Self) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { value.store_f16(to) }
+    }
+    #[inline(always)]
+    unsafe fn store_dithered(value: V, to: *mut Self, noise: Noise) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { bits::dither_for_f16(value, noise.draw()).store_f16(to) }
+    }
+}
+
+impl<V: Single> Stored<V> for bf16 {
+    #[inline(always)]
+    unsafe fn load(from: *const Self) -> V {
+        // SAFETY: the caller's promise is the same; bf16 is the upper half of an f32.
+        V::from_bits(unsafe { V::Bits::load_u16(from.cast()) }.shl::<16>())
+    }
+    #[inline(always)]
+    unsafe fn store(value: V, to: *mut Self) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { bits::nearest_bf16(value.to_bits()).store_u16(to.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_dithered(value: V, to: *mut Self, noise: Noise) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { bits::dithered_bf16(value.to_bits(), noise.draw()).store_u16(to.cast()) }
+    }
+}
+
+/// The operators of a vector type that wraps a register, from the instructions for them.
+#[cfg(target_arch = "x86_64")]
+macro_rules! operators {
+    ($vector:ident: $($op:ident :: $method:ident = $function:expr),* $(,)?) => {
+        $(impl std::ops::$op for $vector {
+            type Output = Self;
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                // SAFETY: a value of this type exists only where its instruction set does.
+                Self(unsafe { $function(self.0, other.0) })
+            }
+        })*
+        impl std::ops::Add<f64> for $vector {
+            type Output = Self;
+            #[inline(always)]
+            fn add(self, other: f64) -> Self {
+                self + <Self as crate::kernels::vector::Vector>::splat(other)
+            }
+        }
+        impl std::ops::Mul<f64> for $vector {
+            type Output = Self;
+            #[inline(always)]
+            fn mul(self, other: f64) -> Self {
+                self * <Self as crate::kernels::vector::Vector>::splat(other)
+            }
+        }
+    };
+}
+#[cfg(target_arch = "x86_64")]
+pub(crate) use operators;

@@ -1,0 +1,209 @@
+//! Plain arrays, which the compiler turns into what the target guarantees (SSE2, NEON).
+
+use std::array::from_fn;
+use std::ops::{Add, Div, Mul, Neg, Sub};
+
+use half::f16;
+
+use super::{Bits, Double, Single, Vector};
+
+#[derive(Clone, Copy)]
+pub struct Lanes<T, const L: usize>([T; L]);
+
+pub type F32 = Lanes<f32, 8>;
+pub type F64 = Lanes<f64, 4>;
+pub type U32 = Lanes<u32, 8>;
+
+impl<T: Copy, const L: usize> Lanes<T, L> {
+    #[inline(always)]
+    fn zip<U>(self, other: Self, f: impl Fn(T, T) -> U) -> Lanes<U, L> {
+        Lanes(from_fn(|i| f(self.0[i], other.0[i])))
+    }
+
+    #[inline(always)]
+    fn map<U>(self, f: impl Fn(T) -> U) -> Lanes<U, L> {
+        Lanes(from_fn(|i| f(self.0[i])))
+    }
+
+    /// # Safety
+    /// `from` is valid for reading `L` elements.
+    #[inline(always)]
+    unsafe fn read(from: *const T) -> Self {
+        // SAFETY: the caller's promise; an array has no other requirement than its elements.
+        Lanes(unsafe { from.cast::<[T; L]>().read_unaligned() })
+    }
+
+    /// # Safety
+    /// `to` is valid for writing `L` elements.
+    #[inline(always)]
+    unsafe fn write(self, to: *mut T) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[T; L]>().write_unaligned(self.0) }
+    }
+}
+
+macro_rules! float_lanes {
+    ($element:ty, $lanes:literal) => {
+        float_lanes!(@operator $element, $lanes, Add::add, Sub::sub, Mul::mul, Div::div);
+
+        impl Neg for Lanes<$element, $lanes> {
+            type Output = Self;
+            #[inline(always)]
+            fn neg(self) -> Self {
+                self.map(|x| -x)
+            }
+        }
+
+        impl Vector for Lanes<$element, $lanes> {
+            const LANES: usize = $lanes;
+
+            #[inline(always)]
+            fn splat(value: f64) -> Self {
+                Lanes([value as $element; $lanes])
+            }
+            #[inline(always)]
+            fn sqrt(self) -> Self {
+                self.map(|x| x.sqrt())
+            }
+            #[inline(always)]
+            fn max(self, other: Self) -> Self {
+                self.zip(other, |a, b| if a > b { a } else { b })
+            }
+            #[inline(always)]
+            fn sign(self) -> Self {
+                self.map(|x| (x > 0.0) as u8 as $element - (x < 0.0) as u8 as $element)
+            }
+        }
+    };
+    (@operator $element:ty, $lanes:literal, $($op:ident :: $method:ident),*) => {
+        $(impl $op for Lanes<$element, $lanes> {
+            type Output = Self;
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                self.zip(other, |a, b| a.$method(b))
+            }
+        })*
+        impl Add<f64> for Lanes<$element, $lanes> {
+            type Output = Self;
+            #[inline(always)]
+            fn add(self, other: f64) -> Self {
+                self + Self::splat(other)
+            }
+        }
+        impl Mul<f64> for Lanes<$element, $lanes> {
+            type Output = Self;
+            #[inline(always)]
+            fn mul(self, other: f64) -> Self {
+                self * Self::splat(other)
+            }
+        }
+    };
+}
+
+float_lanes!(f32, 8);
+float_lanes!(f64, 4);
+
+impl Double for F64 {
+    #[inline(always)]
+    unsafe fn load_f64(from: *const f64) -> Self {
+        // SAFETY: the caller's promise is the same.
+        unsafe { Self::read(from) }
+    }
+    #[inline(always)]
+    unsafe fn store_f64(self, to: *mut f64) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.write(to) }
+    }
+}
+
+impl Single for F32 {
+    type Bits = U32;
+
+    #[inline(always)]
+    fn to_bits(self) -> U32 {
+        self.map(f32::to_bits)
+    }
+    #[inline(always)]
+    fn from_bits(bits: U32) -> Self {
+        bits.map(f32::from_bits)
+    }
+    #[inline(always)]
+    unsafe fn load_f32(from: *const f32) -> Self {
+        // SAFETY: the caller's promise is the same.
+        unsafe { Self::read(from) }
+    }
+    #[inline(always)]
+    unsafe fn store_f32(self, to: *mut f32) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.write(to) }
+    }
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> Self {
+        // SAFETY: the caller's promise is the same.
+        unsafe { Lanes::<f16, 8>::read(from) }.map(f16::to_f32)
+    }
+    #[inline(always)]
+    unsafe fn store_f16(self, to: *mut f16) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.map(f16::from_f32).write(to) }
+    }
+}
+
+impl Bits for U32 {
+    #[inline(always)]
+    fn splat(value: u32) -> Self {
+        Lanes([value; 8])
+    }
+    #[inline(always)]
+    fn iota() -> Self {
+        Lanes(from_fn(|i| i as u32))
+    }
+    #[inline(always)]
+    fn add(self, other: Self) -> Self {
+        self.zip(other, u32::wrapping_add)
+    }
+    #[inline(always)]
+    fn mul(self, other: Self) -> Self {
+        self.zip(other, u32::wrapping_mul)
+    }
+    #[inline(always)]
+    fn and(self, other: Self) -> Self {
+        self.zip(other, |a, b| a & b)
+    }
+    #[inline(always)]
+    fn or(self, other: Self) -> Self {
+        self.zip(other, |a, b| a | b)
+    }
+    #[inline(always)]
+    fn xor(self, other: Self) -> Self {
+        self.zip(other, |a, b| a ^ b)
+    }
+    #[inline(always)]
+    fn shl<const BY: u32>(self) -> Self {
+        self.map(|x| x << BY)
+    }
+    #[inline(always)]
+    fn shr<const BY: u32>(self) -> Self {
+        self.map(|x| x >> BY)
+    }
+    #[inline(always)]
+    fn if_greater(self, than: u32, then: Self, otherwise: Self) -> Self {
+        Lanes(from_fn(|i| {
+            if self.0[i] > than {
+                then.0[i]
+            } else {
+                otherwise.0[i]
+            }
+        }))
+    }
+    #[inline(always)]
+    unsafe fn load_u16(from: *const u16) -> Self {
+        // SAFETY: the caller's promise is the same.
+        unsafe { Lanes::<u16, 8>::read(from) }.map(u32::from)
+    }
+    #[inline(always)]
+    unsafe fn store_u16(self, to: *mut u16) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.map(|x| x as u16).write(to) }
+    }
+}
