@@ -41,7 +41,7 @@ def test_a_position_does_not_see_those_after_it() -> None:
 
 def test_the_untrained_loss_is_that_of_a_guess() -> None:
     loss = tiny_model().loss(torch.randint(256, (8, 17), generator=torch.Generator().manual_seed(1)))
-    assert loss.item() == pytest.approx(math.log(256), rel=0.02)
+    assert loss.item() == pytest.approx(math.log(256), rel=0.05)
 
 
 def test_training_learns_and_is_the_same_for_a_seed() -> None:
@@ -94,9 +94,9 @@ def test_figures_of_a_run() -> None:
     assert run.optimizer_share == pytest.approx(0.1)
 
 
-def test_smoothing_is_a_trailing_mean() -> None:
-    assert report.smooth([1.0, 3.0, 5.0, 7.0], 2) == pytest.approx([1.0, 2.0, 4.0, 6.0])
-    assert report.smooth([1.0, 3.0], 1) == pytest.approx([1.0, 3.0])
+def test_smoothing_is_a_centred_mean_that_keeps_the_start() -> None:
+    assert report.smooth([1.0, 3.0, 5.0, 10.0], 1) == pytest.approx([1.0, 3.0, 6.0, 7.5])
+    assert report.smooth([1.0, 3.0], 0) == pytest.approx([1.0, 3.0])
 
 
 def test_a_diverged_run_is_reported(tmp_path) -> None:

@@ -108,7 +108,8 @@ def run_info() -> int:
     facts = ferrostep.info()
     width = max(map(len, facts))
     for name, value in facts.items():
-        print(f"{name:<{width}}  {', '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}")
+        shown = ", ".join(value) if isinstance(value, list) else "not installed" if value is None else value
+        print(f"{name:<{width}}  {shown}")
     return 0
 
 

@@ -34,10 +34,8 @@ def compare(names: Sequence[str], text: Path | None, budget: Budget, seed: int, 
     prepare(out)
 
     parameters = sum(parameter.numel() for parameter in start.parameters())
-    console.print(
-        f"A GPT of {parameters / 1e6:.2f} M parameters reads {loaded.source} ({len(loaded.train) / 1e6:.2f} MB), "
-        f"{torch.get_num_threads()} threads, seed {seed}."
-    )
+    title = f"{parameters / 1e6:.2f} M parameter GPT on {loaded.source}"
+    console.print(f"{title}, {torch.get_num_threads()} threads, seed {seed}", soft_wrap=True)
     runs: list[Run] = []
     completed = True
     try:
@@ -65,7 +63,7 @@ def compare(names: Sequence[str], text: Path | None, budget: Budget, seed: int, 
         "torch": torch.__version__,
     }
     report.write_json(out / "compare.json", settings, runs)
-    report.write_plot(out / "compare.png", runs, f"{parameters / 1e6:.2f} M parameter GPT on {loaded.source}")
+    report.write_plot(out / "compare.png", runs, title)
     console.print(f"Wrote {out / 'compare.png'} and {out / 'compare.json'}", soft_wrap=True)
     return completed
 

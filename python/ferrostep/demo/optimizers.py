@@ -33,8 +33,8 @@ def of(path: str, **options: Any) -> Factory:
 # Options of one rule are the same for every implementation of it. The rates are the best of a coarse grid on the
 # default run; Lion's step is a sign, hence the smaller rate and the larger decay (Chen et al. 2023, section 5).
 ADAMW: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
-LION: dict[str, Any] = {"lr": 5e-4, "betas": (0.9, 0.99), "weight_decay": 0.6}
-SGD: dict[str, Any] = {"lr": 0.1, "momentum": 0.9}
+LION: dict[str, Any] = {"lr": 3e-4, "betas": (0.95, 0.98), "weight_decay": 1.0}
+SGD: dict[str, Any] = {"lr": 0.3, "momentum": 0.9}
 
 OPTIMIZERS: dict[str, Factory] = {
     "adamw": of("ferrostep.optim.AdamW", **ADAMW),

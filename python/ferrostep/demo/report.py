@@ -13,8 +13,8 @@ from rich.table import Table
 from .training import Run
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-SMOOTHING = 0.05  # a point of the smoothed curve is the mean over this share of the steps
+COLOURS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+REACH = 0.02  # a point of the smoothed curve is the mean over this share of the steps on either side
 
 
 def table(runs: Sequence[Run]) -> Table:
@@ -64,11 +64,13 @@ def finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def smooth(values: Sequence[float], window: int) -> list[float]:
-    """Mean of each value and up to `window - 1` before it."""
-    return [
-        math.fsum(part) / len(part) for end in range(1, len(values) + 1) if (part := values[max(0, end - window) : end])
-    ]
+def smooth(values: Sequence[float], reach: int) -> list[float]:
+    """Mean of each value and up to `reach` on either side; at the start as few after it as there are before.
+
+    So a steep start is not flattened: the first value stays as it is.
+    """
+    around = [values[max(0, i - reach) : i + min(reach, i) + 1] for i in range(len(values))]
+    return [math.fsum(part) / len(part) for part in around]
 
 
 def write_plot(path: Path, runs: Sequence[Run], title: str) -> None:
@@ -99,7 +101,7 @@ def write_plot(path: Path, runs: Sequence[Run], title: str) -> None:
                 zorder=4,
                 clip_on=False,
             )
-        axes.plot(number, smooth(losses, math.ceil(SMOOTHING * len(losses))), color=colour, label=label, **style)
+        axes.plot(number, smooth(losses, math.ceil(REACH * len(losses))), color=colour, label=label, **style)
     axes.set(
         xlabel="step",
         ylabel="loss, nats per byte",
