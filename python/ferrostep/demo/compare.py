@@ -3,7 +3,7 @@
 import copy
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ class Display(Progress):
         super().__init__(*columns, console=console, disable=not console.is_terminal)
         self.bars = {name: self.add_task(name, total=1.0, start=False, status="") for name in names}
 
-    def follow(self, run: Run) -> Any:
+    def follow(self, run: Run) -> Callable[[float], None]:
         """A function to call after each step with the share of the budget that is used."""
         bar = self.bars[run.name]
         self.start_task(bar)

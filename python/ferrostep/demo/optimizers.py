@@ -30,7 +30,7 @@ def of(path: str, **options: Any) -> Factory:
     return make
 
 
-# Options of one rule are the same for every implementation of it. The rates are the best of a coarse grid on the
+# Options of one rule are the same for every implementation of it. The rates come from a coarse grid on about the
 # default run; Lion's step is a sign, hence the smaller rate and the larger decay (Chen et al. 2023, section 5).
 ADAMW: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
 LION: dict[str, Any] = {"lr": 3e-4, "betas": (0.95, 0.98), "weight_decay": 1.0}
