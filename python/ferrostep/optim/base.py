@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     StateDict = dict[str, Any]
 
+_core.adopt_openmp()
+
 
 class Options(TypedDict, total=False):
     """The options that every optimizer takes as keywords.

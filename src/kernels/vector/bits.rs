@@ -21,30 +21,31 @@ pub trait Bits: Copy {
     /// # Safety
     /// `from` is valid for reading as many elements as there are lanes.
     unsafe fn load_u16(from: *const u16) -> Self;
-    /// Writes the lower halves.
+    /// Writes the upper halves.
     ///
     /// # Safety
     /// `to` is valid for writing as many elements as there are lanes.
-    unsafe fn store_u16(self, to: *mut u16);
+    unsafe fn store_upper_u16(self, to: *mut u16);
 }
 
 const INFINITY: u32 = 0x7f80_0000;
 const WITHOUT_SIGN: u32 = 0x7fff_ffff;
+const QUIET_NAN: u32 = 0x7fc0_0000;
 
-/// The nearest bf16, ties to even, in the lower half of each lane; NaN stays NaN.
+/// The nearest bf16, ties to even, in the upper half of each lane; NaN stays NaN.
 #[inline(always)]
 pub fn nearest_bf16<B: Bits>(x: B) -> B {
     let odd = x.shr::<16>().and(B::splat(1));
-    let rounded = x.add(B::splat(0x7fff)).add(odd).shr::<16>();
-    let quiet_nan = x.shr::<16>().or(B::splat(0x40));
+    let rounded = x.add(B::splat(0x7fff)).add(odd);
     x.and(B::splat(WITHOUT_SIGN))
-        .if_greater(INFINITY, quiet_nan, rounded)
+        .if_greater(INFINITY, B::splat(QUIET_NAN), rounded)
 }
 
-/// One of the two nearest bf16, the nearer the more likely; `noise` decides. Infinity and NaN stay what they are.
+/// One of the two nearest bf16 in the upper half of each lane, the nearer the more likely; `noise` decides. Infinity
+/// and NaN stay what they are.
 #[inline(always)]
 pub fn dithered_bf16<B: Bits>(x: B, noise: B) -> B {
-    let dithered = x.add(noise.and(B::splat(0xffff))).shr::<16>();
+    let dithered = x.add(noise.and(B::splat(0xffff)));
     x.and(B::splat(WITHOUT_SIGN))
         .if_greater(INFINITY - 1, nearest_bf16(x), dithered)
 }
