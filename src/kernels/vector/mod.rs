@@ -144,7 +144,7 @@ impl<V: Single> Stored<V> for f16 {
     #[inline(always)]
     unsafe fn store_dithered(value: V, to: *mut Self, noise: Noise) {
         // SAFETY: the caller's promise is the same.
-        unsafe { bits::dither_for_f16(value, noise.draw()).store_f16(to) }
+        unsafe { bits::dithered_f16(value, noise.draw()).store_f16(to) }
     }
 }
 
