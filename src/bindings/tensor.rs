@@ -74,11 +74,15 @@ impl View {
     /// Whether the elements lie without gaps in the order of the dimensions.
     pub fn is_contiguous(&self) -> bool {
         let mut expected = 1;
-        self.shape.iter().zip(&self.strides).rev().all(|(&size, &stride)| {
-            let fits = size == 1 || stride == expected;
-            expected *= size;
-            fits
-        })
+        self.shape
+            .iter()
+            .zip(&self.strides)
+            .rev()
+            .all(|(&size, &stride)| {
+                let fits = size == 1 || stride == expected;
+                expected *= size;
+                fits
+            })
     }
 
     /// Whether several elements may have the same place: a dimension that does not step over the smaller ones.
