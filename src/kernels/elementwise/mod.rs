@@ -257,3 +257,6 @@ fn sixteen_bit<P: Element, S: Element, R: Rule<N>, const N: usize>(
         Rounding::Stochastic { .. } => sweep::single::<P, S, Stochastic, R, N>(isa),
     }
 }
+
+#[cfg(test)]
+mod tests;
