@@ -118,21 +118,9 @@ def spacing(values: Tensor) -> Tensor:
     return eps * torch.exp2(exponent.float() - 1)
 
 
-F16_DITHER = "float16 stochastic rounding is biased at powers of two"
-
-
 @every_entry
-@pytest.mark.parametrize(
-    ("dtype", "rounding"),
-    [
-        *((torch.bfloat16, rounding) for rounding in ROUNDINGS),
-        (torch.float16, "nearest"),
-        (torch.float16, "kahan"),
-        # Not strict: the maximize variants happen to miss the values concerned.
-        pytest.param(torch.float16, "stochastic", marks=pytest.mark.xfail(reason=F16_DITHER)),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("dtype", SIXTEEN_BIT, ids=["bf16", "f16"])
 def test_sixteen_bits_are_within_one_rounding_of_the_float32_result(
     entry: Entry, dtype: torch.dtype, rounding: str, boundary: str
 ) -> None:
