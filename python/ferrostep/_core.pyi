@@ -39,10 +39,15 @@ class Lion:
 
     def __init__(self, *, lr: float, beta1: float, beta2: float, weight_decay: float, maximize: bool) -> None: ...
 
+class Known:
+    """What one step of an optimizer leaves to the next, to check less."""
+
+    def __init__(self) -> None: ...
+
 class Batch:
     """One optimizer step: ``add`` checks a group's tensors, ``run`` updates all groups or, on an error, none."""
 
-    def __init__(self) -> None: ...
+    def __init__(self, known: Known | None = None) -> None: ...
     def add(
         self,
         rule: AdamW | AmsGrad | Lion,

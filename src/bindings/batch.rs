@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::errors::{Place, Problem, Refusal};
 use super::overlap::{self, Claim};
 use super::rules;
-use super::tensor::{Counter, Reader, View};
+use super::tensor::{Counter, Known, Reader, View};
 use crate::kernels::elementwise::{self, Buffers, DType, Hyperparameters, Rounding, Values, Work};
 use crate::kernels::strided::Staged;
 
@@ -27,6 +27,7 @@ pub struct Batch {
     staged: Vec<Staged>,
     /// What the views point into.
     tensors: Vec<Py<PyAny>>,
+    known: Option<Py<Known>>,
     done: bool,
 }
 
@@ -60,8 +61,16 @@ pub struct Inputs<'a, 'py> {
 #[pymethods]
 impl Batch {
     #[new]
-    fn new() -> Batch {
-        Batch::default()
+    #[pyo3(signature = (known=None))]
+    fn new(py: Python<'_>, known: Option<Py<Known>>) -> Batch {
+        let reader = known
+            .as_ref()
+            .map_or_else(Reader::default, |known| Reader::resume(&mut known.borrow_mut(py)));
+        Batch {
+            reader,
+            known,
+            ..Batch::default()
+        }
     }
 
     /// Adds a parameter group; the argument names are those of the error messages. See `_core.pyi`.
@@ -125,6 +134,9 @@ impl Batch {
         if std::mem::replace(&mut self.done, true) {
             return Err(PyRuntimeError::new_err("this batch has run already"));
         }
+        if let Some(known) = &self.known {
+            self.reader.leave(&mut known.borrow_mut(py));
+        }
         if let Some((one, other)) = overlap::find(&mut self.writes, &self.reads) {
             let problem = Problem::Overlaps {
                 other: self.place(other),
@@ -164,6 +176,7 @@ impl Batch {
         let count = inputs.params.len();
         self.check_lengths::<N>(count, &inputs)?;
         let mut batch = elementwise::Batch::with_capacity(count);
+        let mut latest = None; // most tensors are at the same step, and its rule takes a power or two
         for i in 0..count {
             let tensors = self.views::<N>(i, &inputs)?;
             let step = match tensors.counter {
@@ -173,7 +186,11 @@ impl Batch {
             let group = self.groups.last().and_then(|group| group.number).unwrap_or(0);
             let number = self.position(i) as u64 | (group as u64) << 32;
             let buffers = self.buffers(&tensors);
-            let rule = hyperparameters.at_step(step as f64);
+            let rule = match latest {
+                Some((known, rule)) if known == step => rule,
+                _ => hyperparameters.at_step(step as f64),
+            };
+            latest = Some((step, rule));
             // SAFETY: the views are valid while `self` lives, and `run` checks that what is written is not shared.
             let added = unsafe { batch.push(rule, rounding(&tensors.param, &inputs), number, step, buffers) };
             if added.is_err() {

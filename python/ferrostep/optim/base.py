@@ -86,6 +86,7 @@ class ElementwiseOptimizer(Optimizer):
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], options: Options) -> None:
         super().__init__(params, {**defaults, **checked_options(type(self).__name__, options)})
+        self._known = _core.Known()
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """The update rule for a parameter group, with the group's present hyperparameters."""
@@ -130,16 +131,16 @@ class ElementwiseOptimizer(Optimizer):
 
     def _update(self, new_state: NewState) -> None:
         """Update all groups, or none: what can fail comes before the first change."""
-        batch = _core.Batch()
+        batch = _core.Batch(self._known)
         native: list[Tensor] = []
         elsewhere: list[Gathered] = []
         for number, group in enumerate(self.param_groups):
             on_cpu, others = _with_gradient(group)
-            if on_cpu:
+            if on_cpu.params:
                 gathered = self._gather(number, group, on_cpu, new_state)
                 gathered.add_to(batch)
-                native += gathered.params
-            if others:
+                native += on_cpu.params
+            if others.params:
                 gathered = self._gather(number, group, others, new_state)
                 gathered.check_for_reference()
                 elsewhere.append(gathered)
@@ -153,12 +154,10 @@ class ElementwiseOptimizer(Optimizer):
         for gathered in elsewhere:
             gathered.run_reference()
 
-    def _gather(
-        self, number: int, group: dict[str, Any], found: list[tuple[int, Tensor, Tensor]], new_state: NewState
-    ) -> Gathered:
+    def _gather(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> Gathered:
         rule = self.rule(group)
-        positions, params, grads = map(list, zip(*found, strict=True))
-        states = [self.state[p] for p in params]
+        state_of = self.state
+        states = [state_of[p] for p in found.params]
         names = rule.states
         if rule.counts_steps or group["rounding"] == "stochastic":
             names = (*names, "step")
@@ -167,17 +166,18 @@ class ElementwiseOptimizer(Optimizer):
         try:
             columns = {name: [state[name] for state in states] for name in names}
         except KeyError:
-            for p, state in zip(params, states, strict=True):
+            for p, state in zip(found.params, states, strict=True):
                 for name in names:
                     if name not in state:
                         state[name] = _zero_state(name, p, group)
                         new_state.record(p, name)
             columns = {name: [state[name] for state in states] for name in names}
-        return Gathered(number, group, rule, positions, params, grads, columns)
+        return Gathered(number, group, rule, *found, columns)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a pickled or loaded state; what a torch checkpoint lacks is filled in."""
         super().__setstate__(state)
+        self._known = _core.Known()
         for group in self.param_groups:
             for name, default in self.defaults.items():
                 group.setdefault(name, default)
@@ -357,18 +357,26 @@ def checked_betas(
     return first, second
 
 
-Found = list[tuple[int, Tensor, Tensor]]
+class Found(NamedTuple):
+    """The parameters of a group that have a gradient."""
+
+    positions: list[int]
+    params: list[Tensor]
+    grads: list[Tensor]
 
 
 def _with_gradient(group: dict[str, Any]) -> tuple[Found, Found]:
-    """The parameters that have a gradient, as (position, parameter, gradient): those for Rust, and the others."""
-    on_cpu: Found = []
-    others: Found = []
+    """The parameters that have a gradient: those for Rust, and those for plain torch."""
+    on_cpu = Found([], [], [])
+    others = Found([], [], [])
     plain = group["backend"] == "reference" or group["differentiable"]
     for position, p in enumerate(group["params"]):
         grad = p.grad
         if grad is not None:
-            (on_cpu if p.is_cpu and not plain else others).append((position, p, grad))
+            positions, params, grads = others if plain or not p.is_cpu else on_cpu
+            positions.append(position)
+            params.append(p)
+            grads.append(grad)
     return on_cpu, others
 
 

@@ -176,7 +176,7 @@ fn adamw_follows_its_formula() {
         &ADAMW,
         Rounding::Stochastic { seed: 1 },
         adamw_formula,
-        5.0 / 256.0,
+        5.0 / 128.0,
     );
     check::<f16, f32, 2>(&ADAMW, Rounding::Nearest, adamw_formula, 5.0 / 4096.0);
     check::<f16, f32, 2>(&ADAMW, Rounding::Kahan, adamw_formula, 1e-6);
