@@ -292,6 +292,19 @@ CASES: tuple[Case, ...] = (
         lambda t: replaced(t, negative(SHAPE), torch.randn(SHAPE)),
     ),
     Case(
+        "parameter that gets the negative bit after a good step",
+        ValueError,
+        of_group_1("param", "has the negative bit set"),
+        lambda t: (t.state(), setattr(t.victim, "data", torch._neg_view(t.victim.data))),
+        flaw="a parameter is asked for the negative bit only when its data pointer is new",
+    ),
+    Case(
+        "parameter that gets another shape after a good step",
+        ValueError,
+        of_group_1("grad", r"has shape \[4, 6\], expected \[24\]"),
+        lambda t: (t.state(), setattr(t.victim, "data", t.victim.data.view(24))),
+    ),
+    Case(
         "conjugate parameter",
         ValueError,
         of_group_1("param", "has the conjugate bit set"),
@@ -352,6 +365,12 @@ CASES: tuple[Case, ...] = (
             for name in t.state()
             if name != "step"
         ],
+    ),
+    Case(
+        "state with the negative bit",
+        ValueError,
+        of_group_1("exp_avg", "has the negative bit set"),
+        lambda t: set_state(t, torch._neg_view),
     ),
     Case(
         "integer state",
