@@ -35,3 +35,11 @@ def _threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def float64_steps() -> Iterator[None]:
+    """Step counts of the default dtype: torch's differentiable form works out its bias corrections in that."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

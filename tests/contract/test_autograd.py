@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -132,9 +132,7 @@ def test_complex_parameters_equal_torchs(entry: Entry, dtype: torch.dtype, relat
     assert_close(optimizer, peer, relative, least_size=1.0)
 
 
-def derivatives(
-    build: Callable[..., Optimizer], values: Tensor, steps: int, **arguments: object
-) -> tuple[Tensor, ...]:
+def derivatives(build: Callable[..., Optimizer], values: Tensor, steps: int, **arguments: object) -> tuple[Tensor, ...]:
     """A loss after differentiable steps, and its gradients with respect to the start, the gradients and lr."""
     start = values.clone().requires_grad_()
     grads = [normal(values.shape, values.dtype, 4, step).requires_grad_() for step in range(steps)]
@@ -149,14 +147,6 @@ def derivatives(
 
 
 DECAY = pytest.mark.xfail(strict=True, reason="the decay saves the parameter, which is then overwritten")
-
-
-@pytest.fixture
-def float64_steps() -> Iterator[None]:
-    """torch works out bias corrections in the dtype of the step count, which is the default one."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @DECAY
