@@ -327,12 +327,17 @@ fn exchanged_view(object: &Bound<'_, PyAny>, from_object: FromPyObject) -> PyRes
 fn refused_by_dlpack(object: &Bound<'_, PyAny>) -> PyResult<Result<View, Problem>> {
     let text = |name: &str| -> PyResult<String> { Ok(object.getattr(name)?.str()?.to_string()) };
     let (layout, device, dtype) = (text("layout")?, text("device")?, text("dtype")?);
+    let is_float = object.call_method0("is_floating_point")?.is_truthy()? && !dtype.contains("float8");
     Ok(Err(if layout != "torch.strided" {
         Problem::Sparse { layout }
     } else if device != "cpu" {
         Problem::Device { device }
     } else if object.call_method0("is_conj")?.is_truthy()? {
         Problem::ConjugateBit
+    } else if is_float || object.call_method0("is_complex")?.is_truthy()? {
+        Problem::NoMemory {
+            kind: object.get_type().name()?.to_string(),
+        }
     } else {
         Problem::DType {
             dtype,

@@ -264,18 +264,35 @@ class Gathered(NamedTuple):
     def check_for_reference(self) -> None:
         """Raise for what plain torch cannot update, or would by broadcasting."""
         if self.group["backend"] == "rust":
-            where = f"param of parameter {self.positions[0]} in group {self.number}"
             if self.group["differentiable"]:
                 raise RuntimeError("differentiable=True runs in plain torch and excludes backend='rust'")
-            raise RuntimeError(f"{where} is on device {self.params[0].device}, expected the CPU (backend='rust')")
-        for position, p, grad in zip(self.positions, self.params, self.grads, strict=True):
-            where = f"grad of parameter {position} in group {self.number}"
-            if grad.layout != torch.strided:
-                raise RuntimeError(f"{where} has layout {grad.layout}; sparse tensors are not supported")
-            if grad.shape != p.shape:
-                raise ValueError(f"{where} has shape {list(grad.shape)}, expected {list(p.shape)}")
-            if not (p.is_floating_point() or p.is_complex()) or grad.dtype != p.dtype:
-                raise ValueError(f"{where} has dtype {grad.dtype} for a parameter of {p.dtype}")
+            raise RuntimeError(
+                f"{self._place('param', 0)} is on device {self.params[0].device}, expected the CPU (backend='rust')"
+            )
+        for i, (p, grad) in enumerate(zip(self.params, self.grads, strict=True)):
+            if not (p.is_floating_point() or p.is_complex()):
+                raise ValueError(f"{self._place('param', i)} has dtype {p.dtype}, expected a floating-point one")
+            self._check_twin("grad", i, grad, p)
+            if grad.dtype != p.dtype:
+                raise ValueError(f"{self._place('grad', i)} has dtype {grad.dtype}, expected {p.dtype}")
+            for name, column in self.columns.items():
+                if name == "step":
+                    if column[i].numel() != 1 or column[i] < 0 or column[i] % 1 != 0:
+                        raise ValueError(f"{self._place(name, i)} is {column[i]}, expected one whole number")
+                elif column[i] is not None:
+                    self._check_twin(name, i, column[i], p)
+
+    def _check_twin(self, name: str, i: int, tensor: Tensor, p: Tensor) -> None:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{self._place(name, i)} is a {type(tensor).__name__}, expected a torch.Tensor")
+        if tensor.layout != torch.strided:
+            where = self._place(name, i)
+            raise RuntimeError(f"{where} has layout {tensor.layout}; sparse tensors are not supported")
+        if tensor.shape != p.shape:
+            raise ValueError(f"{self._place(name, i)} has shape {list(tensor.shape)}, expected {list(p.shape)}")
+
+    def _place(self, name: str, i: int) -> str:
+        return f"{name} of parameter {self.positions[i]} in group {self.number}"
 
     def run_reference(self) -> None:
         """Update in plain torch."""
