@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ferrostep import _core, reference
-from ferrostep.optim.base import ElementwiseOptimizer, Rule
+from ferrostep.optim.elementwise import ElementwiseOptimizer, Rule
 from ferrostep.optim.options import Options, check_lr, check_range, checked_betas
 
 if TYPE_CHECKING:
