@@ -290,7 +290,7 @@ impl Batch {
         writable: bool,
     ) -> PyResult<View> {
         let tensor = list.get_item(i)?;
-        let view = match self.reader.view(&tensor, writable)? {
+        let view = match self.reader.view(&tensor, writable, argument >= 2)? {
             Ok(view) => view,
             Err(problem) => return Err(self.refuse(i, argument, problem)),
         };
