@@ -40,11 +40,11 @@ struct Group {
 }
 
 /// Whose memory it is: group, tensor and argument by their numbers in [`Batch::groups`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Owner {
+    argument: u32,
     group: u32,
     tensor: u32,
-    argument: u32,
 }
 
 /// The arguments of [`Batch::add`] besides the rule.
@@ -231,6 +231,13 @@ impl Batch {
                 return Err(self.refuse(0, argument + 1, problem));
             }
         }
+        let positions = self.groups.last().and_then(|group| group.positions.as_ref());
+        if let Some(positions) = positions
+            && positions.len() != count
+        {
+            let message = format!("positions has {} numbers, expected {count}", positions.len());
+            return Err(PyValueError::new_err(message));
+        }
         if inputs.compensation.is_none() && inputs.rounding == Rounding::Kahan {
             return Err(PyValueError::new_err(
                 "rounding='kahan' needs compensation buffers",
@@ -283,7 +290,7 @@ impl Batch {
         writable: bool,
     ) -> PyResult<View> {
         let tensor = list.get_item(i)?;
-        let view = match self.reader.view(&tensor, writable)? {
+        let view = match self.reader.view(&tensor, writable, argument >= 2)? {
             Ok(view) => view,
             Err(problem) => return Err(self.refuse(i, argument, problem)),
         };

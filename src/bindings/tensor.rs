@@ -184,7 +184,7 @@ pub struct Reader {
     met: usize,
 }
 
-/// What one step leaves to the next: the parameters and states found to be free of lazy operations, and where their
+/// What one step leaves to the next: the states found to be free of lazy operations, and where their
 /// data was. Only a new tensor or new data can have one, so the next step need not ask again.
 #[pyclass(module = "ferrostep._core")]
 #[derive(Default)]
@@ -232,10 +232,17 @@ impl Reader {
         known.tensors = std::mem::take(&mut self.known);
     }
 
-    /// The memory of a tensor or array, which is to be written (parameters and states) or only read (gradients). The
-    /// view is valid while the object lives, keeps its memory, and the reader lives. (Another thread that meanwhile
-    /// replaces the memory, by `param.data = ...`, is the caller's mistake.)
-    pub fn view(&mut self, object: &Bound<'_, PyAny>, writable: bool) -> PyResult<Result<View, Problem>> {
+    /// The memory of a tensor or array, to be written or only read. `lasting` tensors (states) are remembered from one
+    /// step to the next; of others (gradients come and go, parameters change their `.data`) all is asked each time.
+    ///
+    /// The view is valid while the object lives, keeps its memory, and the reader lives. (Another thread that
+    /// meanwhile replaces the memory, by `param.data = ...`, is the caller's mistake.)
+    pub fn view(
+        &mut self,
+        object: &Bound<'_, PyAny>,
+        writable: bool,
+        lasting: bool,
+    ) -> PyResult<Result<View, Problem>> {
         let viewed = match self.kind(&object.get_type())? {
             Kind::Numpy => return numpy_view(object.cast::<PyUntypedArray>()?, writable),
             Kind::Unknown => {
@@ -245,14 +252,13 @@ impl Reader {
             Kind::Exchange(from_object) => exchanged_view(object, from_object)?,
             Kind::Capsule => self.capsule_view(object)?,
         };
-        // Gradients come and go: to remember one would keep its memory.
         Ok(match viewed {
-            Ok(view) if writable && self.remembers(object, &view) => Ok(view),
+            Ok(view) if lasting && self.remembers(object, &view) => Ok(view),
             Ok(_) if object.call_method0(intern!(object.py(), "is_neg"))?.is_truthy()? => {
                 Err(Problem::NegativeBit)
             }
             Ok(view) => {
-                if writable {
+                if lasting {
                     self.remember(object, &view);
                 }
                 Ok(view)
@@ -327,12 +333,17 @@ fn exchanged_view(object: &Bound<'_, PyAny>, from_object: FromPyObject) -> PyRes
 fn refused_by_dlpack(object: &Bound<'_, PyAny>) -> PyResult<Result<View, Problem>> {
     let text = |name: &str| -> PyResult<String> { Ok(object.getattr(name)?.str()?.to_string()) };
     let (layout, device, dtype) = (text("layout")?, text("device")?, text("dtype")?);
+    let is_float = object.call_method0("is_floating_point")?.is_truthy()? && !dtype.contains("float8");
     Ok(Err(if layout != "torch.strided" {
         Problem::Sparse { layout }
     } else if device != "cpu" {
         Problem::Device { device }
     } else if object.call_method0("is_conj")?.is_truthy()? {
         Problem::ConjugateBit
+    } else if is_float || object.call_method0("is_complex")?.is_truthy()? {
+        Problem::NoMemory {
+            kind: object.get_type().name()?.to_string(),
+        }
     } else {
         Problem::DType {
             dtype,
