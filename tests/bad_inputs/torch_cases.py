@@ -67,8 +67,6 @@ class Case(NamedTuple):
     """Whether plain torch refuses it with the same message."""
     options: dict[str, Any] = {}  # noqa: RUF012
     complex: bool = False
-    flaw: str | None = None
-    """What is known to be wrong with the answer: an expected failure."""
 
 
 def replaced(trial: Trial, p: Tensor, grad: Tensor | None = None) -> None:
@@ -241,7 +239,6 @@ CASES: tuple[Case, ...] = (
         RuntimeError,
         of_group_1("param", "has layout torch.sparse_coo; sparse tensors are not supported"),
         lambda t: replaced(t, torch.ones(SHAPE).to_sparse(), torch.ones(SHAPE).to_sparse()),
-        flaw="leaves an empty state, and the message is torch's",
     ),
     Case(
         "sparse row parameter",
@@ -296,7 +293,6 @@ CASES: tuple[Case, ...] = (
         ValueError,
         of_group_1("param", "has the negative bit set"),
         lambda t: (t.state(), setattr(t.victim, "data", torch._neg_view(t.victim.data))),
-        flaw="a parameter is asked for the negative bit only when its data pointer is new",
     ),
     Case(
         "parameter that gets another shape after a good step",

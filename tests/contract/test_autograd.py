@@ -146,10 +146,6 @@ def derivatives(build: Callable[..., Optimizer], values: Tensor, steps: int, **a
     return (loss.detach(), *torch.autograd.grad(loss, [start, *grads, lr]))
 
 
-DECAY = pytest.mark.xfail(strict=True, reason="the decay saves the parameter, which is then overwritten")
-
-
-@DECAY
 @every(lambda entry: entry.optimizer is AdamW and entry.arguments.get("decoupled_weight_decay", True))
 @pytest.mark.usefixtures("float64_steps")
 def test_a_differentiable_step_has_torchs_derivatives(entry: Entry) -> None:
@@ -172,7 +168,6 @@ def compare_derivatives(entry: Entry, steps: int) -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-@DECAY
 @every(lambda entry: entry.optimizer is AdamW and entry.arguments.get("decoupled_weight_decay", True))
 @pytest.mark.usefixtures("float64_steps")
 def test_differentiable_steps_have_the_derivatives_of_finite_differences(entry: Entry) -> None:

@@ -36,8 +36,7 @@ def attempt(entry: Entry, case: Case, dtype: torch.dtype, **options: object) -> 
 
 def over(cases: Iterable[Case]) -> pytest.MarkDecorator:
     """Run a test with each case."""
-    flaws = {case.name: [pytest.mark.xfail(strict=True, reason=case.flaw)] if case.flaw else [] for case in cases}
-    return pytest.mark.parametrize("case", [pytest.param(case, id=case.name, marks=flaws[case.name]) for case in cases])
+    return pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in cases])
 
 
 @every_class
@@ -53,23 +52,12 @@ def test_a_bad_step_count_changes_nothing(entry: Entry, case: Case, boundary: st
     attempt(entry, case, torch.float32)
 
 
-REFERENCE_STATE = pytest.mark.xfail(strict=True, reason="plain torch does not check the state before it begins")
-
-
 @every_class
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=case.name, marks=[REFERENCE_STATE] if case.name.startswith("state") else [])
-        for case in CASES
-        if case.also_reference
-    ],
-)
+@over([case for case in CASES if case.also_reference])
 def test_bad_input_changes_nothing_in_plain_torch(entry: Entry, case: Case) -> None:
     attempt(entry, case, torch.float32, backend="reference")
 
 
-@REFERENCE_STATE
 @every_elementwise_class
 def test_a_bad_parameter_elsewhere_leaves_those_on_the_cpu_unchanged(entry: Entry) -> None:
     """A step that is part Rust, part plain torch checks both parts first."""
@@ -127,7 +115,6 @@ def test_a_step_under_fake_tensor_mode_is_refused(entry: Entry) -> None:
     before.assert_unchanged()
 
 
-@pytest.mark.xfail(strict=True, reason="the message blames the dtype")
 @every_class
 def test_nothing_is_changed_inside_functional_transforms(entry: Entry) -> None:
     params = parameters([(5, 3)])
@@ -182,7 +169,6 @@ def test_the_batch_refuses_lists_that_do_not_go_together() -> None:
         _core.Batch().add(rule(), t, t, {"exp_avg": t}, seed=-1)
 
 
-@pytest.mark.xfail(strict=True, reason="panics", raises=BaseException)
 def test_positions_that_are_too_few_are_an_error() -> None:
     t = [torch.ones(2), torch.ones(2)]
     grads, moments = [torch.ones(2), torch.ones(2)], [torch.ones(2), torch.ones(2)]
