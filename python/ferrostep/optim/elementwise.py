@@ -111,7 +111,7 @@ class Gathered(NamedTuple):
             seed=self.group["seed"],
             compensation=self.columns.get("kahan_comp"),
             group=self.number,
-            positions=self.positions,
+            positions=self.positions if len(self.params) < len(self.group["params"]) else None,
         )
 
     def check_for_reference(self) -> None:
