@@ -17,7 +17,7 @@ mod _core {
     #[pymodule_export]
     use super::rules::{AdamW, AmsGrad, HessianEstimate, HessianProduct, HessianSquare, Lion, Sophia};
     #[pymodule_export]
-    use super::runtime::{isa, supported_isas, use_isa};
+    use super::runtime::{adopt_openmp, isa, supported_isas, use_isa};
     #[pymodule_export]
     use super::tensor::use_exchange_api;
 
@@ -32,7 +32,7 @@ mod runtime {
     use pyo3::exceptions::PyValueError;
     use pyo3::prelude::*;
 
-    use crate::runtime::Isa;
+    use crate::runtime::{Isa, openmp};
 
     pub fn start(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
@@ -54,6 +54,21 @@ mod runtime {
     #[pyfunction]
     pub fn supported_isas() -> Vec<&'static str> {
         Isa::supported().into_iter().map(Isa::name).collect()
+    }
+
+    /// Runs parallel work on the threads of GNU OpenMP, if the process has loaded it; returns whether it has.
+    #[pyfunction]
+    pub fn adopt_openmp() -> bool {
+        let adopted = openmp::adopt();
+        log::debug!(
+            "parallel work runs on {}",
+            if adopted {
+                "torch's OpenMP threads"
+            } else {
+                "threads of our own"
+            }
+        );
+        adopted
     }
 
     /// Switches to another instruction set, as `FERROSTEP_ISA` does at import.

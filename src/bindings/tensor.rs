@@ -19,8 +19,8 @@ use super::errors::Problem;
 use crate::kernels::elementwise::DType;
 use crate::kernels::strided::Strided;
 
-/// Sizes or strides, without an allocation up to the dimensions of a complex convolution.
-pub type Dims = SmallVec<[i64; 6]>;
+/// Sizes or strides, without an allocation up to the dimensions of a convolution.
+pub type Dims = SmallVec<[i64; 4]>;
 
 /// A tensor's memory. Complex numbers appear as a last dimension of two.
 #[derive(Clone, Debug)]
@@ -53,9 +53,11 @@ impl View {
 
 impl View {
     /// The dimensions from the largest stride to the smallest.
-    pub fn order(&self) -> SmallVec<[usize; 6]> {
-        let mut order: SmallVec<[usize; 6]> = (0..self.shape.len()).collect();
-        order.sort_by_key(|&dim| std::cmp::Reverse((self.strides[dim], self.shape[dim])));
+    pub fn order(&self) -> SmallVec<[usize; 4]> {
+        let mut order: SmallVec<[usize; 4]> = (0..self.shape.len()).collect();
+        if !self.is_contiguous() {
+            order.sort_by_key(|&dim| std::cmp::Reverse((self.strides[dim], self.shape[dim])));
+        }
         order
     }
 
@@ -69,10 +71,21 @@ impl View {
         }) || self.len == 0
     }
 
+    /// Whether the elements lie without gaps in the order of the dimensions.
+    pub fn is_contiguous(&self) -> bool {
+        let mut expected = 1;
+        self.shape.iter().zip(&self.strides).rev().all(|(&size, &stride)| {
+            let fits = size == 1 || stride == expected;
+            expected *= size;
+            fits
+        })
+    }
+
     /// Whether several elements may have the same place: a dimension that does not step over the smaller ones.
     pub fn overlaps_itself(&self) -> bool {
         let mut reach = 0;
         self.len > 1
+            && !self.is_contiguous()
             && self
                 .order()
                 .iter()

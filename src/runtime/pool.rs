@@ -10,6 +10,8 @@ use std::thread::Thread;
 use arc_swap::ArcSwapOption;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
+use super::openmp;
+
 /// How often the caller polls for the last workers before it sleeps: a few microseconds, the price of a sleep.
 const POLLS: usize = 2_000;
 
@@ -25,46 +27,81 @@ struct Pool {
 /// Calls `work(i)` for every `i < count`, on the calling thread and up to `threads - 1` workers. Which thread takes
 /// which index is not determined; the calls must not depend on it. Returns when all calls have ended.
 pub fn for_each(threads: usize, count: usize, work: &(dyn Fn(usize) + Sync)) {
-    let helpers = threads.min(count).saturating_sub(1);
-    if helpers == 0 {
+    let participants = threads.min(count);
+    if participants <= 1 {
         (0..count).for_each(work);
         return;
     }
     // SAFETY: only the lifetime changes. `Job::participate` calls `work` only with an index below `count` that it
     // claimed, and `Job::wait` returns only when all `count` claimed calls have ended; later workers find no index.
     let work: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(work) };
-    let job = Arc::new(Job {
-        work,
-        count,
-        claimed: AtomicUsize::new(0),
-        ended: AtomicUsize::new(0),
-        panicked: AtomicBool::new(false),
-        caller: std::thread::current(),
-    });
-    let pool = workers(helpers);
-    for _ in 0..helpers {
+    let job = Arc::new(Job::new(work, count, participants));
+    if openmp::run(participants, &|| job.participate()) {
+        return job.wait();
+    }
+    let pool = workers(participants - 1);
+    for _ in 1..participants {
         let job = Arc::clone(&job);
         pool.threads.spawn(move || job.participate());
     }
     job.participate();
     job.wait();
-    assert!(!job.panicked.load(Ordering::Relaxed), "a kernel panicked");
 }
 
 struct Job {
     work: &'static (dyn Fn(usize) + Sync),
     count: usize,
-    claimed: AtomicUsize,
+    /// A contiguous share of the indices for each participant. Whoever comes first takes the first, so that the same
+    /// memory tends to meet the same core's cache from call to call; who has finished helps with the others' shares.
+    shares: Box<[Share]>,
+    arrived: AtomicUsize,
     ended: AtomicUsize,
     panicked: AtomicBool,
     caller: Thread,
 }
 
+/// On a cache line of its own.
+#[repr(align(64))]
+struct Share {
+    next: AtomicUsize,
+    end: usize,
+}
+
 impl Job {
+    fn new(work: &'static (dyn Fn(usize) + Sync), count: usize, participants: usize) -> Job {
+        let start = |i: usize| i * count / participants;
+        let share = |i| Share {
+            next: AtomicUsize::new(start(i)),
+            end: start(i + 1),
+        };
+        Job {
+            work,
+            count,
+            shares: (0..participants).map(share).collect(),
+            arrived: AtomicUsize::new(0),
+            ended: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+            caller: std::thread::current(),
+        }
+    }
+
     fn participate(&self) {
+        // The caller takes the first share even if a worker was quicker.
+        let is_caller = std::thread::current().id() == self.caller.id();
+        let own = if is_caller {
+            0
+        } else {
+            1 + self.arrived.fetch_add(1, Ordering::Relaxed)
+        };
+        for i in 0..self.shares.len() {
+            self.finish(&self.shares[(own + i) % self.shares.len()]);
+        }
+    }
+
+    fn finish(&self, share: &Share) {
         loop {
-            let index = self.claimed.fetch_add(1, Ordering::Relaxed);
-            if index >= self.count {
+            let index = share.next.fetch_add(1, Ordering::Relaxed);
+            if index >= share.end {
                 return;
             }
             if catch_unwind(AssertUnwindSafe(|| (self.work)(index))).is_err() {
@@ -87,6 +124,7 @@ impl Job {
                 std::thread::park();
             }
         }
+        assert!(!self.panicked.load(Ordering::Relaxed), "a kernel panicked");
     }
 }
 

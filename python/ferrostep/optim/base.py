@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     StateDict = dict[str, Any]
 
+_core.adopt_openmp()
+
 
 class Options(TypedDict, total=False):
     """The options that every optimizer takes as keywords.
@@ -104,7 +106,7 @@ class ElementwiseOptimizer(Optimizer):
             or self._optimizer_step_post_hooks
             or torch_optimizer._global_optimizer_pre_hooks
             or torch_optimizer._global_optimizer_post_hooks
-            or torch.autograd._profiler_enabled()
+            or torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
         ):
             return _observed_step(self) if closure is None else _observed_step(self, closure)
         return self._step(closure)
@@ -348,9 +350,7 @@ def checked_betas(
     for i, beta in enumerate(betas):
         if isinstance(beta, Tensor):
             if options.get("foreach") and not options.get("capturable"):
-                raise ValueError(
-                    f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True"
-                )
+                raise ValueError(f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True")
             if beta.numel() != 1:
                 raise ValueError(f"Tensor betas[{i}] must be 1-element")
     first, second = (b.squeeze() if isinstance(b, Tensor) else b for b in betas)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +15,8 @@ _MASK32 = 0xFFFF_FFFF
 _MASK64 = 0xFFFF_FFFF_FFFF_FFFF
 
 
-class ReferenceRule(Protocol):
-    """An update rule: the new parameter and state from the old ones and the gradient."""
-
-    def __call__(
-        self, p: Tensor, g: Tensor, state: tuple[Tensor, ...], step: float, **hyperparameters: Any
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the new parameter and the new state."""
+ReferenceRule = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
+"""An update rule: ``rule(p, g, state, step, **hyperparameters)`` returns the new parameter and the new state."""
 
 
 def apply(
@@ -64,11 +59,12 @@ def apply(
 def _round_stochastically(exact: Tensor, param: Tensor, seed: int, number: int, step: int) -> Tensor:
     """Round float32 to the parameter's type, up or down at random, with the very bits of the Rust engine."""
     # The random numbers follow the order of the elements in memory.
-    order = sorted(range(param.dim()), key=lambda d: (-param.stride(d), -param.size(d)))
+    strides = param.stride()
+    order = sorted(range(param.dim()), key=lambda d: (-strides[d], -param.shape[d]))
     x = exact.permute(order).reshape(-1)
     noise = _noise(x.numel(), _key(_key(seed, number), step)).to(x.device)
     rounded = _dithered_bf16(x, noise) if param.dtype == torch.bfloat16 else _dithered_f16(x, noise)
-    shape = [param.size(d) for d in order]
+    shape = [param.shape[d] for d in order]
     inverse = sorted(range(len(order)), key=order.__getitem__)
     return rounded.reshape(shape).permute(inverse)
 
@@ -80,11 +76,12 @@ def _dithered_bf16(x: Tensor, noise: Tensor) -> Tensor:
 
 
 def _dithered_f16(x: Tensor, noise: Tensor) -> Tensor:
-    exponent = (x.view(torch.int32) & 0x7F80_0000).view(torch.float32)
-    spacing = (exponent * 2.0**-10).clamp_min(2.0**-24)
-    in_one_to_two = ((noise & 0x1FFF) << 10 | 0x3F80_0000).to(torch.int32).view(torch.float32)
-    dithered = x + (in_one_to_two + (-1.5 + 2.0**-14)) * spacing
-    return torch.where(x.isfinite(), dithered, x).to(torch.float16)
+    magnitude = x.abs()
+    # Below 2^-14 the spacing of float16 no longer shrinks; adding it makes the digits to drop 13 there, too.
+    shift = torch.where(magnitude < 2.0**-14, 2.0**-14, 0.0)
+    bits = (magnitude + shift).view(torch.int32).to(torch.int64)
+    dithered = ((bits + (noise & 0x1FFF)) & ~0x1FFF).to(torch.int32).view(torch.float32) - shift
+    return torch.where(x.isfinite(), dithered.copysign(x), x).to(torch.float16)
 
 
 def _noise(count: int, stream: int) -> Tensor:

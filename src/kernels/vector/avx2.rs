@@ -234,12 +234,12 @@ impl Bits for U32 {
         Self(unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())) })
     }
     #[inline(always)]
-    unsafe fn store_u16(self, to: *mut u16) {
+    unsafe fn store_upper_u16(self, to: *mut u16) {
         // SAFETY: the CPU has AVX2; the caller's promise covers the eight elements.
         unsafe {
-            let lower = _mm256_and_si256(self.0, _mm256_set1_epi32(0xffff));
+            let upper = _mm256_srli_epi32::<16>(self.0);
             // Packing works within 128-bit halves: gather the two quarters that hold the result.
-            let packed = _mm256_permute4x64_epi64::<0b00_00_10_00>(_mm256_packus_epi32(lower, lower));
+            let packed = _mm256_permute4x64_epi64::<0b00_00_10_00>(_mm256_packus_epi32(upper, upper));
             _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(packed));
         }
     }

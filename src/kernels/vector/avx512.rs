@@ -1,4 +1,4 @@
-//! AVX-512 (F and DQ): sixteen f32 or eight f64.
+//! AVX-512 (F, DQ and BW): sixteen f32 or eight f64.
 
 use core::arch::x86_64::*;
 
@@ -234,8 +234,16 @@ impl Bits for U32 {
         Self(unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast())) })
     }
     #[inline(always)]
-    unsafe fn store_u16(self, to: *mut u16) {
+    unsafe fn store_upper_u16(self, to: *mut u16) {
         // SAFETY: the CPU has AVX-512; the caller's promise covers the sixteen elements.
-        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(self.0)) }
+        unsafe {
+            // Every second word; a narrowing store (vpmovdw) is several times slower on Zen 4.
+            let odd = _mm512_set_epi16(
+                0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, //
+                31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1,
+            );
+            let words = _mm512_permutexvar_epi16(odd, self.0);
+            _mm256_storeu_si256(to.cast(), _mm512_castsi512_si256(words));
+        }
     }
 }

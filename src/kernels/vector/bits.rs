@@ -21,50 +21,51 @@ pub trait Bits: Copy {
     /// # Safety
     /// `from` is valid for reading as many elements as there are lanes.
     unsafe fn load_u16(from: *const u16) -> Self;
-    /// Writes the lower halves.
+    /// Writes the upper halves.
     ///
     /// # Safety
     /// `to` is valid for writing as many elements as there are lanes.
-    unsafe fn store_u16(self, to: *mut u16);
+    unsafe fn store_upper_u16(self, to: *mut u16);
 }
 
 const INFINITY: u32 = 0x7f80_0000;
 const WITHOUT_SIGN: u32 = 0x7fff_ffff;
+const QUIET_NAN: u32 = 0x7fc0_0000;
 
-/// The nearest bf16, ties to even, in the lower half of each lane; NaN stays NaN.
+/// The nearest bf16, ties to even, in the upper half of each lane; NaN stays NaN.
 #[inline(always)]
 pub fn nearest_bf16<B: Bits>(x: B) -> B {
     let odd = x.shr::<16>().and(B::splat(1));
-    let rounded = x.add(B::splat(0x7fff)).add(odd).shr::<16>();
-    let quiet_nan = x.shr::<16>().or(B::splat(0x40));
+    let rounded = x.add(B::splat(0x7fff)).add(odd);
     x.and(B::splat(WITHOUT_SIGN))
-        .if_greater(INFINITY, quiet_nan, rounded)
+        .if_greater(INFINITY, B::splat(QUIET_NAN), rounded)
 }
 
-/// One of the two nearest bf16, the nearer the more likely; `noise` decides. Infinity and NaN stay what they are.
+/// One of the two nearest bf16 in the upper half of each lane, the nearer the more likely; `noise` decides. Infinity
+/// and NaN stay what they are.
 #[inline(always)]
 pub fn dithered_bf16<B: Bits>(x: B, noise: B) -> B {
-    let dithered = x.add(noise.and(B::splat(0xffff))).shr::<16>();
+    let dithered = x.add(noise.and(B::splat(0xffff)));
     x.and(B::splat(WITHOUT_SIGN))
         .if_greater(INFINITY - 1, nearest_bf16(x), dithered)
 }
 
-/// `x` plus a uniform number from minus to plus half the spacing of f16 around it: rounding the sum to the nearest f16
-/// is then rounding `x` at random.
+/// One of the two nearest f16, the nearer the more likely, as an f32; `noise` decides. Infinity and NaN stay what they
+/// are.
 #[inline(always)]
-pub fn dither_for_f16<V: Single>(x: V, noise: V::Bits) -> V {
+pub fn dithered_f16<V: Single>(x: V, noise: V::Bits) -> V {
     type B<V> = <V as Single>::Bits;
-    let exponent = x.to_bits().and(B::<V>::splat(INFINITY));
-    // 2^(e - 10), but no finer than the spacing of subnormal f16.
-    let spacing = (V::from_bits(exponent) * f64::powi(2.0, -10)).max(V::splat(f64::powi(2.0, -24)));
-    // 13 bits (what f32 has more) as the fraction of a number in [1, 2), centred on the middle of their step.
-    let in_one_to_two = noise
-        .and(B::<V>::splat(0x1fff))
-        .shl::<10>()
-        .or(B::<V>::splat(0x3f80_0000));
-    let centred = V::from_bits(in_one_to_two) + (-1.5 + f64::powi(2.0, -14));
-    let dithered = x + centred * spacing;
-    V::from_bits(exponent.if_greater(INFINITY - 1, x.to_bits(), dithered.to_bits()))
+    const SMALLEST_NORMAL: u32 = 0x3880_0000; // 2^-14, the smallest f16 with all its digits
+    let magnitude = x.to_bits().and(B::<V>::splat(WITHOUT_SIGN));
+    // Below it the spacing no longer shrinks. Adding it moves x to where f32 has 13 digits more than f16 wants, as it
+    // has everywhere above.
+    let zero = B::<V>::splat(0);
+    let shift = magnitude.if_greater(SMALLEST_NORMAL - 1, zero, B::<V>::splat(SMALLEST_NORMAL));
+    let shifted = V::from_bits(magnitude) + V::from_bits(shift);
+    let dithered = shifted.to_bits().add(noise.and(B::<V>::splat(0x1fff))).and(B::<V>::splat(!0x1fff));
+    let dithered = V::from_bits(dithered) + -V::from_bits(shift);
+    let sign = x.to_bits().and(B::<V>::splat(!WITHOUT_SIGN));
+    V::from_bits(magnitude.if_greater(INFINITY - 1, x.to_bits(), dithered.to_bits().or(sign)))
 }
 
 /// Where in the stream of random numbers a vector stands: a counter and a key, no state. The same key and counter give

@@ -148,7 +148,7 @@ impl<V: Single> Stored<V> for f16 {
     #[inline(always)]
     unsafe fn store_dithered(value: V, to: *mut Self, noise: Noise) {
         // SAFETY: the caller's promise is the same.
-        unsafe { bits::dither_for_f16(value, noise.draw()).store_f16(to) }
+        unsafe { bits::dithered_f16(value, noise.draw()).store_f16(to) }
     }
 }
 
@@ -161,12 +161,12 @@ impl<V: Single> Stored<V> for bf16 {
     #[inline(always)]
     unsafe fn store(value: V, to: *mut Self) {
         // SAFETY: the caller's promise is the same.
-        unsafe { bits::nearest_bf16(value.to_bits()).store_u16(to.cast()) }
+        unsafe { bits::nearest_bf16(value.to_bits()).store_upper_u16(to.cast()) }
     }
     #[inline(always)]
     unsafe fn store_dithered(value: V, to: *mut Self, noise: Noise) {
         // SAFETY: the caller's promise is the same.
-        unsafe { bits::dithered_bf16(value.to_bits(), noise.draw()).store_u16(to.cast()) }
+        unsafe { bits::dithered_bf16(value.to_bits(), noise.draw()).store_upper_u16(to.cast()) }
     }
 }
 

@@ -210,8 +210,8 @@ impl Bits for U32 {
         unsafe { Lanes::<u16, 8>::read(from) }.map(u32::from)
     }
     #[inline(always)]
-    unsafe fn store_u16(self, to: *mut u16) {
+    unsafe fn store_upper_u16(self, to: *mut u16) {
         // SAFETY: the caller's promise is the same.
-        unsafe { self.map(|x| x as u16).write(to) }
+        unsafe { self.map(|x| (x >> 16) as u16).write(to) }
     }
 }

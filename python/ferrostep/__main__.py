@@ -1,0 +1,130 @@
+"""The command line: `python -m ferrostep compare` and `python -m ferrostep info`."""
+
+import argparse
+import importlib.util
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from .demo import DemoError, optimizers
+
+DEFAULT_STEPS = 400
+LARGEST_SEED = 2**63 - 1  # what torch's generators take
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and exit with code 2."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """An argument type: an integer of at least `least`."""
+
+    def convert(text: str) -> int:
+        number = int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
+        if not least <= number <= LARGEST_SEED:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
+        return number
+
+    return convert
+
+
+def duration(text: str) -> float:
+    """An argument type: seconds, more than 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text!r}")
+    return number
+
+
+def parser() -> Parser:
+    """The arguments of both commands."""
+    result = Parser(prog="python -m ferrostep", description="Optimizers with Rust kernels for torch and NumPy.")
+    commands = result.add_subparsers(dest="command", metavar="{compare,info}", required=True)
+    compare = commands.add_parser(
+        "compare",
+        help="train a small GPT with several optimizers and compare them",
+        description="Train the same small GPT on text with each optimizer, from the same weights and on the same "
+        "batches; print a table; write compare.png and compare.json. Ctrl-C reports what there is so far.",
+    )
+    compare.add_argument(
+        "--optimizers",
+        default=",".join(optimizers.DEFAULT),
+        metavar="A,B,...",
+        help=f"any of {', '.join(optimizers.OPTIMIZERS)} (default: %(default)s)",
+    )
+    compare.add_argument(
+        "--text", type=Path, metavar="FILE", help="text to train on (default: the standard library's source)"
+    )
+    length = compare.add_mutually_exclusive_group()
+    length.add_argument(
+        "--steps", type=whole_number(1), help=f"training steps of each optimizer (default: {DEFAULT_STEPS})"
+    )
+    length.add_argument("--seconds", type=duration, help="seconds of training of each optimizer, instead of steps")
+    compare.add_argument(
+        "--seed", type=whole_number(0), default=0, help="of weights and batches (default: %(default)s)"
+    )
+    compare.add_argument(
+        "--out",
+        type=Path,
+        default=Path("ferrostep-compare"),
+        metavar="DIR",
+        help="folder to write to (default: %(default)s)",
+    )
+    commands.add_parser("info", help="print versions, instruction sets and threads")
+    return result
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    """Compare as the arguments say; the exit code."""
+    missing = [name for name in ("torch", "rich", "matplotlib") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DemoError(f'{", ".join(missing)} not installed: pip install "ferrostep[demo]"')
+    names = optimizers.parse(arguments.optimizers)
+
+    from rich.console import Console
+
+    from .demo.compare import compare
+    from .demo.training import Budget
+
+    steps = DEFAULT_STEPS if arguments.steps is None and arguments.seconds is None else arguments.steps
+    budget = Budget(steps, arguments.seconds)
+    completed = compare(names, arguments.text, budget, arguments.seed, arguments.out, Console(highlight=False))
+    return 0 if completed else 130
+
+
+def run_info() -> int:
+    """Print `ferrostep.info()`, aligned; the exit code."""
+    import ferrostep
+
+    facts = ferrostep.info()
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        shown = ", ".join(value) if isinstance(value, list) else "not installed" if value is None else value
+        print(f"{name:<{width}}  {shown}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv`, by default that of the process, and return the exit code."""
+    arguments = parser().parse_args(argv)
+    try:
+        return run_compare(arguments) if arguments.command == "compare" else run_info()
+    except DemoError as error:
+        print(f"python -m ferrostep {arguments.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The optimizers that `compare` knows: one table, one line each.
+
+torch is not imported here, so that `compare --help` can list the names without it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from . import DemoError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+
+Factory = Callable[["nn.Module"], "Optimizer"]
+
+
+def of(path: str, **options: Any) -> Factory:
+    """A factory that gives every parameter of the model to the class at `path`, imported when it is called."""
+    module, name = path.rsplit(".", 1)
+
+    def make(model: nn.Module) -> Optimizer:
+        cls = getattr(importlib.import_module(module), name)
+        return cls(model.parameters(), **options)  # type: ignore[no-any-return]
+
+    return make
+
+
+# Options of one rule are the same for every implementation of it. The rates come from a coarse grid on about the
+# default run; Lion's step is a sign, hence the smaller rate and the larger decay (Chen et al. 2023, section 5).
+ADAMW: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
+LION: dict[str, Any] = {"lr": 3e-4, "betas": (0.95, 0.98), "weight_decay": 1.0}
+SGD: dict[str, Any] = {"lr": 0.3, "momentum": 0.9}
+
+OPTIMIZERS: dict[str, Factory] = {
+    "adamw": of("ferrostep.optim.AdamW", **ADAMW),
+    "lion": of("ferrostep.optim.Lion", **LION),
+    "torch.adamw": of("torch.optim.AdamW", **ADAMW, fused=True),
+    "torch.adamw-foreach": of("torch.optim.AdamW", **ADAMW, foreach=True),
+    "torch.sgd": of("torch.optim.SGD", **SGD),
+    "lion-pytorch": of("lion_pytorch.Lion", **LION),
+}
+DEFAULT = ("adamw", "lion", "torch.adamw")
+
+
+def parse(names: str) -> list[str]:
+    """The names in a list such as `"adamw, lion"`, each once; `DemoError` if one is unknown or none is there."""
+    chosen = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    if not chosen:
+        raise DemoError(f"no optimizer named; known: {', '.join(OPTIMIZERS)}")
+    for name in chosen:
+        if name not in OPTIMIZERS:
+            near = difflib.get_close_matches(name, OPTIMIZERS, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise DemoError(f"unknown optimizer {name!r}{hint}; known: {', '.join(OPTIMIZERS)}")
+    return chosen
+
+
+def build(name: str, model: nn.Module) -> Optimizer:
+    """The optimizer `name` over the model's parameters; `DemoError` if its package is not installed."""
+    try:
+        return OPTIMIZERS[name](model)
+    except ImportError as error:
+        raise DemoError(f"optimizer {name!r} cannot be loaded: {error}") from error

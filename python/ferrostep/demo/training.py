@@ -1,0 +1,125 @@
+"""Training one model with one optimizer, and what is measured meanwhile."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import fmean, median
+from typing import NamedTuple
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+
+from . import optimizers
+from .model import GPT
+from .text import Text, windows
+
+BATCH = 8
+HELD_OUT_BATCHES = 32
+WARM_UP = 0.1  # share of the budget in which the rate rises
+LAST_RATE = 0.1  # share of the highest rate at which the cosine ends
+
+
+class Step(NamedTuple):
+    """One training step: the loss before the update, and seconds in all and in `optimizer.step()`."""
+
+    loss: float
+    seconds: float
+    optimizer_seconds: float
+
+
+@dataclass
+class Run:
+    """What is known of one optimizer's training, also while it goes on."""
+
+    name: str
+    steps: list[Step] = field(default_factory=list)
+    state_bytes: int = 0
+    held_out_loss: float | None = None  # None until training is complete
+
+    @property
+    def train_loss(self) -> float:
+        """Mean over the last twentieth of the steps."""
+        return fmean(step.loss for step in self.steps[-math.ceil(len(self.steps) / 20) :])
+
+    @property
+    def step_ms(self) -> float:
+        """Median milliseconds of a step."""
+        return 1e3 * median(step.seconds for step in self.steps)
+
+    @property
+    def optimizer_ms(self) -> float:
+        """Median milliseconds of `optimizer.step()`."""
+        return 1e3 * median(step.optimizer_seconds for step in self.steps)
+
+    @property
+    def optimizer_share(self) -> float:
+        """The optimizer's part of the time of all steps, 0 to 1."""
+        return sum(step.optimizer_seconds for step in self.steps) / sum(step.seconds for step in self.steps)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: a number of steps, or of seconds."""
+
+    steps: int | None = None
+    seconds: float | None = None
+
+    def used(self, steps: int, seconds: float) -> float:
+        """Share used up, 1 or more at the end."""
+        return steps / self.steps if self.steps is not None else seconds / (self.seconds or 1.0)
+
+
+def rate(used: float) -> float:
+    """Factor of the learning rate: a linear rise, then a cosine down to `LAST_RATE`."""
+    if used < WARM_UP:
+        return max(used / WARM_UP, 0.01)
+    fall = min((used - WARM_UP) / (1 - WARM_UP), 1.0)
+    return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * fall))
+
+
+def train(run: Run, model: GPT, text: Text, budget: Budget, seed: int, after_step: Callable[[float], None]) -> None:
+    """Train `model` in place and record it in `run`, step by step; an interrupted run keeps what it has.
+
+    The batches depend on `seed` alone. `after_step` gets the share of the budget that is used.
+    """
+    torch.manual_seed(seed)  # for optimizers that draw numbers of their own
+    batches = torch.Generator().manual_seed(seed)
+    optimizer = optimizers.build(run.name, model)
+    started = time.perf_counter()
+
+    def used(steps: int) -> float:
+        return budget.used(steps, time.perf_counter() - started)
+
+    schedule = LambdaLR(optimizer, lambda done: rate(used(done + 1)))
+    while used(len(run.steps)) < 1:
+        begin = time.perf_counter()
+        loss = model.loss(windows(text.train, BATCH, model.shape.context + 1, batches))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        before = time.perf_counter()
+        optimizer.step()
+        after = time.perf_counter()
+        schedule.step()
+        run.steps.append(Step(loss.item(), time.perf_counter() - begin, after - before))
+        run.state_bytes = state_bytes(optimizer)
+        after_step(used(len(run.steps)))
+    run.held_out_loss = held_out_loss(model, text)
+
+
+@torch.no_grad()
+def held_out_loss(model: GPT, text: Text) -> float:
+    """Mean loss over the same held-out windows for every call."""
+    places = torch.Generator().manual_seed(0)
+    length = model.shape.context + 1
+    return fmean(model.loss(windows(text.held_out, BATCH, length, places)).item() for _ in range(HELD_OUT_BATCHES))
+
+
+def state_bytes(optimizer: torch.optim.Optimizer) -> int:
+    """Bytes of the tensors that the optimizer keeps between steps."""
+    return sum(
+        value.nbytes
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    )

@@ -1,0 +1,150 @@
+"""The update rules for NumPy arrays, in place; torch is not needed.
+
+Arrays are float32, float64, float16, bfloat16 (of ml_dtypes), complex64 or complex128, of any layout; those of one
+call have the same shape. The gradient has the parameter's dtype; states have one dtype together: the parameter's,
+or float32 for 16-bit parameters, or bfloat16. The arithmetic is float64 for float64 and complex128, else float32.
+
+Every function raises TypeError or ValueError, with nothing changed, for arrays that do not fit: wrong dtype or shape,
+read-only, or sharing memory.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ferrostep import _core
+
+__all__ = ["adamw_", "lion_"]
+
+Array = npt.NDArray[Any]
+
+
+def adamw_(
+    param: Array,
+    grad: Array,
+    exp_avg: Array,
+    exp_avg_sq: Array,
+    *,
+    step: int,
+    max_exp_avg_sq: Array | None = None,
+    lr: float = 1e-3,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 1e-2,
+    decoupled_weight_decay: bool = True,
+    maximize: bool = False,
+    rounding: str = "nearest",
+    kahan_comp: Array | None = None,
+    seed: int = 0,
+    num_threads: int | None = None,
+) -> None:
+    """AdamW (arXiv 1711.05101, Algorithm 2) as :class:`ferrostep.optim.AdamW`, on arrays.
+
+    Args:
+        param: updated in place.
+        grad: the gradient; only read.
+        exp_avg, exp_avg_sq: the moments, zeros before the first step; updated in place.
+        step: the number of this step, from 1.
+        max_exp_avg_sq: makes it AMSGrad: the greatest second moment, zeros at first; updated in place.
+        lr, betas, eps, weight_decay, decoupled_weight_decay, maximize: as of the class.
+        rounding: to a 16-bit parameter: "nearest", "stochastic" (from ``seed`` and ``step``) or "kahan" (with
+            ``kahan_comp``, an array like ``param``, zeros at first; updated in place).
+        num_threads: at most; default the number of CPUs.
+    """
+    rule = _core.AdamW if max_exp_avg_sq is None else _core.AmsGrad
+    states = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
+    if max_exp_avg_sq is not None:
+        states["max_exp_avg_sq"] = max_exp_avg_sq
+    beta1, beta2 = betas
+    _check("step", step, 1)
+    for name, value, high in (
+        ("lr", lr, np.inf),
+        ("betas[0]", beta1, 1.0),
+        ("betas[1]", beta2, 1.0),
+        ("eps", eps, np.inf),
+        ("weight_decay", weight_decay, np.inf),
+    ):
+        _check(name, value, 0.0, high)
+    kernel = rule(
+        lr=lr,
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=weight_decay,
+        decoupled=decoupled_weight_decay,
+        maximize=maximize,
+    )
+    _update(kernel, param, grad, states, step, rounding, kahan_comp, seed, num_threads)
+
+
+def lion_(
+    param: Array,
+    grad: Array,
+    exp_avg: Array,
+    *,
+    lr: float = 1e-4,
+    betas: tuple[float, float] = (0.9, 0.99),
+    weight_decay: float = 0.0,
+    maximize: bool = False,
+    rounding: str = "nearest",
+    kahan_comp: Array | None = None,
+    seed: int = 0,
+    step: int = 0,
+    num_threads: int | None = None,
+) -> None:
+    """Lion (arXiv 2302.06675, Algorithm 2) as :class:`ferrostep.optim.Lion`, on arrays.
+
+    Args:
+        param: updated in place.
+        grad: the gradient; only read.
+        exp_avg: the momentum, zeros before the first step; updated in place.
+        lr, betas, weight_decay, maximize: as of the class.
+        rounding: to a 16-bit parameter: "nearest", "stochastic" (from ``seed`` and ``step``) or "kahan" (with
+            ``kahan_comp``, an array like ``param``, zeros at first; updated in place).
+        step: used by stochastic rounding only: another number for every call.
+        num_threads: at most; default the number of CPUs.
+    """
+    beta1, beta2 = betas
+    for name, value, high in (
+        ("lr", lr, np.inf),
+        ("betas[0]", beta1, 1.0),
+        ("betas[1]", beta2, 1.0),
+        ("weight_decay", weight_decay, np.inf),
+    ):
+        _check(name, value, 0.0, high)
+    kernel = _core.Lion(lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay, maximize=maximize)
+    _update(kernel, param, grad, {"exp_avg": exp_avg}, step, rounding, kahan_comp, seed, num_threads)
+
+
+def _check(name: str, value: float, low: float, high: float = np.inf) -> None:
+    if not low <= value < high:
+        raise ValueError(f"Invalid {name}: {value}; expected {low} <= {name} < {high}")
+
+
+def _update(
+    kernel: _core.AdamW | _core.AmsGrad | _core.Lion,
+    param: Array,
+    grad: Array,
+    states: dict[str, Array],
+    step: int,
+    rounding: str,
+    kahan_comp: Array | None,
+    seed: int,
+    num_threads: int | None,
+) -> None:
+    batch = _core.Batch()
+    batch.add(
+        kernel,
+        [param],
+        [grad],
+        {name: [state] for name, state in states.items()},
+        step=step,
+        rounding=rounding,
+        seed=seed,
+        compensation=None if kahan_comp is None else [kahan_comp],
+    )
+    batch.run(num_threads or os.cpu_count() or 1)

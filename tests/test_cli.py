@@ -1,0 +1,177 @@
+"""`python -m ferrostep` as a user runs it: in a process of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ferrostep.__main__ import main
+from ferrostep.demo.optimizers import OPTIMIZERS
+
+SAMPLE = b"def f(x):\n    return [i * i for i in range(x)]\n" * 60
+
+
+def ferrostep(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "ferrostep", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment(), timeout=120)
+
+
+def environment() -> dict[str, str]:
+    """A pipe's width and encoding, whatever the tests run in."""
+    dropped = ("COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE")
+    return {k: v for k, v in os.environ.items() if k not in dropped} | {"PYTHONUTF8": "1"}
+
+
+@pytest.fixture
+def sample(tmp_path: Path) -> Path:
+    path = tmp_path / "sample.py"
+    path.write_bytes(SAMPLE)
+    return path
+
+
+def test_compare_prints_a_table_and_writes_both_files(sample: Path, tmp_path: Path) -> None:
+    names = ["adamw", "lion", "torch.adamw"]  # the default
+    done = ferrostep("compare", "--steps", 3, "--text", sample, "--out", tmp_path / "new" / "out", "--seed", 5)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert all(len(line) <= 80 for line in done.stdout.splitlines() if not line.startswith("Wrote"))
+    rows = {
+        line.split()[0]: line.split()[1:] for line in done.stdout.splitlines() if line.startswith(" ") and line.strip()
+    }
+    assert (tmp_path / "new/out/compare.png").read_bytes().startswith(b"\x89PNG")
+
+    content = json.loads((tmp_path / "new/out/compare.json").read_text())
+    assert content["seed"] == 5 and content["text"] == "sample.py"
+    assert content["train_bytes"] + content["held_out_bytes"] == len(SAMPLE)
+    assert [run["optimizer"] for run in content["runs"]] == names
+    for run in content["runs"]:
+        assert run["complete"] and len(run["losses"]) == 3
+        assert run["train_loss"] == run["losses"][-1]  # a twentieth of three steps is the last
+        assert 0 < run["optimizer_share"] < 1 and 0 < run["optimizer_ms"] < run["step_ms"]
+        assert run["losses"][0] == pytest.approx(content["runs"][0]["losses"][0], rel=1e-6)
+        assert rows[run["optimizer"]][:3] == ["3", f"{run['train_loss']:.3f}", f"{run['held_out_loss']:.3f}"]
+    adamw, lion, torch_adamw = content["runs"]
+    assert adamw["losses"] == pytest.approx(torch_adamw["losses"], rel=1e-4)
+    assert lion["state_bytes"] == 4 * content["parameters"]
+    assert adamw["state_bytes"] == pytest.approx(8 * content["parameters"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--optimizers", "adamw,lyon"], "unknown optimizer 'lyon' (did you mean 'lion'?)"),
+        (["--optimizers", ","], "no optimizer named"),
+        (["--text", "nowhere.txt"], "cannot read the text 'nowhere.txt'"),
+        (["--text", "."], "cannot read the text '.'"),
+        (["--text", "short.txt"], "the text is too short: short.txt has 9 bytes, at least 1,290 are needed"),
+        (
+            ["--optimizers", "torch.sgd", "--text", "long.txt", "--out", "short.txt"],
+            "cannot make the folder 'short.txt'",
+        ),
+        (["--steps", "0"], "argument --steps: expected a whole number of at least 1, got '0'"),
+        (["--steps", "-3"], "argument --steps: expected a whole number of at least 1, got '-3'"),
+        (["--steps", "ten"], "argument --steps: expected a whole number of at least 1, got 'ten'"),
+        (["--seconds", "nan"], "argument --seconds: expected a number of seconds above 0, got 'nan'"),
+        (["--steps", "3", "--seconds", "3"], "not allowed with argument"),
+        (["--seed", "9" * 30], "argument --seed: expected a whole number of at least 0"),
+        (["--stepz", "3"], "unrecognized arguments: --stepz 3"),
+    ],
+)
+def test_a_mistake_is_one_line_and_code_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "short.txt").write_bytes(b"too short")
+    (tmp_path / "long.txt").write_bytes(SAMPLE)
+    monkeypatch.chdir(tmp_path)
+    try:
+        code: object = main(["compare", *arguments])
+    except SystemExit as stop:  # argparse's way
+        code = stop.code
+    printed = capsys.readouterr()
+    assert code == 2
+    assert printed.err.startswith("python -m ferrostep compare: error: ") or "unrecognized" in message
+    assert message in printed.err
+    assert printed.err.count("\n") == 1 and printed.out == ""
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["long.txt", "short.txt"]
+
+
+def test_a_mistake_ends_the_process_with_code_2() -> None:
+    done = ferrostep("compare", "--optimizers", "nothing")
+    assert done.returncode == 2
+    assert done.stdout == "" and done.stderr.startswith(
+        "python -m ferrostep compare: error: unknown optimizer 'nothing'"
+    )
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("package", ["torch", "rich", "matplotlib"])
+def test_a_missing_package_names_the_extra(
+    package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["compare"]) == 2
+    expected = f'python -m ferrostep compare: error: {package} not installed: pip install "ferrostep[demo]"\n'
+    assert capsys.readouterr().err == expected
+
+
+def test_ctrl_c_prints_what_there_is(sample: Path, tmp_path: Path) -> None:
+    # A process started in the background may have SIGINT ignored: put Python's handler back.
+    script = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    script += "runpy.run_module('ferrostep', run_name='__main__', alter_sys=True)"
+    arguments = ["compare", "--optimizers", "torch.adamw,torch.sgd,lion", "--text", str(sample)]
+    arguments += ["--seconds", "3", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+        env=environment(),
+    )
+    assert process.stdout is not None
+    before = ""
+    while "torch.sgd: step 1 " not in before:
+        line = process.stdout.readline()
+        assert line, process.communicate()
+        before += line
+    process.send_signal(signal.SIGINT)
+    after, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors == ""
+    assert "Stopped. So far:" in after
+    complete, stopped = (
+        next(line for line in after.splitlines() if f" {name} " in line) for name in arguments[2].split(",")[:2]
+    )
+    assert "stopped" not in complete and "stopped" in stopped
+    assert " lion " not in after
+    runs = json.loads((tmp_path / "compare.json").read_text())["runs"]
+    assert [(run["optimizer"], run["complete"]) for run in runs] == [("torch.adamw", True), ("torch.sgd", False)]
+    assert (tmp_path / "compare.png").exists()
+
+
+def test_help_names_every_optimizer(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in OPTIMIZERS)
+
+
+def test_info_prints_aligned_facts() -> None:
+    import ferrostep as package
+
+    done = ferrostep("info")
+    assert done.returncode == 0, done.stderr
+    facts = package.info()
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == list(facts)
+    column = max(map(len, facts)) + 2
+    assert all(line[column - 1] == " " and line[column] != " " for line in lines)
+    assert package.__version__ in done.stdout
