@@ -152,6 +152,10 @@ class ElementwiseOptimizer(Optimizer):
             torch.autograd.graph.increment_version(native)
         for gathered in elsewhere:
             gathered.run_reference()
+        self._after_update(batch, elsewhere)
+
+    def _after_update(self, batch: _core.Batch, elsewhere: list[Gathered]) -> None:
+        """For subclasses: called when all groups have been updated."""
 
     def _gather(
         self, number: int, group: dict[str, Any], found: list[tuple[int, Tensor, Tensor]], new_state: NewState
