@@ -69,10 +69,15 @@ class HessianEstimate:
 
     def __init__(self, *, beta2: float, scale: float, skip_nonfinite: bool) -> None: ...
 
+class Known:
+    """What one step of an optimizer leaves to the next, to check less."""
+
+    def __init__(self) -> None: ...
+
 class Batch:
     """One optimizer step: ``add`` checks a group's tensors, ``run`` updates all groups or, on an error, none."""
 
-    def __init__(self) -> None: ...
+    def __init__(self, known: Known | None = None) -> None: ...
     def add(
         self,
         rule: AdamW | AmsGrad | Lion | Sophia | HessianSquare | HessianProduct | HessianEstimate,

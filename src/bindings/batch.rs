@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::errors::{Place, Problem, Refusal};
 use super::overlap::{self, Claim};
 use super::rules;
-use super::tensor::{Counter, Reader, View};
+use super::tensor::{Counter, Known, Reader, View};
 use crate::kernels::elementwise::{self, Buffers, DType, Hyperparameters, Rounding, Rule, Values, Work};
 use crate::kernels::strided::Staged;
 
@@ -27,6 +27,7 @@ pub struct Batch {
     staged: Vec<Staged>,
     /// What the views point into.
     tensors: Vec<Py<PyAny>>,
+    known: Option<Py<Known>>,
     done: bool,
     counted: u64,
 }
@@ -40,11 +41,11 @@ struct Group {
 }
 
 /// Whose memory it is: group, tensor and argument by their numbers in [`Batch::groups`].
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Owner {
+    argument: u32,
     group: u32,
     tensor: u32,
-    argument: u32,
 }
 
 /// The arguments of [`Batch::add`] besides the rule.
@@ -61,8 +62,16 @@ pub struct Inputs<'a, 'py> {
 #[pymethods]
 impl Batch {
     #[new]
-    fn new() -> Batch {
-        Batch::default()
+    #[pyo3(signature = (known=None))]
+    fn new(py: Python<'_>, known: Option<Py<Known>>) -> Batch {
+        let reader = known
+            .as_ref()
+            .map_or_else(Reader::default, |known| Reader::resume(&mut known.borrow_mut(py)));
+        Batch {
+            reader,
+            known,
+            ..Batch::default()
+        }
     }
 
     /// Adds a parameter group; the argument names are those of the error messages. See `_core.pyi`.
@@ -126,6 +135,9 @@ impl Batch {
         if std::mem::replace(&mut self.done, true) {
             return Err(PyRuntimeError::new_err("this batch has run already"));
         }
+        if let Some(known) = &self.known {
+            self.reader.leave(&mut known.borrow_mut(py));
+        }
         if let Some((one, other)) = overlap::find(&mut self.writes, &self.reads) {
             let problem = Problem::Overlaps {
                 other: self.place(other),
@@ -173,6 +185,7 @@ impl Batch {
         let count = inputs.params.len();
         self.check_lengths::<N>(count, &inputs)?;
         let mut batch = elementwise::Batch::with_capacity(count);
+        let mut latest = None; // most tensors are at the same step, and its rule takes a power or two
         for i in 0..count {
             let tensors = self.views::<H::Rule, N>(i, &inputs)?;
             let step = match tensors.counter {
@@ -182,7 +195,11 @@ impl Batch {
             let group = self.groups.last().and_then(|group| group.number).unwrap_or(0);
             let number = self.position(i) as u64 | (group as u64) << 32;
             let buffers = self.buffers::<H::Rule, N>(&tensors);
-            let rule = hyperparameters.at_step(step as f64);
+            let rule = match latest {
+                Some((known, rule)) if known == step => rule,
+                _ => hyperparameters.at_step(step as f64),
+            };
+            latest = Some((step, rule));
             // SAFETY: the views are valid while `self` lives, and `run` checks that what is written is not shared.
             let added = unsafe { batch.push(rule, rounding(&tensors.param, &inputs), number, step, buffers) };
             if added.is_err() {
@@ -222,6 +239,13 @@ impl Batch {
                 };
                 return Err(self.refuse(0, argument + 1, problem));
             }
+        }
+        let positions = self.groups.last().and_then(|group| group.positions.as_ref());
+        if let Some(positions) = positions
+            && positions.len() != count
+        {
+            let message = format!("positions has {} numbers, expected {count}", positions.len());
+            return Err(PyValueError::new_err(message));
         }
         if inputs.compensation.is_none() && inputs.rounding == Rounding::Kahan {
             return Err(PyValueError::new_err(
@@ -279,7 +303,7 @@ impl Batch {
         writable: bool,
     ) -> PyResult<View> {
         let tensor = list.get_item(i)?;
-        let view = match self.reader.view(&tensor, writable)? {
+        let view = match self.reader.view(&tensor, writable, argument >= 2)? {
             Ok(view) => view,
             Err(problem) => return Err(self.refuse(i, argument, problem)),
         };

@@ -19,7 +19,7 @@ mod _core {
     #[pymodule_export]
     use super::runtime::{adopt_openmp, isa, supported_isas, use_isa};
     #[pymodule_export]
-    use super::tensor::use_exchange_api;
+    use super::tensor::{Known, use_exchange_api};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

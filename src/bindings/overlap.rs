@@ -55,17 +55,15 @@ impl<T: Copy> Claim<T> {
     }
 }
 
-/// The first two claims found that overlap, where at least one is in `writes`. Sorts `writes`.
-pub fn find<T: Copy>(writes: &mut [Claim<T>], reads: &[Claim<T>]) -> Option<(T, T)> {
+/// Two claims that overlap, where at least one is in `writes`. Sorts `writes`.
+pub fn find<T: Copy + Ord>(writes: &mut [Claim<T>], reads: &[Claim<T>]) -> Option<(T, T)> {
     writes.sort_unstable_by_key(|claim| claim.start);
     // The claim that reaches farthest so far may overlap a later one than the next.
     let mut farthest = 0;
     for i in 1..writes.len() {
         if writes[i].start < writes[farthest].end {
-            for earlier in &writes[..i] {
-                if earlier.overlaps(&writes[i]) {
-                    return Some((earlier.owner, writes[i].owner));
-                }
+            if writes[..i].iter().any(|earlier| earlier.overlaps(&writes[i])) {
+                return least_pair(writes);
             }
         }
         if writes[i].end > writes[farthest].end {
@@ -84,4 +82,17 @@ pub fn find<T: Copy>(writes: &mut [Claim<T>], reads: &[Claim<T>]) -> Option<(T, 
         }
     }
     None
+}
+
+/// Of all overlapping pairs the one of the least owners: where a parameter is listed twice, the error is to name the
+/// parameter rather than one of its states.
+fn least_pair<T: Copy + Ord>(claims: &[Claim<T>]) -> Option<(T, T)> {
+    let pairs = claims.iter().enumerate().flat_map(|(i, one)| {
+        let others = claims[i + 1..].iter().take_while(|other| other.start < one.end);
+        others.filter(|other| one.overlaps(other)).map(|other| {
+            let (a, b) = (one.owner, other.owner);
+            if a < b { (a, b) } else { (b, a) }
+        })
+    });
+    pairs.min()
 }

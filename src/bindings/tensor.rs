@@ -74,11 +74,15 @@ impl View {
     /// Whether the elements lie without gaps in the order of the dimensions.
     pub fn is_contiguous(&self) -> bool {
         let mut expected = 1;
-        self.shape.iter().zip(&self.strides).rev().all(|(&size, &stride)| {
-            let fits = size == 1 || stride == expected;
-            expected *= size;
-            fits
-        })
+        self.shape
+            .iter()
+            .zip(&self.strides)
+            .rev()
+            .all(|(&size, &stride)| {
+                let fits = size == 1 || stride == expected;
+                expected *= size;
+                fits
+            })
     }
 
     /// Whether several elements may have the same place: a dimension that does not step over the smaller ones.
@@ -136,9 +140,10 @@ unsafe impl Sync for Counter {}
 impl Counter {
     /// The counter in a one-element view of f32 or f64.
     pub fn read(view: &View) -> Option<Counter> {
-        // SAFETY: the view is valid and has one element of the type.
         let value = match (view.len, view.dtype) {
+            // SAFETY: the view is valid and has one element of the type.
             (1, DType::F32) => unsafe { view.data.cast::<f32>().read() as f64 },
+            // SAFETY: as above.
             (1, DType::F64) => unsafe { view.data.cast::<f64>().read() },
             _ => return None,
         };
@@ -174,6 +179,25 @@ pub struct Reader {
     kinds: Vec<(Py<PyType>, Kind)>,
     /// DLPack capsules own what the views of their tensors point to.
     capsules: Vec<Py<PyAny>>,
+    /// The lasting tensors of the last step in the order of their reading, and how many of them have been met again.
+    known: Vec<(Py<PyAny>, usize)>,
+    met: usize,
+}
+
+/// What one step leaves to the next: the states found to be free of lazy operations, and where their
+/// data was. Only a new tensor or new data can have one, so the next step need not ask again.
+#[pyclass(module = "ferrostep._core")]
+#[derive(Default)]
+pub struct Known {
+    tensors: Vec<(Py<PyAny>, usize)>,
+}
+
+#[pymethods]
+impl Known {
+    #[new]
+    fn new() -> Known {
+        Known::default()
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -194,23 +218,67 @@ pub fn use_exchange_api(yes: bool) {
 }
 
 impl Reader {
-    /// The memory of a tensor or array. The view is valid while the object lives, keeps its memory, and the reader
-    /// lives. (Another thread that meanwhile replaces the memory, by `param.data = ...`, is the caller's mistake.)
-    pub fn view(&mut self, object: &Bound<'_, PyAny>, writable: bool) -> PyResult<Result<View, Problem>> {
-        match self.kind(&object.get_type())? {
-            Kind::Numpy => numpy_view(object.cast::<PyUntypedArray>()?, writable),
-            Kind::Unknown => Ok(Err(Problem::NotATensor {
-                kind: object.get_type().name()?.to_string(),
-            })),
-            Kind::Exchange(from_object) => match lazy_bit(object)? {
-                Some(problem) => Ok(Err(problem)),
-                None => exchanged_view(object, from_object),
-            },
-            Kind::Capsule => match lazy_bit(object)? {
-                Some(problem) => Ok(Err(problem)),
-                None => self.capsule_view(object),
-            },
+    /// A reader that begins with what the last one knew.
+    pub fn resume(known: &mut Known) -> Reader {
+        Reader {
+            known: std::mem::take(&mut known.tensors),
+            ..Reader::default()
         }
+    }
+
+    /// Leaves what this reader knows to the next.
+    pub fn leave(&mut self, known: &mut Known) {
+        self.known.truncate(self.met);
+        known.tensors = std::mem::take(&mut self.known);
+    }
+
+    /// The memory of a tensor or array, to be written or only read. `lasting` tensors (states) are remembered from one
+    /// step to the next; of others (gradients come and go, parameters change their `.data`) all is asked each time.
+    ///
+    /// The view is valid while the object lives, keeps its memory, and the reader lives. (Another thread that
+    /// meanwhile replaces the memory, by `param.data = ...`, is the caller's mistake.)
+    pub fn view(
+        &mut self,
+        object: &Bound<'_, PyAny>,
+        writable: bool,
+        lasting: bool,
+    ) -> PyResult<Result<View, Problem>> {
+        let viewed = match self.kind(&object.get_type())? {
+            Kind::Numpy => return numpy_view(object.cast::<PyUntypedArray>()?, writable),
+            Kind::Unknown => {
+                let kind = object.get_type().name()?.to_string();
+                return Ok(Err(Problem::NotATensor { kind }));
+            }
+            Kind::Exchange(from_object) => exchanged_view(object, from_object)?,
+            Kind::Capsule => self.capsule_view(object)?,
+        };
+        Ok(match viewed {
+            Ok(view) if lasting && self.remembers(object, &view) => Ok(view),
+            Ok(_) if object.call_method0(intern!(object.py(), "is_neg"))?.is_truthy()? => {
+                Err(Problem::NegativeBit)
+            }
+            Ok(view) => {
+                if lasting {
+                    self.remember(object, &view);
+                }
+                Ok(view)
+            }
+            problem => problem,
+        })
+    }
+
+    /// Whether the tensor and the place of its data are those of the last step.
+    fn remembers(&mut self, object: &Bound<'_, PyAny>, view: &View) -> bool {
+        let same = |(tensor, data): &(Py<PyAny>, usize)| tensor.is(object) && *data == view.data as usize;
+        let found = self.known.get(self.met).is_some_and(same);
+        self.met += usize::from(found);
+        found
+    }
+
+    fn remember(&mut self, object: &Bound<'_, PyAny>, view: &View) {
+        self.known.truncate(self.met);
+        self.known.push((object.clone().unbind(), view.data as usize));
+        self.met += 1;
     }
 
     fn kind(&mut self, ty: &Bound<'_, PyType>) -> PyResult<Kind> {
@@ -250,16 +318,6 @@ impl Reader {
     }
 }
 
-/// The lazily applied operation that DLPack does not know of, if the tensor has one.
-fn lazy_bit(tensor: &Bound<'_, PyAny>) -> PyResult<Option<Problem>> {
-    let py = tensor.py();
-    if tensor.call_method0(intern!(py, "is_neg"))?.is_truthy()? {
-        return Ok(Some(Problem::NegativeBit));
-    }
-    // Only complex tensors can have the other bit; asking all costs as much again as the whole crossing.
-    Ok(None)
-}
-
 fn exchanged_view(object: &Bound<'_, PyAny>, from_object: FromPyObject) -> PyResult<Result<View, Problem>> {
     let mut tensor = DlTensor::EMPTY;
     // SAFETY: the function comes from the type of this very object; `tensor` is a place for its result.
@@ -275,12 +333,17 @@ fn exchanged_view(object: &Bound<'_, PyAny>, from_object: FromPyObject) -> PyRes
 fn refused_by_dlpack(object: &Bound<'_, PyAny>) -> PyResult<Result<View, Problem>> {
     let text = |name: &str| -> PyResult<String> { Ok(object.getattr(name)?.str()?.to_string()) };
     let (layout, device, dtype) = (text("layout")?, text("device")?, text("dtype")?);
+    let is_float = object.call_method0("is_floating_point")?.is_truthy()? && !dtype.contains("float8");
     Ok(Err(if layout != "torch.strided" {
         Problem::Sparse { layout }
     } else if device != "cpu" {
         Problem::Device { device }
     } else if object.call_method0("is_conj")?.is_truthy()? {
         Problem::ConjugateBit
+    } else if is_float || object.call_method0("is_complex")?.is_truthy()? {
+        Problem::NoMemory {
+            kind: object.get_type().name()?.to_string(),
+        }
     } else {
         Problem::DType {
             dtype,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ferrostep import _core, reference
-from ferrostep.optim.base import ElementwiseOptimizer, Options, Rule, check_lr, check_range, checked_betas
+from ferrostep.optim.elementwise import ElementwiseOptimizer, Rule
+from ferrostep.optim.options import Options, check_lr, check_range, checked_betas
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +37,7 @@ class AdamW(ElementwiseOptimizer):
         amsgrad: use the greatest second moment so far (Reddi et al. 2018). Default False.
         maximize: ascend instead of descend. Default False.
         decoupled_weight_decay: AdamW (True, default) or Adam with an L2 penalty (False).
-        **options: see :class:`ferrostep.optim.base.Options`.
+        **options: see :class:`ferrostep.optim.options.Options`.
 
     State per parameter: ``step``, ``exp_avg``, ``exp_avg_sq`` (8 bytes per element in float32), and with ``amsgrad``
     ``max_exp_avg_sq``. State dicts move both ways between this class and ``torch.optim.AdamW`` or ``Adam``.

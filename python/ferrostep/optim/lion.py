@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ferrostep import _core, reference
-from ferrostep.optim.base import ElementwiseOptimizer, Options, Rule, check_lr, check_range, checked_betas
+from ferrostep.optim.elementwise import ElementwiseOptimizer, Rule
+from ferrostep.optim.options import Options, check_lr, check_range, checked_betas
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,7 +32,7 @@ class Lion(ElementwiseOptimizer):
         betas: of the update's interpolation and of the momentum. Default (0.9, 0.99).
         weight_decay: decoupled, times ``lr``. Default 0.
         maximize: ascend instead of descend. Default False.
-        **options: see :class:`ferrostep.optim.base.Options`.
+        **options: see :class:`ferrostep.optim.options.Options`.
 
     State per parameter: ``exp_avg`` (4 bytes per element in float32); no step count, except with
     ``rounding="stochastic"``. State dicts of lion-pytorch load.

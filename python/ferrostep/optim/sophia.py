@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core, reference
-from ferrostep.optim.base import ElementwiseOptimizer, Gathered, NewState, Rule, _zero_state
+from ferrostep.optim.base import NewState, zero_state
+from ferrostep.optim.elementwise import ElementwiseOptimizer, Gathered, Rule
 
 
 class Estimator(NamedTuple):
@@ -121,7 +122,7 @@ class Sophia(ElementwiseOptimizer):
             if p in inputs:
                 state = self.state[p]
                 if "hessian" not in state:
-                    state["hessian"] = _zero_state("hessian", p, group)
+                    state["hessian"] = zero_state("hessian", p, group)
                     new_state.record(p, "hessian")
                 found.append(Refreshed(position, p, state["hessian"], inputs[p]))
         return found

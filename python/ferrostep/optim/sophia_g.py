@@ -7,7 +7,8 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ferrostep.optim.base import Options, Rule, check_lr, check_range, checked_betas
+from ferrostep.optim.elementwise import Rule
+from ferrostep.optim.options import Options, check_lr, check_range, checked_betas
 from ferrostep.optim.sophia import SQUARE, Sophia, check_positive
 
 if TYPE_CHECKING:

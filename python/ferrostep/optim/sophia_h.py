@@ -11,7 +11,8 @@ from torch import Tensor
 from ferrostep.curvature import HutchinsonDiagonal
 from ferrostep.curvature.diagonal import count_ranks, mean_over_ranks
 from ferrostep.curvature.products import DISTRIBUTIONS, Loss
-from ferrostep.optim.base import Options, Rule, check_lr, check_range, checked_betas
+from ferrostep.optim.elementwise import Rule
+from ferrostep.optim.options import Options, check_lr, check_range, checked_betas
 from ferrostep.optim.sophia import ESTIMATE, PRODUCT, Sophia, check_positive
 
 if TYPE_CHECKING:

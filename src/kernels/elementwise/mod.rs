@@ -276,3 +276,6 @@ fn sixteen_bit<P: Element, S: Element, R: Rule<N>, const N: usize>(
         Rounding::Stochastic { .. } => sweep::single::<P, S, Stochastic, R, N>(isa),
     }
 }
+
+#[cfg(test)]
+mod tests;

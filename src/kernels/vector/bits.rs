@@ -62,7 +62,10 @@ pub fn dithered_f16<V: Single>(x: V, noise: V::Bits) -> V {
     let zero = B::<V>::splat(0);
     let shift = magnitude.if_greater(SMALLEST_NORMAL - 1, zero, B::<V>::splat(SMALLEST_NORMAL));
     let shifted = V::from_bits(magnitude) + V::from_bits(shift);
-    let dithered = shifted.to_bits().add(noise.and(B::<V>::splat(0x1fff))).and(B::<V>::splat(!0x1fff));
+    let dithered = shifted
+        .to_bits()
+        .add(noise.and(B::<V>::splat(0x1fff)))
+        .and(B::<V>::splat(!0x1fff));
     let dithered = V::from_bits(dithered) + -V::from_bits(shift);
     let sign = x.to_bits().and(B::<V>::splat(!WITHOUT_SIGN));
     V::from_bits(magnitude.if_greater(INFINITY - 1, x.to_bits(), dithered.to_bits().or(sign)))

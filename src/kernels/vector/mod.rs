@@ -200,3 +200,6 @@ macro_rules! operators {
 }
 #[cfg(target_arch = "x86_64")]
 pub(crate) use operators;
+
+#[cfg(test)]
+mod tests;

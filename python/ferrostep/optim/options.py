@@ -1,0 +1,112 @@
+"""The options that every optimizer takes, and the checks of arguments, with torch's errors."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+
+class Options(TypedDict, total=False):
+    """The options that every optimizer takes as keywords.
+
+    rounding: how a result is rounded to a bfloat16 or float16 parameter: ``"nearest"`` (default), ``"stochastic"``
+        (up or down at random, right in expectation, from ``seed``), or ``"kahan"`` (what rounding lost is kept in a
+        ``kahan_comp`` buffer of the parameter's dtype and added back). No effect on float32 and float64.
+    state_dtype: dtype of the state. Default: float32 for bfloat16 and float16 parameters, else the parameter's.
+        float32, bfloat16 and (for float16 parameters) float16 are possible; float64 parameters keep float64.
+    seed: of stochastic rounding, from 0 to 2**64 - 1; default 0.
+    backend: ``"auto"`` (default: Rust for parameters on the CPU, plain torch elsewhere), ``"rust"`` (an error
+        elsewhere), or ``"reference"`` (plain torch everywhere).
+    skip_nonfinite: leave everything as it is in a step whose gradients hold a NaN or infinity; default False. Costs
+        one more reading of the gradients.
+    foreach, fused, capturable: accepted for torch's sake and without effect: there is one implementation.
+    differentiable: let autograd record the step; runs in plain torch.
+    """
+
+    rounding: str
+    state_dtype: torch.dtype | None
+    seed: int
+    backend: str
+    skip_nonfinite: bool
+    foreach: bool | None
+    fused: bool | None
+    capturable: bool
+    differentiable: bool
+
+
+DEFAULT_OPTIONS: Options = {
+    "rounding": "nearest",
+    "state_dtype": None,
+    "seed": 0,
+    "backend": "auto",
+    "skip_nonfinite": False,
+    "foreach": None,
+    "fused": None,
+    "capturable": False,
+    "differentiable": False,
+}
+
+ROUNDINGS = ("nearest", "stochastic", "kahan")
+BACKENDS = ("auto", "rust", "reference")
+STATE_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def checked_options(owner: str, options: Options) -> Options:
+    """The options with their defaults; TypeError for an unknown one, ValueError for an impossible value."""
+    for name in options:
+        if name not in DEFAULT_OPTIONS:
+            near = difflib.get_close_matches(name, DEFAULT_OPTIONS, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(DEFAULT_OPTIONS)}"
+            raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}{hint}")
+    full: Options = {**DEFAULT_OPTIONS, **options}
+    for name, value, allowed in (
+        ("rounding", full["rounding"], ROUNDINGS),
+        ("backend", full["backend"], BACKENDS),
+        ("state_dtype", full["state_dtype"], STATE_DTYPES),
+    ):
+        if value not in allowed:
+            raise ValueError(f"Invalid {name} value: {value!r}; expected one of {', '.join(map(repr, allowed))}")
+    if not 0 <= full["seed"] < 2**64:
+        raise ValueError(f"Invalid seed value: {full['seed']}; expected 0 to 2**64 - 1")
+    if full["fused"] and full["differentiable"]:
+        raise RuntimeError("`fused` does not support `differentiable`")
+    if full["fused"] and full["foreach"]:
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+    return full
+
+
+def check_range(name: str, value: float | Tensor, low: float, high: float | None = None) -> None:
+    """Raise torch's ValueError unless ``low <= value`` (and ``value < high``)."""
+    if not (low <= value and (high is None or value < high)):
+        raise ValueError(f"Invalid {name}: {value}")
+
+
+def check_lr(lr: float | Tensor, options: Options) -> None:
+    """Raise torch's errors for a learning rate."""
+    if isinstance(lr, Tensor):
+        if options.get("foreach") and not options.get("capturable"):
+            raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
+        if lr.numel() != 1:
+            raise ValueError("Tensor lr must be 1-element")
+    check_range("learning rate", lr, 0.0)
+
+
+def checked_betas(
+    betas: tuple[float | Tensor, float | Tensor], options: Options
+) -> tuple[float | Tensor, float | Tensor]:
+    """The betas, one-element tensors squeezed; torch's errors for impossible ones."""
+    check_range("beta parameter at index 0", betas[0], 0.0, 1.0)
+    check_range("beta parameter at index 1", betas[1], 0.0, 1.0)
+    if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
+        raise ValueError("betas must be either both floats or both Tensors")
+    for i, beta in enumerate(betas):
+        if isinstance(beta, Tensor):
+            if options.get("foreach") and not options.get("capturable"):
+                raise ValueError(f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True")
+            if beta.numel() != 1:
+                raise ValueError(f"Tensor betas[{i}] must be 1-element")
+    first, second = (b.squeeze() if isinstance(b, Tensor) else b for b in betas)
+    return first, second

@@ -1,0 +1,271 @@
+//! The engine with both rules: against the formulas in f64, and the same bits however the work is done.
+
+use std::sync::{Mutex, MutexGuard};
+
+use half::{bf16, f16};
+
+use super::*;
+
+/// The instruction set is global; tests that switch it take turns.
+static ISA: Mutex<()> = Mutex::new(());
+
+fn one_at_a_time() -> MutexGuard<'static, ()> {
+    ISA.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+const ADAMW: adamw::AdamW = adamw::AdamW {
+    lr: 1e-2,
+    beta1: 0.9,
+    beta2: 0.99,
+    eps: 1e-8,
+    weight_decay: 0.1,
+    decoupled: true,
+    maximize: false,
+};
+
+const LION: lion::Lion = lion::Lion {
+    lr: 1e-2,
+    beta1: 0.9,
+    beta2: 0.99,
+    weight_decay: 0.1,
+    maximize: false,
+};
+
+/// Numbers between -1 and 1.
+fn numbers(count: usize, seed: u64) -> Vec<f64> {
+    (0..count as u64)
+        .map(|i| (Noise::key(seed, i) >> 11) as f64 / (1_u64 << 52) as f64 - 1.0)
+        .collect()
+}
+
+/// A stored element.
+trait Number: Copy + PartialEq + std::fmt::Debug {
+    const DTYPE: DType;
+    fn of(x: f64) -> Self;
+    fn wide(self) -> f64;
+}
+
+macro_rules! number {
+    ($type:ty, $dtype:ident, $of:expr, $wide:expr) => {
+        impl Number for $type {
+            const DTYPE: DType = DType::$dtype;
+            fn of(x: f64) -> Self {
+                $of(x)
+            }
+            fn wide(self) -> f64 {
+                $wide(self)
+            }
+        }
+    };
+}
+number!(f64, F64, |x| x, |x| x);
+number!(f32, F32, |x| x as f32, f64::from);
+number!(f16, F16, f16::from_f64, f16::to_f64);
+number!(bf16, Bf16, bf16::from_f64, bf16::to_f64);
+
+/// A parameter with gradient, state and compensation.
+#[derive(Clone, Debug, PartialEq)]
+struct Tensor<P, S, const N: usize> {
+    param: Vec<P>,
+    grad: Vec<P>,
+    state: [Vec<S>; N],
+    compensation: Vec<P>,
+}
+
+impl<P: Number, S: Number, const N: usize> Tensor<P, S, N> {
+    fn new(len: usize) -> Self {
+        Tensor {
+            param: numbers(len, 1).into_iter().map(P::of).collect(),
+            grad: numbers(len, 2).into_iter().map(P::of).collect(),
+            state: std::array::from_fn(|_| vec![S::of(0.0); len]),
+            compensation: vec![P::of(0.0); len],
+        }
+    }
+
+    /// Five steps.
+    fn train(mut self, hyper: &impl Hyperparameters<N>, rounding: Rounding, threads: usize) -> Self {
+        for step in 1..=5 {
+            let mut batch = Batch::with_capacity(1);
+            let buffers = Buffers {
+                dtype: P::DTYPE,
+                state_dtype: S::DTYPE,
+                len: self.param.len(),
+                param: self.param.as_mut_ptr().cast(),
+                grad: self.grad.as_ptr().cast(),
+                state: std::array::from_fn(|k| self.state[k].as_mut_ptr().cast()),
+                compensation: self.compensation.as_mut_ptr().cast(),
+            };
+            // SAFETY: the vectors have `len` elements and outlive the batch.
+            unsafe { batch.push(hyper.at_step(f64::from(step)), rounding, 0, step as u64, buffers) }.unwrap();
+            run(&[Box::new(batch)], threads);
+        }
+        self
+    }
+}
+
+/// AdamW and Lion as the papers write them, on one element.
+fn adamw_formula(mut p: f64, g: f64) -> f64 {
+    let (mut m, mut v) = (0.0, 0.0);
+    for t in 1..=5 {
+        p *= 1.0 - ADAMW.lr * ADAMW.weight_decay;
+        m = ADAMW.beta1 * m + (1.0 - ADAMW.beta1) * g;
+        v = ADAMW.beta2 * v + (1.0 - ADAMW.beta2) * g * g;
+        let (m_hat, v_hat) = (m / (1.0 - ADAMW.beta1.powi(t)), v / (1.0 - ADAMW.beta2.powi(t)));
+        p -= ADAMW.lr * m_hat / (v_hat.sqrt() + ADAMW.eps);
+    }
+    p
+}
+
+fn lion_formula(mut p: f64, g: f64) -> f64 {
+    let mut m = 0.0;
+    for _ in 1..=5 {
+        let u: f64 = LION.beta1 * m + (1.0 - LION.beta1) * g;
+        p = p * (1.0 - LION.lr * LION.weight_decay) - LION.lr * if u == 0.0 { 0.0 } else { u.signum() };
+        m = LION.beta2 * m + (1.0 - LION.beta2) * g;
+    }
+    p
+}
+
+/// Trains on every instruction set, compares with the formula within `tolerance`, and the sets with one another.
+fn check<P: Number, S: Number, const N: usize>(
+    hyper: &impl Hyperparameters<N>,
+    rounding: Rounding,
+    formula: fn(f64, f64) -> f64,
+    tolerance: f64,
+) {
+    for len in (1..40).chain([BLOCK - 1, BLOCK, 2 * BLOCK + 5]) {
+        let before = Tensor::<P, S, N>::new(len);
+        let mut results = Vec::new();
+        for isa in Isa::supported() {
+            isa.select();
+            let after = before.clone().train(hyper, rounding, 1);
+            for i in 0..len {
+                let kept = if rounding == Rounding::Kahan {
+                    after.compensation[i].wide()
+                } else {
+                    0.0
+                };
+                let (got, expected) = (
+                    after.param[i].wide() + kept,
+                    formula(before.param[i].wide(), before.grad[i].wide()),
+                );
+                assert!(
+                    (got - expected).abs() <= tolerance,
+                    "{isa:?}, {rounding:?}, element {i} of {len}: {got} instead of {expected}"
+                );
+            }
+            results.push(after);
+        }
+        assert!(
+            results.windows(2).all(|pair| pair[0] == pair[1]),
+            "instruction sets differ at length {len}"
+        );
+    }
+}
+
+#[test]
+fn adamw_follows_its_formula() {
+    let _turn = one_at_a_time();
+    check::<f64, f64, 2>(&ADAMW, Rounding::Nearest, adamw_formula, 1e-14);
+    check::<f32, f32, 2>(&ADAMW, Rounding::Nearest, adamw_formula, 1e-6);
+    check::<f32, bf16, 2>(&ADAMW, Rounding::Nearest, adamw_formula, 1e-3);
+    // Five roundings of numbers up to one.
+    check::<bf16, f32, 2>(&ADAMW, Rounding::Nearest, adamw_formula, 5.0 / 512.0);
+    check::<bf16, bf16, 2>(&ADAMW, Rounding::Kahan, adamw_formula, 1e-3);
+    check::<bf16, f32, 2>(
+        &ADAMW,
+        Rounding::Stochastic { seed: 1 },
+        adamw_formula,
+        5.0 / 128.0,
+    );
+    check::<f16, f32, 2>(&ADAMW, Rounding::Nearest, adamw_formula, 5.0 / 4096.0);
+    check::<f16, f32, 2>(&ADAMW, Rounding::Kahan, adamw_formula, 1e-6);
+    check::<f16, f32, 2>(
+        &ADAMW,
+        Rounding::Stochastic { seed: 1 },
+        adamw_formula,
+        5.0 / 1024.0,
+    );
+}
+
+#[test]
+fn lion_follows_its_formula() {
+    let _turn = one_at_a_time();
+    check::<f64, f64, 1>(&LION, Rounding::Nearest, lion_formula, 1e-14);
+    check::<f32, f32, 1>(&LION, Rounding::Nearest, lion_formula, 1e-6);
+    check::<bf16, f32, 1>(&LION, Rounding::Nearest, lion_formula, 5.0 / 512.0);
+    check::<bf16, bf16, 1>(&LION, Rounding::Kahan, lion_formula, 1e-4);
+}
+
+#[test]
+fn amsgrad_keeps_the_greatest_second_moment() {
+    let _turn = one_at_a_time();
+    let mut tensor = Tensor::<f64, f64, 3>::new(20).train(&adamw::AmsGrad(ADAMW), Rounding::Nearest, 1);
+    let before = tensor.state[2].clone();
+    tensor.grad.fill(0.0); // now the second moment falls
+    let after = tensor.train(&adamw::AmsGrad(ADAMW), Rounding::Nearest, 1);
+    assert_eq!(after.state[2], before);
+    assert!(after.state[1].iter().zip(&before).all(|(v, max)| v < max));
+}
+
+#[test]
+fn the_number_of_threads_does_not_change_a_bit() {
+    let _turn = one_at_a_time();
+    for rounding in [
+        Rounding::Nearest,
+        Rounding::Kahan,
+        Rounding::Stochastic { seed: 9 },
+    ] {
+        let before = Tensor::<bf16, f32, 2>::new(7 * BLOCK + 3);
+        let alone = before.clone().train(&ADAMW, rounding, 1);
+        for threads in [2, 3, 4, 7] {
+            assert!(
+                before.clone().train(&ADAMW, rounding, threads) == alone,
+                "{rounding:?}, {threads} threads"
+            );
+        }
+    }
+}
+
+#[test]
+fn combinations_without_a_kernel_are_refused() {
+    for (param, state, rounding) in [
+        (DType::F64, DType::F32, Rounding::Nearest),
+        (DType::F32, DType::F16, Rounding::Nearest),
+    ] {
+        assert!(
+            kernel::<lion::Lion, 1>(Isa::Portable, param, state, rounding).is_err(),
+            "{param:?}, {state:?}"
+        );
+    }
+}
+
+#[test]
+fn nan_and_infinity_are_found_wherever_they_are() {
+    let finite = |values: &[f32], threads| {
+        let tensor = Values {
+            dtype: DType::F32,
+            len: values.len(),
+            data: values.as_ptr().cast(),
+        };
+        // SAFETY: the slice is alive.
+        unsafe { all_finite(&[tensor, tensor], threads) }
+    };
+    let mut values = vec![f32::MAX; 2 * BLOCK + 10];
+    assert!(finite(&values, 1) && finite(&values, 2) && finite(&[], 2));
+    for index in [0, BLOCK - 1, BLOCK, 2 * BLOCK + 9] {
+        for special in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            values[index] = special;
+            assert!(!finite(&values, 2), "{special} at {index}");
+        }
+        values[index] = f32::MIN_POSITIVE;
+    }
+    let halves = [f16::MAX, f16::INFINITY];
+    let tensor = |len| Values {
+        dtype: DType::F16,
+        len,
+        data: halves.as_ptr().cast(),
+    };
+    // SAFETY: the array is alive.
+    assert!(unsafe { all_finite(&[tensor(1)], 1) && !all_finite(&[tensor(2)], 1) });
+}

@@ -1,0 +1,245 @@
+//! Every instruction set of this machine against the `half` crate and plain f32.
+
+use half::{bf16, f16};
+
+use super::*;
+use crate::runtime::Isa;
+
+/// Runs a generic function for the f32 vector of every instruction set that the machine has.
+macro_rules! on_every_isa {
+    ($function:ident $(::<$($generic:ty),*>)?($($argument:expr),*)) => {
+        for isa in Isa::supported() {
+            match isa {
+                Isa::Portable => $function::<portable::F32 $(, $($generic),*)?>(isa, $($argument),*),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => $function::<avx2::F32 $(, $($generic),*)?>(isa, $($argument),*),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 | Isa::Avx512Bf16 => $function::<avx512::F32 $(, $($generic),*)?>(isa, $($argument),*),
+                #[cfg(not(target_arch = "x86_64"))]
+                _ => {}
+            }
+        }
+    };
+}
+
+/// All kinds of f32: special values, boundaries of the 16-bit formats, and patterns spread over all exponents.
+fn samples() -> Vec<f32> {
+    let special = [
+        0.0,
+        -0.0,
+        1.0,
+        -1.0,
+        f32::MIN_POSITIVE,
+        f32::MAX,
+        f32::INFINITY,
+        f32::NEG_INFINITY,
+        f32::NAN,
+        65504.0,
+        65519.9,
+        65520.0,
+        f32::from_bits(1),
+        6.1e-5,
+        5.9e-8,
+        2.9e-8,
+        1.001_953_1,
+        1.003_906_2,
+    ];
+    let spread = (0..100_000_u32).map(|i| f32::from_bits(i.wrapping_mul(2_654_435_761)));
+    let mut samples: Vec<f32> = special.into_iter().chain(spread).collect();
+    samples.resize(samples.len().next_multiple_of(MAX_LANES), 0.0);
+    samples
+}
+
+/// Loads f32 and stores `T`.
+fn convert<V: Single, T: Stored<V>>(values: &[f32]) -> Vec<T> {
+    let mut out = vec![T::default(); values.len()];
+    for i in (0..values.len()).step_by(V::LANES) {
+        // SAFETY: a vector at `i` lies within both, whose length is a multiple of any number of lanes.
+        unsafe {
+            T::store(
+                <f32 as Stored<V>>::load(values.as_ptr().add(i)),
+                out.as_mut_ptr().add(i),
+            )
+        }
+    }
+    out
+}
+
+fn dither<V: Single, T: Stored<V>>(values: &[f32], key: u64) -> Vec<T> {
+    let mut out = vec![T::default(); values.len()];
+    for i in (0..values.len()).step_by(V::LANES) {
+        let noise = Noise {
+            key,
+            counter: i as u32,
+        };
+        // SAFETY: as in `convert`.
+        unsafe {
+            let value = <f32 as Stored<V>>::load(values.as_ptr().add(i));
+            T::store_dithered(value, out.as_mut_ptr().add(i), noise);
+        }
+    }
+    out
+}
+
+fn rounds_like_half<V: Single>(isa: Isa) {
+    let samples = samples();
+    let narrow = convert::<V, bf16>(&samples);
+    for (x, y) in samples.iter().zip(&narrow) {
+        let expected = bf16::from_f32(*x);
+        assert!(
+            y.to_bits() == expected.to_bits() || x.is_nan() && y.is_nan(),
+            "{isa:?}: {x} became {y}"
+        );
+    }
+    let half = convert::<V, f16>(&samples);
+    for (x, y) in samples.iter().zip(&half) {
+        let expected = f16::from_f32(*x);
+        assert!(
+            y.to_bits() == expected.to_bits() || x.is_nan() && y.is_nan(),
+            "{isa:?}: {x} became {y}"
+        );
+    }
+}
+
+#[test]
+fn rounding_to_nearest_is_that_of_the_half_crate() {
+    on_every_isa!(rounds_like_half());
+}
+
+fn loads_every_16_bit_pattern<V: Single>(isa: Isa) {
+    let patterns: Vec<u16> = (0..=u16::MAX).collect();
+    for i in (0..patterns.len()).step_by(V::LANES) {
+        let mut wide = [0.0_f32; MAX_LANES];
+        let check = |wide: &[f32], expected: fn(u16) -> f32| {
+            for (lane, &x) in wide.iter().take(V::LANES).enumerate() {
+                let expected = expected(patterns[i + lane]);
+                assert!(
+                    x.to_bits() == expected.to_bits() || x.is_nan() && expected.is_nan(),
+                    "{isa:?}"
+                );
+            }
+        };
+        // SAFETY: a vector at `i` lies within the patterns, and `wide` holds the longest vector.
+        unsafe {
+            <bf16 as Stored<V>>::load(patterns.as_ptr().add(i).cast()).store_f32(wide.as_mut_ptr());
+            check(&wide, |bits| bf16::from_bits(bits).to_f32());
+            <f16 as Stored<V>>::load(patterns.as_ptr().add(i).cast()).store_f32(wide.as_mut_ptr());
+            check(&wide, |bits| f16::from_bits(bits).to_f32());
+        }
+    }
+}
+
+#[test]
+fn every_16_bit_pattern_loads_as_in_the_half_crate() {
+    on_every_isa!(loads_every_16_bit_pattern());
+}
+
+fn dithers_to_a_neighbour<V: Single>(isa: Isa, bf16_bits: &mut Vec<Vec<u16>>, f16_bits: &mut Vec<Vec<u16>>) {
+    let samples = samples();
+    let narrow = dither::<V, bf16>(&samples, 7);
+    let half = dither::<V, f16>(&samples, 7);
+    for ((&x, y), z) in samples.iter().zip(&narrow).zip(&half) {
+        let exact = f64::from(x);
+        let (near_y, near_z) = (bf16::from_f32(x).to_f64(), f16::from_f32(x).to_f64());
+        if !x.is_finite() {
+            assert!(
+                near_y == y.to_f64() || x.is_nan() && y.is_nan() && z.is_nan(),
+                "{isa:?}: {x}, {y}, {z}"
+            );
+        } else {
+            // Within one spacing, and exactly itself where it can be.
+            let spacing = |near: f64, digits: i32, least: i32| {
+                f64::powi(2.0, (near.abs().log2().floor() as i32 - digits).max(least))
+            };
+            if near_y.is_finite() && y.is_finite() {
+                assert!(
+                    (y.to_f64() - exact).abs() < 2.0 * spacing(near_y, 7, -133),
+                    "{isa:?}: {x} became {y}"
+                );
+                assert!(near_y != exact || y.to_f64() == exact, "{isa:?}: {x} became {y}");
+            }
+            if near_z.is_finite() && z.is_finite() {
+                assert!(
+                    (z.to_f64() - exact).abs() < 2.0 * spacing(near_z, 10, -24),
+                    "{isa:?}: {x} became {z}"
+                );
+                assert!(near_z != exact || z.to_f64() == exact, "{isa:?}: {x} became {z}");
+            }
+        }
+    }
+    let bits = |x: u16, is_nan: bool| if is_nan { u16::MAX } else { x };
+    bf16_bits.push(narrow.iter().map(|y| bits(y.to_bits(), y.is_nan())).collect());
+    f16_bits.push(half.iter().map(|z| bits(z.to_bits(), z.is_nan())).collect());
+}
+
+#[test]
+fn dithering_gives_a_neighbour_and_the_same_one_on_every_instruction_set() {
+    let (mut narrow, mut half) = (Vec::new(), Vec::new());
+    on_every_isa!(dithers_to_a_neighbour(&mut narrow, &mut half));
+    assert!(
+        narrow.windows(2).all(|pair| pair[0] == pair[1]),
+        "bf16 differs between instruction sets"
+    );
+    assert!(
+        half.windows(2).all(|pair| pair[0] == pair[1]),
+        "f16 differs between instruction sets"
+    );
+}
+
+fn is_unbiased<V: Single, T: Stored<V> + Into<f64>>(isa: Isa, x: f32, spacing: f64) {
+    const COUNT: usize = 160_000;
+    let rounded = dither::<V, T>(&vec![x; COUNT], 3);
+    let mean = rounded.into_iter().map(Into::into).sum::<f64>() / COUNT as f64;
+    // Six standard deviations of the mean of a number that is off by less than a spacing.
+    let tolerance = 6.0 * 0.5 * spacing / (COUNT as f64).sqrt();
+    assert!(
+        (mean - f64::from(x)).abs() < tolerance,
+        "{isa:?}: the mean of {x} is {mean}"
+    );
+}
+
+#[test]
+fn dithering_is_right_in_expectation() {
+    on_every_isa!(is_unbiased::<bf16>(1.001_953_1, f64::powi(2.0, -7)));
+    on_every_isa!(is_unbiased::<bf16>(-3.3e-20, f64::powi(2.0, -72)));
+    on_every_isa!(is_unbiased::<f16>(1.000_1, f64::powi(2.0, -10)));
+    on_every_isa!(is_unbiased::<f16>(-1.234e-6, f64::powi(2.0, -24)));
+    on_every_isa!(is_unbiased::<f16>(6.1035e-5, f64::powi(2.0, -24)));
+}
+
+fn compares_as_documented<V: Single>(isa: Isa) {
+    let pairs = [
+        (1.0, 2.0),
+        (2.0, 1.0),
+        (-1.0, -0.0),
+        (f32::NAN, 1.0),
+        (1.0, f32::NAN),
+        (f32::INFINITY, 0.0),
+    ];
+    for (a, b) in pairs {
+        let mut max = [0.0_f32; MAX_LANES];
+        let mut sign = [0.0_f32; MAX_LANES];
+        // SAFETY: the arrays hold the longest vector.
+        unsafe {
+            let (x, y) = (
+                V::load_f32([a; MAX_LANES].as_ptr()),
+                V::load_f32([b; MAX_LANES].as_ptr()),
+            );
+            x.max(y).store_f32(max.as_mut_ptr());
+            x.sign().store_f32(sign.as_mut_ptr());
+        }
+        let expected = if a > b { a } else { b };
+        assert_eq!(
+            max[0].to_bits(),
+            expected.to_bits(),
+            "{isa:?}: the greater of {a} and {b}"
+        );
+        let expected = f32::from(a > 0.0) - f32::from(a < 0.0);
+        assert_eq!(sign[0], expected, "{isa:?}: the sign of {a}");
+    }
+}
+
+#[test]
+fn max_and_sign_treat_nan_as_documented() {
+    on_every_isa!(compares_as_documented());
+}
