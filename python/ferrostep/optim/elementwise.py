@@ -56,7 +56,11 @@ class ElementwiseOptimizer(InPlaceOptimizer):
             torch.autograd.graph.increment_version(native)
         for gathered in elsewhere:
             gathered.run_reference()
+        self._after_update(batch, elsewhere)
         return True
+
+    def _after_update(self, batch: _core.Batch, elsewhere: list[Gathered]) -> None:
+        """For subclasses: called when all groups have been updated."""
 
     def _gather(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> Gathered:
         rule = self.rule(group)

@@ -56,7 +56,10 @@ STATE_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16, torch.float6
 
 
 def checked_options(owner: str, own: Iterable[str], options: Options) -> Options:
-    """The options with their defaults, for a class with arguments ``own``; TypeError for an unknown one, ValueError for an impossible value."""
+    """The options with their defaults, for a class with arguments ``own``.
+
+    Raises TypeError for an unknown one, ValueError for an impossible value.
+    """
     for name in options:
         if name not in DEFAULT_OPTIONS:
             near = difflib.get_close_matches(name, [*own, *DEFAULT_OPTIONS], n=1)
