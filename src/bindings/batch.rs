@@ -176,6 +176,8 @@ impl Batch {
         let count = inputs.params.len();
         self.check_lengths::<N>(count, &inputs)?;
         let mut batch = elementwise::Batch::with_capacity(count);
+        self.writes.reserve(count * (N + 2));
+        self.tensors.reserve(count * (N + 3));
         let mut latest = None; // most tensors are at the same step, and its rule takes a power or two
         for i in 0..count {
             let tensors = self.views::<N>(i, &inputs)?;
@@ -290,9 +292,9 @@ impl Batch {
         writable: bool,
     ) -> PyResult<View> {
         let tensor = list.get_item(i)?;
-        let view = match self.reader.view(&tensor, writable)? {
+        let view = match self.reader.view(&tensor, writable, argument >= 2)? {
             Ok(view) => view,
-            Err(problem) => return Err(self.refuse(i, argument, problem)),
+            Err(problem) => return Err(self.refuse(i, argument, *problem)),
         };
         if writable && view.overlaps_itself() {
             return Err(self.refuse(i, argument, Problem::OverlapsItself));

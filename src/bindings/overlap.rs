@@ -11,7 +11,7 @@ pub struct Claim<T> {
     end: usize,
     owner: T,
     /// Where the range has gaps: other tensors may lie in them.
-    gaps: Option<View>,
+    gaps: Option<Box<View>>,
 }
 
 impl<T: Copy> Claim<T> {
@@ -29,7 +29,7 @@ impl<T: Copy> Claim<T> {
             start: (first + low * item) as usize,
             end: (first + (high + 1) * item) as usize,
             owner,
-            gaps: gaps.then(|| view.clone()),
+            gaps: gaps.then(|| Box::new(view.clone())),
         }
     }
 

@@ -59,23 +59,33 @@ class ElementwiseOptimizer(InPlaceOptimizer):
 
     def _gather(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> Gathered:
         rule = self.rule(group)
-        state_of = self.state
-        states = [state_of[p] for p in found.params]
         names = rule.states
         if rule.counts_steps or group["rounding"] == "stochastic":
             names = (*names, "step")
         if group["rounding"] == "kahan":
             names = (*names, "kahan_comp")
+        state_of = self.state
         try:
-            columns = {name: [state[name] for state in states] for name in names}
-        except KeyError:
-            for p, state in zip(found.params, states, strict=True):
-                for name in names:
-                    if name not in state:
-                        state[name] = zero_state(name, p, group)
-                        new_state.record(p, name)
-            columns = {name: [state[name] for state in states] for name in names}
+            states = [state_of.get(p) for p in found.params]
+            columns = {name: [state[name] for state in states] for name in names}  # type: ignore[index]
+        except (KeyError, TypeError):  # a parameter without state, or a state without all that is needed now
+            columns = self._complete(number, group, found, names, new_state)
         return Gathered(number, group, rule, *found, columns)
+
+    def _complete(
+        self, number: int, group: dict[str, Any], found: Found, names: tuple[str, ...], new_state: NewState
+    ) -> dict[str, list[Tensor]]:
+        """Make the state tensors that are missing, and return all."""
+        for position, p in zip(found.positions, found.params, strict=True):
+            if p.layout != torch.strided:
+                where = f"param of parameter {position} in group {number}"
+                raise RuntimeError(f"{where} has layout {p.layout}; sparse tensors are not supported")
+            for name in names:
+                if name not in self.state.get(p, ()):
+                    new = zero_state(name, p, group)
+                    self.state[p][name] = new
+                    new_state.record(p, name)
+        return {name: [self.state[p][name] for p in found.params] for name in names}
 
 
 class Gathered(NamedTuple):
@@ -101,7 +111,7 @@ class Gathered(NamedTuple):
             seed=self.group["seed"],
             compensation=self.columns.get("kahan_comp"),
             group=self.number,
-            positions=self.positions,
+            positions=self.positions if len(self.params) < len(self.group["params"]) else None,
         )
 
     def check_for_reference(self) -> None:

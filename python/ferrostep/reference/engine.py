@@ -42,10 +42,12 @@ def apply(
         states = [torch.view_as_real(s) if s.is_complex() else s for s in states]
         compensation = torch.view_as_real(compensation) if compensation is not None else None
     work = torch.float64 if param.dtype == torch.float64 else torch.float32
-    p = param.to(work)
+    # What autograd keeps of the old values must not be the memory that is about to change.
+    copy = torch.is_grad_enabled()
+    p = param.to(work, copy=copy)
     if rounding == "kahan" and compensation is not None:
         p = p + compensation.to(work)
-    p, new_states = rule(p, grad.to(work), tuple(s.to(work) for s in states), step, **hyperparameters)
+    p, new_states = rule(p, grad.to(work), tuple(s.to(work, copy=copy) for s in states), step, **hyperparameters)
     for state, new in zip(states, new_states, strict=True):
         state.copy_(new)
     if rounding == "stochastic":
