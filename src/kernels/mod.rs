@@ -1,1 +1,3 @@
 //! The arithmetic, free of Python: usable and tested by `cargo test` alone.
+
+pub mod matmul;
