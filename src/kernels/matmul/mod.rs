@@ -17,15 +17,17 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::ops::{Add, Div, Mul, Range, Sub};
 
 use half::bf16;
 
 use crate::runtime::Isa;
+pub(crate) use kernel::Job;
 use kernel::{Kernel, Takes};
 pub use packed::Packed;
+pub(crate) use packed::Shared;
 
 /// What sums are kept in.
 pub trait Real:
@@ -281,6 +283,21 @@ fn check(isa: Isa) {
         "this CPU does not run {}",
         isa.name()
     );
+}
+
+/// Runs `job` compiled for `isa`.
+pub(crate) fn run_on<J: Job>(isa: Isa, job: J) {
+    check(isa);
+    // SAFETY: `check` has seen that the CPU has the instruction set.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Bf16 | Isa::Avx512 => avx512::F32::enter(job),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::F32::enter(job),
+            _ => portable::Portable::<f32>::enter(job),
+        }
+    }
 }
 
 impl Element for f32 {

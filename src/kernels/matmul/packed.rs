@@ -90,16 +90,16 @@ impl Packed {
 }
 
 /// A pointer that tasks share, each writing its own part.
-pub(super) struct Shared<T>(*mut T);
+pub(crate) struct Shared<T>(*mut T);
 
 // SAFETY: only a pointer; each use says why its part is its own.
 unsafe impl<T> Sync for Shared<T> {}
 
 impl<T> Shared<T> {
-    pub(super) fn new(pointer: *mut T) -> Self {
+    pub(crate) fn new(pointer: *mut T) -> Self {
         Shared(pointer)
     }
-    pub(super) fn get(&self) -> *mut T {
+    pub(crate) fn get(&self) -> *mut T {
         self.0
     }
 }
