@@ -11,7 +11,7 @@ pub struct Claim<T> {
     end: usize,
     owner: T,
     /// Where the range has gaps: other tensors may lie in them.
-    gaps: Option<View>,
+    gaps: Option<Box<View>>,
 }
 
 impl<T: Copy> Claim<T> {
@@ -29,7 +29,7 @@ impl<T: Copy> Claim<T> {
             start: (first + low * item) as usize,
             end: (first + (high + 1) * item) as usize,
             owner,
-            gaps: gaps.then(|| view.clone()),
+            gaps: gaps.then(|| Box::new(view.clone())),
         }
     }
 
@@ -61,10 +61,10 @@ pub fn find<T: Copy + Ord>(writes: &mut [Claim<T>], reads: &[Claim<T>]) -> Optio
     // The claim that reaches farthest so far may overlap a later one than the next.
     let mut farthest = 0;
     for i in 1..writes.len() {
-        if writes[i].start < writes[farthest].end {
-            if writes[..i].iter().any(|earlier| earlier.overlaps(&writes[i])) {
-                return least_pair(writes);
-            }
+        if writes[i].start < writes[farthest].end
+            && writes[..i].iter().any(|earlier| earlier.overlaps(&writes[i]))
+        {
+            return least_pair(writes);
         }
         if writes[i].end > writes[farthest].end {
             farthest = i;

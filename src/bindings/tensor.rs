@@ -173,6 +173,13 @@ impl Counter {
     }
 }
 
+/// A tensor's memory, or why it cannot be had.
+pub type Viewed = Result<View, Box<Problem>>;
+
+fn refuse(problem: Problem) -> PyResult<Viewed> {
+    Ok(Err(Box::new(problem)))
+}
+
 /// Reads tensors of whatever kind, remembering what it learned about their types.
 #[derive(Default)]
 pub struct Reader {
@@ -237,17 +244,12 @@ impl Reader {
     ///
     /// The view is valid while the object lives, keeps its memory, and the reader lives. (Another thread that
     /// meanwhile replaces the memory, by `param.data = ...`, is the caller's mistake.)
-    pub fn view(
-        &mut self,
-        object: &Bound<'_, PyAny>,
-        writable: bool,
-        lasting: bool,
-    ) -> PyResult<Result<View, Problem>> {
+    pub fn view(&mut self, object: &Bound<'_, PyAny>, writable: bool, lasting: bool) -> PyResult<Viewed> {
         let viewed = match self.kind(&object.get_type())? {
             Kind::Numpy => return numpy_view(object.cast::<PyUntypedArray>()?, writable),
             Kind::Unknown => {
                 let kind = object.get_type().name()?.to_string();
-                return Ok(Err(Problem::NotATensor { kind }));
+                return refuse(Problem::NotATensor { kind });
             }
             Kind::Exchange(from_object) => exchanged_view(object, from_object)?,
             Kind::Capsule => self.capsule_view(object)?,
@@ -255,7 +257,7 @@ impl Reader {
         Ok(match viewed {
             Ok(view) if lasting && self.remembers(object, &view) => Ok(view),
             Ok(_) if object.call_method0(intern!(object.py(), "is_neg"))?.is_truthy()? => {
-                Err(Problem::NegativeBit)
+                Err(Box::new(Problem::NegativeBit))
             }
             Ok(view) => {
                 if lasting {
@@ -301,7 +303,7 @@ impl Reader {
         Ok(kind)
     }
 
-    fn capsule_view(&mut self, object: &Bound<'_, PyAny>) -> PyResult<Result<View, Problem>> {
+    fn capsule_view(&mut self, object: &Bound<'_, PyAny>) -> PyResult<Viewed> {
         let py = object.py();
         let exported = object
             .call_method0(intern!(py, "detach"))
@@ -318,7 +320,7 @@ impl Reader {
     }
 }
 
-fn exchanged_view(object: &Bound<'_, PyAny>, from_object: FromPyObject) -> PyResult<Result<View, Problem>> {
+fn exchanged_view(object: &Bound<'_, PyAny>, from_object: FromPyObject) -> PyResult<Viewed> {
     let mut tensor = DlTensor::EMPTY;
     // SAFETY: the function comes from the type of this very object; `tensor` is a place for its result.
     if unsafe { from_object(object.as_ptr().cast(), &mut tensor) } != 0 {
@@ -330,11 +332,11 @@ fn exchanged_view(object: &Bound<'_, PyAny>, from_object: FromPyObject) -> PyRes
 }
 
 /// Why torch would not export a tensor.
-fn refused_by_dlpack(object: &Bound<'_, PyAny>) -> PyResult<Result<View, Problem>> {
+fn refused_by_dlpack(object: &Bound<'_, PyAny>) -> PyResult<Viewed> {
     let text = |name: &str| -> PyResult<String> { Ok(object.getattr(name)?.str()?.to_string()) };
     let (layout, device, dtype) = (text("layout")?, text("device")?, text("dtype")?);
     let is_float = object.call_method0("is_floating_point")?.is_truthy()? && !dtype.contains("float8");
-    Ok(Err(if layout != "torch.strided" {
+    refuse(if layout != "torch.strided" {
         Problem::Sparse { layout }
     } else if device != "cpu" {
         Problem::Device { device }
@@ -349,19 +351,19 @@ fn refused_by_dlpack(object: &Bound<'_, PyAny>) -> PyResult<Result<View, Problem
             dtype,
             expected: FLOATS.into(),
         }
-    }))
+    })
 }
 
 const FLOATS: &str = "float32, float64, bfloat16 or float16";
 
 /// # Safety
 /// The shape and strides of `tensor` are valid for its number of dimensions.
-unsafe fn dlpack_view(tensor: &DlTensor, object: &Bound<'_, PyAny>) -> PyResult<Result<View, Problem>> {
+unsafe fn dlpack_view(tensor: &DlTensor, object: &Bound<'_, PyAny>) -> PyResult<Viewed> {
     let attribute = |name: &str| -> PyResult<String> { Ok(object.getattr(name)?.str()?.to_string()) };
     if tensor.device.kind != CPU && tensor.device.kind != PINNED_HOST {
-        return Ok(Err(Problem::Device {
+        return refuse(Problem::Device {
             device: attribute("device")?,
-        }));
+        });
     }
     let (dtype, complex) = match (tensor.dtype.code, tensor.dtype.bits, tensor.dtype.lanes) {
         (FLOAT, 32, 1) => (DType::F32, false),
@@ -371,10 +373,10 @@ unsafe fn dlpack_view(tensor: &DlTensor, object: &Bound<'_, PyAny>) -> PyResult<
         (COMPLEX, 64, 1) => (DType::F32, true),
         (COMPLEX, 128, 1) => (DType::F64, true),
         _ => {
-            return Ok(Err(Problem::DType {
+            return refuse(Problem::DType {
                 dtype: attribute("dtype")?,
                 expected: FLOATS.into(),
-            }));
+            });
         }
     };
     if complex
@@ -382,7 +384,7 @@ unsafe fn dlpack_view(tensor: &DlTensor, object: &Bound<'_, PyAny>) -> PyResult<
             .call_method0(intern!(object.py(), "is_conj"))?
             .is_truthy()?
     {
-        return Ok(Err(Problem::ConjugateBit));
+        return refuse(Problem::ConjugateBit);
     }
     let dims = tensor.ndim as usize;
     // SAFETY: the caller's promise; a pointer without dimensions may be null and is not used.
@@ -404,12 +406,12 @@ unsafe fn dlpack_view(tensor: &DlTensor, object: &Bound<'_, PyAny>) -> PyResult<
     let data = tensor.data.cast::<u8>().wrapping_add(tensor.byte_offset as usize);
     let view = View::new(data, dtype, complex, shape, strides);
     if view.len > 0 && tensor.data.is_null() {
-        return Ok(Err(Problem::NoMemory {
+        return refuse(Problem::NoMemory {
             kind: object.get_type().name()?.to_string(),
-        }));
+        });
     }
     if !(data as usize).is_multiple_of(dtype.size()) {
-        return Ok(Err(Problem::Misaligned));
+        return refuse(Problem::Misaligned);
     }
     Ok(Ok(view))
 }
@@ -422,7 +424,7 @@ fn contiguous_strides(shape: &[i64]) -> Dims {
     strides
 }
 
-fn numpy_view(array: &Bound<'_, PyUntypedArray>, writable: bool) -> PyResult<Result<View, Problem>> {
+fn numpy_view(array: &Bound<'_, PyUntypedArray>, writable: bool) -> PyResult<Viewed> {
     let descriptor = array.dtype();
     let name: String = descriptor.getattr(intern!(array.py(), "name"))?.extract()?;
     let (dtype, complex) = match name.as_str() {
@@ -433,14 +435,14 @@ fn numpy_view(array: &Bound<'_, PyUntypedArray>, writable: bool) -> PyResult<Res
         "complex64" => (DType::F32, true),
         "complex128" => (DType::F64, true),
         _ => {
-            return Ok(Err(Problem::DType {
+            return refuse(Problem::DType {
                 dtype: name,
                 expected: FLOATS.into(),
-            }));
+            });
         }
     };
     if descriptor.is_native_byteorder() == Some(false) {
-        return Ok(Err(Problem::ByteOrder));
+        return refuse(Problem::ByteOrder);
     }
     // SAFETY: the object is an array, so the pointer is to a PyArrayObject.
     let (data, flags) = unsafe {
@@ -452,10 +454,10 @@ fn numpy_view(array: &Bound<'_, PyUntypedArray>, writable: bool) -> PyResult<Res
     let itemsize = descriptor.itemsize() as isize;
     let strides_fit = array.strides().iter().all(|stride| stride % itemsize == 0);
     if writable && flags & NPY_ARRAY_WRITEABLE == 0 {
-        return Ok(Err(Problem::ReadOnly));
+        return refuse(Problem::ReadOnly);
     }
     if flags & NPY_ARRAY_ALIGNED == 0 || !strides_fit {
-        return Ok(Err(Problem::Misaligned));
+        return refuse(Problem::Misaligned);
     }
     let shape = array.shape().iter().map(|&size| size as i64).collect();
     let strides = array

@@ -1,0 +1,129 @@
+"""What is measured: element-wise optimizers, ours and their peers, by storage type and model. One table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import lion_pytorch
+import pytorch_optimizer
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+import ferrostep.optim
+import shapes
+
+OURS = "ferrostep"
+
+
+class Storage(NamedTuple):
+    """The dtypes of parameters (with their gradients) and of the optimizer's state."""
+
+    name: str
+    param: torch.dtype
+    state: torch.dtype
+
+
+F32 = Storage("f32", torch.float32, torch.float32)
+BF16_F32 = Storage("bf16, state f32", torch.bfloat16, torch.float32)
+BF16 = Storage("bf16", torch.bfloat16, torch.bfloat16)
+STORAGES = (F32, BF16_F32, BF16)
+
+
+class Rule(NamedTuple):
+    """An update rule, with the tensors of state it keeps and the implementation that others are compared with."""
+
+    name: str
+    moments: int
+    peer: str
+
+
+ADAMW = Rule("AdamW", 2, "torch fused")
+LION = Rule("Lion", 1, "lion-pytorch")
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One implementation of one rule for one storage type."""
+
+    rule: Rule
+    implementation: str
+    storage: Storage
+    optimizer: Callable[..., Optimizer]
+    options: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """As the tables show it."""
+        return f"{self.rule.name}, {self.implementation}"
+
+    @property
+    def bytes_per_element(self) -> int:
+        """What a step in one pass must move: the parameter and the state in and out, the gradient in."""
+        return 3 * self.storage.param.itemsize + 2 * self.rule.moments * self.storage.state.itemsize
+
+    def make(self, params: Sequence[Tensor]) -> Optimizer:
+        """The optimizer over `params`."""
+        return self.optimizer(params, **self.options)
+
+    def is_peer_of(self, other: Case) -> bool:
+        """Whether `other` is compared with this. The peers know no state that is wider than the parameters."""
+        same_params = self.storage.param == other.storage.param
+        return self.rule == other.rule and self.implementation == self.rule.peer and same_params
+
+
+def ours(rule: Rule, optimizer: Callable[..., Optimizer], **options: Any) -> list[Case]:
+    """Our implementation of a rule, for all storage types."""
+    return [Case(rule, OURS, storage, optimizer, {**options, "state_dtype": storage.state}) for storage in STORAGES]
+
+
+def peer(rule: Rule, name: str, optimizer: Callable[..., Optimizer], **options: Any) -> list[Case]:
+    """Someone else's implementation: its state has the parameters' type."""
+    return [Case(rule, name, storage, optimizer, options) for storage in (F32, BF16)]
+
+
+CASES: list[Case] = [
+    *ours(ADAMW, ferrostep.optim.AdamW, weight_decay=0.01),
+    *peer(ADAMW, "torch fused", torch.optim.AdamW, weight_decay=0.01, fused=True),
+    *peer(ADAMW, "torch foreach", torch.optim.AdamW, weight_decay=0.01, foreach=True),
+    *peer(ADAMW, "torch for-loop", torch.optim.AdamW, weight_decay=0.01, foreach=False),
+    *ours(LION, ferrostep.optim.Lion, weight_decay=0.01),
+    *peer(LION, "lion-pytorch", lion_pytorch.Lion, weight_decay=0.01),
+    *peer(LION, "pytorch_optimizer", pytorch_optimizer.Lion, weight_decay=0.01),
+]
+
+
+class Model(NamedTuple):
+    """A model as its optimizer sees it."""
+
+    name: str
+    title: str
+    shapes: list[shapes.Shape]
+
+    @property
+    def elements(self) -> int:
+        """Of all parameters."""
+        return sum(map(math.prod, self.shapes))
+
+    def parameters(self, dtype: torch.dtype) -> list[Tensor]:
+        """Random parameters that have gradients."""
+        generator = torch.Generator().manual_seed(0)
+        params = []
+        for shape in self.shapes:
+            param = torch.nn.Parameter(torch.randn(shape, generator=generator).mul_(0.02).to(dtype))
+            param.grad = torch.randn(shape, generator=generator).mul_(0.01).to(dtype)
+            params.append(param)
+        return params
+
+
+def models(layers: int = shapes.GPT2_LAYERS) -> list[Model]:
+    """The models to step, GPT-2 with this many of its twelve layers."""
+    cut = "" if layers == shapes.GPT2_LAYERS else f", {layers} of {shapes.GPT2_LAYERS} layers"
+    return [
+        Model("gpt2", f"GPT-2 124M{cut}", shapes.gpt2(layers)),
+        Model("resnet18", "ResNet-18", shapes.resnet18()),
+        Model("mlp", "MLP, 3 layers of 256 x 256 with biases", shapes.mlp()),
+    ]

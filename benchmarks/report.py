@@ -1,0 +1,180 @@
+"""Measure everything and print the tables in Markdown; `--write` puts them into README.md beside this file."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+
+import cases
+import ferrostep
+import markdown
+import shapes
+import threads
+import training
+from cases import CASES, Case, Model
+from measure import Bystanders, Ceiling, interleave, medians
+
+QUIET = 0.05  # CPUs that other processes may use before the figures are in doubt
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command line asks for."""
+
+    threads: int
+    layers: int
+    rounds: int
+    machine: str
+
+    def heading(self) -> str:
+        """Where and how a section was measured."""
+        facts = ferrostep.info()
+        return (
+            f"{self.machine}; instruction set {facts['instruction_set']}, {self.threads} thread(s); "
+            f"torch {torch.__version__.partition('+')[0]}, Python {platform.python_version()}; "
+            f"medians of {self.rounds} rounds; {datetime.date.today()}."
+        )
+
+
+def elementwise(model: Model, settings: Settings) -> str:
+    """All optimizers on a model's shapes."""
+    ceiling = Ceiling()
+    rates: list[float] = []
+    rows: list[list[str]] = []
+    for dtype in dict.fromkeys(case.storage.param for case in CASES):
+        params = model.parameters(dtype)
+        chosen = [case for case in CASES if case.storage.param == dtype]
+        contestants: dict[Case | Ceiling, Callable[[], object]] = {case: case.make(params).step for case in chosen}
+        samples = interleave(
+            {
+                ceiling: ceiling.run,
+                **contestants,
+            },
+            settings.rounds,
+        )
+        rates += map(ceiling.rate, samples[ceiling])
+        seconds = medians(samples)
+        for case in chosen:
+            rate = case.bytes_per_element * model.elements / seconds[case]
+            peer = next(other for other in chosen if other.is_peer_of(case))
+            rows.append(
+                [
+                    case.name,
+                    case.storage.name,
+                    milliseconds(seconds[case]),
+                    f"{1e9 * seconds[case] / model.elements:.3f}",
+                    str(case.bytes_per_element),
+                    f"{rate / ceiling.rate(seconds[ceiling]):.0%}",
+                    f"{seconds[peer] / seconds[case]:.2f}",
+                ]
+            )
+    low, middle, high = (f"{1e-9 * rate:.1f}" for rate in (min(rates), median(rates), max(rates)))
+    notes = (
+        f"{model.elements:,} elements in {len(model.shapes)} tensors. "
+        f"Ceiling {middle} GB/s, the median of all rounds ({low} to {high})."
+    )
+    headings = ["optimizer", "dtype", "ms/step", "ns/element", "B/element", "of ceiling", "x peer"]
+    return f"{notes}\n\n{markdown.table(headings, rows)}"
+
+
+def in_training(settings: Settings) -> str:
+    """AdamW's step within training loops."""
+    rows = []
+    for workload in training.WORKLOADS:
+        seconds = training.interleave(training.trainings(workload), settings.rounds, workload.turn)
+        peer = next(seconds[case] for case in seconds if case.implementation == case.rule.peer)
+        for case, own in seconds.items():
+            rows.append(
+                [
+                    workload.title,
+                    case.name,
+                    case.storage.name,
+                    f"{1e6 * own.step:.0f}",
+                    milliseconds(own.loop),
+                    f"{own.step / own.loop:.1%}",
+                    f"{peer.step / own.step:.2f}",
+                    f"{peer.loop / own.loop:.2f}",
+                ]
+            )
+    headings = ["model", "optimizer", "dtype", "step, us", "loop, ms", "share", "step x peer", "loop x peer"]
+    return markdown.table(headings, rows)
+
+
+def thresholds(settings: Settings) -> str:
+    """One thread and two, by the number of elements."""
+    rows = []
+    chosen = [case for case in CASES if case.implementation == cases.OURS and case.storage == cases.F32]
+    for case in chosen:
+        for layers in threads.LAYERS:
+            cells = [case.rule.name, f"{layers * threads.WIDTH**2:,}"]
+            for before in threads.SITUATIONS.values():
+                one, two = threads.measure(case, layers, before, 10 * settings.rounds)
+                cells.append(f"{1e6 * one:.1f} / {1e6 * two:.1f}")
+            rows.append(cells)
+    return markdown.table(["optimizer", "elements", *threads.SITUATIONS], rows)
+
+
+def milliseconds(seconds: float) -> str:
+    """With three significant digits at least."""
+    return f"{1e3 * seconds:.3f}" if seconds < 0.01 else f"{1e3 * seconds:.1f}"
+
+
+def sections(settings: Settings) -> dict[str, tuple[str, Callable[[], str]]]:
+    """Everything there is to measure, by name: its title and how. New benchmarks join here."""
+    result: dict[str, tuple[str, Callable[[], str]]] = {
+        model.name: (model.title, lambda model=model: elementwise(model, settings))
+        for model in cases.models(settings.layers)
+    }
+    result["training"] = ("The step inside a training loop", lambda: in_training(settings))
+    result["threads"] = ("One thread and two, us per step", lambda: thresholds(settings))
+    return result
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(description=__doc__)
+    result.add_argument("sections", nargs="*", help="which to measure: gpt2, resnet18, ... (default: all)")
+    result.add_argument("--threads", type=int, default=2, help="(default: %(default)s)")
+    result.add_argument("--layers", type=int, default=shapes.GPT2_LAYERS, help="of GPT-2 (default: %(default)s)")
+    result.add_argument("--rounds", type=int, default=15, help="(default: %(default)s)")
+    result.add_argument("--quick", action="store_true", help="3 rounds and one layer: to see that it runs")
+    result.add_argument("--machine", default="this machine", help="what the tables call it, in general terms")
+    result.add_argument("--write", action="store_true", help="put the tables into benchmarks/README.md")
+    return result
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = parser().parse_args()
+    layers, rounds = (1, 3) if arguments.quick else (arguments.layers, arguments.rounds)
+    settings = Settings(arguments.threads, layers, rounds, arguments.machine)
+    torch.set_num_threads(settings.threads)
+    available = sections(settings)
+    unknown = set(arguments.sections) - set(available)
+    if unknown:
+        parser().error(f"unknown section {', '.join(sorted(unknown))}; there are {', '.join(available)}")
+    quiet = {}
+    for name in arguments.sections or available:
+        title, measured = available[name]
+        bystanders = Bystanders()
+        text = f"**{title}.** {settings.heading()}\n\n{measured()}"
+        busy = bystanders.share()
+        print(text, end="\n\n", flush=True)
+        if busy <= QUIET:
+            quiet[name] = text
+        else:
+            print(f"warning: other processes kept {busy:.2f} CPUs busy during {name!r}", file=sys.stderr)
+    if arguments.write:
+        markdown.replace_sections(Path(__file__).with_name("README.md"), quiet)
+
+
+if __name__ == "__main__":
+    main()
