@@ -269,6 +269,7 @@ CASES: tuple[Case, ...] = (
         ValueError,
         of_group_1("param", f"has dtype torch.complex32, {FLOATS}"),
         lambda t: replaced(t, torch.ones(SHAPE, dtype=torch.complex32), torch.ones(SHAPE, dtype=torch.complex32)),
+        complex=True,
     ),
     Case(
         "expanded parameter",

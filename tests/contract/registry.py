@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.optim import Optimizer
 
-from ferrostep.optim import AdamW, Lion
+from ferrostep.optim import AdamW, Lion, SophiaG, SophiaH
 
 SHAPES = ((5, 3), (), (17,), (0, 4), (2, 3, 4, 5), (1000,), (2, 129))
 
@@ -28,6 +28,8 @@ class Entry:
     """A public implementation of the same rule, to be called with the parameters."""
     elementwise: bool = True
     """Whether each element is updated by itself: any shape, and a tensor may be split into several."""
+    complex: bool = True
+    """Whether it takes complex parameters, as pairs of real ones."""
     shapes: tuple[tuple[int, ...], ...] = SHAPES
     """Shapes of the parameters that it is tested with."""
 
@@ -46,6 +48,8 @@ ENTRIES = (
     Entry("adam", AdamW, ADAMW | {"decoupled_weight_decay": False}, partial(torch.optim.Adam, **ADAMW)),
     Entry("lion", Lion, LION, partial(lion_pytorch.Lion, **LION)),
     Entry("lion-maximize", Lion, LION | {"maximize": True}),
+    Entry("sophia-g", SophiaG, LION | {"rho": 0.05, "bs": 32}, complex=False),
+    Entry("sophia-h", SophiaH, LION | {"gamma": 0.02}, complex=False),
 )
 
 
@@ -64,4 +68,5 @@ every_entry = every()
 every_class = every(lambda entry: entry in one_of_each_class())
 every_with_peer = every(lambda entry: entry.peer is not None)
 every_elementwise = every(lambda entry: entry.elementwise)
+every_complex = every(lambda entry: entry.complex)
 every_elementwise_class = every(lambda entry: entry.elementwise and entry in one_of_each_class())

@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from ferrostep.optim import AdamW
-from tests.contract.registry import ADAMW, Entry, every, every_class, every_elementwise, every_entry
+from tests.contract.registry import ADAMW, Entry, every, every_class, every_complex, every_entry
 from tests.contract.training import assert_close, assert_same_bits, bits, normal, parameters, set_gradients, train
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
@@ -21,7 +21,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.com
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("backend", ["rust", "reference"])
 def test_gradients_are_not_changed(entry: Entry, dtype: torch.dtype, backend: str) -> None:
-    if dtype.is_complex and not entry.elementwise:
+    if dtype.is_complex and not entry.complex:
         pytest.skip("this rule has no complex form")
     params = parameters(entry.shapes, dtype)
     optimizer = entry.build(params, backend=backend)
@@ -102,7 +102,7 @@ def test_tied_parameters_are_updated_once(entry: Entry) -> None:
     assert_same_bits(optimizer, other)
 
 
-@every_elementwise
+@every_complex
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
 def test_complex_parameters_are_pairs_of_real_ones(entry: Entry, dtype: torch.dtype) -> None:
     params = parameters(entry.shapes, dtype)

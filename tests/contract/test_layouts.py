@@ -48,6 +48,8 @@ SHAPE = (4, 3, 5, 6)
 def test_any_layout_gives_the_bits_of_the_contiguous_one(
     entry: Entry, layout: str, dtype: torch.dtype, boundary: str
 ) -> None:
+    if dtype.is_complex and not entry.complex:
+        pytest.skip("this rule has no complex form")
     values = normal(SHAPE, dtype, 3)
     p, expected = Parameter(LAYOUTS[layout](values.clone())), Parameter(values.clone())
     assert layout in ("contiguous", "offset") or not p.is_contiguous()

@@ -70,7 +70,6 @@ def test_an_unknown_option_names_those_there_are(entry: Entry) -> None:
 
 
 @pytest.mark.parametrize(("cls", "name", "nearest"), [(AdamW, "wieght_decay", "weight_decay"), (Lion, "beta", "betas")])
-@pytest.mark.xfail(strict=True, reason="only the shared options are searched for the nearest name")
 def test_a_misspelt_argument_of_the_class_names_the_nearest(cls: Any, name: str, nearest: str) -> None:
     with pytest.raises(TypeError, match=rf"unexpected keyword argument '{name}'; did you mean '{nearest}'\?"):
         cls(parameters([(3,)]), **{name: 0.5})

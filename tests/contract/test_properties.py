@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import Parameter
@@ -48,6 +48,7 @@ def layouts(draw: Any) -> Any:
 @QUICK
 @given(entry=ELEMENTWISE, dtype=DTYPES, drawn=layouts())
 def test_any_strides_give_the_bits_of_contiguous_tensors(entry: Entry, dtype: torch.dtype, drawn: Any) -> None:
+    assume(entry.complex or not dtype.is_complex)
     shape, (of_param, of_grad, of_state) = drawn
     values = normal(shape, dtype, 1)
     p, expected = Parameter(of_param(values)), Parameter(values.clone())
@@ -80,6 +81,7 @@ def test_any_strides_give_the_bits_of_contiguous_tensors(entry: Entry, dtype: to
 def test_a_tensor_split_into_several_gives_the_same_bits(
     entry: Entry, dtype: torch.dtype, rounding: str, sizes: list[int]
 ) -> None:
+    assume(entry.complex or not dtype.is_complex)
     whole = Parameter(normal((sum(sizes),), dtype, 1))
     pieces = [Parameter(piece.clone()) for piece in whole.detach().split(sizes)]
     optimizer, other = entry.build([whole], rounding=rounding), entry.build(pieces, rounding=rounding)

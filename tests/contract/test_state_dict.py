@@ -50,7 +50,7 @@ OPTIONS: tuple[tuple[torch.dtype, dict[str, Any]], ...] = (
 @pytest.mark.parametrize(("dtype", "options"), OPTIONS, ids=lambda x: str(x).replace("torch.", ""))
 @pytest.mark.parametrize("way", WAYS)
 def test_a_loaded_state_resumes_to_the_bit(entry: Entry, dtype: torch.dtype, options: dict[str, Any], way: str) -> None:
-    if dtype.is_complex and not entry.elementwise:
+    if dtype.is_complex and not entry.complex:
         pytest.skip("this rule has no complex form")
     params = parameters(entry.shapes, dtype)
     optimizer = entry.build(params, **options)
