@@ -178,10 +178,23 @@ impl<K: Kernel> Block<'_, K> {
     /// Copies what lies below the diagonal to its mirror image.
     #[inline(always)]
     unsafe fn mirror(&self, tile: *const K::Acc) {
+        const { assert!(size_of::<K::Unit>() == size_of::<K::Acc>()) };
+        // Off the diagonal, whole squares at a time.
+        let square = if self.row > self.col { K::LANES } else { usize::MAX };
+        let (rows, cols) = (self.rows - self.rows % square, self.cols - self.cols % square);
+        for j in (0..cols).step_by(square) {
+            for i in (0..rows).step_by(square) {
+                // SAFETY: a square of the tile, and its mirror image in `c`; units are as large as sums.
+                unsafe {
+                    let to = self.to.get().add((self.col + j) * self.stride + self.row + i);
+                    K::transpose(tile.add(i * BLOCK + j).cast(), BLOCK, to.cast(), self.stride);
+                }
+            }
+        }
         for j in 0..self.cols {
             let col = self.col + j;
-            let first = if col < self.row { 0 } else { col - self.row + 1 };
-            for i in first..self.rows {
+            let below = if col < self.row { 0 } else { col - self.row + 1 };
+            for i in if j < cols { rows } else { 0 }.max(below)..self.rows {
                 // SAFETY: (i, j) is below the diagonal, where the tile is written; `c` is square.
                 unsafe {
                     *self.to.get().add(col * self.stride + self.row + i) = *tile.add(i * BLOCK + j);
