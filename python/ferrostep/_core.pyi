@@ -39,6 +39,36 @@ class Lion:
 
     def __init__(self, *, lr: float, beta1: float, beta2: float, weight_decay: float, maximize: bool) -> None: ...
 
+class Sophia:
+    """Sophia; states exp_avg, hessian (read only). Counts the elements with abs(exp_avg) < scale * hessian."""
+
+    def __init__(
+        self,
+        *,
+        lr: float,
+        beta1: float,
+        weight_decay: float,
+        scale: float,
+        eps: float,
+        add_eps: bool,
+        maximize: bool,
+    ) -> None: ...
+
+class HessianSquare:
+    """Average of squared gradients; state hessian. The parameter is not touched."""
+
+    def __init__(self, *, beta2: float, scale: float, skip_nonfinite: bool) -> None: ...
+
+class HessianProduct:
+    """Average of gradients times probes; states hessian, probe (read only). The parameter is not touched."""
+
+    def __init__(self, *, beta2: float, scale: float, skip_nonfinite: bool) -> None: ...
+
+class HessianEstimate:
+    """Average of gradients; the parameter is the average."""
+
+    def __init__(self, *, beta2: float, scale: float, skip_nonfinite: bool) -> None: ...
+
 class Known:
     """What one step of an optimizer leaves to the next, to check less."""
 
@@ -50,7 +80,7 @@ class Batch:
     def __init__(self, known: Known | None = None) -> None: ...
     def add(
         self,
-        rule: AdamW | AmsGrad | Lion,
+        rule: AdamW | AmsGrad | Lion | Sophia | HessianSquare | HessianProduct | HessianEstimate,
         params: list[Any],
         grads: list[Any],
         states: dict[str, list[Any]],
@@ -80,6 +110,9 @@ class Batch:
         Returns False, with nothing changed, if ``skip_nonfinite`` and a gradient has a NaN or infinity. Raises
         ValueError if tensors share memory of which some is written.
         """
+
+    def counted(self) -> tuple[int, int]:
+        """After ``run``: how many elements the rules counted, and how many elements there are."""
 
 def isa() -> str: ...
 def supported_isas() -> list[str]: ...

@@ -10,7 +10,7 @@ use super::errors::{Place, Problem, Refusal};
 use super::overlap::{self, Claim};
 use super::rules;
 use super::tensor::{Counter, Known, Reader, View};
-use crate::kernels::elementwise::{self, Buffers, DType, Hyperparameters, Rounding, Values, Work};
+use crate::kernels::elementwise::{self, Buffers, DType, Hyperparameters, Rounding, Rule, Values, Work};
 use crate::kernels::strided::Staged;
 
 /// A step in the making: `add` the groups, then `run` once.
@@ -29,6 +29,7 @@ pub struct Batch {
     tensors: Vec<Py<PyAny>>,
     known: Option<Py<Known>>,
     done: bool,
+    counted: u64,
 }
 
 /// What error messages need to know of a group.
@@ -149,20 +150,28 @@ impl Batch {
         }
         let (works, grads, counters, staged) = (&self.works, &self.grads, &self.counters, &mut self.staged);
         // Only what the views point into is used without the GIL, and `self.tensors` keeps that alive.
-        Ok(py.detach(|| {
+        let counted = py.detach(|| {
             // SAFETY: the views of all tensors are valid (see `Reader::view`), and `overlap::find` saw to it that
             // nothing that is written is shared.
             unsafe {
                 staged.iter_mut().for_each(|copy| copy.load());
                 if skip_nonfinite && !elementwise::all_finite(grads, threads) {
-                    return false;
+                    return None;
                 }
                 counters.iter().for_each(|counter| counter.advance());
-                elementwise::run(works, threads);
+                let counted = elementwise::run(works, threads);
                 staged.iter_mut().for_each(|copy| copy.store());
+                Some(counted)
             }
-            true
-        }))
+        });
+        self.counted = counted.unwrap_or(0);
+        Ok(counted.is_some())
+    }
+
+    /// After `run`: how many elements the rules counted, and how many there are.
+    fn counted(&self) -> (u64, usize) {
+        let elements = self.works.iter().map(|work| work.elements()).sum();
+        (self.counted, elements)
     }
 }
 
@@ -180,14 +189,14 @@ impl Batch {
         self.tensors.reserve(count * (N + 3));
         let mut latest = None; // most tensors are at the same step, and its rule takes a power or two
         for i in 0..count {
-            let tensors = self.views::<N>(i, &inputs)?;
+            let tensors = self.views::<H::Rule, N>(i, &inputs)?;
             let step = match tensors.counter {
                 Some(counter) => counter.value() as u64 + 1,
                 None => inputs.step,
             };
             let group = self.groups.last().and_then(|group| group.number).unwrap_or(0);
             let number = self.position(i) as u64 | (group as u64) << 32;
-            let buffers = self.buffers(&tensors);
+            let buffers = self.buffers::<H::Rule, N>(&tensors);
             let rule = match latest {
                 Some((known, rule)) if known == step => rule,
                 _ => hyperparameters.at_step(step as f64),
@@ -249,13 +258,17 @@ impl Batch {
     }
 
     /// The checked tensors of parameter `i`.
-    fn views<const N: usize>(&mut self, i: usize, inputs: &Inputs<'_, '_>) -> PyResult<Tensors<N>> {
-        let param = self.view(i, 0, inputs.params, true)?;
+    fn views<R: Rule<N>, const N: usize>(
+        &mut self,
+        i: usize,
+        inputs: &Inputs<'_, '_>,
+    ) -> PyResult<Tensors<N>> {
+        let param = self.view(i, 0, inputs.params, R::WRITES_PARAM)?;
         let grad = self.view(i, 1, inputs.grads, false)?;
         self.check_twin(i, 1, &grad, &param, param.dtype)?;
         let mut states = SmallVec::<[View; N]>::new();
         for (k, list) in inputs.states.iter().enumerate() {
-            let state = self.view(i, 2 + k, list, true)?;
+            let state = self.view(i, 2 + k, list, k < R::WRITES_STATES)?;
             let dtype = states.first().map_or(state.dtype, |first| first.dtype);
             self.check_twin(i, 2 + k, &state, &param, dtype)?;
             states.push(state);
@@ -357,7 +370,7 @@ impl Batch {
     }
 
     /// The memory for the engine: that of the tensors where all have the parameter's dense layout, else of copies.
-    fn buffers<const N: usize>(&mut self, tensors: &Tensors<N>) -> Buffers<N> {
+    fn buffers<R: Rule<N>, const N: usize>(&mut self, tensors: &Tensors<N>) -> Buffers<N> {
         let order = tensors.param.order();
         let mut stage = |view: &View, write_back| match view.is_dense_in(&order) {
             true => view.data,
@@ -370,11 +383,11 @@ impl Batch {
         };
         let buffers = Buffers {
             dtype: tensors.param.dtype,
-            state_dtype: tensors.states[0].dtype,
+            state_dtype: tensors.states.first().unwrap_or(&tensors.param).dtype,
             len: tensors.param.len,
-            param: stage(&tensors.param, true),
+            param: stage(&tensors.param, R::WRITES_PARAM),
             grad: stage(&tensors.grad, false),
-            state: std::array::from_fn(|k| stage(&tensors.states[k], true)),
+            state: std::array::from_fn(|k| stage(&tensors.states[k], k < R::WRITES_STATES)),
             compensation: tensors
                 .compensation
                 .as_ref()

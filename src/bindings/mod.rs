@@ -15,7 +15,7 @@ mod _core {
     #[pymodule_export]
     use super::batch::Batch;
     #[pymodule_export]
-    use super::rules::{AdamW, AmsGrad, Lion};
+    use super::rules::{AdamW, AmsGrad, HessianEstimate, HessianProduct, HessianSquare, Lion, Sophia};
     #[pymodule_export]
     use super::runtime::{adopt_openmp, isa, supported_isas, use_isa};
     #[pymodule_export]

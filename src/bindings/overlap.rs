@@ -61,10 +61,10 @@ pub fn find<T: Copy + Ord>(writes: &mut [Claim<T>], reads: &[Claim<T>]) -> Optio
     // The claim that reaches farthest so far may overlap a later one than the next.
     let mut farthest = 0;
     for i in 1..writes.len() {
-        if writes[i].start < writes[farthest].end {
-            if writes[..i].iter().any(|earlier| earlier.overlaps(&writes[i])) {
-                return least_pair(writes);
-            }
+        if writes[i].start < writes[farthest].end
+            && writes[..i].iter().any(|earlier| earlier.overlaps(&writes[i]))
+        {
+            return least_pair(writes);
         }
         if writes[i].end > writes[farthest].end {
             farthest = i;

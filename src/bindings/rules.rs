@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 
 use super::batch::{Batch, Inputs};
-use crate::kernels::elementwise::{adamw, lion};
+use crate::kernels::elementwise::{adamw, diagonal, lion, sophia};
 
 /// AdamW, or Adam with `decoupled=False`. State: exp_avg, exp_avg_sq.
 #[pyclass(frozen, module = "ferrostep._core")]
@@ -83,6 +83,62 @@ impl Lion {
     }
 }
 
+/// Sophia. State: exp_avg, hessian (read).
+#[pyclass(frozen, module = "ferrostep._core")]
+pub struct Sophia(sophia::Sophia);
+
+#[pymethods]
+impl Sophia {
+    #[new]
+    #[pyo3(signature = (*, lr, beta1, weight_decay, scale, eps, add_eps, maximize))]
+    fn new(
+        lr: f64,
+        beta1: f64,
+        weight_decay: f64,
+        scale: f64,
+        eps: f64,
+        add_eps: bool,
+        maximize: bool,
+    ) -> Self {
+        Sophia(sophia::Sophia {
+            lr,
+            beta1,
+            weight_decay,
+            scale,
+            eps,
+            add_eps,
+            maximize,
+        })
+    }
+}
+
+/// The averages of Hessian estimates, alike but for what the estimate is made of.
+macro_rules! averages {
+    ($($(#[$doc:meta])* $rule:ident = $kernel:ident;)*) => {
+        $($(#[$doc])*
+        #[pyclass(frozen, module = "ferrostep._core")]
+        pub struct $rule(diagonal::$kernel);
+
+        #[pymethods]
+        impl $rule {
+            #[new]
+            #[pyo3(signature = (*, beta2, scale, skip_nonfinite))]
+            fn new(beta2: f64, scale: f64, skip_nonfinite: bool) -> Self {
+                $rule(diagonal::$kernel(diagonal::Average { beta2, scale, skip_nonfinite }))
+            }
+        })*
+    };
+}
+
+averages! {
+    /// Of squared gradients. State: hessian; the parameter is only looked at for its shape.
+    HessianSquare = Square;
+    /// Of gradients times probes. State: hessian, probe; the parameter is only looked at for its shape.
+    HessianProduct = Product;
+    /// Of gradients, with the average as the parameter.
+    HessianEstimate = Estimate;
+}
+
 /// The table of rules with the number of their states: hands the inputs to the engine under the rule's type.
 macro_rules! table {
     ($($rule:ident: $states:literal),* $(,)?) => {
@@ -96,4 +152,6 @@ macro_rules! table {
     };
 }
 
-table! { AdamW: 2, AmsGrad: 3, Lion: 1 }
+table! {
+    AdamW: 2, AmsGrad: 3, Lion: 1, Sophia: 2, HessianSquare: 1, HessianProduct: 2, HessianEstimate: 0,
+}

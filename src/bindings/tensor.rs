@@ -56,7 +56,7 @@ impl View {
     pub fn order(&self) -> SmallVec<[usize; 4]> {
         let mut order: SmallVec<[usize; 4]> = (0..self.shape.len()).collect();
         if !self.is_contiguous() {
-            order.sort_by_key(|&dim| std::cmp::Reverse((self.strides[dim], self.shape[dim])));
+            order.sort_by_key(|&dim| std::cmp::Reverse((self.strides[dim].abs(), self.shape[dim])));
         }
         order
     }

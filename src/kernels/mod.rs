@@ -1,5 +1,7 @@
 //! The arithmetic, free of Python: usable and tested by `cargo test` alone.
 
 pub mod elementwise;
+pub mod matmul;
+pub mod orthogonal;
 pub mod strided;
 pub mod vector;

@@ -28,7 +28,7 @@ class InPlaceOptimizer(Optimizer):
     """
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], options: Options) -> None:
-        super().__init__(params, {**defaults, **checked_options(type(self).__name__, options)})
+        super().__init__(params, {**defaults, **checked_options(type(self).__name__, defaults, options)})
         self._known = _core.Known()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -62,14 +62,16 @@ class InPlaceOptimizer(Optimizer):
                 loss = closure()
         new_state = NewState(self.state)
         try:
-            self._update(new_state)
+            updated = self._update(new_state)
         except BaseException:
             new_state.discard()
             raise
+        if not updated:
+            new_state.discard()
         return loss
 
-    def _update(self, new_state: NewState) -> None:
-        """Update all groups, or none: what can fail comes before the first change."""
+    def _update(self, new_state: NewState) -> bool:
+        """Update all groups, or none: what can fail comes before the first change. False if the step was skipped."""
         raise NotImplementedError
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ class ElementwiseOptimizer(InPlaceOptimizer):
         """The update rule for a parameter group, with the group's present hyperparameters."""
         raise NotImplementedError
 
-    def _update(self, new_state: NewState) -> None:
+    def _update(self, new_state: NewState) -> bool:
         batch = _core.Batch(self._known)
         native: list[Tensor] = []
         elsewhere: list[Gathered] = []
@@ -49,13 +49,18 @@ class ElementwiseOptimizer(InPlaceOptimizer):
                 elsewhere.append(gathered)
         skip = self.defaults["skip_nonfinite"]
         if skip and not all(g.isfinite().all() for gathered in elsewhere for g in gathered.grads):
-            return
+            return False
         if not batch.run(torch.get_num_threads(), skip_nonfinite=skip):
-            return
+            return False
         if native:
             torch.autograd.graph.increment_version(native)
         for gathered in elsewhere:
             gathered.run_reference()
+        self._after_update(batch, elsewhere)
+        return True
+
+    def _after_update(self, batch: _core.Batch, elsewhere: list[Gathered]) -> None:
+        """For subclasses: called when all groups have been updated."""
 
     def _gather(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> Gathered:
         rule = self.rule(group)
@@ -83,9 +88,10 @@ class ElementwiseOptimizer(InPlaceOptimizer):
             for name in names:
                 if name not in self.state.get(p, ()):
                     new = zero_state(name, p, group)
-                    self.state[p][name] = new
-                    new_state.record(p, name)
-        return {name: [self.state[p][name] for p in found.params] for name in names}
+                    if new is not None:
+                        self.state[p][name] = new
+                        new_state.record(p, name)
+        return {name: [self.state[p].get(name) for p in found.params] for name in names}
 
 
 class Gathered(NamedTuple):

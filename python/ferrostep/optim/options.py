@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from typing import TypedDict
 
 import torch
@@ -54,11 +55,14 @@ BACKENDS = ("auto", "rust", "reference")
 STATE_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def checked_options(owner: str, options: Options) -> Options:
-    """The options with their defaults; TypeError for an unknown one, ValueError for an impossible value."""
+def checked_options(owner: str, own: Iterable[str], options: Options) -> Options:
+    """The options with their defaults, for a class with arguments ``own``.
+
+    Raises TypeError for an unknown one, ValueError for an impossible value.
+    """
     for name in options:
         if name not in DEFAULT_OPTIONS:
-            near = difflib.get_close_matches(name, DEFAULT_OPTIONS, n=1)
+            near = difflib.get_close_matches(name, [*own, *DEFAULT_OPTIONS], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(DEFAULT_OPTIONS)}"
             raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}{hint}")
     full: Options = {**DEFAULT_OPTIONS, **options}

@@ -7,5 +7,16 @@ They are what the Rust kernels are tested against, what runs on devices other th
 from ferrostep.reference.adamw import adamw
 from ferrostep.reference.engine import ReferenceRule, apply
 from ferrostep.reference.lion import lion
+from ferrostep.reference.sophia import hessian_estimate, hessian_product, hessian_square, sophia, unclipped
 
-__all__ = ["ReferenceRule", "adamw", "apply", "lion"]
+__all__ = [
+    "ReferenceRule",
+    "adamw",
+    "apply",
+    "hessian_estimate",
+    "hessian_product",
+    "hessian_square",
+    "lion",
+    "sophia",
+    "unclipped",
+]

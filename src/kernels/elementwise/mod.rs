@@ -7,7 +7,11 @@ mod finite;
 mod sweep;
 
 pub mod adamw;
+pub mod diagonal;
 pub mod lion;
+pub mod sophia;
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::{bf16, f16};
 
@@ -33,8 +37,19 @@ pub trait Hyperparameters<const N: usize>: Copy {
 
 /// What happens to one element that has `N` numbers of state.
 pub trait Rule<const N: usize>: Copy + Send + Sync + 'static {
+    /// Whether the parameter is written, and how many of the states are, from the first on; the others are only read.
+    const WRITES_PARAM: bool = true;
+    const WRITES_STATES: usize = N;
+    /// Whether elements are counted.
+    const COUNTS: bool = false;
+
     /// The new parameter and state from the old ones and the gradient.
     fn update<V: Vector>(&self, param: V, grad: V, state: [V; N]) -> (V, [V; N]);
+
+    /// With `COUNTS`: how many elements of a vector are to be counted, from their new state; none where all is 0.
+    fn count<V: Vector>(&self, _state: [V; N]) -> u32 {
+        0
+    }
 }
 
 /// How elements are stored.
@@ -175,8 +190,8 @@ pub struct Unsupported;
 pub trait Work: Send + Sync {
     fn blocks(&self) -> usize;
     fn elements(&self) -> usize;
-    /// Updates block `index`; every block is to be run exactly once.
-    fn run(&self, index: usize);
+    /// Updates block `index` and returns what the rule counted; every block is to be run exactly once.
+    fn run(&self, index: usize) -> u32;
 }
 
 impl<R: Rule<N>, const N: usize> Work for Batch<R, N> {
@@ -188,7 +203,7 @@ impl<R: Rule<N>, const N: usize> Work for Batch<R, N> {
         self.elements
     }
 
-    fn run(&self, index: usize) {
+    fn run(&self, index: usize) -> u32 {
         let slot = &self.slots[self.slots.partition_point(|slot| slot.first_block <= index) - 1];
         let block = index - slot.first_block;
         let (start, b) = (block * BLOCK, &slot.buffers);
@@ -210,19 +225,23 @@ impl<R: Rule<N>, const N: usize> Work for Batch<R, N> {
     }
 }
 
-/// Runs all batches on up to `threads` threads.
-pub fn run(batches: &[Box<dyn Work + '_>], threads: usize) {
+/// Runs all batches on up to `threads` threads and returns what the rules counted: a sum of whole numbers, so the
+/// order in which threads add to it plays no part.
+pub fn run(batches: &[Box<dyn Work + '_>], threads: usize) -> u64 {
+    let counted = AtomicU64::new(0);
     let elements: usize = batches.iter().map(|batch| batch.elements()).sum();
     let blocks: usize = batches.iter().map(|batch| batch.blocks()).sum();
     let useful = elements.div_ceil(ELEMENTS_PER_THREAD);
     pool::for_each(threads.min(useful), blocks, &|mut index| {
         for batch in batches {
             if index < batch.blocks() {
-                return batch.run(index);
+                counted.fetch_add(batch.run(index).into(), Ordering::Relaxed);
+                return;
             }
             index -= batch.blocks();
         }
     });
+    counted.into_inner()
 }
 
 /// The code for a combination of types. Parameters in 16 bits may have their state in f32 or in their own type;

@@ -19,11 +19,11 @@ pub struct Span<const N: usize> {
     pub noise: Noise,
 }
 
-/// Applies a rule to a span.
+/// Applies a rule to a span and returns what the rule counted.
 ///
 /// Safety of a call: the buffers are valid for `len` elements of the types that the kernel was made for and do not
 /// overlap, and the CPU has the instruction set that it was made for.
-pub type Kernel<R, const N: usize> = unsafe fn(&R, &Span<N>);
+pub type Kernel<R, const N: usize> = unsafe fn(&R, &Span<N>) -> u32;
 
 /// A storage type of f32 arithmetic, on every instruction set.
 #[cfg(target_arch = "x86_64")]
@@ -139,7 +139,7 @@ pub fn single<P: Element, S: Element, M: Mode, R: Rule<N>, const N: usize>(isa: 
 unsafe fn with_avx512<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode, R: Rule<N>, const N: usize>(
     rule: &R,
     span: &Span<N>,
-) {
+) -> u32 {
     // SAFETY: the caller's promise is the same.
     unsafe { sweep::<V, P, S, M, R, N>(rule, span) }
 }
@@ -151,7 +151,7 @@ unsafe fn with_avx512<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode, R: Rule<N>
 unsafe fn with_avx2<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode, R: Rule<N>, const N: usize>(
     rule: &R,
     span: &Span<N>,
-) {
+) -> u32 {
     // SAFETY: the caller's promise is the same.
     unsafe { sweep::<V, P, S, M, R, N>(rule, span) }
 }
@@ -162,20 +162,22 @@ unsafe fn with_avx2<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode, R: Rule<N>, 
 unsafe fn sweep<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode, R: Rule<N>, const N: usize>(
     rule: &R,
     span: &Span<N>,
-) {
+) -> u32 {
     let rule = *rule; // a local copy: the compiler sees that no store changes it
     let whole = span.len - span.len % V::LANES;
+    let mut counted = 0;
     for i in (0..whole).step_by(V::LANES) {
         // SAFETY: a whole vector at `i` lies within the span.
-        unsafe { update::<V, P, S, M, R, N>(&rule, span, i) }
+        counted += unsafe { update::<V, P, S, M, R, N>(&rule, span, i) };
     }
     if whole < span.len {
         // SAFETY: the rest lies within the span and is shorter than a vector.
-        unsafe { update_rest::<V, P, S, M, R, N>(&rule, span, whole) }
+        counted += unsafe { update_rest::<V, P, S, M, R, N>(&rule, span, whole) };
     }
+    counted
 }
 
-/// Updates one vector.
+/// Updates one vector and returns what the rule counted.
 ///
 /// # Safety
 /// As for [`Kernel`], with `span.len >= i + V::LANES`.
@@ -184,17 +186,20 @@ unsafe fn update<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode, R: Rule<N>, con
     rule: &R,
     span: &Span<N>,
     i: usize,
-) {
+) -> u32 {
     // SAFETY: the caller's promise is the same.
     unsafe {
         let param = M::read::<V, P, N>(span, i);
         let grad = P::load(span.grad.cast::<P>().add(i));
         let state = span.state.map(|pointer| S::load(pointer.cast::<S>().add(i)));
         let (param, state) = rule.update(param, grad, state);
-        M::write::<V, P, N>(param, span, i);
-        for (value, pointer) in state.into_iter().zip(span.state) {
+        if R::WRITES_PARAM {
+            M::write::<V, P, N>(param, span, i);
+        }
+        for (value, pointer) in state.into_iter().zip(span.state).take(R::WRITES_STATES) {
             S::store(value, pointer.cast::<S>().add(i));
         }
+        if R::COUNTS { rule.count(state) } else { 0 }
     }
 }
 
@@ -208,7 +213,7 @@ unsafe fn update_rest<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode, R: Rule<N>
     rule: &R,
     span: &Span<N>,
     start: usize,
-) {
+) -> u32 {
     let rest = span.len - start;
     let mut param = [P::default(); MAX_LANES];
     let mut grad = [P::default(); MAX_LANES];
@@ -235,14 +240,17 @@ unsafe fn update_rest<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode, R: Rule<N>
         for k in 0..N {
             copy::<S>(span.state[k], start, padded.state[k], 0, rest);
         }
-        update::<V, P, S, M, R, N>(rule, &padded, 0);
-        copy::<P>(padded.param, 0, span.param, start, rest);
+        let counted = update::<V, P, S, M, R, N>(rule, &padded, 0);
+        if R::WRITES_PARAM {
+            copy::<P>(padded.param, 0, span.param, start, rest);
+        }
         if M::COMPENSATED {
             copy::<P>(padded.compensation, 0, span.compensation, start, rest);
         }
-        for k in 0..N {
+        for k in 0..R::WRITES_STATES {
             copy::<S>(padded.state[k], 0, span.state[k], start, rest);
         }
+        counted
     }
 }
 

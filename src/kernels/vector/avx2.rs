@@ -46,6 +46,21 @@ impl Vector for F32 {
             _mm256_sub_ps(positive, negative)
         })
     }
+    #[inline(always)]
+    fn finite_or(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe {
+            // x - x is 0 but for NaN and infinity.
+            let difference = _mm256_sub_ps(self.0, self.0);
+            let finite = _mm256_cmp_ps::<_CMP_EQ_OQ>(difference, _mm256_setzero_ps());
+            _mm256_blendv_ps(other.0, self.0, finite)
+        })
+    }
+    #[inline(always)]
+    fn count_below(self, other: Self) -> u32 {
+        // SAFETY: the CPU has AVX2.
+        unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(self.0, other.0)) }.count_ones()
+    }
 }
 
 impl std::ops::Neg for F32 {
@@ -84,6 +99,21 @@ impl Vector for F64 {
             let negative = _mm256_and_pd(_mm256_cmp_pd::<_CMP_LT_OQ>(self.0, zero), one);
             _mm256_sub_pd(positive, negative)
         })
+    }
+    #[inline(always)]
+    fn finite_or(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe {
+            // x - x is 0 but for NaN and infinity.
+            let difference = _mm256_sub_pd(self.0, self.0);
+            let finite = _mm256_cmp_pd::<_CMP_EQ_OQ>(difference, _mm256_setzero_pd());
+            _mm256_blendv_pd(other.0, self.0, finite)
+        })
+    }
+    #[inline(always)]
+    fn count_below(self, other: Self) -> u32 {
+        // SAFETY: the CPU has AVX2.
+        unsafe { _mm256_movemask_pd(_mm256_cmp_pd::<_CMP_LT_OQ>(self.0, other.0)) }.count_ones()
     }
 }
 

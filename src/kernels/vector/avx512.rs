@@ -46,6 +46,21 @@ impl Vector for F32 {
             _mm512_sub_ps(positive, negative)
         })
     }
+    #[inline(always)]
+    fn finite_or(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe {
+            // x - x is 0 but for NaN and infinity.
+            let difference = _mm512_sub_ps(self.0, self.0);
+            let finite = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(difference, _mm512_setzero_ps());
+            _mm512_mask_blend_ps(finite, other.0, self.0)
+        })
+    }
+    #[inline(always)]
+    fn count_below(self, other: Self) -> u32 {
+        // SAFETY: the CPU has AVX-512.
+        unsafe { _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, other.0) }.count_ones()
+    }
 }
 
 impl std::ops::Neg for F32 {
@@ -84,6 +99,21 @@ impl Vector for F64 {
             let negative = _mm512_maskz_mov_pd(_mm512_cmp_pd_mask::<_CMP_LT_OQ>(self.0, zero), one);
             _mm512_sub_pd(positive, negative)
         })
+    }
+    #[inline(always)]
+    fn finite_or(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe {
+            // x - x is 0 but for NaN and infinity.
+            let difference = _mm512_sub_pd(self.0, self.0);
+            let finite = _mm512_cmp_pd_mask::<_CMP_EQ_OQ>(difference, _mm512_setzero_pd());
+            _mm512_mask_blend_pd(finite, other.0, self.0)
+        })
+    }
+    #[inline(always)]
+    fn count_below(self, other: Self) -> u32 {
+        // SAFETY: the CPU has AVX-512.
+        unsafe { _mm512_cmp_pd_mask::<_CMP_LT_OQ>(self.0, other.0) }.count_ones()
     }
 }
 

@@ -43,6 +43,10 @@ pub trait Vector:
     fn max(self, other: Self) -> Self;
     /// -1, 0 or 1; 0 for NaN, as torch has it.
     fn sign(self) -> Self;
+    /// `self` where it is neither NaN nor infinite, else `other`.
+    fn finite_or(self, other: Self) -> Self;
+    /// The number of lanes in which `self` is less than `other`.
+    fn count_below(self, other: Self) -> u32;
 }
 
 /// An element type as it lies in memory, converted on the way into and out of a vector `V`.

@@ -73,6 +73,14 @@ macro_rules! float_lanes {
             fn sign(self) -> Self {
                 self.map(|x| (x > 0.0) as u8 as $element - (x < 0.0) as u8 as $element)
             }
+            #[inline(always)]
+            fn finite_or(self, other: Self) -> Self {
+                self.zip(other, |a, b| if a.is_finite() { a } else { b })
+            }
+            #[inline(always)]
+            fn count_below(self, other: Self) -> u32 {
+                self.zip(other, |a, b| (a < b) as u32).0.into_iter().sum()
+            }
         }
     };
     (@operator $element:ty, $lanes:literal, $($op:ident :: $method:ident),*) => {

@@ -1,0 +1,120 @@
+"""The Gauss-Newton-Bartlett estimator: the curvature of a likelihood from labels that the model itself draws.
+
+For a loss that is the negative log-likelihood of the model's own distribution, gradients at sampled labels have the
+Gauss-Newton matrix as their covariance. So with ``g`` the gradient of the mean loss over ``B`` sampled labels,
+``B * g^2`` is an unbiased estimate of the diagonal of the Gauss-Newton matrix of the mean loss, and never negative
+(arXiv 2305.14342, Algorithm 2). At the true labels it would be the empirical Fisher, which is something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ferrostep.curvature.diagonal import count_ranks, mean_over_ranks
+from ferrostep.curvature.products import Loss, evaluated
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+def sampled_cross_entropy(
+    logits: Tensor,
+    targets: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, int]:
+    """Mean cross-entropy at labels drawn from the model's own distribution, and the number of labels.
+
+    Args:
+        logits: ``[..., classes]``, with their graph.
+        targets: ``[...]``, the true labels: only looked at for positions with ``ignore_index``, which draw no label
+            (masked or padded positions would else enter the curvature). Default None: every position counts.
+        ignore_index: as of ``torch.nn.functional.cross_entropy``. Default -100.
+        generator: for the labels; default torch's global one.
+
+    Returns:
+        The mean loss over the labels, to call ``backward`` on, and ``B``, the ``bs`` of :class:`SophiaG`. Without any
+        label the loss is 0.
+
+    Raises:
+        ValueError: ``targets`` has not the shape of ``logits`` without its last dimension.
+
+    Example:
+        >>> logits = torch.zeros(2, 3, 5, requires_grad=True)
+        >>> targets = torch.tensor([[0, 1, -100], [2, -100, -100]])
+        >>> loss, labels = sampled_cross_entropy(logits, targets)
+        >>> f"{loss.item():.4f}", labels
+        ('1.6094', 3)
+    """
+    rows = logits.reshape(-1, logits.shape[-1])
+    if targets is not None:
+        if targets.shape != logits.shape[:-1]:
+            expected = list(logits.shape[:-1])
+            raise ValueError(f"targets has shape {list(targets.shape)}, expected {expected} for these logits")
+        rows = rows[targets.reshape(-1) != ignore_index]
+    if len(rows) == 0:
+        return rows.sum(), 0
+    with torch.no_grad():
+        labels = torch.multinomial(rows.detach().float().softmax(-1), 1, generator=generator).squeeze(-1)
+    return F.cross_entropy(rows, labels), len(labels)
+
+
+def sampled_squared_error(outputs: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, int]:
+    """Half the mean squared error at labels drawn around the outputs, and the number of labels.
+
+    The regression form: the likelihood is normal with variance 1, so a label is the output plus standard normal noise.
+    The curvature is that of ``0.5 * mse_loss`` (mean over all elements); ``mse_loss`` itself has twice of it.
+
+    Args:
+        outputs: of any shape, with their graph.
+        generator: for the noise; default torch's global one.
+
+    Returns:
+        The mean loss and the number of labels, one per element.
+    """
+    noise = torch.empty_like(outputs, requires_grad=False).normal_(generator=generator)
+    return 0.5 * F.mse_loss(outputs, outputs.detach() + noise), outputs.numel()
+
+
+def gauss_newton_bartlett(
+    loss: Loss,
+    labels: int,
+    params: Iterable[Tensor],
+    *,
+    retain_graph: bool = False,
+    grad_scale: float = 1.0,
+    all_reduce: bool | ProcessGroup = True,
+) -> list[Tensor]:
+    """An estimate of the Gauss-Newton diagonal from a loss at sampled labels; ``p.grad`` is not touched.
+
+    Args:
+        loss: the mean over sampled labels, from :func:`sampled_cross_entropy` or :func:`sampled_squared_error`.
+        labels: their number ``B``.
+        params: the parameters, each requiring gradients. Those that the loss does not use have zeros.
+        retain_graph: keep the graph of the loss. Default False.
+        grad_scale: what the loss has been multiplied by. Default 1.
+        all_reduce: average the gradient over the ranks of this process group, or of the default one (True) where
+            ``torch.distributed`` is initialized, and count the labels of all; every rank has to have as many. Default
+            True.
+
+    Returns:
+        ``B * g^2``, one tensor like each parameter, float32 for bfloat16 and float16 ones.
+
+    Example:
+        >>> logits = model(x)  # doctest: +SKIP
+        >>> d = gauss_newton_bartlett(*sampled_cross_entropy(logits, y), model.parameters())  # doctest: +SKIP
+    """
+    params = list(params)
+    gradients = torch.autograd.grad(
+        evaluated(loss), params, retain_graph=retain_graph, allow_unused=True, materialize_grads=True
+    )
+    half = (torch.bfloat16, torch.float16)
+    scaled = [(g.float() if g.dtype in half else g) / grad_scale for g in gradients]
+    mean = mean_over_ranks(scaled, all_reduce)
+    return [labels * count_ranks(all_reduce) * g * g for g in mean]

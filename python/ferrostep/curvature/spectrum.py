@@ -1,0 +1,175 @@
+"""The trace and the largest eigenvalue of a loss's Hessian, from products with vectors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ferrostep.curvature.products import HessianProduct, Loss, draw_probes
+
+
+class Trace(NamedTuple):
+    """An estimated trace."""
+
+    value: float
+    standard_error: float
+    """Of the mean over the probes; NaN for one probe."""
+
+
+class Eigenvalue(NamedTuple):
+    """An approximate eigenvalue."""
+
+    value: float
+    residual: float
+    """A true eigenvalue lies within this distance: the norm of ``A x - value * x`` for the approximate unit ``x``."""
+    steps: int
+    """Products that it took."""
+
+
+class Tridiagonal(NamedTuple):
+    """What Lanczos iteration makes of a symmetric matrix: its tridiagonal form, in float64."""
+
+    alphas: Tensor
+    betas: Tensor
+    """The last one couples to the vector that was not taken in any more."""
+
+
+def hutchinson_trace(
+    loss: Loss,
+    params: Iterable[Tensor],
+    *,
+    num_samples: int = 10,
+    distribution: str = "rademacher",
+    generator: torch.Generator | None = None,
+    retain_graph: bool = False,
+) -> Trace:
+    """An unbiased estimate of the trace of the Hessian: the mean of ``u' H u`` over random ``u`` (Hutchinson 1990).
+
+    Args:
+        loss, params: as of :class:`HessianProduct`.
+        num_samples: probes, at least 1. Default 10.
+        distribution: ``"rademacher"`` (default, of the smaller variance) or ``"gaussian"``.
+        generator: for the probes; default torch's global one.
+        retain_graph: keep the loss's graph. Default False.
+
+    Example:
+        >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> hutchinson_trace((w**3).sum(), [w], num_samples=2)
+        Trace(value=18.0, standard_error=0.0)
+    """
+    if num_samples < 1:
+        raise ValueError(f"Invalid num_samples value: {num_samples}; expected at least 1")
+    product = HessianProduct(loss, params)
+    samples = []
+    for sample in range(num_samples):
+        probes = draw_probes(product.params, distribution, generator)
+        products = product(probes, retain_graph=retain_graph or sample < num_samples - 1)
+        samples.append(sum(_dot(u, h) for u, h in zip(probes, products, strict=True)))
+    values = torch.tensor(samples, dtype=torch.float64)
+    error = values.std().item() / math.sqrt(num_samples) if num_samples > 1 else math.nan
+    return Trace(values.mean().item(), error)
+
+
+def lanczos(
+    multiply: Callable[[Tensor], Tensor],
+    start: Tensor,
+    steps: int,
+    *,
+    stop: Callable[[Tridiagonal], bool] | None = None,
+) -> Tridiagonal:
+    """Lanczos iteration with full reorthogonalization (Golub and Van Loan, Matrix Computations, chapter 10).
+
+    Args:
+        multiply: the symmetric matrix times a flat vector.
+        start: the first vector, flat, not zero; its dtype is that of the ``steps`` vectors that are kept.
+        steps: at most so many products. Fewer where the vectors span an invariant subspace.
+        stop: asked after each product whether to end.
+
+    Returns:
+        The diagonal and the off-diagonal, as long as products were made.
+    """
+    alphas: list[float] = []
+    betas: list[float] = []
+    vector = start / start.norm()
+    basis = vector.new_empty(min(steps, len(start)), len(start))
+    for k in range(len(basis)):
+        basis[k] = vector
+        w = multiply(vector)
+        alphas.append(_dot(vector, w))
+        for _ in range(2):  # the second pass removes what rounding left of the first
+            w = w - basis[: k + 1].T @ (basis[: k + 1] @ w)
+        betas.append(math.sqrt(_dot(w, w)))
+        found = Tridiagonal(*(torch.tensor(x, dtype=torch.float64) for x in (alphas, betas)))
+        size = max(map(abs, alphas + betas))
+        if betas[-1] <= 10 * torch.finfo(w.dtype).eps * size * math.sqrt(len(start)) or (stop and stop(found)):
+            break
+        vector = w / betas[-1]
+    return found
+
+
+def top_eigenvalue(
+    loss: Loss,
+    params: Iterable[Tensor],
+    *,
+    steps: int = 50,
+    tolerance: float = 1e-3,
+    generator: torch.Generator | None = None,
+) -> Eigenvalue:
+    """The largest (not: largest in magnitude) eigenvalue of the Hessian, by Lanczos iteration from a random vector.
+
+    Args:
+        loss, params: as of :class:`HessianProduct`; a tensor's graph is kept. 16-bit parameters are refused: their
+            products are too coarse.
+        steps: at most so many products; as many vectors of all parameters are kept. Default 50.
+        tolerance: end when the residual is at most this part of the eigenvalue. Default 1e-3.
+        generator: for the first vector; default torch's global one.
+
+    Raises:
+        ValueError: ``steps < 1``, or parameters of 16 bits.
+
+    Example:
+        >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> round(top_eigenvalue((w**3).sum(), [w]).value, 4)
+        12.0
+    """
+    params = list(params)
+    if steps < 1:
+        raise ValueError(f"Invalid steps value: {steps}; expected at least 1")
+    for i, p in enumerate(params):
+        if p.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"parameter {i} has dtype {p.dtype}, expected float32 or float64")
+    product = HessianProduct(loss, params)
+
+    def multiply(vector: Tensor) -> Tensor:
+        pieces = torch.split_with_sizes(vector, [p.numel() for p in params])
+        vectors = [piece.view(p.shape).to(p.dtype) for piece, p in zip(pieces, params, strict=True)]
+        return _flat(product(vectors)).to(vector.dtype)
+
+    def is_close(found: Tridiagonal) -> bool:
+        value, residual = _top(found)
+        return residual <= tolerance * abs(value)
+
+    start = _flat(draw_probes(params, "gaussian", generator))
+    found = lanczos(multiply, start, steps, stop=is_close)
+    value, residual = _top(found)
+    return Eigenvalue(value, residual, len(found.alphas))
+
+
+def _top(found: Tridiagonal) -> tuple[float, float]:
+    """The largest eigenvalue of the tridiagonal matrix, and how far a true one can be from it."""
+    between = found.betas[:-1]
+    matrix = torch.diag(found.alphas) + torch.diag(between, 1) + torch.diag(between, -1)
+    values, vectors = torch.linalg.eigh(matrix)
+    return values[-1].item(), (found.betas[-1] * vectors[-1, -1].abs()).item()
+
+
+def _flat(tensors: list[Tensor]) -> Tensor:
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def _dot(x: Tensor, y: Tensor) -> float:
+    return torch.dot(x.reshape(-1).double(), y.reshape(-1).double()).item()

@@ -1,0 +1,161 @@
+"""What SophiaG and SophiaH share: the step's count, and the averages of Hessian estimates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ferrostep import _core, reference
+from ferrostep.optim.base import NewState, zero_state
+from ferrostep.optim.elementwise import ElementwiseOptimizer, Gathered, Rule
+
+
+class Estimator(NamedTuple):
+    """What the estimates are made of, in Rust and in plain torch."""
+
+    kernel: Callable[..., Any]
+    reference: Callable[..., Tensor]
+
+
+SQUARE = Estimator(_core.HessianSquare, reference.hessian_square)
+"""Of a gradient."""
+PRODUCT = Estimator(_core.HessianProduct, reference.hessian_product)
+"""Of the Hessian's product with a probe, and the probe."""
+ESTIMATE = Estimator(_core.HessianEstimate, reference.hessian_estimate)
+"""Of an estimate."""
+
+
+class Refreshed(NamedTuple):
+    """A parameter with its average and what the new estimate is made of."""
+
+    position: int
+    param: Tensor
+    hessian: Tensor
+    inputs: tuple[Tensor, ...]
+
+
+class Sophia(ElementwiseOptimizer):
+    """The common part of :class:`SophiaG` and :class:`SophiaH`."""
+
+    _counted: tuple[tuple[int | Tensor, int], ...] = ()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group; RuntimeError for complex parameters, whose curvature is no number per element."""
+        super().add_param_group(param_group)
+        if any(p.is_complex() for p in self.param_groups[-1]["params"]):
+            self.param_groups.pop()
+            raise RuntimeError(f"{type(self).__name__} does not support complex parameters")
+
+    def unclipped_fraction(self) -> float:
+        """The share of elements that the last step did not clip: those with ``abs(m)`` below the scaled Hessian.
+
+        From 0.1 to 0.5 is a good range; below it, the step is nearly Lion's: raise ``rho`` or ``gamma``. NaN before
+        the first step. Parameters without a gradient do not count.
+        """
+        total = sum(elements for _, elements in self._counted)
+        return sum(int(count) for count, _ in self._counted) / total if total else math.nan
+
+    def _after_update(self, batch: _core.Batch, elsewhere: list[Gathered]) -> None:
+        counted: list[tuple[int | Tensor, int]] = [batch.counted()]
+        for gathered in elsewhere:
+            with torch.no_grad():
+                moments = zip(gathered.columns["exp_avg"], gathered.columns["hessian"], strict=True)
+                scale = gathered.rule.hyperparameters["scale"]
+                counted += [(reference.unclipped(m, h, scale), m.numel()) for m, h in moments]
+        self._counted = tuple(counted)
+
+    def _sophia(self, group: dict[str, Any], scale: float, add_eps: bool) -> Rule:
+        hyperparameters = {
+            "lr": group["lr"],
+            "beta1": group["betas"][0],
+            "weight_decay": group["weight_decay"],
+            "scale": scale,
+            "eps": group["eps"],
+            "add_eps": add_eps,
+            "maximize": group["maximize"],
+        }
+        return Rule(_core.Sophia, reference.sophia, ("exp_avg", "hessian"), hyperparameters, counts_steps=True)
+
+    def _refresh(
+        self,
+        estimator: Estimator,
+        inputs: Mapping[Tensor, tuple[Tensor, ...]],
+        scale: Callable[[dict[str, Any]], float],
+    ) -> None:
+        """Take new estimates into the averages of the parameters in ``inputs``, or into none if one cannot be."""
+        batch = _core.Batch()
+        elsewhere: list[tuple[dict[str, Any], list[Refreshed]]] = []
+        new_state = NewState(self.state)
+        try:
+            for number, group in enumerate(self.param_groups):
+                hyperparameters = {
+                    "beta2": group["betas"][1],
+                    "scale": scale(group),
+                    "skip_nonfinite": group["skip_nonfinite_hessian"],
+                }
+                found = self._find(group, inputs, new_state)
+                native = [one for one in found if one.param.is_cpu and group["backend"] != "reference"]
+                if native:
+                    _add_to(batch, estimator, hyperparameters, number, native)
+                others = [one for one in found if not (one.param.is_cpu and group["backend"] != "reference")]
+                _check_for_reference(number, others)
+                elsewhere.append((hyperparameters, others))
+            batch.run(torch.get_num_threads())
+        except BaseException:
+            new_state.discard()
+            raise
+        with torch.no_grad():
+            for hyperparameters, others in elsewhere:
+                for _, _, h, own in others:
+                    work = torch.float64 if h.dtype == torch.float64 else torch.float32
+                    h.copy_(estimator.reference(h.to(work), *(x.to(work) for x in own), **hyperparameters))
+
+    def _find(
+        self, group: dict[str, Any], inputs: Mapping[Tensor, tuple[Tensor, ...]], new_state: NewState
+    ) -> list[Refreshed]:
+        found = []
+        for position, p in enumerate(group["params"]):
+            if p in inputs:
+                state = self.state[p]
+                if "hessian" not in state:
+                    state["hessian"] = zero_state("hessian", p, group)
+                    new_state.record(p, "hessian")
+                found.append(Refreshed(position, p, state["hessian"], inputs[p]))
+        return found
+
+
+def _add_to(
+    batch: _core.Batch, estimator: Estimator, hyperparameters: dict[str, Any], number: int, found: list[Refreshed]
+) -> None:
+    """Hand the tensors to the Rust engine, which checks them."""
+    positions, params, hessians, inputs = map(list, zip(*found, strict=True))
+    first, *rest = map(list, zip(*inputs, strict=True))
+    states = {"hessian": hessians}
+    if estimator is ESTIMATE:
+        # An estimate may be more precise than the parameter; the average's own type is what counts.
+        params, states = hessians, {}
+        first = [d.to(h.dtype) for d, h in zip(first, hessians, strict=True)]
+    for probes in rest:
+        states["probe"] = [u.to(h.dtype) for u, h in zip(probes, hessians, strict=True)]
+    batch.add(estimator.kernel(**hyperparameters), params, first, states, group=number, positions=positions)
+
+
+def _check_for_reference(number: int, found: list[Refreshed]) -> None:
+    """Raise for what plain torch cannot average, or would by broadcasting."""
+    for position, p, _, inputs in found:
+        where = f"gradient or estimate of parameter {position} in group {number}"
+        for x in inputs:
+            if x.layout != torch.strided:
+                raise RuntimeError(f"{where} has layout {x.layout}; sparse tensors are not supported")
+            if x.shape != p.shape:
+                raise ValueError(f"{where} has shape {list(x.shape)}, expected {list(p.shape)}")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is a number greater than 0 and not infinite."""
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"Invalid {name}: {value}; expected a finite number greater than 0")

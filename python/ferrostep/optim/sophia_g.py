@@ -1,0 +1,170 @@
+"""Sophia with the Gauss-Newton-Bartlett estimator."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ferrostep.optim.elementwise import Rule
+from ferrostep.optim.options import Options, check_lr, check_range, checked_betas
+from ferrostep.optim.sophia import SQUARE, Sophia, check_positive
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim.optimizer import ParamsT
+    from typing_extensions import Unpack
+
+AUTHORS_BS = 5120
+"""What the authors' SophiaG takes where no batch size is given."""
+
+
+class SophiaG(Sophia):
+    r"""Sophia-G (Liu et al. 2023, arXiv 2305.14342, Algorithms 2 and 3), as the authors' ``SophiaG``.
+
+    .. code-block:: text
+
+        step:              m <- beta1 * m + (1 - beta1) * g
+                           p <- p * (1 - lr * weight_decay) - lr * clip(m / (rho * bs * h + eps), -1, 1)
+        update_hessian:    h <- beta2 * h + (1 - beta2) * g^2       g: gradient of the mean loss at sampled labels
+
+    ``h`` averages squares of a gradient that is the **mean** over ``bs`` sampled labels, so ``bs * h`` is the
+    curvature. ``bs`` is the number of labels behind that gradient: sequences times their length for a language model,
+    without ignored positions, over all micro-batches and ranks. Get it from
+    :func:`ferrostep.curvature.sampled_cross_entropy` and give it to ``update_hessian``.
+
+    Args:
+        params: parameters or parameter groups, of dtype float32, float64, bfloat16 or float16.
+        lr: learning rate and the most that an element moves, a float or a 1-element tensor. Default 1e-4.
+        betas: decay rates of the momentum and of the Hessian estimate, each in [0, 1). Default (0.965, 0.99).
+        rho: scale of the curvature; the larger, the fewer elements are clipped. Default 0.04.
+        weight_decay: decoupled, times ``lr``. Default 0.1.
+        bs: number of sampled labels, if it is always the same. Default None: that of the first ``update_hessian``.
+        eps: added to the denominator, greater than 0. Default 1e-15.
+        maximize: ascend instead of descend. Default False.
+        skip_nonfinite_hessian: keep an element of ``h`` as it is where the estimate would make it NaN or infinite.
+            Default True.
+        **options: see :class:`ferrostep.optim.base.Options`.
+
+    State per parameter: ``step``, ``exp_avg``, ``hessian`` (8 bytes per element in float32). State dicts of the
+    authors' SophiaG load. A bfloat16 ``hessian`` (``state_dtype``) stalls: its spacing is wider than the increments.
+
+    Warns:
+        UserWarning: once, if a step finds no ``bs``; it takes the authors' 5120 then, which is wrong for almost every
+            training run.
+
+    Raises:
+        ValueError, TypeError: an impossible or unknown argument.
+        RuntimeError: complex parameters.
+
+    Example:
+        >>> optimizer = SophiaG(model.parameters(), lr=3e-4, rho=0.05)  # doctest: +SKIP
+        >>> if step % 10 == 0:  # doctest: +SKIP
+        ...     loss, labels = sampled_cross_entropy(model(x), y)
+        ...     loss.backward()
+        ...     optimizer.update_hessian(bs=labels)
+        ...     optimizer.zero_grad()
+    """
+
+    _warned = False
+    _bs_of_step: float | None = None
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-4,
+        betas: tuple[float | Tensor, float | Tensor] = (0.965, 0.99),
+        rho: float = 0.04,
+        weight_decay: float = 1e-1,
+        *,
+        bs: float | None = None,
+        eps: float = 1e-15,
+        maximize: bool = False,
+        skip_nonfinite_hessian: bool = True,
+        **options: Unpack[Options],
+    ) -> None:
+        check_lr(lr, options)
+        check_range("rho value", rho, 0.0)
+        check_range("weight_decay value", weight_decay, 0.0)
+        check_positive("epsilon value", eps)
+        if bs is not None:
+            check_positive("bs value", bs)
+        defaults = {
+            "lr": lr,
+            "betas": checked_betas(betas, options),
+            "rho": rho,
+            "weight_decay": weight_decay,
+            "bs": bs,
+            "eps": eps,
+            "maximize": bool(maximize),
+            "skip_nonfinite_hessian": bool(skip_nonfinite_hessian),
+        }
+        super().__init__(params, defaults, options)
+
+    def rule(self, group: dict[str, Any]) -> Rule:
+        """Sophia with the group's hyperparameters and the batch size in force."""
+        bs = group["bs"] if self._bs_of_step is None else self._bs_of_step
+        if bs is None:
+            bs = AUTHORS_BS
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"SophiaG: no bs given, taking {AUTHORS_BS}. Give update_hessian(bs=...) the number of sampled "
+                    "labels (for a language model: tokens, not sequences) that the mean loss was taken over.",
+                    stacklevel=2,
+                )
+        return self._sophia(group, group["rho"] * bs, add_eps=True)
+
+    def step(  # type: ignore[override]
+        self, closure: Callable[[], float] | None = None, bs: float | None = None
+    ) -> float | None:
+        """Perform one optimization step.
+
+        Args:
+            closure: reevaluates the model and returns the loss, which is then the result.
+            bs: number of sampled labels, for this step in place of the group's.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as of :meth:`ElementwiseOptimizer.step`; nothing has been changed.
+        """
+        if bs is None:
+            return super().step(closure)
+        check_positive("bs value", bs)
+        self._bs_of_step = bs
+        try:
+            return super().step(closure)
+        finally:
+            self._bs_of_step = None
+
+    step.hooked = True  # type: ignore[attr-defined]  # the base's step runs the hooks
+
+    def update_hessian(self, bs: float | None = None, grad_scale: float | None = None) -> None:
+        """Take the square of every ``p.grad`` into ``hessian``; ``p.grad`` is only read.
+
+        Call it after ``backward`` of the mean loss at **sampled** labels, unclipped, and ``zero_grad`` after it. It
+        may come before the first step.
+
+        Args:
+            bs: number of labels of that loss. The first one becomes the groups' ``bs``; where a later one differs, its
+                squares are weighted so that ``bs * hessian`` remains the average of curvatures.
+            grad_scale: what the loss was multiplied by (``GradScaler.get_scale()``), if the gradients still are.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: a gradient that cannot be used, or an impossible argument. Nothing
+                has been changed then.
+        """
+        for name, value in (("bs value", bs), ("grad_scale value", grad_scale)):
+            if value is not None:
+                check_positive(name, value)
+
+        def scale(group: dict[str, Any]) -> float:
+            weight = 1.0 if bs is None or group["bs"] is None else bs / group["bs"]
+            return math.sqrt(weight) / (grad_scale or 1.0)
+
+        inputs = {p: (p.grad,) for group in self.param_groups for p in group["params"] if p.grad is not None}
+        self._refresh(SQUARE, inputs, scale)
+        if bs is not None:
+            for group in self.param_groups:
+                if group["bs"] is None:
+                    group["bs"] = bs

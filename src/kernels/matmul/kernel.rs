@@ -1,0 +1,178 @@
+//! What a micro-kernel must be, and the one that all instruction sets share.
+
+use crate::kernels::matmul::Real;
+
+/// An instruction set's vector operations and the shape of its register block.
+///
+/// Both operands of a product are packed alike, so that one copy serves on either side: panels of `WIDTH` rows, each
+/// panel a run of `WIDTH`-long columns of units. A unit is `DEPTH` consecutive values along the summed dimension.
+/// The register block takes `ROWS` rows of a panel of the left operand and a whole panel of the right one.
+///
+/// The operations are `unsafe` because they need the CPU to have the instruction set, which [`Kernel::enter`] states
+/// to the compiler: everything is called from inside it.
+pub trait Kernel: Copy + Send + Sync + 'static {
+    /// What is multiplied, before packing into units.
+    type Value: Copy + Default;
+    /// What is packed.
+    type Unit: Copy + Default;
+    /// What is summed.
+    type Acc: Real;
+    /// A vector of units.
+    type Factor: Copy;
+    /// A vector of sums.
+    type Sum: Copy;
+
+    const DEPTH: usize;
+    const LANES: usize;
+    const ROWS: usize;
+    const WIDTH: usize;
+
+    /// A unit of `DEPTH` values, which lies in memory as these in a row; `second` is not used where `DEPTH` is 1.
+    fn unit(first: Self::Value, second: Self::Value) -> Self::Unit;
+
+    /// Rounds values to bf16, for kernels whose values are f32.
+    #[inline(always)]
+    fn round(_values: &mut [Self::Value]) {}
+
+    /// Runs `job` compiled for this instruction set.
+    ///
+    /// # Safety
+    /// The CPU must have the instruction set.
+    unsafe fn enter<J: Job>(job: J);
+
+    /// Adds (or, when `first`, writes) `units` units of the product to the `ROWS` x `WIDTH` block at `tile`.
+    ///
+    /// # Safety
+    /// Called within `enter`. `a` and `b` point to `units` columns of packed panels (`a` possibly some rows down),
+    /// `tile` to a block whose rows are `stride` apart.
+    unsafe fn micro(
+        units: usize,
+        a: *const Self::Unit,
+        b: *const Self::Unit,
+        tile: *mut Self::Acc,
+        stride: usize,
+        first: bool,
+    );
+
+    /// Transposes a block of `LANES` x `LANES` units.
+    ///
+    /// # Safety
+    /// Called within `enter`. The blocks lie in memory, with rows `stride` and `to_stride` units apart.
+    #[inline(always)]
+    unsafe fn transpose(from: *const Self::Unit, stride: usize, to: *mut Self::Unit, to_stride: usize) {
+        for i in 0..Self::LANES {
+            for j in 0..Self::LANES {
+                // SAFETY: inside the blocks; rows of packed values need not be aligned for units.
+                unsafe { *to.add(j * to_stride + i) = from.add(i * stride + j).read_unaligned() };
+            }
+        }
+    }
+
+    /// # Safety
+    /// Called within `enter`.
+    unsafe fn zero() -> Self::Sum;
+    /// # Safety
+    /// Called within `enter`; `LANES` units can be read at `from`.
+    unsafe fn load(from: *const Self::Unit) -> Self::Factor;
+    /// # Safety
+    /// Called within `enter`.
+    unsafe fn splat(unit: Self::Unit) -> Self::Factor;
+    /// `sum + a * b`
+    ///
+    /// # Safety
+    /// Called within `enter`.
+    unsafe fn fma(a: Self::Factor, b: Self::Factor, sum: Self::Sum) -> Self::Sum;
+    /// Writes `sum` to memory, or adds it to what is there.
+    ///
+    /// # Safety
+    /// Called within `enter`; `LANES` sums can be written at `to`.
+    unsafe fn store(sum: Self::Sum, to: *mut Self::Acc, first: bool);
+}
+
+/// Work that [`Kernel::enter`] compiles for an instruction set: `run` must be `#[inline(always)]`.
+pub trait Job {
+    fn run(self);
+}
+
+/// How a kernel takes in matrices of `T`.
+pub trait Takes<T>: Kernel {
+    /// Converts `from` element by element.
+    ///
+    /// # Safety
+    /// Called within [`Kernel::enter`].
+    unsafe fn convert(from: &[T], to: &mut [Self::Value]);
+}
+
+/// The body of every [`Kernel::micro`]: `MR` x `NV` vectors of sums that stay in registers.
+///
+/// # Safety
+/// As [`Kernel::micro`].
+#[inline(always)]
+pub unsafe fn register_block<K: Kernel, const MR: usize, const NV: usize>(
+    units: usize,
+    mut a: *const K::Unit,
+    mut b: *const K::Unit,
+    tile: *mut K::Acc,
+    stride: usize,
+    first: bool,
+) {
+    const { assert!(MR == K::ROWS && NV * K::LANES == K::WIDTH && K::WIDTH.is_multiple_of(K::ROWS)) };
+    // SAFETY: the caller's promises; the pointers move by one packed column per unit.
+    unsafe {
+        let mut sums = [[K::zero(); NV]; MR];
+        for _ in 0..units {
+            let mut factors = [K::load(b); NV];
+            for (v, factor) in factors.iter_mut().enumerate().skip(1) {
+                *factor = K::load(b.add(v * K::LANES));
+            }
+            for (r, row) in sums.iter_mut().enumerate() {
+                let left = K::splat(*a.add(r));
+                for v in 0..NV {
+                    row[v] = K::fma(left, factors[v], row[v]);
+                }
+            }
+            a = a.add(K::WIDTH);
+            b = b.add(K::WIDTH);
+        }
+        for (r, row) in sums.iter().enumerate() {
+            for (v, &sum) in row.iter().enumerate() {
+                K::store(sum, tile.add(r * stride + v * K::LANES), first);
+            }
+        }
+    }
+}
+
+/// Implements [`Kernel`]'s parts that differ between instruction sets only by names.
+macro_rules! block {
+    ($rows:literal x $vectors:literal, $features:literal) => {
+        const ROWS: usize = $rows;
+        const WIDTH: usize = $vectors * Self::LANES;
+
+        unsafe fn enter<J: $crate::kernels::matmul::kernel::Job>(job: J) {
+            #[target_feature(enable = $features)]
+            unsafe fn within<J: $crate::kernels::matmul::kernel::Job>(job: J) {
+                job.run();
+            }
+            // SAFETY: the caller promises that the CPU has these features.
+            unsafe { within(job) }
+        }
+
+        #[inline(always)]
+        unsafe fn micro(
+            units: usize,
+            a: *const Self::Unit,
+            b: *const Self::Unit,
+            tile: *mut Self::Acc,
+            stride: usize,
+            first: bool,
+        ) {
+            // SAFETY: the caller's promises are the same.
+            unsafe {
+                $crate::kernels::matmul::kernel::register_block::<Self, $rows, $vectors>(
+                    units, a, b, tile, stride, first,
+                )
+            }
+        }
+    };
+}
+pub(super) use block;

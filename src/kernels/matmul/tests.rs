@@ -1,0 +1,297 @@
+//! Every kernel against the triple loop, over sizes, strides, alpha and beta.
+
+use half::bf16;
+
+use super::*;
+
+/// Deterministic values in (-1, 1).
+pub(crate) fn noise(seed: u64, count: usize) -> Vec<f64> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
+    std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    })
+    .skip(8)
+    .take(count)
+    .collect()
+}
+
+trait Test: Element {
+    /// Units in the last place of the sums, and of the factors.
+    const EPSILON: f64;
+    fn new(value: f64) -> Self;
+    fn get(self) -> f64;
+}
+macro_rules! test_element {
+    ($type:ty, $epsilon:expr, $new:expr, $get:expr) => {
+        impl Test for $type {
+            const EPSILON: f64 = $epsilon;
+            fn new(value: f64) -> Self {
+                $new(value)
+            }
+            fn get(self) -> f64 {
+                $get(self)
+            }
+        }
+    };
+}
+test_element!(f32, f32::EPSILON as f64, |v| v as f32, f64::from);
+test_element!(f64, f64::EPSILON, |v| v, |v| v);
+test_element!(bf16, f32::EPSILON as f64, bf16::from_f64, f64::from);
+
+const SHAPES: [(usize, usize, usize); 14] = [
+    (0, 3, 2),
+    (3, 0, 2),
+    (3, 2, 0),
+    (1, 1, 1),
+    (1, 40, 7),
+    (40, 1, 7),
+    (5, 7, 1),
+    (8, 32, 2),
+    (33, 31, 65),
+    (97, 95, 33),
+    (96, 192, 64),
+    (100, 200, 300),
+    (130, 1, 600),
+    (13, 11, 1100),
+];
+
+fn check<T: Test>(isa: Isa, (m, n, k): (usize, usize, usize), layout: usize, (alpha, beta): (f64, f64)) {
+    let strides = |rows: usize, cols: usize, layout: usize| match layout {
+        0 => (cols.max(1), 1),
+        1 => (1, rows.max(1)),
+        2 => (2 * cols + 3, 2),
+        _ => (cols + 5, 1),
+    };
+    let a_strides = strides(m, k, layout % 4);
+    let b_strides = strides(k, n, layout / 4);
+    let values = |seed, rows: usize, cols: usize, (rs, cs): (usize, usize)| -> Vec<T> {
+        noise(seed, rows * rs + cols * cs)
+            .into_iter()
+            .map(T::new)
+            .collect()
+    };
+    let (a, b) = (values(1, m, k, a_strides), values(2, k, n, b_strides));
+    let row_stride = n + 3;
+    let before: Vec<T::Acc> = if beta == 0.0 {
+        vec![T::Acc::from_f64(f64::NAN); m * row_stride]
+    } else {
+        noise(3, m * row_stride)
+            .into_iter()
+            .map(T::Acc::from_f64)
+            .collect()
+    };
+    let mut c = before.clone();
+    multiply(
+        isa,
+        (T::Acc::from_f64(alpha), T::Acc::from_f64(beta)),
+        View::new(&a, m, k, a_strides.0, a_strides.1),
+        View::new(&b, k, n, b_strides.0, b_strides.1),
+        Output::new(&mut c, m, n, row_stride),
+        1 + layout % 3,
+    );
+    for i in 0..m {
+        for j in 0..row_stride {
+            let (got, old) = (
+                c[i * row_stride + j].to_f64(),
+                before[i * row_stride + j].to_f64(),
+            );
+            if j >= n {
+                assert_eq!(got.to_bits(), old.to_bits(), "wrote between the rows");
+                continue;
+            }
+            let product = |i: usize, j: usize, l: usize| {
+                a[i * a_strides.0 + l * a_strides.1].get() * b[l * b_strides.0 + j * b_strides.1].get()
+            };
+            let sum: f64 = (0..k).map(|l| product(i, j, l)).sum();
+            let size: f64 = (0..k).map(|l| product(i, j, l).abs()).sum();
+            let want = alpha * sum + if beta == 0.0 { 0.0 } else { beta * old };
+            let bound = T::EPSILON * ((k as f64).sqrt() + 4.0) * (size * alpha.abs() + 1.0);
+            assert!(
+                (got - want).abs() <= bound,
+                "{isa:?} {m}x{n}x{k} layout {layout} ({i},{j}): {got} {want}"
+            );
+        }
+    }
+}
+
+#[test]
+fn every_kernel_agrees_with_the_triple_loop() {
+    for isa in Isa::supported() {
+        for (i, shape) in SHAPES.into_iter().enumerate() {
+            for layout in 0..16 {
+                // Every pair of layouts meets every shape; alpha and beta take turns.
+                for factors in [[(1.0, 0.0)], [(-0.5, 1.0)], [(2.0, -3.0)]][(i + layout) % 3] {
+                    check::<f32>(isa, shape, layout, factors);
+                    check::<f64>(isa, shape, layout, factors);
+                    check::<bf16>(isa, shape, layout, factors);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_times_its_transpose_is_the_full_product_and_exactly_symmetric() {
+    for isa in Isa::supported() {
+        for (m, k) in [(1, 5), (31, 64), (97, 33), (200, 300), (256, 1)] {
+            for (row_stride, col_stride) in [(k, 1), (1, m)] {
+                let a: Vec<f32> = noise(5, m * k).into_iter().map(|v| v as f32).collect();
+                let view = View::new(&a, m, k, row_stride, col_stride);
+                let (mut full, mut half) = (vec![0.0; m * m], vec![f32::NAN; m * m]);
+                multiply(
+                    isa,
+                    (2.0, 0.0),
+                    view,
+                    view.t(),
+                    Output::row_major(&mut full, m, m),
+                    2,
+                );
+                multiply_by_transpose(isa, (2.0, 0.0), view, Output::row_major(&mut half, m, m), 2);
+                for i in 0..m {
+                    for j in 0..m {
+                        assert_eq!(half[i * m + j].to_bits(), half[j * m + i].to_bits());
+                        if i >= j {
+                            assert_eq!(half[i * m + j].to_bits(), full[i * m + j].to_bits(), "{isa:?}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn terms_are_added_and_threads_change_nothing() {
+    let m = 210;
+    let noise: Vec<f32> = noise(7, m * m).into_iter().map(|v| v as f32).collect();
+    let view = View::row_major(&noise, m, m);
+    for isa in Isa::supported() {
+        for factors in [Factors::Exact, Factors::Bf16] {
+            let engine = f32::engine(isa, factors);
+            let mut packed = Packed::default();
+            let mut square = vec![0.0f32; m * m];
+            engine.pack(view, &mut packed, 1);
+            let plain = Finish {
+                alpha: 1.0,
+                beta: 0.0,
+                terms: &[],
+            };
+            let to = Output::row_major(&mut square, m, m);
+            engine.product(&packed, &packed, Symmetry::Lower, &plain, to, 1);
+            let term = View::row_major(&square, m, m);
+            let finish = Finish {
+                alpha: 0.5,
+                beta: -1.0,
+                terms: &[(2.0, term), (0.25, term)],
+            };
+            let results: Vec<Vec<f32>> = [1, 2, 4]
+                .into_iter()
+                .map(|threads| {
+                    let mut c = square.clone();
+                    engine.pack(view, &mut packed, threads);
+                    let to = Output::row_major(&mut c, m, m);
+                    engine.product(&packed, &packed, Symmetry::Lower, &finish, to, threads);
+                    c
+                })
+                .collect();
+            for (got, was) in results[0].iter().zip(&square) {
+                assert!(
+                    (got - 1.75 * was).abs() <= 1e-5 * (1.0 + was.abs()),
+                    "{got} {was}"
+                );
+            }
+            assert!(results.iter().all(|r| r == &results[0]));
+        }
+    }
+}
+
+#[test]
+fn rounding_is_that_of_half() {
+    let hard = [
+        0.0,
+        -0.0,
+        1.0 + 1.0 / 256.0,
+        1.0 + 3.0 / 256.0,
+        f32::MAX,
+        f32::INFINITY,
+        1e-45,
+        -1e-40,
+    ];
+    for value in hard
+        .into_iter()
+        .chain(noise(1, 1000).into_iter().map(|v| v as f32))
+    {
+        assert_eq!(
+            round::to_bf16(value).to_bits(),
+            bf16::from_f32(value).to_f32().to_bits()
+        );
+    }
+    assert!(round::to_bf16(f32::NAN).is_nan() && round::to_bf16(f32::from_bits(0x7f80_0001)).is_nan());
+}
+
+#[test]
+#[should_panic(expected = "packed for another kernel")]
+fn factors_of_another_kernel_are_refused() {
+    let data = [1.0f32; 4];
+    let mut packed = Packed::default();
+    f32::engine(Isa::Portable, Factors::Exact).pack(View::row_major(&data, 2, 2), &mut packed, 1);
+    let mut c = [0.0f64; 4];
+    let finish = Finish {
+        alpha: 1.0,
+        beta: 0.0,
+        terms: &[],
+    };
+    let to = Output::row_major(&mut c, 2, 2);
+    f64::engine(Isa::Portable, Factors::Exact).product(&packed, &packed, Symmetry::None, &finish, to, 1);
+}
+
+/// `cargo test --release -- --ignored --nocapture rates`
+#[test]
+#[ignore = "a measurement"]
+fn rates() {
+    let isa = Isa::current();
+    for n in [256, 768, 2048] {
+        let values: Vec<f32> = noise(1, n * n).into_iter().map(|v| v as f32).collect();
+        let view = View::row_major(&values, n, n);
+        let mut c = vec![0.0f32; n * n];
+        for factors in [Factors::Exact, Factors::Bf16] {
+            let engine = f32::engine(isa, factors);
+            for symmetry in [Symmetry::None, Symmetry::Lower] {
+                for threads in [1, 2] {
+                    let (mut a, mut b) = (Packed::default(), Packed::default());
+                    let finish = Finish {
+                        alpha: 1.0,
+                        beta: 0.0,
+                        terms: &[],
+                    };
+                    let (mut packing, mut all) = (f64::MAX, f64::MAX);
+                    for _ in 0..(40_000_000_000 / (2 * n * n * n)).clamp(3, 200) {
+                        let start = std::time::Instant::now();
+                        engine.pack(view, &mut a, threads);
+                        if symmetry == Symmetry::None {
+                            engine.pack(view.t(), &mut b, threads);
+                        }
+                        let packed = start.elapsed().as_secs_f64();
+                        let right = if symmetry == Symmetry::None { &b } else { &a };
+                        let to = Output::row_major(&mut c, n, n);
+                        engine.product(&a, right, symmetry, &finish, to, threads);
+                        let total = start.elapsed().as_secs_f64();
+                        if total < all {
+                            (packing, all) = (packed, total);
+                        }
+                    }
+                    let useful = if symmetry == Symmetry::None { 2.0 } else { 1.0 } * (n as f64).powi(3);
+                    println!(
+                        "{} {n:5} {factors:?} {symmetry:?} {threads} thread(s): {:.1} GF/s, packing {:.1}%",
+                        isa.name(),
+                        useful / all / 1e9,
+                        100.0 * packing / all
+                    );
+                }
+            }
+        }
+    }
+}

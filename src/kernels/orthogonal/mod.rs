@@ -1,0 +1,414 @@
+//! Newton–Schulz orthogonalization: the approximate polar factor `U Vᵀ` of `G = U Σ Vᵀ`, the update of the Muon family.
+//!
+//! `schedule` has the coefficients, `plan` decides how to compute, `newton_schulz` iterates on one matrix, and
+//! [`orthogonalize`] spreads many over threads. Wide and tall matrices are both taken as they lie: the iteration works
+//! on the smaller Gram matrix and never transposes.
+
+mod newton_schulz;
+mod normalize;
+mod plan;
+mod schedule;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use half::{bf16, f16};
+
+use crate::kernels::matmul::{Element, Real};
+use crate::runtime::{Isa, pool};
+use newton_schulz::{Iteration, Scratch};
+use normalize::{Norm, Scalar};
+use plan::Plan;
+pub use schedule::{Schedule, ScheduleError, Triple};
+
+/// The form of the iteration. Both evaluate the same polynomials.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Algorithm {
+    /// The Gram form where the matrix is oblong enough for it to be faster and the schedule tame enough, otherwise the
+    /// standard one.
+    Auto,
+    /// On the matrix itself.
+    Standard,
+    /// On the Gram matrix of the smaller side (Dao-AILab/gram-newton-schulz), with restarts.
+    Gram,
+}
+
+/// What products are computed in. Sums and what is carried from step to step are f32, or f64 where the precision is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// f64 input in f64. Everything else: where the CPU has bf16 dot products, factors of products in bf16 except where
+    /// the schedule would amplify their rounding; in f32 elsewhere.
+    Auto,
+    Float64,
+    Float32,
+    /// All factors of products rounded to bf16, also on CPUs where that is no faster.
+    Bfloat16,
+}
+
+/// How to orthogonalize.
+#[derive(Clone, Debug)]
+pub struct Options {
+    pub schedule: Schedule,
+    pub algorithm: Algorithm,
+    pub precision: Precision,
+    /// The matrix is divided by `max(norm, eps)`. With 0 the result does not depend on the scale of the input; torch
+    /// has 1e-7.
+    pub eps: f64,
+    /// Steps (counted from 0) before which the Gram form multiplies X and starts anew: what is lost to rounding in the
+    /// Gram matrix is then recovered. Those that are no step of the schedule have no effect.
+    pub restarts: Vec<usize>,
+}
+
+impl Options {
+    /// `schedule` with "auto" precision and form, restart at step 2, no `eps`.
+    pub fn new(schedule: Schedule) -> Options {
+        Options {
+            schedule,
+            algorithm: Algorithm::Auto,
+            precision: Precision::Auto,
+            eps: 0.0,
+            restarts: vec![2],
+        }
+    }
+}
+
+/// What is orthogonalized: a row-major matrix.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    F64(&'a [f64]),
+    F32(&'a [f32]),
+    Bf16(&'a [bf16]),
+    F16(&'a [f16]),
+    /// What the output holds before the call.
+    Output,
+}
+
+/// Where the result goes, row-major. The iteration runs in this memory where it has the type that is computed in (f32,
+/// or f64 with [`Precision::Float64`] or f64 input).
+#[derive(Debug)]
+pub enum Target<'a> {
+    F64(&'a mut [f64]),
+    F32(&'a mut [f32]),
+}
+
+/// One matrix, `rows` x `cols`, row-major. A column-major one is the transpose of a row-major one, and the result is
+/// transposed with it: exchange `rows` and `cols`.
+#[derive(Debug)]
+pub struct Job<'a> {
+    pub input: Input<'a>,
+    pub output: Target<'a>,
+    pub rows: usize,
+    pub cols: usize,
+}
+
+/// Why nothing was done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Error {
+    /// Job `index` has a buffer of another length than its shape says.
+    Length {
+        index: usize,
+        buffer: &'static str,
+        length: usize,
+        rows: usize,
+        cols: usize,
+    },
+    Eps {
+        eps: f64,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Error::Length {
+                index,
+                buffer,
+                length,
+                rows,
+                cols,
+            } => {
+                write!(
+                    f,
+                    "matrix {index}: the {buffer} has {length} elements, expected {rows} x {cols}"
+                )
+            }
+            Error::Eps { eps } => write!(f, "eps must be finite and at least 0, got {eps}"),
+        }
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// Memory that is kept from one call to the next: about `4 n² + 2 m n` values for every thread that works on a matrix.
+#[derive(Default)]
+pub struct Workspace {
+    f32: Vec<Mutex<Scratch<f32>>>,
+    f64: Vec<Mutex<Scratch<f64>>>,
+}
+
+/// Orthogonalizes every job, on up to `threads` threads. The result does not depend on how many, nor on what other jobs
+/// there are. A zero matrix stays zero; one with an element that is not finite becomes NaN altogether.
+///
+/// # Errors
+/// Where a buffer does not have its shape's length; then no job has been touched.
+pub fn orthogonalize(
+    jobs: &mut [Job<'_>],
+    options: &Options,
+    workspace: &mut Workspace,
+    threads: usize,
+) -> Result<(), Error> {
+    orthogonalize_on(Isa::current(), jobs, options, workspace, threads)
+}
+
+fn orthogonalize_on(
+    isa: Isa,
+    jobs: &mut [Job<'_>],
+    options: &Options,
+    workspace: &mut Workspace,
+    threads: usize,
+) -> Result<(), Error> {
+    for (index, job) in jobs.iter().enumerate() {
+        job.check(index)?;
+    }
+    if !(options.eps >= 0.0 && options.eps.is_finite()) {
+        return Err(Error::Eps { eps: options.eps });
+    }
+    let threads = threads.max(1);
+    workspace
+        .f32
+        .resize_with(workspace.f32.len().max(threads), Mutex::default);
+    workspace
+        .f64
+        .resize_with(workspace.f64.len().max(threads), Mutex::default);
+    let mut queue: Vec<Mutex<&mut Job<'_>>> = jobs.iter_mut().map(Mutex::new).collect();
+    queue.sort_by(|a, b| locked(b).cost().total_cmp(&locked(a).cost()));
+    let costs: Vec<f64> = queue.iter().map(|job| locked(job).cost()).collect();
+    let (split, spread) = queue.split_at(jobs_to_split(&costs, threads));
+    for job in split {
+        locked(job).run(options, isa, workspace, 0, threads);
+    }
+    let next = AtomicUsize::new(0);
+    pool::for_each(threads, threads.min(spread.len()), &|lane| {
+        while let Some(job) = spread.get(next.fetch_add(1, Ordering::Relaxed)) {
+            locked(job).run(options, isa, workspace, lane, 1);
+        }
+    });
+    Ok(())
+}
+
+/// A lock that nobody else waits for; after a panic its content is only memory to be written over.
+fn locked<T: ?Sized>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// How many of the largest jobs to split over all threads, one after the other, before the rest are spread, one thread
+/// each: as few as leave a rest that spreads evenly.
+fn jobs_to_split(descending: &[f64], threads: usize) -> usize {
+    /// Below this, threads wait longer for each other than they work. In units of [`Job::cost`].
+    const SMALL: f64 = 1e6;
+    /// How much longer than evenly spread work the longest thread may take: splitting costs about as much.
+    const UNEVEN: f64 = 1.1;
+    let evenly = |rest: &[f64]| {
+        let mut loads = vec![0.0; threads];
+        for cost in rest {
+            *loads
+                .iter_mut()
+                .min_by(|a, b| f64::total_cmp(a, b))
+                .expect("a thread") += cost;
+        }
+        let longest = loads.iter().copied().fold(0.0, f64::max);
+        longest <= UNEVEN * loads.iter().sum::<f64>() / threads as f64
+    };
+    let large = descending.partition_point(|&cost| cost >= SMALL);
+    (0..large)
+        .find(|&count| evenly(&descending[count..]))
+        .unwrap_or(large)
+}
+
+/// Types that the iteration computes in.
+trait Compute: Element<Acc = Self> + Real + Scalar {
+    fn scratch(workspace: &Workspace, lane: usize) -> &Mutex<Scratch<Self>>;
+    fn of<'t>(target: &'t mut Target<'_>) -> Option<&'t mut [Self]>;
+}
+
+impl Compute for f32 {
+    fn scratch(workspace: &Workspace, lane: usize) -> &Mutex<Scratch<f32>> {
+        &workspace.f32[lane]
+    }
+    fn of<'t>(target: &'t mut Target<'_>) -> Option<&'t mut [f32]> {
+        match target {
+            Target::F32(values) => Some(values),
+            Target::F64(_) => None,
+        }
+    }
+}
+
+impl Compute for f64 {
+    fn scratch(workspace: &Workspace, lane: usize) -> &Mutex<Scratch<f64>> {
+        &workspace.f64[lane]
+    }
+    fn of<'t>(target: &'t mut Target<'_>) -> Option<&'t mut [f64]> {
+        match target {
+            Target::F64(values) => Some(values),
+            Target::F32(_) => None,
+        }
+    }
+}
+
+impl Job<'_> {
+    fn check(&self, index: usize) -> Result<(), Error> {
+        let (rows, cols) = (self.rows, self.cols);
+        let input = match self.input {
+            Input::F64(values) => Some(values.len()),
+            Input::F32(values) => Some(values.len()),
+            Input::Bf16(values) => Some(values.len()),
+            Input::F16(values) => Some(values.len()),
+            Input::Output => None,
+        };
+        let output = match &self.output {
+            Target::F64(values) => values.len(),
+            Target::F32(values) => values.len(),
+        };
+        for (buffer, length) in input
+            .map(|length| ("input", length))
+            .into_iter()
+            .chain([("output", output)])
+        {
+            if rows.checked_mul(cols) != Some(length) {
+                return Err(Error::Length {
+                    index,
+                    buffer,
+                    length,
+                    rows,
+                    cols,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Proportional to the time of one step.
+    fn cost(&self) -> f64 {
+        let (rows, cols) = (self.rows as f64, self.cols as f64);
+        rows.min(cols).powi(2) * (rows + cols)
+    }
+
+    fn run(&mut self, options: &Options, isa: Isa, workspace: &Workspace, lane: usize, threads: usize) {
+        let wide_input = matches!(
+            (&self.input, &self.output),
+            (Input::F64(_), _) | (Input::Output, Target::F64(_))
+        );
+        if options.precision == Precision::Float64 || (options.precision == Precision::Auto && wide_input) {
+            self.run_in::<f64>(options, isa, workspace, lane, threads);
+        } else {
+            self.run_in::<f32>(options, isa, workspace, lane, threads);
+        }
+    }
+
+    fn run_in<S: Compute>(
+        &mut self,
+        options: &Options,
+        isa: Isa,
+        workspace: &Workspace,
+        lane: usize,
+        threads: usize,
+    ) {
+        let (rows, cols) = (self.rows, self.cols);
+        if rows * cols == 0 {
+            return;
+        }
+        let plan = Plan::<S>::new(options, (rows, cols), isa);
+        let scratch = &mut *locked(S::scratch(workspace, lane));
+        let mut own = std::mem::take(&mut scratch.x);
+        let given = S::of(&mut self.output).is_some();
+        let length = if given { 0 } else { rows * cols };
+        if own.len() < length {
+            own.resize(length, S::ZERO);
+        }
+        let norm = self.normalize(&mut own[..length], options.eps, isa, &mut scratch.sums, threads);
+        let x = S::of(&mut self.output).unwrap_or(&mut own[..length]);
+        match norm {
+            Norm::Zero => x.fill(S::ZERO),
+            Norm::NotFinite => x.fill(S::from_f64(f64::NAN)),
+            Norm::Scale(..) => Iteration {
+                x,
+                rows,
+                cols,
+                plan: &plan,
+                scratch,
+                threads,
+            }
+            .run(),
+        }
+        if !given {
+            let x = &own[..length];
+            match &mut self.output {
+                Target::F64(to) => normalize::scale(x, to, (1.0, 1.0), isa, threads),
+                Target::F32(to) => normalize::scale(x, to, (1.0, 1.0), isa, threads),
+            }
+        }
+        scratch.x = own;
+    }
+
+    /// The input divided by its norm, into the output where that is of type S, otherwise into `own`.
+    fn normalize<S: Compute>(
+        &mut self,
+        own: &mut [S],
+        eps: f64,
+        isa: Isa,
+        sums: &mut Vec<f64>,
+        threads: usize,
+    ) -> Norm {
+        let mut normalize = Normalize {
+            eps,
+            isa,
+            sums,
+            threads,
+        };
+        if matches!(self.input, Input::Output) {
+            if let Some(x) = S::of(&mut self.output) {
+                return normalize.in_place(x);
+            }
+            return match &self.output {
+                Target::F64(values) => normalize.copy(values, own),
+                Target::F32(values) => normalize.copy(values, own),
+            };
+        }
+        let to = S::of(&mut self.output).unwrap_or(own);
+        match self.input {
+            Input::F64(values) => normalize.copy(values, to),
+            Input::F32(values) => normalize.copy(values, to),
+            Input::Bf16(values) => normalize.copy(values, to),
+            Input::F16(values) => normalize.copy(values, to),
+            Input::Output => unreachable!("returned above"),
+        }
+    }
+}
+
+struct Normalize<'a> {
+    eps: f64,
+    isa: Isa,
+    sums: &'a mut Vec<f64>,
+    threads: usize,
+}
+
+impl Normalize<'_> {
+    fn copy<T: Scalar, S: Real>(&mut self, from: &[T], to: &mut [S]) -> Norm {
+        let norm = normalize::norm(from, self.eps, self.isa, self.sums, self.threads);
+        if let Norm::Scale(first, second) = norm {
+            normalize::scale(from, to, (first, second), self.isa, self.threads);
+        }
+        norm
+    }
+
+    fn in_place<S: Real + Scalar>(&mut self, values: &mut [S]) -> Norm {
+        let norm = normalize::norm(values, self.eps, self.isa, self.sums, self.threads);
+        if let Norm::Scale(first, second) = norm {
+            normalize::scale_in_place(values, (first, second), self.isa, self.threads);
+        }
+        norm
+    }
+}

@@ -1,0 +1,72 @@
+"""The optimizers that the contract is tested over. A new optimizer joins by one entry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import lion_pytorch
+import pytest
+import torch
+from torch.optim import Optimizer
+
+from ferrostep.optim import AdamW, Lion, SophiaG, SophiaH
+
+SHAPES = ((5, 3), (), (17,), (0, 4), (2, 3, 4, 5), (1000,), (2, 129))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An optimizer with its arguments, and what may be asked of it."""
+
+    name: str
+    optimizer: Callable[..., Optimizer]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    peer: Callable[..., Optimizer] | None = None
+    """A public implementation of the same rule, to be called with the parameters."""
+    elementwise: bool = True
+    """Whether each element is updated by itself: any shape, and a tensor may be split into several."""
+    complex: bool = True
+    """Whether it takes complex parameters, as pairs of real ones."""
+    shapes: tuple[tuple[int, ...], ...] = SHAPES
+    """Shapes of the parameters that it is tested with."""
+
+    def build(self, params: Iterable[Any], **changes: Any) -> Optimizer:
+        """The optimizer over ``params``, with its arguments and these changes."""
+        return self.optimizer(params, **{**self.arguments, **changes})
+
+
+ADAMW = {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-7, "weight_decay": 0.1}
+LION = {"lr": 3e-3, "betas": (0.9, 0.97), "weight_decay": 0.2}
+
+ENTRIES = (
+    Entry("adamw", AdamW, ADAMW, partial(torch.optim.AdamW, **ADAMW)),
+    Entry("adamw-amsgrad", AdamW, ADAMW | {"amsgrad": True}, partial(torch.optim.AdamW, **ADAMW, amsgrad=True)),
+    Entry("adamw-maximize", AdamW, ADAMW | {"maximize": True}, partial(torch.optim.AdamW, **ADAMW, maximize=True)),
+    Entry("adam", AdamW, ADAMW | {"decoupled_weight_decay": False}, partial(torch.optim.Adam, **ADAMW)),
+    Entry("lion", Lion, LION, partial(lion_pytorch.Lion, **LION)),
+    Entry("lion-maximize", Lion, LION | {"maximize": True}),
+    Entry("sophia-g", SophiaG, LION | {"rho": 0.05, "bs": 32}, complex=False),
+    Entry("sophia-h", SophiaH, LION | {"gamma": 0.02}, complex=False),
+)
+
+
+def every(wanted: Callable[[Entry], Any] = lambda _entry: True) -> pytest.MarkDecorator:
+    """Run a test with each ``entry`` that is wanted."""
+    entries = [entry for entry in ENTRIES if wanted(entry)]
+    return pytest.mark.parametrize("entry", entries, ids=[entry.name for entry in entries])
+
+
+def one_of_each_class() -> list[Entry]:
+    """The first entry of every optimizer class: for promises in which the variants do not differ."""
+    return list({entry.optimizer: entry for entry in reversed(ENTRIES)}.values())[::-1]
+
+
+every_entry = every()
+every_class = every(lambda entry: entry in one_of_each_class())
+every_with_peer = every(lambda entry: entry.peer is not None)
+every_elementwise = every(lambda entry: entry.elementwise)
+every_complex = every(lambda entry: entry.complex)
+every_elementwise_class = every(lambda entry: entry.elementwise and entry in one_of_each_class())

@@ -1,0 +1,220 @@
+"""Every rule gives what its plain torch form gives, on every instruction set, in every dtype and rounding mode."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from ferrostep import _core, reference
+from tests.contract.registry import ENTRIES, Entry, every_class, every_entry
+from tests.contract.training import (
+    assert_close,
+    assert_same_bits,
+    bits,
+    contents,
+    copies,
+    normal,
+    parameters,
+    set_gradients,
+    train,
+)
+
+STEPS = 20
+BY_NAME = {entry.name: entry for entry in ENTRIES}
+SIXTEEN_BIT = (torch.bfloat16, torch.float16)
+ROUNDINGS = ("nearest", "stochastic", "kahan")
+# Parameter dtype and state dtype, as the option selects it.
+SIXTEEN_BIT_PAIRS = (
+    (torch.bfloat16, None),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float16, None),
+    (torch.float16, torch.float16),
+    (torch.float16, torch.bfloat16),
+)
+
+
+@cache
+def trained(
+    name: str, dtype: torch.dtype, state_dtype: torch.dtype | None, rounding: str, how: str
+) -> dict[str, Tensor]:
+    """Parameters and states after the steps, by an instruction set or by the reference."""
+    entry = BY_NAME[name]
+    params = parameters(entry.shapes, dtype)
+    options = {"state_dtype": state_dtype, "rounding": rounding, "seed": 7}
+    if how == "reference":
+        options["backend"] = "reference"
+    else:
+        assert _core.isa() == how
+        options["backend"] = "rust"
+    optimizer = entry.build(params, **options)
+    train(optimizer, params, STEPS)
+    return contents(optimizer)
+
+
+def portable(name: str, dtype: torch.dtype, state_dtype: torch.dtype | None, rounding: str) -> dict[str, Tensor]:
+    """What the portable instruction set gives."""
+    before = _core.isa()
+    _core.use_isa("portable")
+    try:
+        return trained(name, dtype, state_dtype, rounding, "portable")
+    finally:
+        _core.use_isa(before)
+
+
+@every_entry
+@pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=["f64", "f32"])
+def test_equals_the_reference(entry: Entry, dtype: torch.dtype, relative: float, isa: str) -> None:
+    actual = trained(entry.name, dtype, None, "nearest", isa)
+    assert_close(actual, trained(entry.name, dtype, None, "nearest", "reference"), relative)
+    assert_same_bits(actual, portable(entry.name, dtype, None, "nearest"))
+
+
+@every_entry
+def test_float32_with_bfloat16_state_equals_the_reference(entry: Entry, isa: str) -> None:
+    arguments = (entry.name, torch.float32, torch.bfloat16, "nearest")
+    actual = trained(*arguments, isa)
+    assert any(tensor.dtype == torch.bfloat16 for tensor in actual.values())
+    # A state that lies between two bfloat16 numbers may be rounded either way: one part in 256 of the state.
+    expected = trained(*arguments, "reference")
+    assert_close(actual, expected, 2.0**-7)
+    assert_same_bits(actual, portable(*arguments))
+
+
+@every_entry
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize(("dtype", "state_dtype"), SIXTEEN_BIT_PAIRS, ids=str)
+def test_sixteen_bits_on_all_instruction_sets_are_the_same_bits(
+    entry: Entry, dtype: torch.dtype, state_dtype: torch.dtype | None, rounding: str, isa: str
+) -> None:
+    arguments = (entry.name, dtype, state_dtype, rounding)
+    assert_same_bits(trained(*arguments, isa), portable(*arguments))
+
+
+@every_entry
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize(("dtype", "state_dtype"), SIXTEEN_BIT_PAIRS, ids=str)
+def test_sixteen_bits_after_many_steps_equal_the_reference(
+    entry: Entry, dtype: torch.dtype, state_dtype: torch.dtype | None, rounding: str
+) -> None:
+    arguments = (entry.name, dtype, state_dtype, rounding)
+    actual, expected = portable(*arguments), trained(*arguments, "reference")
+    for name, tensor in expected.items():
+        if name.endswith("param"):
+            assert (actual[name].float() - tensor.float()).abs().le(spacing(tensor)).all(), name
+        elif name.endswith(("exp_avg", "exp_avg_sq")) and state_dtype is None:
+            # The gradients are 16-bit numbers, so the states differ as in float32 unless weight decay joins them.
+            size = tensor.abs().max() if tensor.numel() else 0.0
+            assert (actual[name] - tensor).abs().le(1e-3 * size).all(), name
+
+
+def spacing(values: Tensor) -> Tensor:
+    """The distance from a number to its neighbours, the wider one, as float32."""
+    eps = torch.finfo(values.dtype).eps
+    tiny = torch.finfo(values.dtype).smallest_normal
+    _, exponent = torch.frexp(values.float().abs().clamp_min(tiny))
+    return eps * torch.exp2(exponent.float() - 1)
+
+
+@every_entry
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("dtype", SIXTEEN_BIT, ids=["bf16", "f16"])
+def test_sixteen_bits_are_within_one_rounding_of_the_float32_result(
+    entry: Entry, dtype: torch.dtype, rounding: str, boundary: str
+) -> None:
+    params = parameters(entry.shapes, dtype)
+    optimizer = entry.build(params, rounding=rounding)
+    train(optimizer, params, 1)
+    for step in range(1, STEPS):
+        set_gradients(params, step)
+        before = copies(optimizer)
+        optimizer.step()
+        after = contents(optimizer)
+        rule = optimizer.rule(optimizer.param_groups[0])
+        for i, p in enumerate(params):
+            exact = before[f"0.{i}.param"].float()
+            if rounding == "kahan":
+                exact += before[f"0.{i}.kahan_comp"].float()
+            noise = exact.abs()
+            states = [before[f"0.{i}.{name}"] for name in rule.states]
+            assert all(state.dtype == torch.float32 for state in states)
+            reference.apply(rule.reference, exact, p.grad.float(), states, step + 1.0, rule.hyperparameters)
+            now = after[f"0.{i}.param"]
+            noise = 2e-7 * (noise + exact.abs())  # of the float32 arithmetic
+            off = (now.float() - exact).abs()
+            allowed = spacing(now) * (1.0 if rounding == "stochastic" else 0.5) + noise
+            assert off.le(allowed).all(), f"step {step}, parameter {i}"
+            if rounding == "kahan":
+                lost = after[f"0.{i}.kahan_comp"]
+                whole = now.float() + lost.float()
+                assert (whole - exact).abs().le(spacing(lost) + noise).all()
+            for name, state in zip(rule.states, states, strict=True):
+                size = state.abs().max() if state.numel() else 0.0
+                torch.testing.assert_close(after[f"0.{i}.{name}"], state, rtol=1e-6, atol=1e-6 * float(size))
+
+
+@every_class
+def test_rounding_has_no_effect_on_float32(entry: Entry) -> None:
+    results = []
+    for rounding in ROUNDINGS:
+        params = parameters(entry.shapes)
+        train(entry.build(params, rounding=rounding), params, 3)
+        results.append([bits(p) for p in params])
+    assert results[0] == results[1] == results[2]
+
+
+@every_class
+def test_stochastic_rounding_follows_from_its_seed(entry: Entry) -> None:
+    results = []
+    for seed in (1, 1, 2):
+        params = parameters(entry.shapes, torch.bfloat16)
+        train(entry.build(params, rounding="stochastic", seed=seed), params, 3)
+        results.append([bits(p) for p in params])
+    assert results[0] == results[1] != results[2]
+
+
+@every_class
+@pytest.mark.parametrize("special", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("dtype", SIXTEEN_BIT, ids=["bf16", "f16"])
+def test_special_values_pass_through_sixteen_bits_as_in_the_reference(
+    entry: Entry, special: float, rounding: str, dtype: torch.dtype, isa: str
+) -> None:
+    results = []
+    for backend in ("rust", "reference"):
+        params = parameters([(40,)], dtype)
+        optimizer = entry.build(params, rounding=rounding, backend=backend)
+        for step in range(2):
+            set_gradients(params, step)
+            params[0].grad[3] = special
+            params[0].grad[37] = special
+            optimizer.step()
+        results.append(params[0].detach().float())
+    assert torch.equal(results[0].isnan(), results[1].isnan())
+    torch.testing.assert_close(results[0], results[1], equal_nan=True, rtol=2e-2, atol=1e-6)
+
+
+@every_class
+@pytest.mark.parametrize("dtype", SIXTEEN_BIT, ids=["bf16", "f16"])
+def test_values_beyond_the_range_become_infinite(entry: Entry, dtype: torch.dtype, isa: str) -> None:
+    largest = torch.finfo(dtype).max
+    p = torch.nn.Parameter(torch.tensor([largest, -largest, 1.0] * 7, dtype=dtype))
+    p.grad = torch.tensor([-1.0, 1.0, 1.0] * 7, dtype=dtype)
+    entry.build([p], lr=largest / 10, weight_decay=0.0).step()
+    assert p[::3].isposinf().all()
+    assert p[1::3].isneginf().all()
+    assert p[2::3].isfinite().all()
+
+
+@every_class
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+def test_subnormal_parameters_are_kept(entry: Entry, dtype: torch.dtype, isa: str) -> None:
+    tiny = torch.finfo(dtype).smallest_normal * normal((64,), torch.float32, 5) / 8
+    p = torch.nn.Parameter(tiny.to(dtype))
+    before = bits(p)
+    p.grad = torch.zeros_like(p)
+    entry.build([p], weight_decay=0.0).step()
+    assert p.count_nonzero() > 32
+    assert bits(p) == before

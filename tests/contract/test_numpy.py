@@ -1,0 +1,283 @@
+"""The rules on NumPy arrays: the bits of the torch classes, in every dtype and layout, without torch."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+import ferrostep.numpy
+from ferrostep.optim import AdamW, Lion
+from tests.bad_inputs.numpy_cases import CASES, SHAPE, Case
+from tests.contract.subprocesses import run_python
+from tests.contract.training import bits, normal
+
+ADAMW = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
+LION = {"lr": 0.02, "betas": (0.8, 0.95), "weight_decay": 0.1}
+
+
+class Twin(NamedTuple):
+    """A function on arrays and the class of which it is the twin."""
+
+    function: Callable[..., None]
+    optimizer: Any
+    states: tuple[str, ...]
+    arguments: dict[str, Any]
+    """Of the function."""
+    options: dict[str, Any]
+    """Of the class."""
+
+
+TWINS = {
+    "adamw": Twin(ferrostep.numpy.adamw_, AdamW, ("exp_avg", "exp_avg_sq"), ADAMW, ADAMW),
+    "amsgrad": Twin(
+        ferrostep.numpy.adamw_,
+        AdamW,
+        ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+        ADAMW,
+        ADAMW | {"amsgrad": True},
+    ),
+    "adam": Twin(
+        ferrostep.numpy.adamw_,
+        AdamW,
+        ("exp_avg", "exp_avg_sq"),
+        ADAMW | {"decoupled_weight_decay": False, "maximize": True},
+        ADAMW | {"decoupled_weight_decay": False, "maximize": True},
+    ),
+    "lion": Twin(ferrostep.numpy.lion_, Lion, ("exp_avg",), LION, LION),
+}
+every_twin = pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS)
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
+
+
+def as_numpy(tensor: torch.Tensor) -> Any:
+    """A copy as an array; bfloat16 by way of ml_dtypes."""
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().copy().view(ml_dtypes.bfloat16)
+    return tensor.numpy().copy()
+
+
+def data(array: Any) -> bytes:
+    return np.ascontiguousarray(array).tobytes()
+
+
+def call(twin: Twin, arrays: dict[str, Any], step: int, **more: Any) -> None:
+    """Call the function with arrays by name."""
+    positional = [arrays[name] for name in ("param", "grad", *twin.states) if name != "max_exp_avg_sq"]
+    if "max_exp_avg_sq" in arrays:
+        more["max_exp_avg_sq"] = arrays["max_exp_avg_sq"]
+    if twin.function is ferrostep.numpy.adamw_ or "rounding" in more:
+        more["step"] = step
+    twin.function(*positional, **twin.arguments, **more)
+
+
+def arrays_for(twin: Twin, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Any]:
+    param = as_numpy(normal(shape, dtype, 1))
+    state = np.float32 if dtype in (torch.float16, torch.bfloat16) else param.dtype
+    return {"param": param, "grad": param.copy(), **{name: np.zeros(shape, state) for name in twin.states}}
+
+
+@every_twin
+@pytest.mark.parametrize(
+    ("dtype", "rounding"),
+    [(dtype, "nearest") for dtype in DTYPES]
+    + [(dtype, rounding) for dtype in (torch.float16, torch.bfloat16) for rounding in ("stochastic", "kahan")],
+    ids=str,
+)
+def test_equals_the_torch_class_to_the_bit(twin: Twin, dtype: torch.dtype, rounding: str) -> None:
+    shape = (7, 19)
+    arrays = arrays_for(twin, shape, dtype)
+    p = torch.nn.Parameter(normal(shape, dtype, 1))
+    optimizer = twin.optimizer([p], **twin.options, rounding=rounding, seed=9)
+    more: dict[str, Any] = {"rounding": rounding, "seed": 9}
+    if rounding == "kahan":
+        more["kahan_comp"] = np.zeros(shape, arrays["param"].dtype)
+    for step in range(1, 6):
+        p.grad = normal(shape, dtype, 2, step)
+        arrays["grad"] = as_numpy(p.grad)
+        before = data(arrays["grad"])
+        optimizer.step()
+        call(twin, arrays, step, **more)
+        assert data(arrays["grad"]) == before
+        assert data(arrays["param"]) == bits(p)
+        for name in twin.states:
+            assert data(arrays[name]) == bits(optimizer.state[p][name]), name
+    if rounding == "kahan":
+        assert data(more["kahan_comp"]) == bits(optimizer.state[p]["kahan_comp"])
+
+
+def with_gaps(array: Any) -> Any:
+    base = np.full([2 * size for size in array.shape], np.nan, dtype=array.dtype)
+    view = base[tuple(slice(1, None, 2) for _ in array.shape)]
+    view[...] = array
+    return view
+
+
+LAYOUTS: dict[str, Callable[[Any], Any]] = {
+    "contiguous": np.ascontiguousarray,
+    "Fortran": np.asfortranarray,
+    "gaps": with_gaps,
+    "backwards": lambda a: np.ascontiguousarray(a[::-1, ::-1])[::-1, ::-1],
+    "one dimension backwards": lambda a: np.ascontiguousarray(a[:, ::-1])[:, ::-1],
+    "transposed gaps": lambda a: with_gaps(a.T).T,
+}
+
+
+@every_twin
+@pytest.mark.parametrize("of_param", LAYOUTS)
+@pytest.mark.parametrize("of_others", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+def test_any_layout_gives_the_bits_of_the_contiguous_one(
+    twin: Twin, of_param: str, of_others: str, dtype: torch.dtype, request: pytest.FixtureRequest
+) -> None:
+    reversed_layouts = {"backwards", "one dimension backwards"} if dtype.is_complex else {"backwards"}
+    if reversed_layouts & {of_param, of_others}:
+        request.applymarker(pytest.mark.xfail(strict=True, reason="negative strides are taken for an overlap"))
+    expected = arrays_for(twin, (6, 5), dtype)
+    arrays = {
+        name: LAYOUTS[of_param if name == "param" else of_others](array.copy()) for name, array in expected.items()
+    }
+    for step in (1, 2):
+        call(twin, expected, step)
+        call(twin, arrays, step)
+    for name in expected:
+        assert data(arrays[name]) == data(expected[name]), name
+
+
+@every_twin
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0, 2), (1,), (70_000,)])
+def test_any_size(twin: Twin, shape: tuple[int, ...]) -> None:
+    arrays = arrays_for(twin, shape, torch.float32)
+    p = torch.nn.Parameter(normal(shape, torch.float32, 1))
+    p.grad = p.detach().clone()
+    twin.optimizer([p], **twin.options).step()
+    call(twin, arrays, 1)
+    assert data(arrays["param"]) == bits(p)
+
+
+@every_twin
+def test_read_only_gradients_are_read(twin: Twin) -> None:
+    arrays, expected = arrays_for(twin, SHAPE, torch.float32), arrays_for(twin, SHAPE, torch.float32)
+    arrays["grad"].flags.writeable = False
+    call(twin, arrays, 1)
+    call(twin, expected, 1)
+    assert data(arrays["param"]) == data(expected["param"])
+
+
+@every_twin
+def test_any_number_of_threads_gives_the_same_bits(twin: Twin) -> None:
+    found = []
+    for threads in (1, 2, 4, None):
+        arrays = arrays_for(twin, (100_003,), torch.float32)
+        for step in (1, 2):
+            call(twin, arrays, step, num_threads=threads)
+        found.append(data(arrays["param"]))
+    assert found[0] == found[1] == found[2] == found[3]
+
+
+@every_twin
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
+def test_bad_input_changes_nothing(twin: Twin, case: Case) -> None:
+    arrays = arrays_for(twin, SHAPE, torch.float32)
+    case.spoil(arrays)
+    before = {name: data(a) if isinstance(a, np.ndarray) else a for name, a in arrays.items()}
+    with pytest.raises(case.error) as caught:
+        call(twin, arrays, 1)
+    assert {name: data(a) if isinstance(a, np.ndarray) else a for name, a in arrays.items()} == before
+    assert re.search(case.message, str(caught.value)), f"{caught.value!r} does not match {case.message!r}"
+
+
+@every_twin
+@pytest.mark.parametrize(
+    ("name", "value"), [("lr", -1.0), ("lr", float("nan")), ("betas", (0.9, 1.0)), ("weight_decay", -0.1)]
+)
+def test_impossible_hyperparameters_change_nothing(twin: Twin, name: str, value: Any) -> None:
+    arrays = arrays_for(twin, SHAPE, torch.float32)
+    before = {name: data(a) for name, a in arrays.items()}
+    spoiled = twin._replace(arguments=twin.arguments | {name: value})
+    with pytest.raises(ValueError, match=f"Invalid {name}"):
+        call(spoiled, arrays, 1)
+    assert {name: data(a) for name, a in arrays.items()} == before
+
+
+@pytest.mark.parametrize("step", [0, -1])
+def test_steps_count_from_one(step: int) -> None:
+    arrays = arrays_for(TWINS["adamw"], SHAPE, torch.float32)
+    before = data(arrays["param"])
+    with pytest.raises(ValueError, match="Invalid step"):
+        call(TWINS["adamw"], arrays, step)
+    assert data(arrays["param"]) == before
+
+
+@every_twin
+def test_kahan_needs_its_buffer(twin: Twin) -> None:
+    arrays = arrays_for(twin, SHAPE, torch.bfloat16)
+    before = data(arrays["param"])
+    with pytest.raises(ValueError, match="kahan"):
+        call(twin, arrays, 1, rounding="kahan")
+    assert data(arrays["param"]) == before
+
+
+@every_twin
+def test_tensors_are_welcome_where_torch_is(twin: Twin) -> None:
+    arrays = arrays_for(twin, SHAPE, torch.float32)
+    tensors = {name: torch.from_numpy(a.copy()) for name, a in arrays.items()}
+    call(twin, arrays, 1)
+    call(twin, tensors, 1)
+    assert data(arrays["param"]) == bits(tensors["param"])
+
+
+WITHOUT_TORCH = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ImportError("torch is not installed")
+sys.meta_path.insert(0, Refuse())
+import ml_dtypes, numpy as np
+import ferrostep, ferrostep.numpy
+assert ferrostep.__version__
+for dtype in (np.float32, np.float64, np.float16, ml_dtypes.bfloat16, np.complex64):
+    p, g = np.ones(100_000, dtype), np.full(100_000, 0.5, dtype)
+    m, v = np.zeros_like(p), np.zeros_like(p)
+    ferrostep.numpy.adamw_(p, g, m, v, step=1, lr=0.125)
+    ferrostep.numpy.lion_(p, g, m, lr=0.125)
+    assert abs(p[-1].real - 0.74875) < 5e-3, (dtype, p[-1])
+try:
+    ferrostep.numpy.lion_(p, g[:3], m)
+except ValueError as error:
+    assert str(error).startswith("grad has shape [3")
+else:
+    raise AssertionError
+assert "torch" not in sys.modules
+print("fine")
+"""
+
+
+def test_works_where_torch_cannot_be_imported() -> None:
+    assert run_python(WITHOUT_TORCH).strip() == "fine"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_works_after_a_fork_without_torch() -> None:
+    code = (
+        "import os, numpy as np, ferrostep.numpy as f\n"
+        "def run():\n"
+        "    p = np.ones(200_000, np.float32); f.lion_(p, p.copy(), np.zeros_like(p), num_threads=2); return p[-1]\n"
+        "first = run(); pid = os.fork(); second = run()\n"
+        "assert first == second\n"
+        "pid and os.waitpid(pid, 0)[1] == 0 or os._exit(0)\n"
+        "print('fine')"
+    )
+    try:
+        assert run_python(code).strip() == "fine"
+    except subprocess.TimeoutExpired:
+        pytest.fail("the child hangs")

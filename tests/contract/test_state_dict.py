@@ -1,0 +1,227 @@
+"""Checkpoints: what is saved resumes to the bit, and moves between ferrostep, torch and lion-pytorch."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import lion_pytorch
+import pytest
+import torch
+from torch.optim import Optimizer
+
+from ferrostep.optim import AdamW, Lion
+from tests.contract.registry import ADAMW, LION, Entry, every, every_class, every_entry
+from tests.contract.training import assert_close, assert_same_bits, contents, copies, parameters, train
+
+
+def through_file(state: dict[str, Any]) -> dict[str, Any]:
+    """Saved and loaded as a trainer does it."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    loaded: dict[str, Any] = torch.load(file, weights_only=True)
+    return loaded
+
+
+WAYS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "itself": lambda state: state,
+    "file": through_file,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda state: pickle.loads(pickle.dumps(state)),
+}
+
+OPTIONS: tuple[tuple[torch.dtype, dict[str, Any]], ...] = (
+    (torch.float32, {}),
+    (torch.float32, {"state_dtype": torch.bfloat16}),
+    (torch.float64, {}),
+    (torch.complex64, {}),
+    (torch.bfloat16, {"rounding": "kahan"}),
+    (torch.bfloat16, {"rounding": "stochastic", "seed": 2**64 - 1}),
+    (torch.float16, {"rounding": "nearest"}),
+    (torch.float16, {"rounding": "stochastic", "seed": 5, "state_dtype": torch.float16}),
+)
+
+
+@every_entry
+@pytest.mark.parametrize(("dtype", "options"), OPTIONS, ids=lambda x: str(x).replace("torch.", ""))
+@pytest.mark.parametrize("way", WAYS)
+def test_a_loaded_state_resumes_to_the_bit(entry: Entry, dtype: torch.dtype, options: dict[str, Any], way: str) -> None:
+    if dtype.is_complex and not entry.complex:
+        pytest.skip("this rule has no complex form")
+    params = parameters(entry.shapes, dtype)
+    optimizer = entry.build(params, **options)
+    train(optimizer, params, 3)
+    state = WAYS[way](optimizer.state_dict())
+    resumed_params = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    resumed = entry.build(resumed_params, lr=0.5)  # the loaded groups take the place of these options
+    resumed.load_state_dict(state)
+    assert_same_bits(resumed, optimizer)
+    train(optimizer, params, 3, start=3)
+    train(resumed, resumed_params, 3, start=3)
+    assert_same_bits(resumed, optimizer)
+
+
+@every_class
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["copy", "pickle"])
+def test_a_copied_optimizer_resumes_to_the_bit(entry: Entry, how: Callable[[Any], Any]) -> None:
+    params = parameters(entry.shapes, torch.bfloat16)
+    optimizer = entry.build(params, rounding="kahan")
+    train(optimizer, params, 2)
+    other_params, other = how((params, optimizer))
+    before = copies(optimizer)
+    train(other, other_params, 2, start=2)
+    assert_same_bits(optimizer, before)
+    train(optimizer, params, 2, start=2)
+    assert_same_bits(other, optimizer)
+
+
+@every_class
+def test_loading_copies(entry: Entry) -> None:
+    params, others = parameters(entry.shapes), parameters(entry.shapes)
+    optimizer, other = entry.build(params), entry.build(others)
+    train(optimizer, params, 2)
+    other.load_state_dict(optimizer.state_dict())
+    before = copies(optimizer)
+    train(other, others, 1)
+    assert_same_bits(optimizer, before)
+
+
+@every_class
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
+def test_a_float32_state_of_sixteen_bit_parameters_is_not_rounded(entry: Entry, dtype: torch.dtype) -> None:
+    params = parameters(entry.shapes, dtype)
+    optimizer = entry.build(params)
+    train(optimizer, params, 3)
+    for target in (dtype, torch.float32):
+        fresh = entry.build(parameters(entry.shapes, target))
+        fresh.load_state_dict(through_file(optimizer.state_dict()))
+        expected = {name: t for name, t in contents(optimizer).items() if not name.endswith("param")}
+        actual = {name: t for name, t in contents(fresh).items() if not name.endswith("param")}
+        assert_same_bits(actual, expected)
+
+
+@every_class
+def test_loading_after_a_change_of_the_models_dtype(entry: Entry) -> None:
+    params = parameters(entry.shapes, torch.float32)
+    optimizer = entry.build(params)
+    train(optimizer, params, 2)
+    for dtype, kept in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        others = [torch.nn.Parameter(p.detach().to(dtype)) for p in params]
+        other = entry.build(others)
+        other.load_state_dict(optimizer.state_dict())
+        for name, tensor in contents(other).items():
+            if "exp_avg" in name:
+                assert tensor.dtype == kept
+                assert torch.equal(tensor, contents(optimizer)[name].to(kept))
+        train(other, others, 2, start=2)
+
+
+@every_class
+def test_loading_takes_the_layout_of_the_parameter(entry: Entry) -> None:
+    (p,) = parameters([(2, 3, 4, 5)])
+    optimizer = entry.build([p])
+    train(optimizer, [p], 2)
+    last = torch.nn.Parameter(p.detach().clone().to(memory_format=torch.channels_last))
+    other = entry.build([last])
+    other.load_state_dict(optimizer.state_dict())
+    tensors = [t for name, t in contents(other).items() if "exp_avg" in name]
+    assert tensors
+    assert all(t.is_contiguous(memory_format=torch.channels_last) for t in tensors)
+    train(optimizer, [p], 2, start=2)
+    train(other, [last], 2, start=2)
+    assert_same_bits(other, optimizer)
+
+
+@every(lambda entry: entry.optimizer is AdamW)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
+@pytest.mark.parametrize("from_us", [True, False], ids=["to torch", "from torch"])
+def test_state_moves_between_torch_and_us(entry: Entry, dtype: torch.dtype, from_us: bool) -> None:
+    builders: list[Callable[..., Optimizer]] = [entry.build, entry.peer]
+    first, second = builders if from_us else builders[::-1]
+    params = parameters(entry.shapes, dtype)
+    optimizer = first(params)
+    train(optimizer, params, 4)
+    others = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    resumed = second(others)
+    resumed.load_state_dict(through_file(optimizer.state_dict()))
+    train(optimizer, params, 10, start=4)
+    train(resumed, others, 10, start=4)
+    assert_close(resumed, optimizer, 1e-6, least_size=1.0)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_lion_pytorchs_state_loads(count: int) -> None:
+    theirs = parameters([(9,), (3, 4)], torch.float64)
+    peer = lion_pytorch.Lion(theirs, **LION)
+    train(peer, theirs, count)
+    ours = [torch.nn.Parameter(p.detach().clone()) for p in theirs]
+    optimizer = Lion(ours)
+    optimizer.load_state_dict(through_file(peer.state_dict()))
+    assert {name: optimizer.param_groups[0][name] for name in LION} == LION
+    train(peer, theirs, 5, start=count)
+    train(optimizer, ours, 5, start=count)
+    assert_close(optimizer, peer, 1e-14, only_params=True)
+
+
+@pytest.mark.parametrize("number", [4, 4.0])
+def test_checkpoints_with_the_step_as_a_number(number: float) -> None:
+    params = parameters([(9,)], torch.float64)
+    optimizer = AdamW(params, **ADAMW)
+    train(optimizer, params, 4)
+    state = copy.deepcopy(optimizer.state_dict())
+    for each in state["state"].values():
+        each["step"] = number
+    # Old versions of torch did not save these.
+    for name in ("decoupled_weight_decay", "maximize", "foreach", "fused", "capturable", "differentiable", "rounding"):
+        for group in state["param_groups"]:
+            del group[name]
+    others = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    resumed = AdamW(others)
+    resumed.load_state_dict(state)
+    train(optimizer, params, 3, start=4)
+    train(resumed, others, 3, start=4)
+    assert_close(resumed, optimizer, 0.0)
+
+
+@every_class
+def test_rounding_may_change_during_a_training(entry: Entry) -> None:
+    params = parameters(entry.shapes, torch.bfloat16)
+    optimizer = entry.build(params)
+    train(optimizer, params, 2)
+    optimizer.param_groups[0]["rounding"] = "kahan"
+    train(optimizer, params, 2, start=2)
+    assert all("kahan_comp" in optimizer.state[p] for p in params)
+    state = optimizer.state_dict()
+    fresh = entry.build(parameters(entry.shapes, torch.bfloat16))
+    fresh.load_state_dict(state)
+    assert fresh.param_groups[0]["rounding"] == "kahan"
+
+
+@every_class
+def test_groups_that_do_not_fit_are_refused(entry: Entry) -> None:
+    params = parameters(entry.shapes)
+    optimizer = entry.build(params)
+    train(optimizer, params, 1)
+    before = copies(optimizer)
+    with pytest.raises(ValueError, match="doesn't match the size"):
+        optimizer.load_state_dict(entry.build(parameters(entry.shapes[:-1])).state_dict())
+    assert_same_bits(optimizer, before)
+
+
+@every_class
+def test_hooks_around_saving_and_loading_run(entry: Entry) -> None:
+    params = parameters(entry.shapes)
+    optimizer = entry.build(params)
+    train(optimizer, params, 1)
+    calls: list[str] = []
+    optimizer.register_state_dict_pre_hook(lambda _o: calls.append("save"))
+    optimizer.register_state_dict_post_hook(lambda _o, _s: calls.append("saved"))
+    optimizer.register_load_state_dict_pre_hook(lambda _o, state: calls.append("load") or through_file(state))
+    optimizer.register_load_state_dict_post_hook(lambda _o: calls.append("loaded"))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert calls == ["save", "saved", "load", "loaded"]
+    train(optimizer, params, 1, start=1)

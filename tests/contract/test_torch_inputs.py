@@ -1,0 +1,104 @@
+"""AdamW through torch's own lists of inputs and error inputs."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch.testing._internal.common_optimizers import (
+    OptimizerErrorEnum,
+    optim_db,
+    optim_error_inputs_func_adam,
+    optim_error_inputs_func_adamw,
+    optim_inputs_func_adam,
+    optim_inputs_func_adamw,
+)
+
+from ferrostep.optim import AdamW
+from tests.contract.training import assert_close, parameters, set_gradients
+
+SHAPES = ((5, 3), (4,), ())
+
+
+def adam(params: Any, **arguments: Any) -> AdamW:
+    """Adam as a variant of ours, with its default."""
+    return AdamW(params, **{"weight_decay": 0.0, "decoupled_weight_decay": False, **arguments})
+
+
+def inputs() -> list[Any]:
+    lists = (
+        (AdamW, torch.optim.AdamW, optim_inputs_func_adamw("cpu")),
+        (adam, torch.optim.Adam, optim_inputs_func_adam("cpu")),
+    )
+    return [
+        pytest.param(ours, peer, entry.kwargs, id=f"{peer.__name__}-{entry.desc}")
+        for ours, peer, listed in lists
+        for entry in listed
+    ]
+
+
+@pytest.mark.parametrize("flags", [{}, {"foreach": True}, {"fused": True}, {"differentiable": True}], ids=str)
+@pytest.mark.parametrize(("ours", "peer", "arguments"), inputs())
+def test_inputs(
+    ours: Any, peer: Any, arguments: dict[str, Any], flags: dict[str, bool], request: pytest.FixtureRequest
+) -> None:
+    if flags.get("differentiable"):
+        request.getfixturevalue("float64_steps")
+    # Differentiable steps change parameters that are no leaves.
+    as_leaf = not flags.get("differentiable")
+    optimizers = []
+    for build in (ours, peer):
+        params = parameters(SHAPES, torch.float64)
+        params = params if as_leaf else [p.clone() for p in params]
+        optimizer = build(params, **{**arguments, **flags})
+        for step in range(4):
+            set_gradients(params, step)
+            optimizer.step()
+        optimizers.append(optimizer)
+    assert_close(*optimizers, 1e-12, least_size=1.0)
+
+
+def error_inputs() -> list[Any]:
+    lists = (
+        (AdamW, "AdamW", optim_error_inputs_func_adamw("cpu", torch.float32)),
+        (adam, "Adam", optim_error_inputs_func_adam("cpu", torch.float32)),
+    )
+    return [
+        pytest.param(ours, entry, id=f"{name}-{entry.optimizer_error_input.desc}")
+        for ours, name, listed in lists
+        for entry in listed
+    ]
+
+
+@pytest.mark.parametrize(("ours", "entry"), error_inputs())
+def test_error_inputs(ours: Any, entry: Any) -> None:
+    assert entry.error_on == OptimizerErrorEnum.CONSTRUCTION_ERROR
+    spoiled = entry.optimizer_error_input
+    params = parameters([(2,), (3,)]) if spoiled.params is None else spoiled.params
+    if issubclass(entry.error_type, Warning):
+        with pytest.warns(entry.error_type, match=entry.error_regex):
+            ours(params, **spoiled.kwargs)
+    else:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with pytest.raises(entry.error_type, match=entry.error_regex):
+                ours(params, **spoiled.kwargs)
+
+
+def test_every_option_of_torchs_class_is_accepted() -> None:
+    """Trainers pass them by name."""
+    (info,) = [info for info in optim_db if info.optim_cls is torch.optim.AdamW]
+    assert {"foreach", "fused", "differentiable"} <= set(info.supported_impls)
+    params = parameters([(2,)])
+    for flag in ("foreach", "fused", "capturable", "differentiable", "maximize", "amsgrad"):
+        AdamW(params, **{flag: True})
+        AdamW(params, **{flag: False})
+    AdamW(params, foreach=None, fused=None)
+
+
+def test_the_defaults_are_torchs() -> None:
+    ours, theirs = AdamW(parameters([(2,)])).defaults, torch.optim.AdamW(parameters([(2,)])).defaults
+    assert {name: ours[name] for name in theirs} == theirs
+    assert list(ours)[: len(("lr", "betas", "eps", "weight_decay", "amsgrad"))] == list(theirs)[:5]
