@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import TypeVar
@@ -28,13 +29,18 @@ class Ceiling:
         """Go over the memory once."""
         self.x.mul_(1.0)
 
+    @property
+    def bytes(self) -> int:
+        """That `run` moves."""
+        return 2 * self.x.nbytes
+
     def rate(self, seconds: float) -> float:
         """Bytes per second when `run` takes `seconds`."""
-        return 2 * self.x.nbytes / seconds
+        return self.bytes / seconds
 
 
 def interleave(contestants: Mapping[Key, Callable[[], object]], rounds: int) -> dict[Key, list[float]]:
-    """Seconds of a call of each contestant in each round; every round begins with another one."""
+    """Seconds of a call of each contestant in each round; every round has an order of its own."""
     samples: dict[Key, list[float]] = {key: [] for key in contestants}
     repeats = {key: repeats_for(call) for key, call in contestants.items()}
     keys = list(contestants)
@@ -42,8 +48,7 @@ def interleave(contestants: Mapping[Key, Callable[[], object]], rounds: int) -> 
     gc.disable()
     try:
         for number in range(rounds):
-            first = number % len(keys)
-            for key in keys[first:] + keys[:first]:
+            for key in random.Random(number).sample(keys, len(keys)):
                 samples[key].append(seconds_per_call(contestants[key], repeats[key]))
     finally:
         if enabled:
@@ -66,9 +71,9 @@ def seconds_per_call(call: Callable[[], object], repeats: int) -> float:
     return (time.perf_counter() - begin) / repeats
 
 
-def medians(samples: Mapping[Key, list[float]]) -> dict[Key, float]:
-    """The median of each contestant's samples."""
-    return {key: median(values) for key, values in samples.items()}
+def ratio(dividend: Sequence[float], divisor: Sequence[float]) -> float:
+    """The median of the rounds' ratios: what slows all of a round down, such as the machine's neighbours, cancels."""
+    return median(a / b for a, b in zip(dividend, divisor, strict=True))
 
 
 class Bystanders:

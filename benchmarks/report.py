@@ -20,7 +20,7 @@ import shapes
 import threads
 import training
 from cases import CASES, Case, Model
-from measure import Bystanders, Ceiling, interleave, medians
+from measure import Bystanders, Ceiling, interleave, ratio
 
 QUIET = 0.05  # CPUs that other processes may use before the figures are in doubt
 
@@ -61,19 +61,18 @@ def elementwise(model: Model, settings: Settings) -> str:
             settings.rounds,
         )
         rates += map(ceiling.rate, samples[ceiling])
-        seconds = medians(samples)
         for case in chosen:
-            rate = case.bytes_per_element * model.elements / seconds[case]
+            own, least = samples[case], case.bytes_per_element * model.elements
             peer = next(other for other in chosen if other.is_peer_of(case))
             rows.append(
                 [
                     case.name,
                     case.storage.name,
-                    milliseconds(seconds[case]),
-                    f"{1e9 * seconds[case] / model.elements:.3f}",
+                    milliseconds(median(own)),
+                    f"{1e9 * median(own) / model.elements:.3f}",
                     str(case.bytes_per_element),
-                    f"{rate / ceiling.rate(seconds[ceiling]):.0%}",
-                    f"{seconds[peer] / seconds[case]:.2f}",
+                    f"{least / ceiling.bytes * ratio(samples[ceiling], own):.0%}",
+                    f"{ratio(samples[peer], own):.2f}",
                 ]
             )
     low, middle, high = (f"{1e-9 * rate:.1f}" for rate in (min(rates), median(rates), max(rates)))
@@ -89,19 +88,20 @@ def in_training(settings: Settings) -> str:
     """AdamW's step within training loops."""
     rows = []
     for workload in training.WORKLOADS:
-        seconds = training.interleave(training.trainings(workload), settings.rounds, workload.turn)
-        peer = next(seconds[case] for case in seconds if case.implementation == case.rule.peer)
-        for case, own in seconds.items():
+        samples = training.interleave(training.trainings(workload), settings.rounds, workload.turn)
+        peer = next(samples[case] for case in samples if case.implementation == case.rule.peer)
+        for case, own in samples.items():
+            step, loop = median(own.step), median(own.loop)
             rows.append(
                 [
                     workload.title,
                     case.name,
                     case.storage.name,
-                    f"{1e6 * own.step:.0f}",
-                    milliseconds(own.loop),
-                    f"{own.step / own.loop:.1%}",
-                    f"{peer.step / own.step:.2f}",
-                    f"{peer.loop / own.loop:.2f}",
+                    f"{1e6 * step:.0f}",
+                    milliseconds(loop),
+                    f"{step / loop:.1%}",
+                    f"{ratio(peer.step, own.step):.2f}",
+                    f"{ratio(peer.loop, own.loop):.2f}",
                 ]
             )
     headings = ["model", "optimizer", "dtype", "step, us", "loop, ms", "share", "step x peer", "loop x peer"]

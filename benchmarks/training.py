@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -97,12 +98,20 @@ def trainings(workload: Workload) -> dict[Case, Training]:
     return {case: Training(copy.deepcopy(model), loss, case) for case in workload.cases()}
 
 
-def interleave(trainings: Mapping[Case, Training], rounds: int, turn: int) -> dict[Case, Seconds]:
-    """Median seconds; each takes `turn` steps in a row, of which the first does not count."""
-    samples: dict[Case, list[Seconds]] = {case: [] for case in trainings}
+class Samples(NamedTuple):
+    """Of each round, the median seconds: in `optimizer.step()`, and in all of the training step."""
+
+    step: list[float]
+    loop: list[float]
+
+
+def interleave(trainings: Mapping[Case, Training], rounds: int, turn: int) -> dict[Case, Samples]:
+    """In every round each takes `turn` steps in a row, of which the first does not count."""
+    samples = {case: Samples([], []) for case in trainings}
     for number in range(rounds + 1):
-        for case in list(trainings)[:: 1 if number % 2 else -1]:
+        for case in random.Random(number).sample(list(trainings), len(trainings)):
             seconds = [trainings[case].step() for _ in range(turn)]
             if number > 0:  # the first round warms up
-                samples[case] += seconds[1:]
-    return {case: Seconds(*map(median, zip(*values, strict=True))) for case, values in samples.items()}
+                samples[case].step.append(median(each.step for each in seconds[1:]))
+                samples[case].loop.append(median(each.loop for each in seconds[1:]))
+    return samples
