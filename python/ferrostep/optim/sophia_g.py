@@ -45,7 +45,7 @@ class SophiaG(Sophia):
         maximize: ascend instead of descend. Default False.
         skip_nonfinite_hessian: keep an element of ``h`` as it is where the estimate would make it NaN or infinite.
             Default True.
-        **options: see :class:`ferrostep.optim.base.Options`.
+        **options: see :class:`ferrostep.optim.options.Options`.
 
     State per parameter: ``step``, ``exp_avg``, ``hessian`` (8 bytes per element in float32). State dicts of the
     authors' SophiaG load. A bfloat16 ``hessian`` (``state_dtype``) stalls: its spacing is wider than the increments.

@@ -47,7 +47,7 @@ class SophiaH(Sophia):
         maximize: ascend instead of descend: gradients and estimates are negated. Default False.
         skip_nonfinite_hessian: keep an element of ``h`` as it is where the estimate would make it NaN or infinite.
             Default True.
-        **options: see :class:`ferrostep.optim.base.Options`.
+        **options: see :class:`ferrostep.optim.options.Options`.
 
     State per parameter: ``step``, ``exp_avg``, ``hessian`` (8 bytes per element in float32). State dicts of
     pytorch_optimizer's SophiaH load, with ``lr`` and ``p`` turned into ``lr * p`` and ``gamma = p``, which is the same
