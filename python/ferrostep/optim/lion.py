@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ferrostep import _core, reference
-from ferrostep.optim.elementwise import ElementwiseOptimizer, Rule
 from ferrostep.optim.options import Options, check_lr, check_range, checked_betas
+from ferrostep.optim.rules import Rule, RuleOptimizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-class Lion(ElementwiseOptimizer):
+class Lion(RuleOptimizer):
     r"""Lion: the sign of an interpolated momentum (Chen et al. 2023, arXiv 2302.06675, Algorithm 2).
 
     .. code-block:: text

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ferrostep import _core, reference
 from ferrostep.optim.base import NewState, zero_state
-from ferrostep.optim.elementwise import ElementwiseOptimizer, Gathered, Rule
+from ferrostep.optim.rules import Gathered, Rule, RuleOptimizer
 
 
 class Estimator(NamedTuple):
@@ -38,7 +38,7 @@ class Refreshed(NamedTuple):
     inputs: tuple[Tensor, ...]
 
 
-class Sophia(ElementwiseOptimizer):
+class Sophia(RuleOptimizer):
     """The common part of :class:`SophiaG` and :class:`SophiaH`."""
 
     _counted: tuple[tuple[int | Tensor, int], ...] = ()

@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ferrostep.optim.elementwise import Rule
 from ferrostep.optim.options import Options, check_lr, check_range, checked_betas
+from ferrostep.optim.rules import Rule
 from ferrostep.optim.sophia import SQUARE, Sophia, check_positive
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class SophiaG(Sophia):
             bs: number of sampled labels, for this step in place of the group's.
 
         Raises:
-            TypeError, ValueError, RuntimeError: as of :meth:`ElementwiseOptimizer.step`; nothing has been changed.
+            TypeError, ValueError, RuntimeError: as of :meth:`RuleOptimizer.step`; nothing has been changed.
         """
         if bs is None:
             return super().step(closure)

@@ -11,8 +11,8 @@ from torch import Tensor
 from ferrostep.curvature import HutchinsonDiagonal
 from ferrostep.curvature.diagonal import count_ranks, mean_over_ranks
 from ferrostep.curvature.products import DISTRIBUTIONS, Loss
-from ferrostep.optim.elementwise import Rule
 from ferrostep.optim.options import Options, check_lr, check_range, checked_betas
+from ferrostep.optim.rules import Rule
 from ferrostep.optim.sophia import ESTIMATE, PRODUCT, Sophia, check_positive
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class SophiaH(Sophia):
             hessian: estimates for :meth:`update_hessian`, which is then called first.
 
         Raises:
-            TypeError, ValueError, RuntimeError: as of :meth:`ElementwiseOptimizer.step`; nothing has been changed but
+            TypeError, ValueError, RuntimeError: as of :meth:`RuleOptimizer.step`; nothing has been changed but
                 the Hessian estimate.
         """
         if hessian is not None:

@@ -1,15 +1,16 @@
-"""Optimizers whose update of an element depends on that element alone."""
+"""Optimizers that hand each parameter group to one update rule."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ferrostep import _core, reference
-from ferrostep.optim.base import InPlaceOptimizer, NewState, has_16_bits, zero_state
+from ferrostep.optim.base import InPlaceOptimizer, NewState, has_16_bits, state_dtype, zero_state
 
 
 class Rule(NamedTuple):
@@ -24,10 +25,22 @@ class Rule(NamedTuple):
     hyperparameters: dict[str, Any]
     counts_steps: bool
     """Whether the rule depends on the number of the step: a ``step`` tensor is kept then."""
+    shapes: Mapping[str, Callable[[Tensor], Sequence[int]]] = MappingProxyType({})
+    """Of states that do not have the parameter's shape, the shape that goes with a parameter."""
+
+    def state_shape(self, name: str, p: Tensor) -> Sequence[int]:
+        """The shape of state ``name`` of ``p``."""
+        return self.shapes[name](p) if name in self.shapes else p.shape
+
+    def zero_state(self, name: str, p: Tensor, group: dict[str, Any]) -> Tensor | None:
+        """State ``name`` of ``p`` as it is before the first step; None for a compensation that is not needed."""
+        if name in self.shapes:
+            return torch.zeros(self.state_shape(name, p), dtype=state_dtype(p, group), device=p.device)
+        return zero_state(name, p, group)
 
 
-class ElementwiseOptimizer(InPlaceOptimizer):
-    """An optimizer whose update of an element depends on that element alone. Subclasses define :meth:`rule`."""
+class RuleOptimizer(InPlaceOptimizer):
+    """An optimizer that hands each parameter group to one update rule. Subclasses define :meth:`rule`."""
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """The update rule for a parameter group, with the group's present hyperparameters."""
@@ -74,11 +87,17 @@ class ElementwiseOptimizer(InPlaceOptimizer):
             states = [state_of.get(p) for p in found.params]
             columns = {name: [state[name] for state in states] for name in names}  # type: ignore[index]
         except (KeyError, TypeError):  # a parameter without state, or a state without all that is needed now
-            columns = self._complete(number, group, found, names, new_state)
+            columns = self._complete(number, group, found, rule, names, new_state)
         return Gathered(number, group, rule, *found, columns)
 
     def _complete(
-        self, number: int, group: dict[str, Any], found: Found, names: tuple[str, ...], new_state: NewState
+        self,
+        number: int,
+        group: dict[str, Any],
+        found: Found,
+        rule: Rule,
+        names: tuple[str, ...],
+        new_state: NewState,
     ) -> dict[str, list[Tensor]]:
         """Make the state tensors that are missing, and return all."""
         for position, p in zip(found.positions, found.params, strict=True):
@@ -87,7 +106,7 @@ class ElementwiseOptimizer(InPlaceOptimizer):
                 raise RuntimeError(f"{where} has layout {p.layout}; sparse tensors are not supported")
             for name in names:
                 if name not in self.state.get(p, ()):
-                    new = zero_state(name, p, group)
+                    new = rule.zero_state(name, p, group)
                     if new is not None:
                         self.state[p][name] = new
                         new_state.record(p, name)
@@ -131,7 +150,7 @@ class Gathered(NamedTuple):
         for i, (p, grad) in enumerate(zip(self.params, self.grads, strict=True)):
             if not (p.is_floating_point() or p.is_complex()):
                 raise ValueError(f"{self._place('param', i)} has dtype {p.dtype}, expected a floating-point one")
-            self._check_twin("grad", i, grad, p)
+            self._check_twin("grad", i, grad, p.shape)
             if grad.dtype != p.dtype:
                 raise ValueError(f"{self._place('grad', i)} has dtype {grad.dtype}, expected {p.dtype}")
             for name, column in self.columns.items():
@@ -139,16 +158,16 @@ class Gathered(NamedTuple):
                     if column[i].numel() != 1 or column[i] < 0 or column[i] % 1 != 0:
                         raise ValueError(f"{self._place(name, i)} is {column[i]}, expected one whole number")
                 elif column[i] is not None:
-                    self._check_twin(name, i, column[i], p)
+                    self._check_twin(name, i, column[i], self.rule.state_shape(name, p))
 
-    def _check_twin(self, name: str, i: int, tensor: Tensor, p: Tensor) -> None:
+    def _check_twin(self, name: str, i: int, tensor: Tensor, shape: Sequence[int]) -> None:
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{self._place(name, i)} is a {type(tensor).__name__}, expected a torch.Tensor")
         if tensor.layout != torch.strided:
             where = self._place(name, i)
             raise RuntimeError(f"{where} has layout {tensor.layout}; sparse tensors are not supported")
-        if tensor.shape != p.shape:
-            raise ValueError(f"{self._place(name, i)} has shape {list(tensor.shape)}, expected {list(p.shape)}")
+        if tensor.shape != tuple(shape):
+            raise ValueError(f"{self._place(name, i)} has shape {list(tensor.shape)}, expected {list(shape)}")
 
     def _place(self, name: str, i: int) -> str:
         return f"{name} of parameter {self.positions[i]} in group {self.number}"
