@@ -10,20 +10,22 @@ use super::errors::{Place, Problem, Refusal};
 use super::overlap::{self, Claim};
 use super::rules;
 use super::tensor::{Counter, Known, Reader, View};
-use crate::kernels::elementwise::{self, Buffers, DType, Hyperparameters, Rounding, Rule, Values, Work};
+use crate::kernels::elementwise::{self, Buffers, DType, Hyperparameters, Rounding, Rule as _, Values, Work};
 use crate::kernels::strided::Staged;
+use crate::kernels::whole::{Whole, Workspace};
 
 /// A step in the making: `add` the groups, then `run` once.
 #[pyclass(unsendable, module = "ferrostep._core")]
 #[derive(Default)]
 pub struct Batch {
     works: Vec<Box<dyn Work>>,
+    pub whole: Vec<Box<dyn Whole>>,
     reader: Reader,
     groups: Vec<Group>,
     writes: Vec<Claim<Owner>>,
     reads: Vec<Claim<Owner>>,
     grads: Vec<Values>,
-    counters: Vec<Counter>,
+    pub counters: Vec<Counter>,
     staged: Vec<Staged>,
     /// What the views point into.
     tensors: Vec<Py<PyAny>>,
@@ -50,13 +52,13 @@ struct Owner {
 
 /// The arguments of [`Batch::add`] besides the rule.
 pub struct Inputs<'a, 'py> {
-    params: &'a Bound<'py, PyList>,
-    grads: &'a Bound<'py, PyList>,
-    states: Vec<Bound<'py, PyList>>,
-    compensation: Option<Bound<'py, PyList>>,
-    steps: Option<Bound<'py, PyList>>,
-    step: u64,
-    rounding: Rounding,
+    pub params: &'a Bound<'py, PyList>,
+    pub grads: &'a Bound<'py, PyList>,
+    pub states: Vec<Bound<'py, PyList>>,
+    pub compensation: Option<Bound<'py, PyList>>,
+    pub steps: Option<Bound<'py, PyList>>,
+    pub step: u64,
+    pub rounding: Rounding,
 }
 
 #[pymethods]
@@ -148,7 +150,11 @@ impl Batch {
             }
             .into());
         }
-        let (works, grads, counters, staged) = (&self.works, &self.grads, &self.counters, &mut self.staged);
+        let mut workspace = self.known.as_ref().map_or_else(Workspace::default, |known| {
+            std::mem::take(&mut known.borrow_mut(py).workspace)
+        });
+        let (works, grads, counters) = (&self.works, &self.grads, &self.counters);
+        let (whole, staged) = (&mut self.whole, &mut self.staged);
         // Only what the views point into is used without the GIL, and `self.tensors` keeps that alive.
         let counted = py.detach(|| {
             // SAFETY: the views of all tensors are valid (see `Reader::view`), and `overlap::find` saw to it that
@@ -160,10 +166,16 @@ impl Batch {
                 }
                 counters.iter().for_each(|counter| counter.advance());
                 let counted = elementwise::run(works, threads);
+                whole
+                    .iter_mut()
+                    .for_each(|update| update.run(threads, &mut workspace));
                 staged.iter_mut().for_each(|copy| copy.store());
                 Some(counted)
             }
         });
+        if let Some(known) = &self.known {
+            known.borrow_mut(py).workspace = workspace;
+        }
         self.counted = counted.unwrap_or(0);
         Ok(counted.is_some())
     }
@@ -183,20 +195,18 @@ impl Batch {
         inputs: Inputs<'_, '_>,
     ) -> PyResult<()> {
         let count = inputs.params.len();
-        self.check_lengths::<N>(count, &inputs)?;
+        self.check_lengths(N, &inputs)?;
         let mut batch = elementwise::Batch::with_capacity(count);
-        self.writes.reserve(count * (N + 2));
-        self.tensors.reserve(count * (N + 3));
+        let writes = Writes {
+            param: H::Rule::WRITES_PARAM,
+            states: H::Rule::WRITES_STATES,
+        };
         let mut latest = None; // most tensors are at the same step, and its rule takes a power or two
         for i in 0..count {
-            let tensors = self.views::<H::Rule, N>(i, &inputs)?;
-            let step = match tensors.counter {
-                Some(counter) => counter.value() as u64 + 1,
-                None => inputs.step,
-            };
-            let group = self.groups.last().and_then(|group| group.number).unwrap_or(0);
-            let number = self.position(i) as u64 | (group as u64) << 32;
-            let buffers = self.buffers::<H::Rule, N>(&tensors);
+            let tensors = self.views::<N>(i, &inputs, writes)?;
+            let step = tensors.step(&inputs);
+            let number = self.number(i);
+            let buffers = self.buffers(&tensors, &tensors.param.order(), writes);
             let rule = match latest {
                 Some((known, rule)) if known == step => rule,
                 _ => hyperparameters.at_step(step as f64),
@@ -205,17 +215,7 @@ impl Batch {
             // SAFETY: the views are valid while `self` lives, and `run` checks that what is written is not shared.
             let added = unsafe { batch.push(rule, rounding(&tensors.param, &inputs), number, step, buffers) };
             if added.is_err() {
-                let (param, state) = (buffers.dtype.name(), buffers.state_dtype.name());
-                let rounding = inputs.rounding.name();
-                return Err(self.refuse(
-                    i,
-                    0,
-                    Problem::Combination {
-                        param,
-                        state,
-                        rounding,
-                    },
-                ));
+                return Err(self.refuse_combination(i, &buffers, &inputs));
             }
             self.counters.extend(tensors.counter);
         }
@@ -223,11 +223,13 @@ impl Batch {
         Ok(())
     }
 
-    fn check_lengths<const N: usize>(&self, count: usize, inputs: &Inputs<'_, '_>) -> PyResult<()> {
-        if inputs.states.len() != N {
-            let message = format!("the rule has {N} states, got {}", inputs.states.len());
+    /// Checks that the rule's `states` came, and that all lists are as long as that of the parameters. Makes room.
+    pub fn check_lengths(&mut self, states: usize, inputs: &Inputs<'_, '_>) -> PyResult<()> {
+        if inputs.states.len() != states {
+            let message = format!("the rule has {states} states, got {}", inputs.states.len());
             return Err(PyValueError::new_err(message));
         }
+        let count = inputs.params.len();
         let lists = std::iter::once(Some(inputs.grads))
             .chain(inputs.states.iter().map(Some))
             .chain([inputs.compensation.as_ref(), inputs.steps.as_ref()]);
@@ -254,35 +256,39 @@ impl Batch {
                 "rounding='kahan' needs compensation buffers",
             ));
         }
+        self.writes.reserve(count * (states + 2));
+        self.tensors.reserve(count * (states + 3));
         Ok(())
     }
 
-    /// The checked tensors of parameter `i`.
-    fn views<R: Rule<N>, const N: usize>(
+    /// The checked tensors of parameter `i`, with the first `N` states, which have its shape.
+    pub fn views<const N: usize>(
         &mut self,
         i: usize,
         inputs: &Inputs<'_, '_>,
+        writes: Writes,
     ) -> PyResult<Tensors<N>> {
-        let param = self.view(i, 0, inputs.params, R::WRITES_PARAM)?;
+        let param = self.view(i, 0, inputs.params, writes.param)?;
         let grad = self.view(i, 1, inputs.grads, false)?;
         self.check_twin(i, 1, &grad, &param, param.dtype)?;
         let mut states = SmallVec::<[View; N]>::new();
-        for (k, list) in inputs.states.iter().enumerate() {
-            let state = self.view(i, 2 + k, list, k < R::WRITES_STATES)?;
+        for (k, list) in inputs.states.iter().take(N).enumerate() {
+            let state = self.view(i, 2 + k, list, k < writes.states)?;
             let dtype = states.first().map_or(state.dtype, |first| first.dtype);
             self.check_twin(i, 2 + k, &state, &param, dtype)?;
             states.push(state);
         }
+        let all = inputs.states.len();
         let compensation = match &inputs.compensation {
             Some(list) if rounding(&param, inputs) == Rounding::Kahan => {
-                let view = self.view(i, 2 + N, list, true)?;
-                self.check_twin(i, 2 + N, &view, &param, param.dtype)?;
+                let view = self.view(i, 2 + all, list, true)?;
+                self.check_twin(i, 2 + all, &view, &param, param.dtype)?;
                 Some(view)
             }
             _ => None,
         };
         let counter = match &inputs.steps {
-            Some(list) => Some(self.counter(i, 3 + N, list)?),
+            Some(list) => Some(self.counter(i, 3 + all, list)?),
             None => None,
         };
         let Ok(states) = states.into_inner() else {
@@ -297,7 +303,8 @@ impl Batch {
         })
     }
 
-    fn view(
+    /// Argument number `argument` (see [`Group::arguments`]) of parameter `i`.
+    pub fn view(
         &mut self,
         i: usize,
         argument: usize,
@@ -369,33 +376,45 @@ impl Batch {
         }
     }
 
-    /// The memory for the engine: that of the tensors where all have the parameter's dense layout, else of copies.
-    fn buffers<R: Rule<N>, const N: usize>(&mut self, tensors: &Tensors<N>) -> Buffers<N> {
-        let order = tensors.param.order();
-        let mut stage = |view: &View, write_back| match view.is_dense_in(&order) {
-            true => view.data,
-            false => {
-                let mut staged = Staged::new(view.strided(&order), write_back);
-                let data = staged.data();
-                self.staged.push(staged);
-                data
-            }
-        };
+    /// Memory with the tensor's elements in the order of dimensions `order`: its own where they lie so, else a copy's.
+    pub fn stage(&mut self, view: &View, order: &[usize], write_back: bool) -> *mut u8 {
+        if view.is_dense_in(order) {
+            return view.data;
+        }
+        let mut staged = Staged::new(view.strided(order), write_back);
+        let data = staged.data();
+        self.staged.push(staged);
+        data
+    }
+
+    /// The memory of a parameter's tensors with their elements in the order of dimensions `order`.
+    pub fn buffers<const N: usize>(
+        &mut self,
+        tensors: &Tensors<N>,
+        order: &[usize],
+        writes: Writes,
+    ) -> Buffers<N> {
         let buffers = Buffers {
             dtype: tensors.param.dtype,
             state_dtype: tensors.states.first().unwrap_or(&tensors.param).dtype,
             len: tensors.param.len,
-            param: stage(&tensors.param, R::WRITES_PARAM),
-            grad: stage(&tensors.grad, false),
-            state: std::array::from_fn(|k| stage(&tensors.states[k], k < R::WRITES_STATES)),
+            param: self.stage(&tensors.param, order, writes.param),
+            grad: self.stage(&tensors.grad, order, false),
+            state: std::array::from_fn(|k| self.stage(&tensors.states[k], order, k < writes.states)),
             compensation: tensors
                 .compensation
                 .as_ref()
-                .map_or(std::ptr::null_mut(), |view| stage(view, true)),
+                .map_or(std::ptr::null_mut(), |view| self.stage(view, order, true)),
         };
         let (dtype, len, data) = (buffers.dtype, buffers.len, buffers.grad);
         self.grads.push(Values { dtype, len, data });
         buffers
+    }
+
+    /// The number of parameter `i` in the stream of random numbers.
+    pub fn number(&self, i: usize) -> u64 {
+        let group = self.groups.last().and_then(|group| group.number).unwrap_or(0);
+        self.position(i) as u64 | (group as u64) << 32
     }
 
     fn position(&self, i: usize) -> usize {
@@ -405,7 +424,22 @@ impl Batch {
             .map_or(i, |positions| positions[i])
     }
 
-    fn refuse(&self, i: usize, argument: usize, problem: Problem) -> PyErr {
+    /// The error for types that no kernel takes together.
+    pub fn refuse_combination<const N: usize>(
+        &self,
+        i: usize,
+        buffers: &Buffers<N>,
+        inputs: &Inputs<'_, '_>,
+    ) -> PyErr {
+        let problem = Problem::Combination {
+            param: buffers.dtype.name(),
+            state: buffers.state_dtype.name(),
+            rounding: inputs.rounding.name(),
+        };
+        self.refuse(i, 0, problem)
+    }
+
+    pub fn refuse(&self, i: usize, argument: usize, problem: Problem) -> PyErr {
         let owner = Owner {
             group: self.groups.len() as u32 - 1,
             tensor: i as u32,
@@ -434,18 +468,34 @@ impl Batch {
 }
 
 /// The rounding mode for a parameter: f32 and f64 are as precise as the arithmetic, so nothing is lost there.
-fn rounding(param: &View, inputs: &Inputs<'_, '_>) -> Rounding {
+pub fn rounding(param: &View, inputs: &Inputs<'_, '_>) -> Rounding {
     match param.dtype {
         DType::F32 | DType::F64 => Rounding::Nearest,
         DType::F16 | DType::Bf16 => inputs.rounding,
     }
 }
 
+/// What a rule writes.
+#[derive(Clone, Copy)]
+pub struct Writes {
+    pub param: bool,
+    /// How many of the states, from the first on.
+    pub states: usize,
+}
+
 /// The tensors of one parameter.
-struct Tensors<const N: usize> {
-    param: View,
-    grad: View,
-    states: [View; N],
-    compensation: Option<View>,
-    counter: Option<Counter>,
+pub struct Tensors<const N: usize> {
+    pub param: View,
+    pub grad: View,
+    pub states: [View; N],
+    pub compensation: Option<View>,
+    pub counter: Option<Counter>,
+}
+
+impl<const N: usize> Tensors<N> {
+    /// The number of this step, from 1.
+    pub fn step(&self, inputs: &Inputs<'_, '_>) -> u64 {
+        self.counter
+            .map_or(inputs.step, |counter| counter.value() as u64 + 1)
+    }
 }

@@ -18,6 +18,7 @@ use smallvec::SmallVec;
 use super::errors::Problem;
 use crate::kernels::elementwise::DType;
 use crate::kernels::strided::Strided;
+use crate::kernels::whole::Workspace;
 
 /// Sizes or strides, without an allocation up to the dimensions of a convolution.
 pub type Dims = SmallVec<[i64; 4]>;
@@ -191,12 +192,13 @@ pub struct Reader {
     met: usize,
 }
 
-/// What one step leaves to the next: the states found to be free of lazy operations, and where their
-/// data was. Only a new tensor or new data can have one, so the next step need not ask again.
+/// What one step leaves to the next: memory to work in, and the states found to be free of lazy operations, and where
+/// their data was. Only a new tensor or new data can have one, so the next step need not ask again.
 #[pyclass(module = "ferrostep._core")]
 #[derive(Default)]
 pub struct Known {
     tensors: Vec<(Py<PyAny>, usize)>,
+    pub workspace: Workspace,
 }
 
 #[pymethods]

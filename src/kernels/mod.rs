@@ -5,3 +5,4 @@ pub mod matmul;
 pub mod orthogonal;
 pub mod strided;
 pub mod vector;
+pub mod whole;
