@@ -1,7 +1,7 @@
 """Optimizer kernels in Rust behind ``torch.optim.Optimizer`` classes, and for NumPy arrays.
 
-``ferrostep.optim`` holds the optimizers (needs torch), ``ferrostep.numpy`` the same update rules for arrays (does
-not), ``ferrostep.reference`` the rules in plain torch.
+``ferrostep.optim`` holds the optimizers and ``ferrostep.orthogonalize`` their matrix kernel (they need torch),
+``ferrostep.numpy`` the same for arrays (does not), ``ferrostep.reference`` the rules in plain torch.
 """
 
 from __future__ import annotations
@@ -9,10 +9,14 @@ from __future__ import annotations
 import importlib.util
 import os
 from importlib import metadata
+from typing import TYPE_CHECKING, Any
 
 from ferrostep import _core
 
-__all__ = ["__version__", "info"]
+if TYPE_CHECKING:
+    from ferrostep.orthogonal import orthogonalize
+
+__all__ = ["__version__", "info", "orthogonalize"]
 
 __version__: str = _core.__version__
 
@@ -38,3 +42,12 @@ def info() -> dict[str, str | int | list[str] | None]:
         "threads": threads,
         "cpus": os.cpu_count(),
     }
+
+
+def __getattr__(name: str) -> Any:
+    # Without torch, `import ferrostep` is to work.
+    if name == "orthogonalize":
+        from ferrostep.orthogonal import orthogonalize
+
+        return orthogonalize
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -69,6 +69,41 @@ class HessianEstimate:
 
     def __init__(self, *, beta2: float, scale: float, skip_nonfinite: bool) -> None: ...
 
+class Schedule:
+    """The coefficients (a, b, c) of every Newton-Schulz step, checked; ValueError for impossible ones."""
+
+    def __init__(
+        self,
+        coefficients: str | tuple[float, float, float] | tuple[tuple[float, float, float], ...],
+        steps: int | None = None,
+    ) -> None: ...
+    def triples(self) -> list[tuple[float, float, float]]: ...
+
+class Muon:
+    """Muon; state momentum_buffer, and with ``beta2`` second_momentum_buffer, one number for every row."""
+
+    def __init__(
+        self,
+        *,
+        lr: float,
+        weight_decay: float,
+        momentum: float,
+        nesterov: bool,
+        maximize: bool,
+        schedule: Schedule,
+        eps: float,
+        algorithm: str,
+        precision: str,
+        restarts: list[int],
+        adjust_lr: str,
+        beta2: float | None,
+        cautious_weight_decay: bool,
+        skip_zero_grad: bool,
+        ndim_policy: str,
+        num_heads: int | None,
+        split_sizes: list[int] | None,
+    ) -> None: ...
+
 class Known:
     """What one step of an optimizer leaves to the next, to check less."""
 
@@ -80,7 +115,7 @@ class Batch:
     def __init__(self, known: Known | None = None) -> None: ...
     def add(
         self,
-        rule: AdamW | AmsGrad | Lion | Sophia | HessianSquare | HessianProduct | HessianEstimate,
+        rule: AdamW | AmsGrad | Lion | Muon | Sophia | HessianSquare | HessianProduct | HessianEstimate,
         params: list[Any],
         grads: list[Any],
         states: dict[str, list[Any]],
@@ -113,6 +148,22 @@ class Batch:
 
     def counted(self) -> tuple[int, int]:
         """After ``run``: how many elements the rules counted, and how many elements there are."""
+
+def orthogonalize(
+    inputs: list[Any],
+    outputs: list[Any],
+    *,
+    schedule: Schedule,
+    eps: float,
+    algorithm: str,
+    precision: str,
+    restarts: list[int],
+    threads: int,
+) -> None:
+    """Orthogonalize the last two dimensions of every input into the output of the same shape and dtype.
+
+    An output may be its own input. Raises TypeError, ValueError or RuntimeError, with nothing changed.
+    """
 
 def isa() -> str: ...
 def supported_isas() -> list[str]: ...

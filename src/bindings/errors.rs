@@ -43,6 +43,10 @@ pub enum Problem {
         shape: Dims,
         expected: Dims,
     },
+    Matrices {
+        shape: Dims,
+        expected: String,
+    },
     Count {
         count: usize,
         expected: usize,
@@ -102,6 +106,7 @@ impl fmt::Display for Problem {
             ByteOrder => write!(f, "is not in the machine's byte order"),
             Misaligned => write!(f, "is not aligned to its element size"),
             Shape { shape, expected } => write!(f, "has shape {shape:?}, expected {expected:?}"),
+            Matrices { shape, expected } => write!(f, "has shape {shape:?}, expected {expected}"),
             Count { count, expected } => write!(f, "came as a list of {count} tensors, expected {expected}"),
             NegativeBit => write!(
                 f,

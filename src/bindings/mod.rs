@@ -2,6 +2,8 @@
 
 mod batch;
 mod errors;
+mod muon;
+mod orthogonal;
 mod overlap;
 mod rules;
 mod tensor;
@@ -14,6 +16,10 @@ mod _core {
 
     #[pymodule_export]
     use super::batch::Batch;
+    #[pymodule_export]
+    use super::muon::Muon;
+    #[pymodule_export]
+    use super::orthogonal::{Schedule, orthogonalize};
     #[pymodule_export]
     use super::rules::{AdamW, AmsGrad, HessianEstimate, HessianProduct, HessianSquare, Lion, Sophia};
     #[pymodule_export]

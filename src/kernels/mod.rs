@@ -2,6 +2,7 @@
 
 pub mod elementwise;
 pub mod matmul;
+pub mod muon;
 pub mod orthogonal;
 pub mod strided;
 pub mod vector;

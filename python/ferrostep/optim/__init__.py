@@ -2,8 +2,22 @@
 
 from ferrostep.optim.adamw import AdamW
 from ferrostep.optim.lion import Lion
+from ferrostep.optim.muon import Muon
+from ferrostep.optim.muon_with_adamw import MuonWithAuxAdamW
+from ferrostep.optim.routing import MuonParamGroups, muon_param_groups
 from ferrostep.optim.rules import Rule, RuleOptimizer
 from ferrostep.optim.sophia_g import SophiaG
 from ferrostep.optim.sophia_h import SophiaH
 
-__all__ = ["AdamW", "Lion", "Rule", "RuleOptimizer", "SophiaG", "SophiaH"]
+__all__ = [
+    "AdamW",
+    "Lion",
+    "Muon",
+    "MuonParamGroups",
+    "MuonWithAuxAdamW",
+    "Rule",
+    "RuleOptimizer",
+    "SophiaG",
+    "SophiaH",
+    "muon_param_groups",
+]

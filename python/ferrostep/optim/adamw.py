@@ -78,17 +78,22 @@ class AdamW(RuleOptimizer):
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """AdamW or AMSGrad with the group's hyperparameters."""
-        beta1, beta2 = group["betas"]
-        hyperparameters = {
-            "lr": group["lr"],
-            "beta1": beta1,
-            "beta2": beta2,
-            "eps": group["eps"],
-            "weight_decay": group["weight_decay"],
-            "decoupled": group["decoupled_weight_decay"],
-            "maximize": group["maximize"],
-        }
-        if group["amsgrad"]:
-            states: tuple[str, ...] = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-            return Rule(_core.AmsGrad, reference.adamw, states, hyperparameters, counts_steps=True)
-        return Rule(_core.AdamW, reference.adamw, ("exp_avg", "exp_avg_sq"), hyperparameters, counts_steps=True)
+        return adamw_rule(group)
+
+
+def adamw_rule(group: dict[str, Any]) -> Rule:
+    """AdamW or AMSGrad with the hyperparameters of a parameter group."""
+    beta1, beta2 = group["betas"]
+    hyperparameters = {
+        "lr": group["lr"],
+        "beta1": beta1,
+        "beta2": beta2,
+        "eps": group["eps"],
+        "weight_decay": group["weight_decay"],
+        "decoupled": group["decoupled_weight_decay"],
+        "maximize": group["maximize"],
+    }
+    if group["amsgrad"]:
+        states: tuple[str, ...] = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+        return Rule(_core.AmsGrad, reference.adamw, states, hyperparameters, counts_steps=True)
+    return Rule(_core.AdamW, reference.adamw, ("exp_avg", "exp_avg_sq"), hyperparameters, counts_steps=True)

@@ -74,12 +74,16 @@ class InPlaceOptimizer(Optimizer):
         """Update all groups, or none: what can fail comes before the first change. False if the step was skipped."""
         raise NotImplementedError
 
+    def _group_defaults(self, group: dict[str, Any]) -> dict[str, Any]:
+        """For subclasses with several kinds of groups: what a group of this kind has where it says nothing."""
+        return self.defaults
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a pickled or loaded state; what a torch checkpoint lacks is filled in."""
         super().__setstate__(state)
         self._known = _core.Known()
         for group in self.param_groups:
-            for name, default in self.defaults.items():
+            for name, default in self._group_defaults(group).items():
                 group.setdefault(name, default)
             for p in group["params"]:
                 step = self.state[p].get("step") if p in self.state else None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core, reference
-from ferrostep.optim.base import InPlaceOptimizer, NewState, has_16_bits, state_dtype, zero_state
+from ferrostep.optim.base import InPlaceOptimizer, NewState, has_16_bits, zero_state
 
 
 class Rule(NamedTuple):
@@ -34,8 +34,9 @@ class Rule(NamedTuple):
 
     def zero_state(self, name: str, p: Tensor, group: dict[str, Any]) -> Tensor | None:
         """State ``name`` of ``p`` as it is before the first step; None for a compensation that is not needed."""
-        if name in self.shapes:
-            return torch.zeros(self.state_shape(name, p), dtype=state_dtype(p, group), device=p.device)
+        if name in self.shapes:  # small, hence always in the type of the arithmetic
+            dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
+            return torch.zeros(self.state_shape(name, p), dtype=dtype, device=p.device)
         return zero_state(name, p, group)
 
 

@@ -7,6 +7,8 @@ They are what the Rust kernels are tested against, what runs on devices other th
 from ferrostep.reference.adamw import adamw
 from ferrostep.reference.engine import ReferenceRule, apply
 from ferrostep.reference.lion import lion
+from ferrostep.reference.muon import matrices, muon
+from ferrostep.reference.newton_schulz import newton_schulz
 from ferrostep.reference.sophia import hessian_estimate, hessian_product, hessian_square, sophia, unclipped
 
 __all__ = [
@@ -17,6 +19,9 @@ __all__ = [
     "hessian_product",
     "hessian_square",
     "lion",
+    "matrices",
+    "muon",
+    "newton_schulz",
     "sophia",
     "unclipped",
 ]

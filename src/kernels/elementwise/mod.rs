@@ -118,6 +118,21 @@ pub struct Buffers<const N: usize> {
     pub compensation: *mut u8,
 }
 
+impl<const N: usize> Buffers<N> {
+    /// `len` elements from `start` on.
+    pub fn part(&self, start: usize, len: usize) -> Self {
+        let at = |pointer: *mut u8, dtype: DType| pointer.wrapping_add(start * dtype.size());
+        Buffers {
+            len,
+            param: at(self.param, self.dtype),
+            grad: at(self.grad.cast_mut(), self.dtype).cast_const(),
+            state: self.state.map(|pointer| at(pointer, self.state_dtype)),
+            compensation: at(self.compensation, self.dtype),
+            ..*self
+        }
+    }
+}
+
 /// One parameter with the rule for it and the code for its types.
 struct Slot<R, const N: usize> {
     rule: R,
@@ -186,6 +201,11 @@ impl<R: Rule<N>, const N: usize> Batch<R, N> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unsupported;
 
+/// Whether parameters of a type can have state in another, and be rounded so. No rule makes a difference.
+pub fn is_supported(param: DType, state: DType, rounding: Rounding) -> bool {
+    kernel::<lion::Lion, 1>(Isa::current(), param, state, rounding).is_ok()
+}
+
 /// Batches of different rules, to be run together.
 pub trait Work: Send + Sync {
     fn blocks(&self) -> usize;
@@ -206,14 +226,14 @@ impl<R: Rule<N>, const N: usize> Work for Batch<R, N> {
     fn run(&self, index: usize) -> u32 {
         let slot = &self.slots[self.slots.partition_point(|slot| slot.first_block <= index) - 1];
         let block = index - slot.first_block;
-        let (start, b) = (block * BLOCK, &slot.buffers);
-        let at = |pointer: *mut u8, dtype: DType| pointer.wrapping_add(start * dtype.size());
+        let start = block * BLOCK;
+        let part = slot.buffers.part(start, BLOCK.min(slot.buffers.len - start));
         let span = Span {
-            param: at(b.param, b.dtype),
-            grad: at(b.grad.cast_mut(), b.dtype).cast_const(),
-            state: b.state.map(|pointer| at(pointer, b.state_dtype)),
-            compensation: at(b.compensation, b.dtype),
-            len: BLOCK.min(b.len - start),
+            param: part.param,
+            grad: part.grad,
+            state: part.state,
+            compensation: part.compensation,
+            len: part.len,
             noise: Noise {
                 key: Noise::key(slot.stream, block as u64),
                 counter: 0,

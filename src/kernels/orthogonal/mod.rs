@@ -4,6 +4,7 @@
 //! [`orthogonalize`] spreads many over threads. Wide and tall matrices are both taken as they lie: the iteration works
 //! on the smaller Gram matrix and never transposes.
 
+mod memory;
 mod newton_schulz;
 mod normalize;
 mod plan;
@@ -19,6 +20,7 @@ use half::{bf16, f16};
 
 use crate::kernels::matmul::{Element, Real};
 use crate::runtime::{Isa, pool};
+pub use memory::{Memory, orthogonalize_all};
 use newton_schulz::{Iteration, Scratch};
 use normalize::{Norm, Scalar};
 use plan::Plan;

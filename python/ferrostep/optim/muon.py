@@ -1,0 +1,258 @@
+"""Muon, with NorMuon and the layouts of parameters that are not one matrix."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ferrostep import _core, reference
+from ferrostep.optim.options import Options
+from ferrostep.optim.rules import Rule, RuleOptimizer
+
+if TYPE_CHECKING:
+    from torch.optim.optimizer import ParamsT
+    from typing_extensions import Unpack
+
+    Coefficients = str | tuple[float, float, float] | Sequence[tuple[float, float, float]]
+
+KELLER = (3.4445, -4.7750, 2.0315)
+MAX_STEPS = 99
+
+
+class Muon(RuleOptimizer):
+    r"""Muon (Jordan et al. 2024), as ``torch.optim.Muon``; NorMuon with ``normalize="normuon"`` (arXiv 2510.05491).
+
+    .. code-block:: text
+
+        m <- momentum * m + (1 - momentum) * g
+        u  = (1 - momentum) * g + momentum * m        (m itself without nesterov)
+        O  = newton_schulz(u / max(norm(u), eps))     about U V^T, where u = U S V^T
+        p <- p * (1 - lr * weight_decay)
+        p <- p - lr * s(rows, columns) * O
+
+    NorMuon divides each row of O by the root of a running mean of its squares, ``v <- beta2 * v + (1 - beta2) *
+    mean(row^2)``, and restores the matrix's norm.
+
+    As the step's size does not depend on the gradient's, a zero gradient with momentum left moves the parameter by a
+    full step; see ``skip_zero_grad``.
+
+    Args:
+        params: matrices, as parameters or parameter groups, of dtype float32, float64, bfloat16 or float16. Embeddings,
+            output layers, norms and biases belong to AdamW: see :class:`MuonWithAuxAdamW`.
+        lr: learning rate, a float or a 1-element tensor. Default 1e-3.
+        weight_decay: decoupled, times ``lr`` without ``s``. Default 0.1.
+        momentum: decay rate of the momentum. Default 0.95.
+        nesterov: Default True.
+        ns_coefficients: of Newton-Schulz: a triple for all steps, a sequence of triples of which the last repeats, or
+            a name: ``"keller"``, ``"quintic"``, ``"polar_express_F"`` and ``"cans_F"`` with a safety factor F such as
+            1.01, ``"dion_polar_1.02"``, ``"deepseekv4"``, ``"cubic5"``, ``"classic"``. Default: Keller Jordan's
+            triple. Coefficients that would turn a singular value in (0, 1.01] negative are refused.
+        eps: least norm to divide by. Default 1e-7.
+        ns_steps: number of steps; None for as many as were published under the name. Default 5.
+        adjust_lr_fn: ``s``. None or ``"original"``: sqrt(max(1, rows / columns)); ``"match_rms_adamw"``:
+            0.2 sqrt(max(rows, columns)); ``"spectral_unclamped"``: sqrt(rows / columns).
+        maximize: ascend instead of descend. Default False.
+        ns_algorithm: ``"standard"``, ``"gram"`` (on the smaller side's Gram matrix) or ``"auto"`` (default): whichever
+            is faster and accurate enough.
+        ns_precision: ``"float64"``, ``"float32"``, ``"bfloat16"`` or ``"auto"`` (default): float64 for float64
+            parameters; else products with bfloat16 factors and float32 sums where the CPU has such instructions and
+            the result is at least as accurate as torch's, and float32 elsewhere.
+        ns_restarts: steps before which the Gram form computes the Gram matrix anew. Default (2,).
+        ndim_policy: what parameters of more than 2 dimensions are: ``"error"`` (default); ``"flatten"``, a matrix of
+            the first against all others (convolutions); ``"batch"``, matrices in the last two (experts).
+        num_heads: see each parameter as so many matrices, one above the other. Default None.
+        split_sizes: see each parameter as matrices of these heights, one above the other. Default None.
+        normalize: None (default) or ``"normuon"``.
+        beta2: NorMuon's decay rate. Default 0.95.
+        cautious_weight_decay: decay only elements whose step does not move them away from zero
+            (arXiv 2510.12402). Default False.
+        skip_zero_grad: leave matrices alone whose gradient is all zero, such as idle experts. Default False.
+        **options: see :class:`ferrostep.optim.options.Options`.
+
+    State per parameter: ``momentum_buffer`` (4 bytes per element in float32); with NorMuon ``second_momentum_buffer``,
+    one number per row. State dicts move both ways between this class and ``torch.optim.Muon``.
+
+    Raises:
+        ValueError, TypeError: an impossible or unknown argument, or a parameter of the wrong shape.
+        RuntimeError: complex parameters.
+        NotImplementedError: distributed tensors, whose shards must not be orthogonalized by themselves.
+
+    Example:
+        >>> optimizer = Muon(hidden_matrices, lr=0.02, weight_decay=0.01)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        weight_decay: float = 0.1,
+        momentum: float = 0.95,
+        nesterov: bool = True,
+        ns_coefficients: Coefficients = KELLER,
+        eps: float = 1e-7,
+        ns_steps: int | None = 5,
+        adjust_lr_fn: str | None = None,
+        *,
+        maximize: bool = False,
+        ns_algorithm: str = "auto",
+        ns_precision: str = "auto",
+        ns_restarts: Sequence[int] = (2,),
+        ndim_policy: str = "error",
+        num_heads: int | None = None,
+        split_sizes: Sequence[int] | None = None,
+        normalize: str | None = None,
+        beta2: float = 0.95,
+        cautious_weight_decay: bool = False,
+        skip_zero_grad: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "nesterov": bool(nesterov),
+            "ns_coefficients": ns_coefficients,
+            "eps": eps,
+            "ns_steps": ns_steps,
+            "adjust_lr_fn": adjust_lr_fn,
+            "maximize": bool(maximize),
+            "ns_algorithm": ns_algorithm,
+            "ns_precision": ns_precision,
+            "ns_restarts": tuple(ns_restarts),
+            "ndim_policy": ndim_policy,
+            "num_heads": num_heads,
+            "split_sizes": None if split_sizes is None else tuple(split_sizes),
+            "normalize": normalize,
+            "beta2": beta2,
+            "cautious_weight_decay": bool(cautious_weight_decay),
+            "skip_zero_grad": bool(skip_zero_grad),
+        }
+        check_muon_group(defaults)
+        super().__init__(params, defaults, options)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group.
+
+        Raises ValueError for a parameter that is not the matrix or matrices that the options say, RuntimeError for a
+        complex one, NotImplementedError for a distributed one.
+        """
+        super().add_param_group(param_group)
+        try:
+            check_muon_group(self.param_groups[-1])
+            check_matrices(self.param_groups[-1])
+        except BaseException:
+            self.param_groups.pop()
+            raise
+
+    def rule(self, group: dict[str, Any]) -> Rule:
+        """Muon with the group's hyperparameters."""
+        return muon_rule(group)
+
+
+def muon_rule(group: dict[str, Any]) -> Rule:
+    """Muon or NorMuon with the hyperparameters of a parameter group."""
+    normuon = group["normalize"] == "normuon"
+    layout = {name: group[name] for name in ("ndim_policy", "num_heads", "split_sizes")}
+    hyperparameters = {
+        "lr": group["lr"],
+        "weight_decay": group["weight_decay"],
+        "momentum": group["momentum"],
+        "nesterov": group["nesterov"],
+        "maximize": group["maximize"],
+        "schedule": schedule_of(group["ns_coefficients"], group["ns_steps"]),
+        "eps": group["eps"],
+        "algorithm": group["ns_algorithm"],
+        "precision": group["ns_precision"],
+        "restarts": list(group["ns_restarts"]),
+        "adjust_lr": group["adjust_lr_fn"] or "original",
+        "beta2": group["beta2"] if normuon else None,
+        "cautious_weight_decay": group["cautious_weight_decay"],
+        "skip_zero_grad": group["skip_zero_grad"],
+        **layout,
+    }
+    states: tuple[str, ...] = ("momentum_buffer",)
+    if not normuon:
+        return Rule(_core.Muon, reference.muon, states, hyperparameters, counts_steps=False)
+    states = (*states, "second_momentum_buffer")
+    shapes = {"second_momentum_buffer": partial(one_per_row, ndim_policy=group["ndim_policy"])}
+    return Rule(_core.Muon, reference.muon, states, hyperparameters, counts_steps=False, shapes=shapes)
+
+
+def one_per_row(p: Tensor, ndim_policy: str) -> tuple[int, ...]:
+    """The shape of a tensor with one number for every row of the parameter's matrices."""
+    if ndim_policy == "flatten":
+        return (p.shape[0], *[1] * (p.ndim - 1))
+    return (*p.shape[:-1], 1)
+
+
+def schedule_of(coefficients: Coefficients, steps: int | None) -> _core.Schedule:
+    """The checked coefficients of every step."""
+    hashable: Any = coefficients
+    if not isinstance(coefficients, str):
+        hashable = tuple(tuple(x) if isinstance(x, Sequence) else x for x in coefficients)
+    return _schedule(hashable, steps)
+
+
+@lru_cache(maxsize=64)
+def _schedule(coefficients: Any, steps: int | None) -> _core.Schedule:
+    if steps is not None and not 1 <= steps <= MAX_STEPS:
+        raise ValueError(f"Invalid ns_steps value: {steps}; expected 1 to {MAX_STEPS}")
+    return _core.Schedule(coefficients, steps)
+
+
+def check_muon_group(group: dict[str, Any]) -> None:
+    """Raise torch's errors for impossible hyperparameters."""
+    lr = group["lr"]
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError("Tensor lr must be 1-element")
+    for name, value in (
+        ("Learning rate", lr),
+        ("momentum", group["momentum"]),
+        ("weight decay", group["weight_decay"]),
+        ("eps", group["eps"]),
+    ):
+        if not value >= 0.0:
+            raise ValueError(f"{name} should be >= 0 but is: {value}")
+    if not 0.0 <= group["beta2"] < 1.0:
+        raise ValueError(f"beta2 should be in [0, 1) but is: {group['beta2']}")
+    adjust = group["adjust_lr_fn"]
+    if adjust not in (None, "original", "match_rms_adamw", "spectral_unclamped"):
+        raise ValueError(f"Adjust learning rate function {adjust} is not supported")
+    if group["normalize"] not in (None, "normuon"):
+        raise ValueError(f"Invalid normalize: {group['normalize']!r}; expected None or 'normuon'")
+    given = [name for name in ("num_heads", "split_sizes") if group[name] is not None]
+    if len(given) == 2:
+        raise ValueError("num_heads and split_sizes exclude each other")
+    if given and group["ndim_policy"] != "error":
+        raise ValueError(f"{given[0]} is for 2D parameters and excludes ndim_policy={group['ndim_policy']!r}")
+    if group["num_heads"] is not None and group["num_heads"] < 1:
+        raise ValueError(f"num_heads should be >= 1 but is: {group['num_heads']}")
+    if group["split_sizes"] is not None and min(group["split_sizes"], default=0) < 1:
+        raise ValueError(f"split_sizes should be >= 1 but are: {group['split_sizes']}")
+    rule = muon_rule(group)
+    rule.kernel(**rule.hyperparameters)
+
+
+def check_matrices(group: dict[str, Any]) -> None:
+    """Raise for parameters that Muon cannot take."""
+    for p in group["params"]:
+        if p.is_complex():
+            raise RuntimeError("Muon does not support complex parameters")
+        if is_distributed(p):
+            raise NotImplementedError(
+                "Muon does not support distributed tensors: orthogonalizing the shards of a matrix is not "
+                "orthogonalizing the matrix. Gather the parameter first."
+            )
+        shape = torch.empty(p.shape, device="meta")
+        reference.matrices(shape, group["ndim_policy"], group["num_heads"], group["split_sizes"])
+
+
+def is_distributed(p: Tensor) -> bool:
+    """Whether the parameter is a DTensor."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(p, module.DTensor)

@@ -1,0 +1,113 @@
+"""Muon for hidden matrices and AdamW for the rest, in one optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from ferrostep.optim.adamw import adamw_rule
+from ferrostep.optim.muon import KELLER, check_matrices, check_muon_group, muon_rule
+from ferrostep.optim.options import Options, check_lr, check_range, checked_betas
+from ferrostep.optim.rules import Rule, RuleOptimizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+MUON: dict[str, Any] = {
+    "lr": 0.02,
+    "weight_decay": 0.0,
+    "momentum": 0.95,
+    "nesterov": True,
+    "ns_coefficients": KELLER,
+    "eps": 1e-7,
+    "ns_steps": 5,
+    "adjust_lr_fn": None,
+    "maximize": False,
+    "ns_algorithm": "auto",
+    "ns_precision": "auto",
+    "ns_restarts": (2,),
+    "ndim_policy": "error",
+    "num_heads": None,
+    "split_sizes": None,
+    "normalize": None,
+    "beta2": 0.95,
+    "cautious_weight_decay": False,
+    "skip_zero_grad": False,
+}
+ADAMW: dict[str, Any] = {
+    "lr": 3e-4,
+    "betas": (0.9, 0.95),
+    "eps": 1e-10,
+    "weight_decay": 0.0,
+    "amsgrad": False,
+    "maximize": False,
+    "decoupled_weight_decay": True,
+}
+
+
+class MuonWithAuxAdamW(RuleOptimizer):
+    """Muon and AdamW in one optimizer, with one state dict, for one scheduler; as Keller Jordan's ``MuonWithAuxAdam``.
+
+    Every parameter group says which of both it takes: ``use_muon=True`` for hidden matrices, with the arguments of
+    :class:`ferrostep.optim.Muon` and the defaults lr 0.02, momentum 0.95, weight decay 0; ``use_muon=False`` for
+    embeddings, output layers, norms and biases, with those of :class:`ferrostep.optim.AdamW` and the defaults lr 3e-4,
+    betas (0.9, 0.95), eps 1e-10, weight decay 0. Parameters may come with their names, as from ``named_parameters()``.
+    :func:`ferrostep.optim.muon_param_groups` makes such groups of a model.
+
+    Unlike the original, parameters without a gradient are skipped.
+
+    Args:
+        param_groups: dicts with ``params``, ``use_muon`` and arguments.
+        **options: see :class:`ferrostep.optim.options.Options`; for all groups that do not say otherwise.
+
+    State per parameter: Muon's or AdamW's.
+
+    Raises:
+        ValueError, TypeError: a group without ``use_muon``, an impossible or unknown argument, or a Muon group with a
+            parameter that is not a matrix.
+        RuntimeError: complex parameters.
+
+    Example:
+        >>> optimizer = MuonWithAuxAdamW(muon_param_groups(model))  # doctest: +SKIP
+    """
+
+    def __init__(self, param_groups: Iterable[dict[str, Any]], **options: Unpack[Options]) -> None:
+        super().__init__(param_groups, {}, options)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group, which says ``use_muon``. Raises as the constructor."""
+        if not isinstance(param_group, dict) or not isinstance(param_group.get("use_muon"), bool):
+            raise ValueError(
+                "every parameter group must be a dict that says use_muon=True or use_muon=False; "
+                "ferrostep.optim.muon_param_groups(model) makes such groups"
+            )
+        own = self._group_defaults(param_group)
+        for name in param_group:
+            if name not in own and name not in ("params", "use_muon", "initial_lr", "param_names"):
+                kind = "Muon" if param_group["use_muon"] else "AdamW"
+                raise TypeError(f"a group for {kind} got an unexpected argument {name!r}; there are {', '.join(own)}")
+        super().add_param_group({**own, **param_group})
+        try:
+            check(self.param_groups[-1])
+        except BaseException:
+            self.param_groups.pop()
+            raise
+
+    def rule(self, group: dict[str, Any]) -> Rule:
+        """Muon or AdamW with the group's hyperparameters."""
+        return muon_rule(group) if group["use_muon"] else adamw_rule(group)
+
+    def _group_defaults(self, group: dict[str, Any]) -> dict[str, Any]:
+        return {**self.defaults, **(MUON if group["use_muon"] else ADAMW)}
+
+
+def check(group: dict[str, Any]) -> None:
+    """Raise for impossible hyperparameters and for parameters of the wrong shape."""
+    if group["use_muon"]:
+        check_muon_group(group)
+        check_matrices(group)
+        return
+    check_lr(group["lr"], {})
+    check_range("epsilon value", group["eps"], 0.0)
+    check_range("weight_decay value", group["weight_decay"], 0.0)
+    group["betas"] = checked_betas(group["betas"], {})

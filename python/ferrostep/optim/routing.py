@@ -1,0 +1,125 @@
+"""Which parameters of a model Muon takes, and which AdamW."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+
+
+class Route(NamedTuple):
+    """Where a parameter goes, and why."""
+
+    name: str
+    shape: tuple[int, ...]
+    optimizer: str
+    reason: str
+
+
+class MuonParamGroups(list[dict[str, Any]]):
+    """Parameter groups for :class:`ferrostep.optim.MuonWithAuxAdamW`; printed, a table of who goes where."""
+
+    def __init__(self, groups: Iterable[dict[str, Any]], routes: Sequence[Route]) -> None:
+        super().__init__(groups)
+        self.routes = tuple(routes)
+
+    def __str__(self) -> str:
+        rows = [(r.name, "x".join(map(str, r.shape)) or "scalar", r.optimizer, r.reason) for r in self.routes]
+        rows = [("parameter", "shape", "optimizer", "because"), *rows]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        return "\n".join("  ".join([*(x.ljust(w) for x, w in zip(row, widths, strict=False)), row[3]]) for row in rows)
+
+
+def muon_param_groups(
+    model: nn.Module | Iterable[tuple[str, Tensor]],
+    exclude: Sequence[str] = ("*embed*", "*head"),
+    *,
+    muon: Mapping[str, Any] | None = None,
+    adamw: Mapping[str, Any] | None = None,
+) -> MuonParamGroups:
+    """Route a model's parameters: hidden matrices to Muon; embeddings, output layers, norms and biases to AdamW.
+
+    A parameter goes to AdamW if it has fewer than 2 dimensions, if it belongs to an ``nn.Embedding`` or
+    ``nn.EmbeddingBag``, or if one of the parts of its name matches a pattern of ``exclude``; under any of its names,
+    where several modules share it (an output layer tied to the embedding). An output layer with a name of its own must
+    be excluded by that name. Convolutions are flattened to (out, in * kernel).
+
+    Args:
+        model: a module, or ``(name, parameter)`` pairs as from ``named_parameters(remove_duplicate=False)``.
+        exclude: shell-style patterns for parts of names (``layers.0.weight`` has three parts). Default: embeddings and
+            heads.
+        muon: arguments of the Muon groups. With ``ndim_policy`` given, all parameters of more than 2 dimensions
+            follow it.
+        adamw: arguments of the AdamW group.
+
+    Returns:
+        Up to three groups, each with its parameters' names; ``print`` shows the routing, ``routes`` holds it.
+        Parameters that do not require a gradient are left out.
+
+    Raises:
+        ValueError: no parameters, or one of more than 2 dimensions that is no convolution's, without ``ndim_policy``.
+    """
+    muon = dict(muon or {})
+    owners: dict[Tensor, list[tuple[str, nn.Module | None]]] = {}
+    for name, p, module in _named(model):
+        if p.requires_grad:
+            owners.setdefault(p, []).append((name, module))
+    if not owners:
+        raise ValueError("muon_param_groups got no parameters that require a gradient")
+    groups: dict[str, list[tuple[str, Tensor]]] = {"matrices": [], "convolutions": [], "adamw": []}
+    routes = []
+    for p, owned in owners.items():
+        name = owned[0][0]
+        reason = _reason_for_adamw(p, owned, exclude)
+        kind = "adamw" if reason else _kind(name, p, owned[0][1], "ndim_policy" in muon)
+        groups[kind].append((name, p))
+        if kind == "adamw":
+            routes.append(Route(name, tuple(p.shape), "AdamW", reason))
+        else:
+            routes.append(Route(name, tuple(p.shape), "Muon", {"matrices": "matrix"}.get(kind, "convolution")))
+    made = [
+        {"params": groups["matrices"], "use_muon": True, **muon},
+        {"params": groups["convolutions"], "use_muon": True, "ndim_policy": "flatten", **muon},
+        {"params": groups["adamw"], "use_muon": False, **(adamw or {})},
+    ]
+    return MuonParamGroups((group for group in made if group["params"]), routes)
+
+
+def _named(model: nn.Module | Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor, nn.Module | None]]:
+    if not isinstance(model, nn.Module):
+        for name, p in model:
+            yield name, p, None
+        return
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, p in module.named_parameters(recurse=False, remove_duplicate=False):
+            yield f"{prefix}.{name}" if prefix else name, p, module
+
+
+def _reason_for_adamw(p: Tensor, owned: Sequence[tuple[str, nn.Module | None]], exclude: Sequence[str]) -> str:
+    """Why AdamW takes a parameter; empty if Muon does."""
+    for name, module in owned:
+        tied = "" if name == owned[0][0] else f" (tied to {name})"
+        if isinstance(module, EMBEDDINGS):
+            return f"embedding{tied}"
+        for pattern in exclude:
+            if any(fnmatchcase(part, pattern) for part in name.split(".")):
+                return f"excluded by {pattern!r}{tied}"
+    if p.ndim < 2:
+        return f"{p.ndim} dimension{'s' * (p.ndim != 1)}"
+    return "complex" if p.is_complex() else ""
+
+
+def _kind(name: str, p: Tensor, module: nn.Module | None, policy_is_given: bool) -> str:
+    if p.ndim == 2 or policy_is_given:
+        return "matrices"
+    if isinstance(module, CONVOLUTIONS):
+        return "convolutions"
+    raise ValueError(
+        f"parameter {name!r} of shape {list(p.shape)} belongs to no convolution: say with muon={{'ndim_policy': ...}} "
+        "whether to 'flatten' it or to take it as a 'batch' of matrices, or exclude it"
+    )

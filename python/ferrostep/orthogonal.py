@@ -1,0 +1,111 @@
+"""Orthogonalization of matrices by Newton-Schulz, for torch tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, overload
+
+import torch
+from torch import Tensor
+
+from ferrostep import _core, reference
+from ferrostep.optim.muon import schedule_of
+
+if TYPE_CHECKING:
+    from ferrostep.optim.muon import Coefficients
+
+
+@overload
+def orthogonalize(
+    tensors: Tensor,
+    *,
+    steps: int | None = ...,
+    coefficients: Coefficients = ...,
+    precision: str = ...,
+    algorithm: str = ...,
+    restarts: Sequence[int] = ...,
+    eps: float = ...,
+    out: Tensor | None = ...,
+) -> Tensor: ...
+
+
+@overload
+def orthogonalize(
+    tensors: Sequence[Tensor],
+    *,
+    steps: int | None = ...,
+    coefficients: Coefficients = ...,
+    precision: str = ...,
+    algorithm: str = ...,
+    restarts: Sequence[int] = ...,
+    eps: float = ...,
+    out: Sequence[Tensor] | None = ...,
+) -> list[Tensor]: ...
+
+
+@torch.no_grad()
+def orthogonalize(
+    tensors: Tensor | Sequence[Tensor],
+    *,
+    steps: int | None = None,
+    coefficients: Coefficients = "keller",
+    precision: str = "auto",
+    algorithm: str = "auto",
+    restarts: Sequence[int] = (2,),
+    eps: float = 0.0,
+    out: Tensor | Sequence[Tensor] | None = None,
+) -> Tensor | list[Tensor]:
+    """Orthogonalize matrices: with ``G = U S V^T``, about ``U V^T`` by Newton-Schulz, as Muon does.
+
+    Args:
+        tensors: a tensor of shape (..., rows, columns), or several, of dtype float32, float64, bfloat16 or float16.
+            All matrices of a call are spread over the threads together.
+        steps: number of steps; None (default) for as many as were published, 5 where any number will do.
+        coefficients, precision, algorithm, restarts: see ``ns_coefficients``, ``ns_precision``, ``ns_algorithm`` and
+            ``ns_restarts`` of :class:`ferrostep.optim.Muon`.
+        eps: least norm to divide by. Default 0: the result does not depend on the scale of the input.
+        out: where the results go, of the shapes and dtypes of ``tensors``, which may be ``tensors`` themselves.
+
+    Returns:
+        The results, in ``out`` or new tensors. A zero matrix stays zero; one with a NaN or infinity becomes NaN.
+        Autograd does not see the operation; tensors on other devices than the CPU are computed in plain torch.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: an impossible argument, or a tensor that cannot be taken. Nothing has
+            been changed then.
+    """
+    single = isinstance(tensors, Tensor)
+    inputs = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    given = [out] if isinstance(out, Tensor) else out
+    outputs = [torch.empty_like(x, requires_grad=False) for x in inputs] if given is None else list(given)
+    schedule = schedule_of(coefficients, steps)
+    if any(isinstance(x, Tensor) and not x.is_cpu for x in inputs):
+        _on_other_devices(inputs, outputs, schedule, eps, precision)
+    else:
+        _core.orthogonalize(
+            inputs,
+            outputs,
+            schedule=schedule,
+            eps=eps,
+            algorithm=algorithm,
+            precision=precision,
+            restarts=list(restarts),
+            threads=torch.get_num_threads(),
+        )
+        if given is not None:
+            torch.autograd.graph.increment_version(outputs)
+    return outputs[0] if single else outputs
+
+
+def _on_other_devices(
+    inputs: list[Tensor], outputs: list[Tensor], schedule: _core.Schedule, eps: float, precision: str
+) -> None:
+    if len(inputs) != len(outputs):
+        raise ValueError(f"out has {len(outputs)} tensors, expected {len(inputs)}")
+    for i, (x, to) in enumerate(zip(inputs, outputs, strict=True)):
+        if x.ndim < 2:
+            raise ValueError(f"tensors[{i}] has shape {list(x.shape)}, expected 2 or more dimensions")
+        if to.shape != x.shape or to.dtype != x.dtype or to.device != x.device:
+            raise ValueError(f"out[{i}] must have the shape, dtype and device of tensors[{i}]")
+    for x, to in zip(inputs, outputs, strict=True):
+        to.copy_(reference.newton_schulz(x, schedule.triples(), eps=eps, precision=precision))

@@ -1,0 +1,126 @@
+"""Muon and NorMuon in plain torch (Jordan et al. 2024; arXiv 2510.05491; arXiv 2510.12402 for cautious decay)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ferrostep.reference.newton_schulz import Triple, newton_schulz
+
+
+class Schedule(Protocol):
+    """What has the coefficients of every Newton-Schulz step."""
+
+    def triples(self) -> Sequence[Triple]:
+        """The coefficients ``(a, b, c)``."""
+
+
+def muon(
+    p: Tensor,
+    g: Tensor,
+    state: tuple[Tensor, ...],
+    step: float,
+    *,
+    lr: float | Tensor,
+    weight_decay: float,
+    momentum: float,
+    nesterov: bool,
+    maximize: bool,
+    schedule: Schedule,
+    eps: float,
+    algorithm: str,
+    precision: str,
+    restarts: Sequence[int],
+    adjust_lr: str,
+    beta2: float | None,
+    cautious_weight_decay: bool,
+    skip_zero_grad: bool,
+    ndim_policy: str,
+    num_heads: int | None,
+    split_sizes: Sequence[int] | None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the new parameter and the new state ``(momentum_buffer[, second_momentum_buffer])``; no use of ``step``.
+
+    ``algorithm`` and ``restarts`` are forms of the same polynomial and make no difference here.
+    """
+    del step, algorithm, restarts
+    if maximize:
+        g = -g
+    m = state[0] * momentum + g * (1 - momentum)
+    u = m * momentum + g * (1 - momentum) if nesterov else m
+
+    def stacks(x: Tensor) -> list[Tensor]:
+        return matrices(x, ndim_policy, num_heads, split_sizes)
+
+    moments = iter(row_moments(state[1], stacks(p))) if beta2 is not None else None
+    new_p, new_m, new_v = [], [], []
+    for w, gradient, old_m, own_m, direction in zip(*map(stacks, (p, g, state[0], m, u)), strict=True):
+        o = newton_schulz(direction, schedule.triples(), eps=eps, precision=precision)
+        factor = lr * adjusted(adjust_lr, *w.shape[-2:])
+        active = (gradient != 0).any((-2, -1), keepdim=True) | (not skip_zero_grad)
+        if moments is not None and beta2 is not None:
+            old_v = next(moments)
+            o, v = normalized_rows(o, old_v, beta2)
+            new_v.append(torch.where(active, v, old_v).flatten())
+        decayed = w * (1 - lr * weight_decay)
+        if cautious_weight_decay:
+            decayed = torch.where(o.sign() * w.sign() < 0, w, decayed)
+        new_p.append(torch.where(active, decayed - o * factor, w).flatten())
+        new_m.append(torch.where(active, own_m, old_m).flatten())
+    new = (torch.cat(new_p).view(p.shape), torch.cat(new_m).view(p.shape))
+    return new[0], (new[1], *([torch.cat(new_v).view(state[1].shape)] if new_v else []))
+
+
+def matrices(
+    x: Tensor, ndim_policy: str, num_heads: int | None = None, split_sizes: Sequence[int] | None = None
+) -> list[Tensor]:
+    """The matrices of a parameter, in stacks of equal ones of shape (count, rows, columns).
+
+    Raises ValueError where the shape does not fit.
+    """
+    if num_heads is not None or split_sizes is not None:
+        if x.ndim != 2:
+            raise ValueError(f"num_heads and split_sizes take 2D parameters, got a parameter with size: {x.size()}")
+        if num_heads is not None:
+            if x.shape[0] % num_heads:
+                raise ValueError(f"the rows of a parameter with size {x.size()} are not {num_heads} equal heads")
+            return [x.reshape(num_heads, -1, x.shape[1]) if x.shape[1] else x[None]]
+        assert split_sizes is not None
+        if sum(split_sizes) != x.shape[0]:
+            raise ValueError(f"split_sizes {list(split_sizes)} do not sum to the rows of size {x.size()}")
+        return [part[None] for part in torch.split(x, list(split_sizes))]
+    if x.ndim == 2:
+        return [x[None]]
+    if x.ndim < 2 or ndim_policy == "error":
+        raise ValueError(f"Muon only supports 2D parameters whereas we found a parameter with size: {x.size()}")
+    if ndim_policy == "flatten":
+        return [x.reshape(1, x.shape[0], math.prod(x.shape[1:]))]
+    return [x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])]
+
+
+def adjusted(adjust_lr: str, rows: int, cols: int) -> float:
+    """The factor of the learning rate for a matrix."""
+    if rows == 0 or cols == 0:
+        return 1.0
+    if adjust_lr == "match_rms_adamw":
+        return float(0.2 * max(rows, cols) ** 0.5)
+    ratio = rows / cols
+    return float(max(1.0, ratio) ** 0.5 if adjust_lr == "original" else ratio**0.5)
+
+
+def row_moments(v: Tensor, stacks: Sequence[Tensor]) -> list[Tensor]:
+    """The second moments of every stack's rows, of shape (count, rows, 1)."""
+    parts = torch.split(v.flatten(), [stack.shape[0] * stack.shape[1] for stack in stacks])
+    return [part.view(*stack.shape[:2], 1) for part, stack in zip(parts, stacks, strict=True)]
+
+
+def normalized_rows(o: Tensor, v: Tensor, beta2: float) -> tuple[Tensor, Tensor]:
+    """NorMuon: rows divided by their running root mean square, and the matrix's norm restored; with the new ``v``."""
+    v = v * beta2 + o.square().mean(-1, keepdim=True) * (1 - beta2)
+    scaled = o / (v.sqrt() + 1e-10)
+    norm = torch.linalg.matrix_norm(o, keepdim=True)
+    return scaled * (norm / (torch.linalg.matrix_norm(scaled, keepdim=True) + 1e-10)), v
