@@ -1,5 +1,6 @@
 """The Rust module. Private: its interface may change between any two versions."""
 
+from collections.abc import Sequence
 from typing import Any
 
 __version__: str
@@ -74,7 +75,7 @@ class Schedule:
 
     def __init__(
         self,
-        coefficients: str | tuple[float, float, float] | tuple[tuple[float, float, float], ...],
+        coefficients: str | Sequence[float] | Sequence[Sequence[float]],
         steps: int | None = None,
     ) -> None: ...
     def triples(self) -> list[tuple[float, float, float]]: ...

@@ -21,7 +21,10 @@ SHAPE = (4, 6)
 class Trial:
     """Two groups of parameters with gradients, and the optimizer over them once it is asked for."""
 
-    def __init__(self, build: Callable[..., Optimizer], dtype: torch.dtype, **options: Any) -> None:
+    def __init__(
+        self, build: Callable[..., Optimizer], dtype: torch.dtype, momentum: str = "exp_avg", **options: Any
+    ) -> None:
+        self.momentum = momentum
         generator = torch.Generator().manual_seed(1)
         self._build, self._options = build, options
         self._made: Optimizer | None = None
@@ -46,12 +49,12 @@ class Trial:
             self._made = self._build(groups, **self._options)
         return self._made
 
-    def state(self, name: str = "exp_avg") -> dict[str, Any]:
-        """The victim's state after a good step."""
+    def state(self, name: str | None = None) -> dict[str, Any]:
+        """The victim's state after a good step; with a state of this name, or the momentum."""
         if not self.optimizer.state:
             self.optimizer.step()
         state: dict[str, Any] = self.optimizer.state[self.victim]
-        assert name in state
+        assert (name or self.momentum) in state
         return state
 
 
@@ -111,7 +114,8 @@ def another_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float32 else torch.float32
 
 
-def set_state(trial: Trial, value: Callable[[Tensor], Any], name: str = "exp_avg") -> None:
+def set_state(trial: Trial, value: Callable[[Tensor], Any], name: str | None = None) -> None:
+    name = name or trial.momentum
     state = trial.state(name)
     state[name] = value(state[name])
 
@@ -148,7 +152,7 @@ def _aliased(trial: Trial, state: Tensor) -> Tensor:
 
 def _gradient_in_state(trial: Trial) -> None:
     """The gradient of a parameter of the other group lies in the victim's state."""
-    state = trial.state()["exp_avg"]
+    state = trial.state()[trial.momentum]
     p = trial.params[0]
     p.grad = torch.empty(0, dtype=p.dtype).set_(state.untyped_storage(), 0, SHAPE)
 
@@ -409,7 +413,7 @@ CASES: tuple[Case, ...] = (
         "state of another parameter",
         ValueError,
         "exp_avg of parameter . in group 1 shares memory with exp_avg of parameter . in group 1",
-        lambda t: set_state(t, lambda m: t.optimizer.state[t.params[4]]["exp_avg"]),
+        lambda t: set_state(t, lambda m: t.optimizer.state[t.params[4]][t.momentum]),
     ),
     Case(
         "state in a gradient's memory",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.optim import Optimizer
 
-from ferrostep.optim import AdamW, Lion, SophiaG, SophiaH
+from ferrostep.optim import AdamW, Lion, Muon, SophiaG, SophiaH
 
 SHAPES = ((5, 3), (), (17,), (0, 4), (2, 3, 4, 5), (1000,), (2, 129))
 
@@ -30,8 +30,15 @@ class Entry:
     """Whether each element is updated by itself: any shape, and a tensor may be split into several."""
     complex: bool = True
     """Whether it takes complex parameters, as pairs of real ones."""
+    any_shape: bool = True
+    """Whether it takes parameters of any shape; all take those of two dimensions."""
     shapes: tuple[tuple[int, ...], ...] = SHAPES
     """Shapes of the parameters that it is tested with."""
+    state: str = "exp_avg"
+    """The name of a state with the parameter's shape."""
+    exact: bool = True
+    """Whether every instruction set gives the same bits, which products of matrices do not, and the reference the same
+    but for a few roundings."""
 
     def build(self, params: Iterable[Any], **changes: Any) -> Optimizer:
         """The optimizer over ``params``, with its arguments and these changes."""
@@ -39,6 +46,17 @@ class Entry:
 
 
 ADAMW = {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-7, "weight_decay": 0.1}
+MATRICES = ((5, 3), (16, 24), (0, 4), (1, 7), (2, 129), (40, 12))
+# Newton-Schulz amplifies rounding by several hundred: in float64 that stays below what is tested here.
+MUON = {"lr": 1e-2, "ns_precision": "float64"}
+OF_MUON: Any = {
+    "elementwise": False,
+    "complex": False,
+    "any_shape": False,
+    "shapes": MATRICES,
+    "state": "momentum_buffer",
+    "exact": False,
+}
 LION = {"lr": 3e-3, "betas": (0.9, 0.97), "weight_decay": 0.2}
 
 ENTRIES = (
@@ -48,6 +66,15 @@ ENTRIES = (
     Entry("adam", AdamW, ADAMW | {"decoupled_weight_decay": False}, partial(torch.optim.Adam, **ADAMW)),
     Entry("lion", Lion, LION, partial(lion_pytorch.Lion, **LION)),
     Entry("lion-maximize", Lion, LION | {"maximize": True}),
+    Entry("muon", Muon, MUON, **OF_MUON),
+    Entry("muon-maximize", Muon, MUON | {"maximize": True}, **OF_MUON),
+    Entry(
+        "muon-batch",
+        Muon,
+        MUON | {"ndim_policy": "batch", "ns_algorithm": "gram", "nesterov": False},
+        **OF_MUON | {"shapes": ((2, 3, 8), (5, 3), (2, 2, 4, 4))},
+    ),
+    Entry("normuon", Muon, MUON | {"normalize": "normuon"}, **OF_MUON),
     Entry("sophia-g", SophiaG, LION | {"rho": 0.05, "bs": 32}, complex=False),
     Entry("sophia-h", SophiaH, LION | {"gamma": 0.02}, complex=False),
 )
@@ -69,4 +96,5 @@ every_class = every(lambda entry: entry in one_of_each_class())
 every_with_peer = every(lambda entry: entry.peer is not None)
 every_elementwise = every(lambda entry: entry.elementwise)
 every_complex = every(lambda entry: entry.complex)
+every_class_of_any_shape = every(lambda entry: entry.any_shape and entry in one_of_each_class())
 every_elementwise_class = every(lambda entry: entry.elementwise and entry in one_of_each_class())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.contract.registry import Entry, every, every_class, one_of_each_class
+from tests.contract.registry import Entry, every, every_class, every_class_of_any_shape, one_of_each_class
 from tests.contract.training import assert_close, assert_same_bits, bits, contents, normal, parameters, set_gradients
 
 
@@ -114,7 +114,7 @@ def test_clipped_gradients(entry: Entry) -> None:
     assert_close(optimizer, peer, 1e-6, least_size=1.0)
 
 
-@every_class
+@every_class_of_any_shape
 def test_a_step_under_autocast(entry: Entry) -> None:
     model, other = small_model(), small_model()
     optimizer, outside = entry.build(model.parameters()), entry.build(other.parameters())
@@ -130,7 +130,7 @@ def test_a_step_under_autocast(entry: Entry) -> None:
     assert_same_bits(optimizer, outside)
 
 
-@every(lambda entry: entry in one_of_each_class())
+@every(lambda entry: entry.any_shape and entry in one_of_each_class())
 def test_a_compiled_model_with_the_step_outside(entry: Entry) -> None:
     model = small_model()
     plain = copy.deepcopy(model)
@@ -144,7 +144,7 @@ def test_a_compiled_model_with_the_step_outside(entry: Entry) -> None:
     assert_same_bits(optimizer, other)
 
 
-@every_class
+@every_class_of_any_shape
 def test_a_model_in_channels_last(entry: Entry) -> None:
     model = small_model()
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
@@ -159,7 +159,7 @@ def test_a_model_in_channels_last(entry: Entry) -> None:
     assert_same_bits(optimizer, other)
 
 
-@every_class
+@every_class_of_any_shape
 def test_a_model_learns(entry: Entry) -> None:
     model = small_model()
     optimizer = entry.build(model.parameters())
@@ -172,7 +172,7 @@ def test_a_model_learns(entry: Entry) -> None:
     assert loss_of(model, 0).item() < 0.5 * first
 
 
-@every_class
+@every_class_of_any_shape
 def test_a_model_cast_to_bfloat16_goes_on_learning(entry: Entry) -> None:
     model = small_model()
     optimizer = entry.build(model.parameters(), rounding="kahan")

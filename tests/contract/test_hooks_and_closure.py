@@ -15,7 +15,7 @@ from tests.contract.training import assert_same_bits, bits, parameters, set_grad
 
 @every_class
 def test_closure(entry: Entry) -> None:
-    params, expected = parameters([(7,)]), parameters([(7,)])
+    params, expected = parameters([(7, 2)]), parameters([(7, 2)])
     optimizer, other = entry.build(params), entry.build(expected)
 
     def closure() -> torch.Tensor:
@@ -37,7 +37,7 @@ def test_closure(entry: Entry) -> None:
 
 @every_class
 def test_an_error_in_the_closure_passes_through(entry: Entry) -> None:
-    params = parameters([(7,)])
+    params = parameters([(7, 2)])
     optimizer = entry.build(params)
     set_gradients(params, 0)
     before = bits(params[0])
@@ -73,7 +73,7 @@ def handles() -> Iterator[list[Any]]:
 @every_class
 @pytest.mark.parametrize("registers", [PER_INSTANCE, GLOBAL], ids=["instance", "global"])
 def test_hooks_run_around_the_step(entry: Entry, registers: tuple[Register, Register], handles: list[Any]) -> None:
-    params = parameters([(7,)])
+    params = parameters([(7, 2)])
     optimizer = entry.build(params)
     set_gradients(params, 0)
     start, seen = bits(params[0]), []
@@ -92,7 +92,7 @@ def test_hooks_run_around_the_step(entry: Entry, registers: tuple[Register, Regi
 @every_class
 def test_one_hook_alone_runs(entry: Entry, handles: list[Any]) -> None:
     for register in (*PER_INSTANCE, *GLOBAL):
-        params = parameters([(7,)])
+        params = parameters([(7, 2)])
         optimizer = entry.build(params)
         set_gradients(params, 0)
         calls: list[int] = []
@@ -105,7 +105,7 @@ def test_one_hook_alone_runs(entry: Entry, handles: list[Any]) -> None:
 
 @every_class
 def test_a_hook_may_change_the_arguments(entry: Entry) -> None:
-    params = parameters([(7,)])
+    params = parameters([(7, 2)])
     optimizer = entry.build(params)
     set_gradients(params, 0)
     optimizer.register_step_pre_hook(lambda o, args, kwargs: ((o, lambda: 42.0), {}))
@@ -116,7 +116,7 @@ def test_a_hook_may_change_the_arguments(entry: Entry) -> None:
 
 @every_class
 def test_a_hook_with_an_impossible_result_is_an_error(entry: Entry) -> None:
-    params = parameters([(7,)])
+    params = parameters([(7, 2)])
     optimizer = entry.build(params)
     set_gradients(params, 0)
     before = bits(params[0])
@@ -128,7 +128,7 @@ def test_a_hook_with_an_impossible_result_is_an_error(entry: Entry) -> None:
 
 @every_class
 def test_a_hook_sees_the_closure(entry: Entry) -> None:
-    optimizer = entry.build(parameters([(7,)]))
+    optimizer = entry.build(parameters([(7, 2)]))
     seen: list[tuple[Any, ...]] = []
     optimizer.register_step_post_hook(lambda o, args, kwargs: seen.append(args))
 
@@ -141,7 +141,7 @@ def test_a_hook_sees_the_closure(entry: Entry) -> None:
 
 @every_class
 def test_the_profiler_shows_the_step(entry: Entry) -> None:
-    params = parameters([(7,)])
+    params = parameters([(7, 2)])
     optimizer = entry.build(params)
     set_gradients(params, 0)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -161,8 +161,8 @@ def test_zero_grad(entry: Entry, to_none: bool) -> None:
 
 @every_class
 def test_repr_names_the_class_and_the_options(entry: Entry) -> None:
-    text = repr(entry.build(parameters([(7,)])))
-    assert text.startswith(type(entry.build(parameters([(7,)]))).__name__)
+    text = repr(entry.build(parameters([(7, 2)])))
+    assert text.startswith(type(entry.build(parameters([(7, 2)]))).__name__)
     assert all(name in text for name in ("lr:", "rounding: nearest", "backend: auto"))
 
 
@@ -175,7 +175,7 @@ def test_a_subclass_keeps_its_step(entry: Entry) -> None:
             self.calls += 1
             return super().step(closure)
 
-    params, expected = parameters([(7,)]), parameters([(7,)])
+    params, expected = parameters([(7, 2)]), parameters([(7, 2)])
     optimizer, other = Counting(params, **entry.arguments), entry.build(expected)
     train(optimizer, params, 2)
     train(other, expected, 2)

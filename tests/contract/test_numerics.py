@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core, reference
-from tests.contract.registry import ENTRIES, Entry, every_class, every_entry
+from tests.contract.registry import ENTRIES, Entry, every, every_class, every_elementwise_class, every_entry
 from tests.contract.training import (
     assert_close,
     assert_same_bits,
@@ -69,7 +69,8 @@ def portable(name: str, dtype: torch.dtype, state_dtype: torch.dtype | None, rou
 def test_equals_the_reference(entry: Entry, dtype: torch.dtype, relative: float, isa: str) -> None:
     actual = trained(entry.name, dtype, None, "nearest", isa)
     assert_close(actual, trained(entry.name, dtype, None, "nearest", "reference"), relative)
-    assert_same_bits(actual, portable(entry.name, dtype, None, "nearest"))
+    if entry.exact:
+        assert_same_bits(actual, portable(entry.name, dtype, None, "nearest"))
 
 
 @every_entry
@@ -80,10 +81,11 @@ def test_float32_with_bfloat16_state_equals_the_reference(entry: Entry, isa: str
     # A state that lies between two bfloat16 numbers may be rounded either way: one part in 256 of the state.
     expected = trained(*arguments, "reference")
     assert_close(actual, expected, 2.0**-7)
-    assert_same_bits(actual, portable(*arguments))
+    if entry.exact:
+        assert_same_bits(actual, portable(*arguments))
 
 
-@every_entry
+@every(lambda entry: entry.exact)
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize(("dtype", "state_dtype"), SIXTEEN_BIT_PAIRS, ids=str)
 def test_sixteen_bits_on_all_instruction_sets_are_the_same_bits(
@@ -102,7 +104,7 @@ def test_sixteen_bits_after_many_steps_equal_the_reference(
     arguments = (entry.name, dtype, state_dtype, rounding)
     actual, expected = portable(*arguments), trained(*arguments, "reference")
     for name, tensor in expected.items():
-        if name.endswith("param"):
+        if name.endswith("param") and entry.exact:
             assert (actual[name].float() - tensor.float()).abs().le(spacing(tensor)).all(), name
         elif name.endswith(("exp_avg", "exp_avg_sq")) and state_dtype is None:
             # The gradients are 16-bit numbers, so the states differ as in float32 unless weight decay joins them.
@@ -184,19 +186,19 @@ def test_special_values_pass_through_sixteen_bits_as_in_the_reference(
 ) -> None:
     results = []
     for backend in ("rust", "reference"):
-        params = parameters([(40,)], dtype)
+        params = parameters([(5, 8)], dtype)
         optimizer = entry.build(params, rounding=rounding, backend=backend)
         for step in range(2):
             set_gradients(params, step)
-            params[0].grad[3] = special
-            params[0].grad[37] = special
+            params[0].grad.view(-1)[3] = special
+            params[0].grad.view(-1)[37] = special
             optimizer.step()
         results.append(params[0].detach().float())
     assert torch.equal(results[0].isnan(), results[1].isnan())
     torch.testing.assert_close(results[0], results[1], equal_nan=True, rtol=2e-2, atol=1e-6)
 
 
-@every_class
+@every_elementwise_class
 @pytest.mark.parametrize("dtype", SIXTEEN_BIT, ids=["bf16", "f16"])
 def test_values_beyond_the_range_become_infinite(entry: Entry, dtype: torch.dtype, isa: str) -> None:
     largest = torch.finfo(dtype).max
@@ -211,7 +213,7 @@ def test_values_beyond_the_range_become_infinite(entry: Entry, dtype: torch.dtyp
 @every_class
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
 def test_subnormal_parameters_are_kept(entry: Entry, dtype: torch.dtype, isa: str) -> None:
-    tiny = torch.finfo(dtype).smallest_normal * normal((64,), torch.float32, 5) / 8
+    tiny = torch.finfo(dtype).smallest_normal * normal((8, 8), torch.float32, 5) / 8
     p = torch.nn.Parameter(tiny.to(dtype))
     before = bits(p)
     p.grad = torch.zeros_like(p)

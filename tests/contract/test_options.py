@@ -12,11 +12,11 @@ from tests.contract.registry import Entry, every, every_class, one_of_each_class
 from tests.contract.training import parameters, set_gradients
 
 IMPOSSIBLE: tuple[tuple[dict[str, Any], str], ...] = (
-    ({"lr": -1.0}, "Invalid learning rate: -1.0"),
-    ({"lr": float("nan")}, "Invalid learning rate: nan"),
+    ({"lr": -1.0}, "[Ll]earning rate.*: -1.0"),
+    ({"lr": float("nan")}, "[Ll]earning rate.*: nan"),
     ({"lr": torch.tensor([0.1, 0.2])}, "Tensor lr must be 1-element"),
     ({"lr": torch.tensor(0.1), "foreach": True}, "lr as a Tensor is not supported"),
-    ({"weight_decay": -0.1}, "Invalid weight_decay value: -0.1"),
+    ({"weight_decay": -0.1}, "weight.decay.*: -0.1"),
     ({"rounding": "up"}, "Invalid rounding value: 'up'; expected one of 'nearest', 'stochastic', 'kahan'"),
     ({"rounding": None}, "Invalid rounding value: None"),
     ({"backend": "cuda"}, "Invalid backend value: 'cuda'; expected one of 'auto', 'rust', 'reference'"),
@@ -38,19 +38,19 @@ IMPOSSIBLE_BETAS: tuple[tuple[Any, str], ...] = (
 @pytest.mark.parametrize(("arguments", "message"), IMPOSSIBLE, ids=lambda x: str(x)[:30])
 def test_impossible_values(entry: Entry, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        entry.build(parameters([(3,)]), **arguments)
+        entry.build(parameters([(3, 2)]), **arguments)
 
 
 @every(lambda entry: "betas" in entry.arguments and entry in one_of_each_class())
 @pytest.mark.parametrize(("betas", "message"), IMPOSSIBLE_BETAS, ids=str)
 def test_impossible_betas(entry: Entry, betas: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        entry.build(parameters([(3,)]), betas=betas)
+        entry.build(parameters([(3, 2)]), betas=betas)
 
 
 def test_impossible_epsilon() -> None:
     with pytest.raises(ValueError, match="Invalid epsilon value: -1"):
-        AdamW(parameters([(3,)]), eps=-1)
+        AdamW(parameters([(3, 2)]), eps=-1)
 
 
 @every_class
@@ -60,19 +60,19 @@ def test_impossible_epsilon() -> None:
 )
 def test_a_misspelt_option_names_the_nearest(entry: Entry, name: str, nearest: str) -> None:
     with pytest.raises(TypeError, match=rf"unexpected keyword argument '{name}'; did you mean '{nearest}'\?"):
-        entry.build(parameters([(3,)]), **{name: 1})
+        entry.build(parameters([(3, 2)]), **{name: 1})
 
 
 @every_class
 def test_an_unknown_option_names_those_there_are(entry: Entry) -> None:
     with pytest.raises(TypeError, match=r"unexpected keyword argument 'zzz'.*rounding, state_dtype, seed"):
-        entry.build(parameters([(3,)]), zzz=1)
+        entry.build(parameters([(3, 2)]), zzz=1)
 
 
 @pytest.mark.parametrize(("cls", "name", "nearest"), [(AdamW, "wieght_decay", "weight_decay"), (Lion, "beta", "betas")])
 def test_a_misspelt_argument_of_the_class_names_the_nearest(cls: Any, name: str, nearest: str) -> None:
     with pytest.raises(TypeError, match=rf"unexpected keyword argument '{name}'; did you mean '{nearest}'\?"):
-        cls(parameters([(3,)]), **{name: 0.5})
+        cls(parameters([(3, 2)]), **{name: 0.5})
 
 
 @every_class
@@ -90,12 +90,12 @@ def test_flags_for_other_implementations_have_no_effect(entry: Entry) -> None:
 @pytest.mark.parametrize("flags", [{"fused": True, "differentiable": True}, {"fused": True, "foreach": True}], ids=str)
 def test_flags_that_exclude_each_other(entry: Entry, flags: dict[str, bool]) -> None:
     with pytest.raises(RuntimeError, match="fused"):
-        entry.build(parameters([(3,)]), **flags)
+        entry.build(parameters([(3, 2)]), **flags)
 
 
 @every_class
 def test_edges_are_possible(entry: Entry) -> None:
-    params = parameters([(3,)])
+    params = parameters([(3, 2)])
     set_gradients(params, 0)
     before = params[0].detach().clone()
     entry.build(params, lr=0.0, weight_decay=0.0, seed=2**64 - 1).step()
@@ -109,7 +109,7 @@ def test_edges_are_possible(entry: Entry) -> None:
     ids=str,
 )
 def test_states_without_a_kernel_are_refused(entry: Entry, dtype: torch.dtype, state_dtype: torch.dtype) -> None:
-    params = parameters([(3,)], dtype)
+    params = parameters([(3, 2)], dtype)
     set_gradients(params, 0)
     optimizer = entry.build(params, state_dtype=state_dtype)
     before = params[0].detach().clone()

@@ -137,7 +137,7 @@ def test_any_hyperparameters_equal_the_reference(entry: Entry, **hyperparameters
 @given(entry=CLASSES, size=st.integers(0, 300), value=st.sampled_from([float("nan"), float("inf"), -float("inf")]))
 def test_skip_nonfinite_finds_any_place(entry: Entry, size: int, value: float) -> None:
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        p, q = Parameter(torch.ones(size + 1, dtype=dtype)), Parameter(torch.ones(3, dtype=dtype))
+        p, q = Parameter(torch.ones(size + 1, 1, dtype=dtype)), Parameter(torch.ones(3, 2, dtype=dtype))
         p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
         p.grad[size] = value
         entry.build([q, p], skip_nonfinite=True).step()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core, reference
-from ferrostep.optim.options import Options
+from ferrostep.optim.options import Options, check_lr
 from ferrostep.optim.rules import Rule, RuleOptimizer
 
 if TYPE_CHECKING:
@@ -133,6 +133,7 @@ class Muon(RuleOptimizer):
             "skip_zero_grad": bool(skip_zero_grad),
         }
         check_muon_group(defaults)
+        check_lr(lr, options)
         super().__init__(params, defaults, options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

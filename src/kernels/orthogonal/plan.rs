@@ -17,6 +17,8 @@ const STEPS_KEEPING_X: usize = 2;
 /// n / m from which "auto" takes the Gram form: below, it costs as much as the standard form and is less accurate.
 const GRAM_FROM: f64 = 1.25;
 const GRAM_FROM_BF16: f64 = 2.0;
+/// Rows or columns, whichever are fewer, from which "auto" rounds factors to bf16: below, nothing is gained.
+const BF16_FROM: usize = 32;
 
 /// How to iterate on matrices of one shape.
 pub struct Plan<S: Element<Acc = S> + Real> {
@@ -36,7 +38,10 @@ impl<S: Element<Acc = S> + Real> Plan<S> {
         let rounded = match options.precision {
             Precision::Bfloat16 => true,
             Precision::Auto => {
-                size_of::<S>() == 4 && isa == Isa::Avx512Bf16 && !options.schedule.needs_exact_factors()
+                size_of::<S>() == 4
+                    && isa == Isa::Avx512Bf16
+                    && rows.min(cols) >= BF16_FROM
+                    && !options.schedule.needs_exact_factors()
             }
             Precision::Float32 | Precision::Float64 => false,
         };
