@@ -1,4 +1,4 @@
-"""AdamW through torch's own lists of inputs and error inputs."""
+"""AdamW and Muon through torch's own lists of inputs and error inputs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch.testing._internal.common_optimizers import (
     optim_db,
     optim_error_inputs_func_adam,
     optim_error_inputs_func_adamw,
+    optim_error_inputs_func_muon,
     optim_inputs_func_adam,
     optim_inputs_func_adamw,
 )
 
-from ferrostep.optim import AdamW
+from ferrostep.optim import AdamW, Muon
 from tests.contract.training import assert_close, parameters, set_gradients
 
 SHAPES = ((5, 3), (4,), ())
@@ -64,6 +65,7 @@ def error_inputs() -> list[Any]:
     lists = (
         (AdamW, "AdamW", optim_error_inputs_func_adamw("cpu", torch.float32)),
         (adam, "Adam", optim_error_inputs_func_adam("cpu", torch.float32)),
+        (Muon, "Muon", optim_error_inputs_func_muon("cpu", torch.float32)),
     )
     return [
         pytest.param(ours, entry, id=f"{name}-{entry.optimizer_error_input.desc}")
@@ -74,7 +76,8 @@ def error_inputs() -> list[Any]:
 
 @pytest.mark.parametrize(("ours", "entry"), error_inputs())
 def test_error_inputs(ours: Any, entry: Any) -> None:
-    assert entry.error_on == OptimizerErrorEnum.CONSTRUCTION_ERROR
+    # What torch's Muon refuses at its first step, complex parameters, ours refuses at once.
+    assert entry.error_on == OptimizerErrorEnum.CONSTRUCTION_ERROR or "complex" in entry.error_regex
     spoiled = entry.optimizer_error_input
     params = parameters([(2,), (3,)]) if spoiled.params is None else spoiled.params
     if issubclass(entry.error_type, Warning):
@@ -96,6 +99,12 @@ def test_every_option_of_torchs_class_is_accepted() -> None:
         AdamW(params, **{flag: True})
         AdamW(params, **{flag: False})
     AdamW(params, foreach=None, fused=None)
+
+
+def test_muons_defaults_are_torchs() -> None:
+    ours, theirs = Muon(parameters([(2, 2)])).defaults, torch.optim.Muon(parameters([(2, 2)])).defaults
+    assert {name: ours[name] for name in theirs} == theirs
+    assert list(ours)[: len(theirs)] == list(theirs)
 
 
 def test_the_defaults_are_torchs() -> None:
