@@ -103,6 +103,26 @@ class Muon:
         ndim_policy: str,
         num_heads: int | None,
         split_sizes: list[int] | None,
+        cosh: tuple[float, float, bool] | None = None,
+    ) -> None:
+        """``cosh`` (gamma, rms_eps, whether of the normalized matrix) makes it HybridAuON."""
+
+class AuON:
+    """AuON; state momentum_buffer."""
+
+    def __init__(
+        self,
+        *,
+        lr: float,
+        weight_decay: float,
+        momentum: float,
+        nesterov: bool,
+        maximize: bool,
+        gamma: float,
+        eps: float,
+        rms_eps: float,
+        variant: str,
+        adjust_lr: str | None,
     ) -> None: ...
 
 class Known:
@@ -116,7 +136,7 @@ class Batch:
     def __init__(self, known: Known | None = None) -> None: ...
     def add(
         self,
-        rule: AdamW | AmsGrad | Lion | Muon | Sophia | HessianSquare | HessianProduct | HessianEstimate,
+        rule: AdamW | AmsGrad | AuON | Lion | Muon | Sophia | HessianSquare | HessianProduct | HessianEstimate,
         params: list[Any],
         grads: list[Any],
         states: dict[str, list[Any]],

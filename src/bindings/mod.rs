@@ -1,5 +1,6 @@
 //! Everything that knows Python: tensors in, errors out. The module `ferrostep._core`.
 
+mod auon;
 mod batch;
 mod errors;
 mod muon;
@@ -14,6 +15,8 @@ use pyo3::prelude::*;
 mod _core {
     use super::*;
 
+    #[pymodule_export]
+    use super::auon::AuON;
     #[pymodule_export]
     use super::batch::Batch;
     #[pymodule_export]

@@ -7,8 +7,9 @@ use super::batch::{Batch, Inputs, Tensors, Writes, rounding};
 use super::errors::Problem;
 use super::orthogonal::{Schedule, algorithm, precision};
 use super::tensor::{Dims, View};
+use crate::kernels::auon::Cosh;
 use crate::kernels::elementwise::DType;
-use crate::kernels::muon::{self, AdjustLr, Layout, Momentum, Parameter, Part, Update};
+use crate::kernels::muon::{self, AdjustLr, DivideByCosh, Layout, Momentum, Parameter, Part, Update};
 use crate::kernels::orthogonal::Options;
 
 /// Muon. State: momentum_buffer, and with `beta2` second_momentum_buffer, one number for every row.
@@ -18,11 +19,15 @@ pub struct Muon {
     layout: Layout,
 }
 
+/// HybridAuON's gamma, what is added to the root mean square, and whether the cosine is of the normalized matrix.
+type CoshArguments = (f64, f64, bool);
+
 #[pymethods]
 impl Muon {
     #[new]
     #[pyo3(signature = (*, lr, weight_decay, momentum, nesterov, maximize, schedule, eps, algorithm, precision, restarts,
-                        adjust_lr, beta2, cautious_weight_decay, skip_zero_grad, ndim_policy, num_heads, split_sizes))]
+                        adjust_lr, beta2, cautious_weight_decay, skip_zero_grad, ndim_policy, num_heads, split_sizes,
+                        cosh=None))]
     #[allow(clippy::too_many_arguments)] // the Python signature
     fn new(
         lr: f64,
@@ -42,6 +47,7 @@ impl Muon {
         ndim_policy: &str,
         num_heads: Option<usize>,
         split_sizes: Option<Vec<usize>>,
+        cosh: Option<CoshArguments>,
     ) -> PyResult<Self> {
         let rule = muon::Muon {
             lr,
@@ -61,6 +67,11 @@ impl Muon {
             },
             adjust_lr: self::adjust_lr(adjust_lr)?,
             row_beta: beta2,
+            cosh: cosh.map(|(gamma, rms_eps, of_normalized)| DivideByCosh {
+                cosh: Cosh { gamma, eps: rms_eps },
+                of_normalized,
+                eps,
+            }),
             skip_zero_grad,
         };
         let layout = match (ndim_policy, num_heads, split_sizes) {
@@ -82,6 +93,7 @@ pub fn unknown(argument: &str, got: &str, expected: &str) -> PyErr {
 
 fn adjust_lr(name: &str) -> PyResult<AdjustLr> {
     match name {
+        "none" => Ok(AdjustLr::None),
         "original" => Ok(AdjustLr::Original),
         "match_rms_adamw" => Ok(AdjustLr::MatchRmsAdamw),
         "spectral_unclamped" => Ok(AdjustLr::SpectralUnclamped),

@@ -2,6 +2,7 @@
 
 use pyo3::prelude::*;
 
+use super::auon::{self, AuON};
 use super::batch::{Batch, Inputs};
 use super::muon::{self, Muon};
 use crate::kernels::elementwise::{adamw, diagonal, lion, sophia};
@@ -144,6 +145,9 @@ averages! {
 macro_rules! table {
     ($($rule:ident: $states:literal),* $(,)?) => {
         pub fn add(batch: &mut Batch, rule: &Bound<'_, PyAny>, inputs: Inputs<'_, '_>) -> PyResult<()> {
+            if let Ok(rule) = rule.cast::<AuON>() {
+                return auon::add(batch, rule.get(), inputs);
+            }
             if let Ok(rule) = rule.cast::<Muon>() {
                 return muon::add(batch, rule.get(), inputs);
             }

@@ -1,5 +1,6 @@
 //! The arithmetic, free of Python: usable and tested by `cargo test` alone.
 
+pub mod auon;
 pub mod elementwise;
 pub mod matmul;
 pub mod muon;

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.optim import Optimizer
 
-from ferrostep.optim import AdamW, Lion, Muon, SophiaG, SophiaH
+from ferrostep.optim import AdamW, AuON, HybridAuON, Lion, Muon, SophiaG, SophiaH
 
 SHAPES = ((5, 3), (), (17,), (0, 4), (2, 3, 4, 5), (1000,), (2, 129))
 
@@ -57,6 +57,8 @@ OF_MUON: Any = {
     "state": "momentum_buffer",
     "exact": False,
 }
+AUON = {"lr": 1e-2, "weight_decay": 0.1}
+OF_AUON: Any = {"elementwise": False, "complex": False, "state": "momentum_buffer"}
 LION = {"lr": 3e-3, "betas": (0.9, 0.97), "weight_decay": 0.2}
 
 ENTRIES = (
@@ -75,6 +77,10 @@ ENTRIES = (
         **OF_MUON | {"shapes": ((2, 3, 8), (5, 3), (2, 2, 4, 4))},
     ),
     Entry("normuon", Muon, MUON | {"normalize": "normuon"}, **OF_MUON),
+    Entry("auon", AuON, AUON, **OF_AUON),
+    Entry("auon-package", AuON, AUON | {"variant": "package", "nesterov": False, "maximize": True}, **OF_AUON),
+    Entry("hybrid-auon", HybridAuON, AUON | {"ns_precision": "float64"}, **OF_MUON),
+    Entry("hybrid-auon-package", HybridAuON, AUON | MUON | {"variant": "package"}, **OF_MUON),
     Entry("sophia-g", SophiaG, LION | {"rho": 0.05, "bs": 32}, complex=False),
     Entry("sophia-h", SophiaH, LION | {"gamma": 0.02}, complex=False),
 )

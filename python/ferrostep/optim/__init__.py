@@ -1,6 +1,8 @@
 """Optimizers: ``torch.optim.Optimizer`` classes on Rust kernels."""
 
 from ferrostep.optim.adamw import AdamW
+from ferrostep.optim.auon import AuON
+from ferrostep.optim.hybrid_auon import HybridAuON
 from ferrostep.optim.lion import Lion
 from ferrostep.optim.muon import Muon
 from ferrostep.optim.muon_with_adamw import MuonWithAuxAdamW
@@ -11,6 +13,8 @@ from ferrostep.optim.sophia_h import SophiaH
 
 __all__ = [
     "AdamW",
+    "AuON",
+    "HybridAuON",
     "Lion",
     "Muon",
     "MuonParamGroups",

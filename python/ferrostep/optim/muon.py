@@ -239,14 +239,14 @@ def check_muon_group(group: dict[str, Any]) -> None:
     rule.kernel(**rule.hyperparameters)
 
 
-def check_matrices(group: dict[str, Any]) -> None:
-    """Raise for parameters that Muon cannot take."""
+def check_matrices(group: dict[str, Any], owner: str = "Muon") -> None:
+    """Raise for parameters that ``owner`` cannot take."""
     for p in group["params"]:
         if p.is_complex():
-            raise RuntimeError("Muon does not support complex parameters")
+            raise RuntimeError(f"{owner} does not support complex parameters")
         if is_distributed(p):
             raise NotImplementedError(
-                "Muon does not support distributed tensors: orthogonalizing the shards of a matrix is not "
+                f"{owner} does not support distributed tensors: orthogonalizing the shards of a matrix is not "
                 "orthogonalizing the matrix. Gather the parameter first."
             )
         shape = torch.empty(p.shape, device="meta")

@@ -5,6 +5,7 @@ They are what the Rust kernels are tested against, what runs on devices other th
 """
 
 from ferrostep.reference.adamw import adamw
+from ferrostep.reference.auon import auon
 from ferrostep.reference.engine import ReferenceRule, apply
 from ferrostep.reference.lion import lion
 from ferrostep.reference.muon import matrices, muon
@@ -15,6 +16,7 @@ __all__ = [
     "ReferenceRule",
     "adamw",
     "apply",
+    "auon",
     "hessian_estimate",
     "hessian_product",
     "hessian_square",

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ferrostep.reference.auon import rms_of_cosh
 from ferrostep.reference.newton_schulz import Triple, newton_schulz
 
 
@@ -42,10 +43,13 @@ def muon(
     ndim_policy: str,
     num_heads: int | None,
     split_sizes: Sequence[int] | None,
+    cosh: tuple[float, float, bool] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Return the new parameter and the new state ``(momentum_buffer[, second_momentum_buffer])``; no use of ``step``.
 
-    ``algorithm`` and ``restarts`` are forms of the same polynomial and make no difference here.
+    ``algorithm`` and ``restarts`` are forms of the same polynomial and make no difference here. ``cosh`` makes it
+    HybridAuON (arXiv 2509.24320): gamma, what is added to the root mean square of the cosine, and whether the cosine
+    is of the normalized matrix.
     """
     del step, algorithm, restarts
     if maximize:
@@ -66,6 +70,10 @@ def muon(
             old_v = next(moments)
             o, v = normalized_rows(o, old_v, beta2)
             new_v.append(torch.where(active, v, old_v).flatten())
+        if cosh is not None:
+            gamma, rms_eps, of_normalized = cosh
+            z = o / (torch.linalg.matrix_norm(o, keepdim=True) + eps) if of_normalized else o
+            o = o / (rms_of_cosh(gamma * z, (-2, -1)) + rms_eps).to(o.dtype)
         decayed = w * (1 - lr * weight_decay)
         if cautious_weight_decay:
             decayed = torch.where(o.sign() * w.sign() < 0, w, decayed)
@@ -104,7 +112,7 @@ def matrices(
 
 def adjusted(adjust_lr: str, rows: int, cols: int) -> float:
     """The factor of the learning rate for a matrix."""
-    if rows == 0 or cols == 0:
+    if rows == 0 or cols == 0 or adjust_lr == "none":
         return 1.0
     if adjust_lr == "match_rms_adamw":
         return float(0.2 * max(rows, cols) ** 0.5)

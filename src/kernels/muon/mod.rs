@@ -8,6 +8,7 @@ mod matrices;
 mod rows;
 mod stages;
 
+use super::auon::{Cosh, Direction, Entries};
 use super::elementwise::{self, Buffers, DType, Rounding, Work};
 use super::orthogonal::{Input, Job, Options, Target, orthogonalize};
 use super::vector::Noise;
@@ -22,6 +23,7 @@ const ELEMENTS_AT_ONCE: usize = 1 << 24;
 /// How the learning rate follows from a matrix's shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AdjustLr {
+    None,
     /// sqrt(max(1, rows / cols)), Keller Jordan's.
     Original,
     /// 0.2 sqrt(max(rows, cols)), Moonshot's (arXiv 2502.16982): the RMS of an AdamW step.
@@ -34,6 +36,7 @@ impl AdjustLr {
     pub fn factor(self, rows: usize, cols: usize) -> f64 {
         let (rows, cols) = (rows as f64, cols as f64);
         match self {
+            AdjustLr::None => 1.0,
             AdjustLr::Original => (rows / cols).max(1.0).sqrt(),
             AdjustLr::MatchRmsAdamw => 0.2 * rows.max(cols).sqrt(),
             AdjustLr::SpectralUnclamped => (rows / cols).sqrt(),
@@ -53,8 +56,20 @@ pub struct Muon {
     pub adjust_lr: AdjustLr,
     /// NorMuon's decay rate of the rows' second moments.
     pub row_beta: Option<f64>,
+    /// HybridAuON: divide the orthogonalized matrix by the root mean square of its hyperbolic cosine.
+    pub cosh: Option<DivideByCosh>,
     /// Leave a matrix alone whose gradient is all zero.
     pub skip_zero_grad: bool,
+}
+
+/// The last stage of HybridAuON (arXiv 2509.24320).
+#[derive(Clone, Copy, Debug)]
+pub struct DivideByCosh {
+    pub cosh: Cosh,
+    /// Take the cosine of the matrix divided by its norm, as the authors' package does, and not of the matrix itself.
+    pub of_normalized: bool,
+    /// Added to that norm.
+    pub eps: f64,
 }
 
 /// The tensors of a parameter, row-major. State: the momentum.
@@ -173,6 +188,15 @@ impl Matrix {
         matrices.filter(|matrix| matrix.len() > 0)
     }
 
+    /// The buffers with the result in the place of the momentum.
+    fn with_result(&self, place: &Place) -> Buffers<1> {
+        Buffers {
+            state: [place.result],
+            state_dtype: work_type(self.buffers.dtype),
+            ..self.buffers
+        }
+    }
+
     fn len(&self) -> usize {
         self.rows * self.cols
     }
@@ -208,6 +232,26 @@ impl Matrix {
 struct Place {
     direction: *mut u8,
     result: *mut u8,
+}
+
+impl DivideByCosh {
+    /// What an orthogonalized matrix is divided by.
+    fn of(&self, matrix: &Matrix, place: &Place, threads: usize) -> f64 {
+        let entries = Entries {
+            buffers: &matrix.with_result(place),
+            direction: &Direction::ITSELF,
+            threads,
+        };
+        // SAFETY: the maker of the update vouched for the tensors, `places` for the result, and nothing writes now.
+        let squares = unsafe {
+            let unit = match self.of_normalized {
+                true => 1.0 / (entries.sums(1.0).squares.sqrt() + self.eps),
+                false => 1.0,
+            };
+            entries.sinh_squares(1.0, self.cosh.gamma * unit)
+        };
+        (1.0 + squares / matrix.len() as f64).sqrt() + self.cosh.eps
+    }
 }
 
 impl Muon {
@@ -266,13 +310,10 @@ impl Muon {
             let rule = Apply {
                 decay: self.lr * self.weight_decay,
                 cautious: self.cautious,
-                step: self.lr * self.adjust_lr.factor(matrix.rows, matrix.cols),
+                step: self.lr * self.adjust_lr.factor(matrix.rows, matrix.cols)
+                    / self.cosh.map_or(1.0, |cosh| cosh.of(matrix, place, threads)),
             };
-            let buffers = Buffers {
-                state: [place.result],
-                state_dtype: work_type(matrix.buffers.dtype),
-                ..matrix.buffers
-            };
+            let buffers = matrix.with_result(place);
             // SAFETY: as for the momentum.
             unsafe { batch.push(rule, matrix.rounding, matrix.number, matrix.step, buffers) }
                 .expect("a supported combination");

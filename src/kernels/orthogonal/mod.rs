@@ -22,7 +22,8 @@ use crate::kernels::matmul::{Element, Real};
 use crate::runtime::{Isa, pool};
 pub use memory::{Memory, orthogonalize_all};
 use newton_schulz::{Iteration, Scratch};
-use normalize::{Norm, Scalar};
+use normalize::Norm;
+pub(crate) use normalize::Scalar;
 use plan::Plan;
 pub use schedule::{Schedule, ScheduleError, Triple};
 

@@ -1,0 +1,58 @@
+"""AuON in plain torch (arXiv 2509.24320)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def auon(
+    p: Tensor,
+    g: Tensor,
+    state: tuple[Tensor, ...],
+    step: float,
+    *,
+    lr: float | Tensor,
+    weight_decay: float,
+    momentum: float,
+    nesterov: bool,
+    maximize: bool,
+    gamma: float,
+    eps: float,
+    rms_eps: float,
+    variant: str,
+    adjust_lr: str | None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Return the new parameter and the new state ``(momentum_buffer,)``; no use of ``step``."""
+    del step
+    if p.numel() == 0:
+        return p, state
+    if maximize:
+        g = -g
+    m = state[0] * momentum + g * (1 - momentum)
+    u = m * momentum + g * (1 - momentum) if nesterov else m
+    # Scaled by the largest element: squares of the smallest and greatest numbers leave the range.
+    largest = u.abs().max()
+    unit = torch.where(largest == 0, 1, largest)
+    scaled = u / unit
+    x = scaled / torch.where(largest != 0, torch.linalg.vector_norm(scaled) + eps / unit, 1)
+    r = rms_of_cosh(x * gamma)
+    applied = x if variant == "paper" else u
+    factor = lr * adjusted(adjust_lr, p)
+    return p * (1 - lr * weight_decay) - applied / (r + rms_eps).to(p.dtype) * factor, (m,)
+
+
+def rms_of_cosh(z: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
+    """The root mean square of ``cosh(z)``, from the sine: the sum of 1 and a mean that 1 would round away."""
+    return (1 + z.double().sinh().square().mean(dim, keepdim=dim is not None)).sqrt()
+
+
+def adjusted(adjust_lr: str | None, p: Tensor) -> float:
+    """The factor of the learning rate for a tensor."""
+    if adjust_lr == "match_rms_adamw":
+        return 0.2 * math.sqrt(p.numel())
+    if adjust_lr is None or p.ndim < 2:
+        return 1.0
+    return math.sqrt(max(1.0, p.shape[0] / math.prod(p.shape[1:])))

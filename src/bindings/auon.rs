@@ -1,0 +1,102 @@
+//! AuON as a Python object.
+
+use pyo3::prelude::*;
+
+use super::batch::{Batch, Inputs, Writes, rounding};
+use super::muon::unknown;
+use crate::kernels::auon::{AdjustLr, Auon, Cosh, Direction, Parameter, Update, Variant};
+use crate::kernels::elementwise;
+
+/// AuON. State: momentum_buffer.
+#[pyclass(frozen, module = "ferrostep._core")]
+pub struct AuON(Auon);
+
+#[pymethods]
+impl AuON {
+    #[new]
+    #[pyo3(signature = (*, lr, weight_decay, momentum, nesterov, maximize, gamma, eps, rms_eps, variant, adjust_lr))]
+    #[allow(clippy::too_many_arguments)] // the Python signature
+    fn new(
+        lr: f64,
+        weight_decay: f64,
+        momentum: f64,
+        nesterov: bool,
+        maximize: bool,
+        gamma: f64,
+        eps: f64,
+        rms_eps: f64,
+        variant: &str,
+        adjust_lr: Option<&str>,
+    ) -> PyResult<Self> {
+        let variant = match variant {
+            "paper" => Variant::Paper,
+            "package" => Variant::Package,
+            other => return Err(unknown("variant", other, "'paper' or 'package'")),
+        };
+        let adjust_lr = match adjust_lr {
+            None => AdjustLr::None,
+            Some("original") => AdjustLr::Original,
+            Some("match_rms_adamw") => AdjustLr::MatchRmsAdamw,
+            Some(other) => {
+                return Err(unknown(
+                    "adjust_lr_fn",
+                    other,
+                    "None, 'original' or 'match_rms_adamw'",
+                ));
+            }
+        };
+        Ok(AuON(Auon {
+            lr,
+            weight_decay,
+            direction: Direction {
+                momentum,
+                nesterov,
+                maximize,
+            },
+            cosh: Cosh { gamma, eps: rms_eps },
+            eps,
+            variant,
+            adjust_lr,
+        }))
+    }
+}
+
+/// Checks the tensors of a parameter group and takes them in.
+pub fn add(batch: &mut Batch, rule: &AuON, inputs: Inputs<'_, '_>) -> PyResult<()> {
+    batch.check_lengths(1, &inputs)?;
+    let writes = Writes {
+        param: true,
+        states: 1,
+    };
+    let mut parameters = Vec::with_capacity(inputs.params.len());
+    for i in 0..inputs.params.len() {
+        let tensors = batch.views::<1>(i, &inputs, writes)?;
+        let buffers = batch.buffers(&tensors, &tensors.param.order(), writes);
+        let rounding = rounding(&tensors.param, &inputs);
+        if !elementwise::is_supported(buffers.dtype, buffers.state_dtype, rounding) {
+            return Err(batch.refuse_combination(i, &buffers, &inputs));
+        }
+        let shape = &tensors.param.shape;
+        // A tensor of fewer than two dimensions is no matrix that could be taller than wide.
+        let (rows, cols) = match shape.as_slice() {
+            [first, rest @ ..] if !rest.is_empty() => {
+                (*first as usize, rest.iter().product::<i64>() as usize)
+            }
+            _ => (1, buffers.len),
+        };
+        batch.counters.extend(tensors.counter);
+        parameters.push(Parameter {
+            buffers,
+            rows,
+            cols,
+            rounding,
+            number: batch.number(i),
+            step: tensors.step(&inputs),
+        });
+    }
+    // SAFETY: the views are valid while `batch` lives, which checks before it runs the update that what is written is
+    // not shared.
+    let update = unsafe { Update::new(rule.0, parameters) };
+    batch.whole.push(Box::new(update));
+    Ok(())
+}
