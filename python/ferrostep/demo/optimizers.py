@@ -30,17 +30,47 @@ def of(path: str, **options: Any) -> Factory:
     return make
 
 
+def hidden_matrices(path: str, **options: Any) -> Factory:
+    """A factory that gives hidden matrices to the class at `path` and the rest to AdamW."""
+    module, name = path.rsplit(".", 1)
+
+    def make(model: nn.Module) -> Optimizer:
+        from ferrostep.optim import AdamW, MuonWithAuxAdamW, muon_param_groups
+
+        from .chain import Chain
+
+        groups = muon_param_groups(model, exclude=NOT_HIDDEN, muon=options, adamw=ADAMW)
+        cls = getattr(importlib.import_module(module), name)
+        if cls is MuonWithAuxAdamW:
+            return MuonWithAuxAdamW(groups)
+        hidden, rest = ([p for _, p in group["params"]] for group in groups)
+        return Chain(cls(hidden, **options), AdamW(rest, **ADAMW))
+
+    return make
+
+
+NOT_HIDDEN = ("embedding", "position")
+
 # Options of one rule are the same for every implementation of it. The rates come from a coarse grid on about the
 # default run; Lion's step is a sign, hence the smaller rate and the larger decay (Chen et al. 2023, section 5).
 ADAMW: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
 LION: dict[str, Any] = {"lr": 3e-4, "betas": (0.95, 0.98), "weight_decay": 1.0}
+MUON: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1}
+AUON: dict[str, Any] = {"lr": 0.3}
+SOPHIA: dict[str, Any] = {"lr": 1e-3, "betas": (0.965, 0.99), "weight_decay": 0.2}
 SGD: dict[str, Any] = {"lr": 0.3, "momentum": 0.9}
 
 OPTIMIZERS: dict[str, Factory] = {
     "adamw": of("ferrostep.optim.AdamW", **ADAMW),
     "lion": of("ferrostep.optim.Lion", **LION),
+    "muon": hidden_matrices("ferrostep.optim.MuonWithAuxAdamW", **MUON),
+    "auon": hidden_matrices("ferrostep.optim.AuON", **AUON),
+    "hybrid_auon": hidden_matrices("ferrostep.optim.HybridAuON", **MUON),
+    "sophia_g": of("ferrostep.optim.SophiaG", **SOPHIA, rho=0.05),
+    "sophia_h": of("ferrostep.optim.SophiaH", **SOPHIA, gamma=0.01),
     "torch.adamw": of("torch.optim.AdamW", **ADAMW, fused=True),
     "torch.adamw-foreach": of("torch.optim.AdamW", **ADAMW, foreach=True),
+    "torch.muon": hidden_matrices("torch.optim.Muon", **MUON),
     "torch.sgd": of("torch.optim.SGD", **SGD),
     "lion-pytorch": of("lion_pytorch.Lion", **LION),
 }

@@ -8,7 +8,11 @@ from statistics import fmean, median
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
+
+from ferrostep.curvature import sampled_cross_entropy
+from ferrostep.optim import SophiaG, SophiaH
 
 from . import optimizers
 from .model import GPT
@@ -17,6 +21,7 @@ from .text import Text, windows
 BATCH = 8
 HELD_OUT_BATCHES = 32
 WARM_UP = 0.1  # share of the budget in which the rate rises
+REFRESH_EVERY = 10  # steps, of Sophia's estimate (Liu et al. 2023)
 LAST_RATE = 0.1  # share of the highest rate at which the cosine ends
 
 
@@ -94,7 +99,10 @@ def train(run: Run, model: GPT, text: Text, budget: Budget, seed: int, after_ste
     schedule = LambdaLR(optimizer, lambda done: rate(used(done + 1)))
     while used(len(run.steps)) < 1:
         begin = time.perf_counter()
-        loss = model.loss(windows(text.train, BATCH, model.shape.context + 1, batches))
+        batch = windows(text.train, BATCH, model.shape.context + 1, batches)
+        if len(run.steps) % REFRESH_EVERY == 0:
+            refresh_hessian(optimizer, model, batch)
+        loss = model.loss(batch)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         before = time.perf_counter()
@@ -105,6 +113,17 @@ def train(run: Run, model: GPT, text: Text, budget: Budget, seed: int, after_ste
         run.state_bytes = state_bytes(optimizer)
         after_step(used(len(run.steps)))
     run.held_out_loss = held_out_loss(model, text)
+
+
+def refresh_hessian(optimizer: torch.optim.Optimizer, model: GPT, batch: Tensor) -> None:
+    """Give Sophia a new estimate of the curvature; nothing for all other optimizers."""
+    if isinstance(optimizer, SophiaG):
+        loss, labels = sampled_cross_entropy(model(batch[:, :-1]))
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.update_hessian(bs=labels)
+    elif isinstance(optimizer, SophiaH):
+        optimizer.estimate_hessian(lambda: model.loss(batch))
+        optimizer.update_hessian()
 
 
 @torch.no_grad()

@@ -1,0 +1,232 @@
+"""Estimates of curvature: unbiased, exact where they should be, and without trouble for the loop around them."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import socket
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from ferrostep.curvature import (
+    hutchinson_diagonal,
+    hutchinson_trace,
+    sampled_cross_entropy,
+    sampled_squared_error,
+    top_eigenvalue,
+)
+from ferrostep.optim import SophiaG, SophiaH
+
+
+def gaussian(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def symmetric(n: int) -> Tensor:
+    a = gaussian(n, n)
+    return a + a.T
+
+
+class Probes:
+    """Gives all sign vectors in turn in place of random ones."""
+
+    def __init__(self, n: int) -> None:
+        self.all = [torch.tensor(signs, dtype=torch.float64) for signs in itertools.product((1.0, -1.0), repeat=n)]
+
+
+def test_the_mean_over_all_probes_is_the_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ferrostep.curvature import diagonal
+
+    h = symmetric(5)
+    p = gaussian(5, seed=1).requires_grad_()
+    mean = torch.zeros(5).double()
+    probes = Probes(5).all
+    for u in probes:
+        monkeypatch.setattr(diagonal, "draw_probes", lambda *_arguments, u=u: [u])
+        (d,) = hutchinson_diagonal(0.5 * p @ h @ p, [p])
+        mean += d / len(probes)
+    torch.testing.assert_close(mean, h.diagonal().clone(), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_rademacher_is_exact_for_a_diagonal_hessian(dtype: torch.dtype) -> None:
+    p = torch.tensor([1.0, 2.0, -1.0], dtype=dtype, requires_grad=True)
+    (d,) = hutchinson_diagonal((p**3).sum(), [p])
+    assert d.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
+    assert torch.equal(d.double(), torch.tensor([6.0, 12.0, -6.0]).double())
+    assert p.grad is None
+
+
+def test_gaussian_probes_have_the_right_mean() -> None:
+    h = symmetric(4)
+    p = gaussian(4, seed=1).requires_grad_()
+    generator = torch.Generator().manual_seed(0)
+    (d,) = hutchinson_diagonal(0.5 * p @ h @ p, [p], num_samples=4000, distribution="gaussian", generator=generator)
+    assert (d - h.diagonal()).abs().max() < 0.3
+
+
+def test_micro_batches_scaling_and_unused_parameters() -> None:
+    p, unused, frozen = (gaussian(3, seed=i).requires_grad_(i < 2) for i in range(3))
+    losses = [lambda k=k: 1024 * k * (p**2).sum() for k in (1, 3)]
+    found = hutchinson_diagonal(losses, [p, unused, frozen], grad_scale=1024.0)
+    torch.testing.assert_close(found[0], torch.full((3,), 4.0).double())
+    assert found[1].count_nonzero() == 0 == found[2].count_nonzero()
+
+
+def test_a_linear_loss_has_no_curvature() -> None:
+    p = gaussian(3).requires_grad_()
+    assert hutchinson_diagonal((2 * p).sum(), [p])[0].count_nonzero() == 0
+
+
+def test_attention_can_be_differentiated_twice() -> None:
+    q = gaussian(1, 2, 4, 8).float().requires_grad_()
+    (d,) = hutchinson_diagonal(lambda: F.scaled_dot_product_attention(q, q, q, is_causal=True).square().sum(), [q])
+    assert d.isfinite().all() and d.count_nonzero() > 0
+
+
+def test_bad_losses() -> None:
+    p = gaussian(3).requires_grad_()
+    with pytest.raises(ValueError, match="expected a tensor with one element"):
+        hutchinson_diagonal(p**2, [p])
+    with pytest.raises(RuntimeError, match="graph"):
+        hutchinson_diagonal((p.detach() ** 2).sum(), [p])
+    with pytest.raises(ValueError, match="num_samples"):
+        hutchinson_diagonal((p**2).sum(), [p], num_samples=0)
+
+
+def test_no_graph_is_left_behind() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3))
+    h, g = SophiaH(model.parameters()), SophiaG(model.parameters(), bs=10)
+    x, y = torch.randn(10, 6), torch.arange(10) % 3
+
+    def refresh() -> None:
+        h.estimate_hessian(lambda: F.cross_entropy(model(x), y))
+        h.update_hessian()
+        loss, labels = sampled_cross_entropy(model(x))
+        loss.backward()
+        g.update_hessian(bs=labels)
+        g.zero_grad()
+
+    def live() -> int:
+        gc.collect()
+        return sum(isinstance(thing, Tensor) for thing in gc.get_objects())
+
+    refresh()
+    before = live()
+    for _ in range(100):
+        refresh()
+    assert live() == before
+
+
+def test_trace_and_largest_eigenvalue() -> None:
+    h = symmetric(12)
+    p = gaussian(12, seed=1).requires_grad_()
+    trace = hutchinson_trace(lambda: 0.5 * p @ h @ p, [p], num_samples=3000)
+    assert abs(trace.value - float(h.trace())) < 4 * trace.standard_error < 2.0
+    found = top_eigenvalue(lambda: 0.5 * p @ h @ p, [p], tolerance=1e-10)
+    assert found.value == pytest.approx(float(torch.linalg.eigvalsh(h)[-1]), rel=1e-9)
+
+
+class TestSampledLabels:
+    """The Gauss-Newton-Bartlett losses."""
+
+    def test_ignored_positions_draw_no_label(self) -> None:
+        logits = gaussian(2, 3, 5).requires_grad_()
+        targets = torch.tensor([[0, -100, 1], [-100, -100, 2]])
+        loss, labels = sampled_cross_entropy(logits, targets)
+        assert labels == 3
+        loss.backward()
+        used = logits.grad.abs().sum(-1) > 0
+        assert torch.equal(used, targets != -100)
+        empty, none = sampled_cross_entropy(logits, torch.full((2, 3), -100))
+        assert (empty.item(), none) == (0.0, 0)
+        with pytest.raises(ValueError, match="targets has shape"):
+            sampled_cross_entropy(logits, torch.zeros(3, 2))
+
+    def test_labels_follow_the_distribution_and_the_generator(self) -> None:
+        logits = torch.tensor([0.1, 0.7, 0.2]).log().expand(20_000, 3)
+        one, two = (sampled_cross_entropy(logits, generator=torch.Generator().manual_seed(3))[0] for _ in range(2))
+        assert one == two
+        entropy = -(logits[0].exp() * logits[0]).sum()
+        assert abs(one - entropy) < 0.02
+
+    def test_regression(self) -> None:
+        outputs = gaussian(400, 5).requires_grad_()
+        loss, labels = sampled_squared_error(outputs)
+        (g,) = torch.autograd.grad(loss, [outputs])
+        assert labels == 2000
+        # The exact diagonal of 0.5 mean (f - y)^2 is 1 / n for every output.
+        assert (labels * g.square()).mean().item() == pytest.approx(1 / labels, rel=0.1)
+
+
+RANK = """
+import sys, torch, torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from ferrostep.optim import SophiaG, SophiaH
+from ferrostep.curvature import sampled_squared_error
+rank = int(sys.argv[1])
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{sys.argv[2]}", rank=rank, world_size=2)
+torch.manual_seed(0)
+model = DistributedDataParallel(nn.Linear(3, 2))
+h, g = SophiaH(model.parameters()), SophiaG(model.parameters())
+x = torch.arange(12.0).view(4, 3)[2 * rank : 2 * rank + 2]
+h.estimate_hessian(lambda: model.module(x).square().mean())
+h.update_hessian()
+weight = model.module.weight
+all_x = torch.arange(12.0).view(4, 3)
+own = h.state[weight]["hessian"]
+others = own.clone()
+dist.all_reduce(others)
+assert torch.allclose(2 * own, others), "ranks differ"
+loss, labels = sampled_squared_error(model(x))
+loss.backward()
+g.update_hessian(bs=2 * labels)
+reduced = g.state[weight]["hessian"].clone()
+dist.all_reduce(reduced)
+assert torch.allclose(2 * g.state[weight]["hessian"], reduced), "ranks differ"
+for optimizer in (h, g):
+    optimizer.step()
+mean = weight.detach().clone()
+dist.all_reduce(mean)
+assert torch.allclose(mean, 2 * weight), "replicas part"
+dist.destroy_process_group()
+print("good", flush=True)
+"""
+
+
+def test_ranks_agree() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command: list[Any] = [sys.executable, "-c", textwrap.dedent(RANK)]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(port)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for rank in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120)[0] for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert all(output.strip().endswith("good") for output in outputs), "\n".join(outputs)
+
+
+def test_parameters_without_gradients_are_left_alone() -> None:
+    p, q = Parameter(torch.ones(2)), Parameter(torch.ones(2))
+    optimizer = SophiaG([p, q], bs=1)
+    p.grad = torch.ones(2)
+    optimizer.update_hessian()
+    optimizer.step()
+    assert q not in optimizer.state
+    assert torch.equal(q, torch.ones(2))
