@@ -1,4 +1,4 @@
-"""What is measured: element-wise optimizers, ours and their peers, by storage type and model. One table."""
+"""What is measured: optimizers bound by the memory, ours and their peers, by storage type and model. One table."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 import ferrostep.optim
+import plain
 import shapes
 
 OURS = "ferrostep"
@@ -34,15 +35,20 @@ STORAGES = (F32, BF16_F32, BF16)
 
 
 class Rule(NamedTuple):
-    """An update rule, with the tensors of state it keeps and the implementation that others are compared with."""
+    """An update rule, with its traffic and the implementation that others are compared with."""
 
     name: str
-    moments: int
+    moved: tuple[int, int]
+    """The least number of tensors like the parameter, and like its state, that a step must read and write."""
     peer: str
 
 
-ADAMW = Rule("AdamW", 2, "torch fused")
-LION = Rule("Lion", 1, "lion-pytorch")
+ADAMW = Rule("AdamW", (3, 4), "torch fused")
+LION = Rule("Lion", (3, 2), "lion-pytorch")
+# The Hessian's estimate is only read.
+SOPHIA = Rule("Sophia", (3, 3), "plain torch")
+# The gradient and the momentum twice: the norm of the whole comes before the step.
+AUON = Rule("AuON", (4, 3), "plain torch")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +68,9 @@ class Case:
 
     @property
     def bytes_per_element(self) -> int:
-        """What a step in one pass must move: the parameter and the state in and out, the gradient in."""
-        return 3 * self.storage.param.itemsize + 2 * self.rule.moments * self.storage.state.itemsize
+        """What a step must move."""
+        params, states = self.rule.moved
+        return params * self.storage.param.itemsize + states * self.storage.state.itemsize
 
     def make(self, params: Sequence[Tensor]) -> Optimizer:
         """The optimizer over `params`."""
@@ -93,6 +100,11 @@ CASES: list[Case] = [
     *ours(LION, ferrostep.optim.Lion, weight_decay=0.01),
     *peer(LION, "lion-pytorch", lion_pytorch.Lion, weight_decay=0.01),
     *peer(LION, "pytorch_optimizer", pytorch_optimizer.Lion, weight_decay=0.01),
+    *ours(SOPHIA, ferrostep.optim.SophiaH),
+    *peer(SOPHIA, "plain torch", plain.Sophia, lr=6e-4, beta1=0.96, gamma=0.01, weight_decay=0.1),
+    *peer(SOPHIA, "pytorch_optimizer", plain.sophia_h_of_pytorch_optimizer, weight_decay=0.1),
+    *ours(AUON, ferrostep.optim.AuON),
+    *peer(AUON, "plain torch", plain.AuON, lr=0.02, momentum=0.95),
 ]
 
 

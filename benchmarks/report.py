@@ -16,6 +16,7 @@ import torch
 import cases
 import ferrostep
 import markdown
+import matrices
 import shapes
 import threads
 import training
@@ -84,6 +85,25 @@ def elementwise(model: Model, settings: Settings) -> str:
     return f"{notes}\n\n{markdown.table(headings, rows)}"
 
 
+def muon(settings: Settings) -> str:
+    """Muon's step, and how accurate it is."""
+    rows = []
+    for work in matrices.works(settings.layers):
+        params = matrices.parameters(work.shapes)
+        contestants = {name: make(params).step for name, make in matrices.OPTIMIZERS.items()}
+        samples = interleave(contestants, settings.rounds)
+        for name, own in samples.items():
+            by_plain = ratio(samples["Newton-Schulz in torch, float32"], own)
+            cells = [milliseconds(median(own)), f"{ratio(samples[matrices.PEER], own):.2f}", f"{by_plain:.2f}"]
+            rows.append([work.title, name, *cells])
+    speed = markdown.table(["matrices", "implementation", "ms/step", "x torch.optim.Muon", "x float32 in torch"], rows)
+    accuracy = markdown.table(
+        ["256 x 1024", "implementation", "relative error", "largest singular value"],
+        [[*names, f"{error:.1e}", f"{largest:.3f}"] for *names, error, largest in matrices.errors()],
+    )
+    return f"{speed}\n\n{accuracy}"
+
+
 def in_training(settings: Settings) -> str:
     """AdamW's step within training loops."""
     rows = []
@@ -133,6 +153,7 @@ def sections(settings: Settings) -> dict[str, tuple[str, Callable[[], str]]]:
         model.name: (model.title, lambda model=model: elementwise(model, settings))
         for model in cases.models(settings.layers)
     }
+    result["muon"] = ("Muon", lambda: muon(settings))
     result["training"] = ("The step inside a training loop", lambda: in_training(settings))
     result["threads"] = ("One thread and two, us per step", lambda: thresholds(settings))
     return result

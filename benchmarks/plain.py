@@ -1,0 +1,60 @@
+"""Rules that no peer has, or none as a plain step, written in torch as a paper's reader would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytorch_optimizer
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class Sophia(Optimizer):
+    """The clipped step of Sophia, tensor by tensor."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float, beta1: float, gamma: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "beta1": beta1, "gamma": gamma, "weight_decay": weight_decay})
+        for p in self.param_groups[0]["params"]:
+            self.state[p] = {"exp_avg": torch.zeros_like(p), "hessian": torch.rand_like(p)}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Step."""
+        group = self.param_groups[0]
+        for p in group["params"]:
+            m, h = self.state[p]["exp_avg"], self.state[p]["hessian"]
+            m.lerp_(p.grad, 1 - group["beta1"])
+            update = (m / (group["gamma"] * h).clamp(min=1e-12)).clamp(-1, 1)
+            p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+
+
+class AuON(Optimizer):
+    """The paper's AuON, tensor by tensor."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+        for p in self.param_groups[0]["params"]:
+            self.state[p] = {"momentum_buffer": torch.zeros_like(p)}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Step."""
+        group = self.param_groups[0]
+        for p in group["params"]:
+            m = self.state[p]["momentum_buffer"]
+            m.lerp_(p.grad, 1 - group["momentum"])
+            u = p.grad.lerp(m, group["momentum"])
+            x = u / (u.norm() + 1e-7)
+            r = x.cosh().square().mean().sqrt()
+            tall = max(1.0, p.shape[0] / (p.numel() / p.shape[0])) ** 0.5 if p.ndim > 1 else 1.0
+            p.add_(x / (r + 1e-8), alpha=-group["lr"] * tall)
+
+
+def sophia_h_of_pytorch_optimizer(params: Iterable[Tensor], **options: Any) -> Optimizer:
+    """Their SophiaH, given a Hessian once, so that its steps estimate none."""
+    params = list(params)
+    made: Optimizer = pytorch_optimizer.SophiaH(params, update_period=10**9, **options)
+    made.step(hessian=[torch.rand_like(p) for p in params])  # type: ignore[call-arg]
+    return made
