@@ -20,6 +20,14 @@ import shapes
 OURS = "ferrostep"
 
 
+class Refresh(ferrostep.optim.SophiaG):
+    """Takes only the refreshes between Sophia's steps."""
+
+    def step(self, closure: Any = None, bs: float | None = None) -> None:  # type: ignore[override]
+        """Refresh."""
+        self.update_hessian()
+
+
 class Storage(NamedTuple):
     """The dtypes of parameters (with their gradients) and of the optimizer's state."""
 
@@ -47,6 +55,7 @@ ADAMW = Rule("AdamW", (3, 4), "torch fused")
 LION = Rule("Lion", (3, 2), "lion-pytorch")
 # The Hessian's estimate is only read.
 SOPHIA = Rule("Sophia", (3, 3), "plain torch")
+SOPHIA_REFRESH = Rule("Sophia's refresh (G)", (1, 2), "plain torch")
 # The gradient and the momentum twice: the norm of the whole comes before the step.
 AUON = Rule("AuON", (4, 3), "plain torch")
 
@@ -103,6 +112,8 @@ CASES: list[Case] = [
     *ours(SOPHIA, ferrostep.optim.SophiaH),
     *peer(SOPHIA, "plain torch", plain.Sophia, lr=6e-4, beta1=0.96, gamma=0.01, weight_decay=0.1),
     *peer(SOPHIA, "pytorch_optimizer", plain.sophia_h_of_pytorch_optimizer, weight_decay=0.1),
+    *ours(SOPHIA_REFRESH, Refresh, bs=480),
+    *peer(SOPHIA_REFRESH, "plain torch", plain.SophiaRefresh, beta2=0.99, bs=480),
     *ours(AUON, ferrostep.optim.AuON),
     *peer(AUON, "plain torch", plain.AuON, lr=0.02, momentum=0.95),
 ]

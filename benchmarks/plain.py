@@ -30,6 +30,22 @@ class Sophia(Optimizer):
             p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
 
+class SophiaRefresh(Optimizer):
+    """Sophia's average of squared gradients of sampled labels, tensor by tensor: what comes between its steps."""
+
+    def __init__(self, params: Iterable[Tensor], beta2: float, bs: float) -> None:
+        super().__init__(params, {"beta2": beta2, "bs": bs})
+        for p in self.param_groups[0]["params"]:
+            self.state[p] = {"hessian": torch.zeros_like(p)}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Refresh."""
+        beta2, bs = self.param_groups[0]["beta2"], self.param_groups[0]["bs"]
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["hessian"].mul_(beta2).addcmul_(p.grad, p.grad, value=(1 - beta2) * bs)
+
+
 class AuON(Optimizer):
     """The paper's AuON, tensor by tensor."""
 

@@ -170,6 +170,31 @@ class Batch:
     def counted(self) -> tuple[int, int]:
         """After ``run``: how many elements the rules counted, and how many elements there are."""
 
+class Guidance:
+    """A rule of guidance with its numbers; each maker refuses impossible ones with ValueError."""
+
+    @staticmethod
+    def cfg(scale: float, rescale: float) -> Guidance: ...
+    @staticmethod
+    def apg(
+        scale: float, eta: float, norm_threshold: float, momentum: float | None, base: str, rescale: float
+    ) -> Guidance: ...
+    @staticmethod
+    def cfg_zero_star(scale: float, rescale: float) -> Guidance: ...
+    @staticmethod
+    def tangential(scale: float, rescale: float) -> Guidance: ...
+    @staticmethod
+    def perp_neg(scale: float, weights: list[float]) -> Guidance: ...
+    @staticmethod
+    def project() -> Guidance: ...
+    def run(self, inputs: list[Any], outputs: list[Any], dims: list[int] | None, threads: int) -> None:
+        """Compute the outputs from cond, uncond and the momentum (which is updated) or the negatives.
+
+        All are torch tensors or NumPy arrays of one shape and dtype; an output may be an input other than the
+        momentum. ``project`` takes what is projected onto, then the vector, and gives the parallel part, then the
+        orthogonal one. Raises TypeError, ValueError or RuntimeError, with nothing changed.
+        """
+
 def orthogonalize(
     inputs: list[Any],
     outputs: list[Any],

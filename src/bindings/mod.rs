@@ -3,6 +3,7 @@
 mod auon;
 mod batch;
 mod errors;
+mod guidance;
 mod muon;
 mod orthogonal;
 mod overlap;
@@ -19,6 +20,8 @@ mod _core {
     use super::auon::AuON;
     #[pymodule_export]
     use super::batch::Batch;
+    #[pymodule_export]
+    use super::guidance::Guidance;
     #[pymodule_export]
     use super::muon::Muon;
     #[pymodule_export]

@@ -5,6 +5,7 @@ pub mod elementwise;
 pub mod matmul;
 pub mod muon;
 pub mod orthogonal;
+pub mod projection;
 pub mod strided;
 pub mod vector;
 pub mod whole;

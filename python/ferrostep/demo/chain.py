@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -20,12 +21,12 @@ class Chain(Optimizer):
         self.param_groups = groups
 
     @property
-    def state(self) -> dict[Tensor, Any]:  # type: ignore[override]
+    def state(self) -> defaultdict[Tensor, Any]:
         """Of all."""
-        return {p: state for optimizer in self.optimizers for p, state in optimizer.state.items()}
+        return defaultdict(dict, {p: state for each in self.optimizers for p, state in each.state.items()})
 
     @state.setter
-    def state(self, _: dict[Tensor, Any]) -> None:
+    def state(self, _: defaultdict[Tensor, Any]) -> None:
         """Ignored: `Optimizer.__init__` sets an empty one, but the optimizers have their own."""
 
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

@@ -1,0 +1,53 @@
+"""Between what a model predicts and the denoised sample that follows from it."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def to_denoised(
+    prediction: Tensor, sample: Tensor, *, prediction_type: str, alpha: float | Tensor = 1.0, sigma: float | Tensor
+) -> Tensor:
+    """The denoised sample that a prediction stands for.
+
+    The noised sample is ``alpha * x0 + sigma * noise``. Plain torch, on any device and under autograd.
+
+    Args:
+        prediction: the model's output.
+        sample: the noised sample, of the same shape.
+        prediction_type: ``"epsilon"`` (the noise), ``"v_prediction"`` (``alpha * noise - sigma * x0``, where
+            ``alpha**2 + sigma**2 == 1``), ``"flow_prediction"`` (``noise - x0``, where ``alpha == 1 - sigma``), or
+            ``"sample"`` (x0 itself): diffusers' names.
+        alpha, sigma: numbers, or tensors that broadcast with the sample. A flow's time is its sigma.
+    """
+    _check(prediction_type)
+    if prediction_type == "epsilon":
+        return (sample - sigma * prediction) / alpha
+    if prediction_type == "v_prediction":
+        return alpha * sample - sigma * prediction
+    if prediction_type == "flow_prediction":
+        return sample - sigma * prediction
+    return prediction
+
+
+def from_denoised(
+    denoised: Tensor, sample: Tensor, *, prediction_type: str, alpha: float | Tensor = 1.0, sigma: float | Tensor
+) -> Tensor:
+    """The prediction that stands for a denoised sample: the inverse of :func:`to_denoised`, with its arguments.
+
+    ``sigma`` must not be 0 but for ``"sample"``.
+    """
+    _check(prediction_type)
+    if prediction_type == "epsilon":
+        return (sample - alpha * denoised) / sigma
+    if prediction_type == "v_prediction":
+        return (alpha * sample - denoised) / sigma
+    if prediction_type == "flow_prediction":
+        return (sample - denoised) / sigma
+    return denoised
+
+
+def _check(prediction_type: str) -> None:
+    known = ("epsilon", "v_prediction", "flow_prediction", "sample")
+    if prediction_type not in known:
+        raise ValueError(f"Invalid prediction_type: {prediction_type!r}; expected one of {', '.join(known)}")

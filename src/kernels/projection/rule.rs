@@ -1,0 +1,180 @@
+//! What each rule makes of the sums over a sample.
+
+use super::MAX_INPUTS;
+
+/// Factors of what is combined; see [`Rule`] for what that is.
+pub type Coefficients = [f64; MAX_INPUTS];
+
+/// A rule of guidance, by which a conditional prediction c and an unconditional one u become one.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Rule {
+    /// Classifier-free guidance (arXiv 2207.12598): u + scale d, d = c - u.
+    Cfg { scale: f64 },
+    /// Adaptive projected guidance (arXiv 2410.02416).
+    Apg(Apg),
+    /// CFG-Zero* (arXiv 2503.18886): CFG with u times the factor that brings it closest to c.
+    ZeroStar { scale: f64 },
+    /// Tangential CFG (arXiv 2503.18137): CFG with u's component along the first right singular vector of (c, u).
+    Tangential { scale: f64 },
+    /// Perp-Neg (arXiv 2304.04968): CFG with d less the components orthogonal to d of n - u, for each negative
+    /// prediction n, times its weight.
+    PerpNeg { scale: f64, weights: Vec<f64> },
+    /// The components of the second tensor along the first and orthogonal to it.
+    Project,
+}
+
+/// Adaptive projected guidance: what d has along c shrinks by `eta`, after d was shrunk to the norm `threshold`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Apg {
+    pub scale: f64,
+    pub eta: f64,
+    pub threshold: f64,
+    /// d is the momentum d + momentum * (the last one) where this is given.
+    pub momentum: Option<f64>,
+    /// c + (scale - 1) d as the paper has it, or u + scale d.
+    pub from_uncond: bool,
+}
+
+/// A rule, and how much of the result's standard deviation is made the conditional prediction's (arXiv 2305.08891).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Guidance {
+    pub rule: Rule,
+    pub rescale: f64,
+}
+
+/// Sums over a sample of what is combined.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Gram {
+    pub count: f64,
+    pub sums: Coefficients,
+    /// Of products; only those with `i <= j`.
+    pub products: [Coefficients; MAX_INPUTS],
+}
+
+impl Guidance {
+    /// The number of tensors: c, u, and the momentum or the negative predictions.
+    pub fn inputs(&self) -> usize {
+        match &self.rule {
+            Rule::PerpNeg { weights, .. } => 2 + weights.len(),
+            _ => 2 + usize::from(self.momentum().is_some()),
+        }
+    }
+
+    pub fn outputs(&self) -> usize {
+        1 + usize::from(self.rule == Rule::Project)
+    }
+
+    pub fn momentum(&self) -> Option<f64> {
+        match self.rule {
+            Rule::Apg(apg) => apg.momentum,
+            _ => None,
+        }
+    }
+
+    /// Whether c, d and n - u are combined, rather than the tensors: where c and u are close, sums of products of
+    /// themselves would lose their difference.
+    pub fn takes_differences(&self) -> bool {
+        self.rule != Rule::Project && self.momentum().is_none()
+    }
+
+    pub fn needs_means(&self) -> bool {
+        self.rescale != 0.0
+    }
+
+    /// The coefficients, where they do not depend on the predictions.
+    pub fn constant(&self) -> Option<[Coefficients; 2]> {
+        match self.rule {
+            Rule::Cfg { scale } if !self.needs_means() => Some([with(&[1.0, scale - 1.0]), with(&[])]),
+            _ => None,
+        }
+    }
+
+    /// The coefficients for each output.
+    pub fn coefficients(&self, gram: &Gram) -> [Coefficients; 2] {
+        let [cc, cd, dd] = [gram.products[0][0], gram.products[0][1], gram.products[1][1]];
+        let (cu, uu) = (cc - cd, cc - 2.0 * cd + dd);
+        let first = match &self.rule {
+            Rule::Cfg { scale } => with(&[1.0, scale - 1.0]),
+            Rule::Apg(apg) => apg.coefficients(gram),
+            Rule::ZeroStar { scale } => {
+                let u = (1.0 - scale) * (cu / (uu + 1e-8));
+                with(&[scale + u, -u])
+            }
+            Rule::Tangential { scale } => {
+                // The eigenvector of the largest eigenvalue of ((cc, cu), (cu, uu)).
+                let (sin, cos) = (0.5 * (2.0 * cu).atan2(cc - uu)).sin_cos();
+                let (c, u) = (scale + (1.0 - scale) * cos * sin, (1.0 - scale) * sin * sin);
+                with(&[c + u, -u])
+            }
+            Rule::PerpNeg { scale, weights } => {
+                let mut all = with(&[1.0, scale - 1.0]);
+                for (i, weight) in weights.iter().enumerate() {
+                    all[1] += scale * weight * ratio(gram.products[1][2 + i], dd);
+                    all[2 + i] = -scale * weight;
+                }
+                all
+            }
+            Rule::Project => {
+                let along = ratio(cd, cc);
+                return [with(&[along, 0.0]), with(&[-along, 1.0])];
+            }
+        };
+        let factor = self.rescaling(gram, &first);
+        [first.map(|each| each * factor), with(&[])]
+    }
+
+    /// Of a result with these coefficients.
+    fn rescaling(&self, gram: &Gram, coefficients: &Coefficients) -> f64 {
+        if !self.needs_means() {
+            return 1.0;
+        }
+        let covariance =
+            |i: usize, j: usize| gram.products[i.min(j)][i.max(j)] - gram.sums[i] * gram.sums[j] / gram.count;
+        let mut variance = 0.0;
+        for i in 0..self.inputs() {
+            for j in 0..self.inputs() {
+                variance += coefficients[i] * coefficients[j] * covariance(i, j);
+            }
+        }
+        // A constant result has no deviation to change.
+        if variance <= 0.0 {
+            return 1.0;
+        }
+        self.rescale * (covariance(0, 0).max(0.0) / variance).sqrt() + (1.0 - self.rescale)
+    }
+}
+
+impl Apg {
+    fn coefficients(&self, gram: &Gram) -> Coefficients {
+        let direction = if self.momentum.is_some() { 2 } else { 1 };
+        let norm = gram.products[direction][direction].sqrt();
+        let shrink = if self.threshold > 0.0 && norm > self.threshold {
+            self.threshold / norm
+        } else {
+            1.0
+        };
+        let along = ratio(gram.products[0][direction], gram.products[0][0]);
+        let strength = shrink
+            * if self.from_uncond {
+                self.scale
+            } else {
+                self.scale - 1.0
+            };
+        let lost = strength * (1.0 - self.eta) * along;
+        match (self.momentum, self.from_uncond) {
+            (None, false) => with(&[1.0 - lost, strength]),
+            (None, true) => with(&[1.0 - lost, strength - 1.0]),
+            (Some(_), false) => with(&[1.0 - lost, 0.0, strength]),
+            (Some(_), true) => with(&[-lost, 1.0, strength]),
+        }
+    }
+}
+
+/// A projection's factor; nothing lies along zero.
+fn ratio(dividend: f64, divisor: f64) -> f64 {
+    if divisor == 0.0 { 0.0 } else { dividend / divisor }
+}
+
+fn with(first: &[f64]) -> Coefficients {
+    std::array::from_fn(|i| first.get(i).copied().unwrap_or(0.0))
+}

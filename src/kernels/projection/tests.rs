@@ -1,0 +1,172 @@
+use half::{bf16, f16};
+
+use super::*;
+use crate::kernels::orthogonal::Scalar;
+
+fn plain(rule: Rule) -> Guidance {
+    Guidance { rule, rescale: 0.0 }
+}
+
+fn apg(scale: f64, eta: f64, threshold: f64) -> Apg {
+    Apg {
+        scale,
+        eta,
+        threshold,
+        momentum: None,
+        from_uncond: false,
+    }
+}
+
+/// The outputs of `guidance` over one group for each row of the inputs.
+fn guide<T: Copy + Default>(
+    guidance: &Guidance,
+    dtype: DType,
+    inputs: &mut [Vec<T>],
+    groups: usize,
+    threads: usize,
+) -> Vec<Vec<T>> {
+    let mut outputs = vec![vec![T::default(); inputs[0].len()]; guidance.outputs()];
+    let memory = Memory {
+        dtype,
+        groups,
+        len: inputs[0].len() / groups,
+        inputs: inputs.iter_mut().map(|input| input.as_mut_ptr().cast()).collect(),
+        outputs: outputs
+            .iter_mut()
+            .map(|output| output.as_mut_ptr().cast())
+            .collect(),
+    };
+    // SAFETY: vectors of one length, each of its own.
+    unsafe { run(guidance, &memory, threads) };
+    outputs
+}
+
+fn assert_close(result: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(result.len(), expected.len());
+    for (a, b) in result.iter().zip(expected) {
+        assert!((a - b).abs() <= tolerance, "{result:?} is not {expected:?}");
+    }
+}
+
+#[test]
+fn the_oracles_of_the_specification_hold() {
+    let pair = || [vec![3.0, 4.0], vec![1.0, 1.0]];
+    for (rule, expected) in [
+        (apg(5.0, 0.0, 0.0), [2.36, 4.48]),
+        (apg(5.0, 1.0, 0.0), [11.0, 16.0]),
+        (apg(5.0, 0.5, 0.0), [6.68, 10.24]),
+        (apg(5.0, 0.0, 1.0), [2.8225, 4.1331]),
+    ] {
+        let result = guide(&plain(Rule::Apg(rule)), DType::F64, &mut pair(), 1, 1);
+        assert_close(&result[0], &expected, 5e-5);
+    }
+    let four = || [vec![1.0, 2.0, 3.0, 5.0], vec![0.5, 1.0, 1.5, 2.0]];
+    let rescaled = Guidance {
+        rule: Rule::Cfg { scale: 5.0 },
+        rescale: 0.7,
+    };
+    let result = guide(&rescaled, DType::F64, &mut four(), 1, 1);
+    assert_close(&result[0], &[1.4957, 2.9913, 4.4870, 8.4755], 5e-5);
+    let zero_star = plain(Rule::ZeroStar { scale: 5.0 });
+    let result = guide(&zero_star, DType::F64, &mut four(), 1, 1);
+    assert_close(&result[0], &[0.4667, 0.9333, 1.4, 6.8667], 5e-5);
+}
+
+#[test]
+fn the_momentum_is_kept() {
+    let rule = Apg {
+        momentum: Some(-0.5),
+        ..apg(5.0, 0.0, 0.0)
+    };
+    let mut inputs = [vec![3.0, 4.0], vec![1.0, 1.0], vec![0.0, 0.0]];
+    let first = guide(&plain(Rule::Apg(rule)), DType::F64, &mut inputs, 1, 1);
+    assert_close(&first[0], &[2.36, 4.48], 1e-12);
+    assert_close(&inputs[2], &[2.0, 3.0], 0.0);
+    inputs[0] = vec![3.0, 3.0];
+    let second = guide(&plain(Rule::Apg(rule)), DType::F64, &mut inputs, 1, 1);
+    assert_close(&inputs[2], &[1.0, 0.5], 0.0);
+    assert_close(&second[0], &[4.0, 2.0], 1e-12);
+}
+
+#[test]
+fn a_projection_has_two_parts() {
+    let mut inputs = [vec![3.0, 4.0], vec![1.0, 2.0]];
+    let result = guide(&plain(Rule::Project), DType::F64, &mut inputs, 1, 1);
+    assert_close(&result[0], &[33.0 / 25.0, 44.0 / 25.0], 1e-15);
+    assert_close(&result[1], &[-8.0 / 25.0, 6.0 / 25.0], 1e-15);
+}
+
+#[test]
+fn negatives_along_the_difference_change_nothing() {
+    let rule = Rule::PerpNeg {
+        scale: 3.0,
+        weights: vec![0.5, 2.0],
+    };
+    // d = (2, 0); the first negative differs along d, the second across.
+    let mut inputs = [vec![3.0, 1.0], vec![1.0, 1.0], vec![2.0, 1.0], vec![4.0, 2.0]];
+    let result = guide(&plain(rule), DType::F64, &mut inputs, 1, 1);
+    assert_close(&result[0], &[1.0 + 3.0 * 2.0, 1.0 - 3.0 * 2.0], 1e-15);
+}
+
+#[test]
+fn neither_threads_nor_instruction_sets_change_a_bit() {
+    let value = |i: usize, seed: usize| ((i * 7919 + seed * 104_729) % 2003) as f64 / 1000.0 - 1.0;
+    let momentum = Apg {
+        momentum: Some(-0.75),
+        ..apg(7.5, 0.3, 2.5)
+    };
+    let guidances = [
+        plain(Rule::Cfg { scale: 7.5 }),
+        plain(Rule::Apg(apg(7.5, 0.0, 15.0))),
+        Guidance {
+            rule: Rule::Apg(momentum),
+            rescale: 0.7,
+        },
+        plain(Rule::Tangential { scale: 3.0 }),
+        plain(Rule::PerpNeg {
+            scale: 3.0,
+            weights: vec![0.5; 4],
+        }),
+        plain(Rule::Project),
+    ];
+    fn check<T: Scalar + Default>(
+        guidance: &Guidance,
+        dtype: DType,
+        groups: usize,
+        of: &dyn Fn(usize, usize) -> T,
+    ) {
+        let run = |threads| {
+            let mut inputs: Vec<Vec<T>> = (0..guidance.inputs())
+                .map(|seed| (0..groups * 30_011).map(|i| of(i, seed)).collect())
+                .collect();
+            let mut result = guide(guidance, dtype, &mut inputs, groups, threads);
+            result.extend(inputs.into_iter().skip(2).take(1));
+            result
+                .into_iter()
+                .map(|part| part.into_iter().map(|v| v.wide().to_bits()).collect::<Vec<_>>())
+                .collect::<Vec<_>>()
+        };
+        let before = Isa::current();
+        let mut expected = None;
+        for isa in Isa::supported() {
+            isa.select();
+            for threads in [1, 2, 4] {
+                let result = run(threads);
+                assert_eq!(expected.get_or_insert_with(|| result.clone()), &result, "{isa:?}");
+            }
+        }
+        before.select();
+    }
+    for guidance in &guidances {
+        for groups in [1, 5] {
+            check(guidance, DType::F64, groups, &value);
+            check(guidance, DType::F32, groups, &|i, seed| value(i, seed) as f32);
+            check(guidance, DType::F16, groups, &|i, seed| {
+                f16::from_f64(value(i, seed))
+            });
+            check(guidance, DType::Bf16, groups, &|i, seed| {
+                bf16::from_f64(value(i, seed))
+            });
+        }
+    }
+}
