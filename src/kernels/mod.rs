@@ -2,6 +2,7 @@
 
 pub mod auon;
 pub mod elementwise;
+pub mod linear;
 pub mod matmul;
 pub mod muon;
 pub mod orthogonal;

@@ -1,28 +1,17 @@
 //! Guidance of diffusion models: a few sums over each sample's predictions give the coefficients of one linear
 //! combination of them. At most two passes over memory, whatever the rule.
 
-mod combine;
-mod moments;
 mod rule;
 
-use half::{bf16, f16};
-
 use super::elementwise::DType;
+use super::linear::{CHUNK, ELEMENTS_PER_THREAD, Element, Sums, sums, with_type};
 use super::matmul::Shared;
-use super::orthogonal::Scalar;
 use crate::runtime::{Isa, pool};
-use combine::Combine;
-use moments::Sums;
 pub use rule::{Apg, Guidance, Rule};
 use rule::{Coefficients, Gram};
 
 /// The most tensors that go into a combination.
 pub const MAX_INPUTS: usize = 6;
-/// Elements that are summed by themselves: part of the definition of the sums.
-const CHUNK: usize = 4096;
-/// Fewer elements than this are not worth waking a thread for.
-const ELEMENTS_PER_THREAD: usize = 16_384;
-
 /// The memory of a call: tensors of `groups * len` elements in one order. Sums are taken over each group.
 #[derive(Clone, Debug)]
 pub struct Memory {
@@ -52,19 +41,12 @@ pub unsafe fn run(guidance: &Guidance, memory: &Memory, threads: usize) {
     assert_eq!(memory.inputs.len(), guidance.inputs());
     assert_eq!(memory.outputs.len(), guidance.outputs());
     // SAFETY: the caller's promise, with the type that `dtype` names.
-    unsafe {
-        match memory.dtype {
-            DType::F64 => typed::<f64>(guidance, memory, threads),
-            DType::F32 => typed::<f32>(guidance, memory, threads),
-            DType::F16 => typed::<f16>(guidance, memory, threads),
-            DType::Bf16 => typed::<bf16>(guidance, memory, threads),
-        }
-    }
+    unsafe { with_type!(memory.dtype, typed(guidance, memory, threads)) }
 }
 
 /// # Safety
 /// As for [`run`], for elements of type `T`.
-unsafe fn typed<T: Scalar + Combine>(guidance: &Guidance, memory: &Memory, threads: usize) {
+unsafe fn typed<T: Element>(guidance: &Guidance, memory: &Memory, threads: usize) {
     // SAFETY: the caller's promise; the numbers of inputs are those of the rules.
     unsafe {
         match (guidance.takes_differences(), memory.inputs.len()) {
@@ -81,7 +63,7 @@ unsafe fn typed<T: Scalar + Combine>(guidance: &Guidance, memory: &Memory, threa
 
 /// # Safety
 /// As for [`typed`], with `N` inputs.
-unsafe fn guide<T: Scalar + Combine, const DIFFERENCES: bool, const N: usize>(
+unsafe fn guide<T: Element, const DIFFERENCES: bool, const N: usize>(
     guidance: &Guidance,
     memory: &Memory,
     threads: usize,
@@ -116,7 +98,7 @@ unsafe fn guide<T: Scalar + Combine, const DIFFERENCES: bool, const N: usize>(
                     // SAFETY: the caller's promise; each group is one task's.
                     sums.add(&unsafe { predictions.sums(start, len) });
                 }
-                let coefficients = guidance.coefficients(&sums.gram(len));
+                let coefficients = guidance.coefficients(&Gram::of(&sums, len));
                 for chunk in 0..chunks {
                     let (start, len) = span(group, chunk);
                     // SAFETY: as above.
@@ -138,7 +120,7 @@ unsafe fn guide<T: Scalar + Combine, const DIFFERENCES: bool, const N: usize>(
         .map(|parts| {
             let mut sums = Sums::default();
             parts.iter().for_each(|part| sums.add(part));
-            guidance.coefficients(&sums.gram(len))
+            guidance.coefficients(&Gram::of(&sums, len))
         })
         .collect();
     pool::for_each(threads, groups * chunks, &|i| {
@@ -160,8 +142,8 @@ struct Predictions<'a, T, const DIFFERENCES: bool, const N: usize> {
 // SAFETY: only pointers, whose users answer for the memory.
 unsafe impl<T, const DIFFERENCES: bool, const N: usize> Sync for Predictions<'_, T, DIFFERENCES, N> {}
 
-impl<T: Scalar + Combine, const DIFFERENCES: bool, const N: usize> Predictions<'_, T, DIFFERENCES, N> {
-    /// Of `len` elements from `start`, after the momentum has taken them in.
+impl<T: Element, const DIFFERENCES: bool, const N: usize> Predictions<'_, T, DIFFERENCES, N> {
+    /// Over `len` elements from `start`, after the momentum has taken them in.
     ///
     /// # Safety
     /// As for [`guide`]; nothing else uses these elements meanwhile.
@@ -174,8 +156,7 @@ impl<T: Scalar + Combine, const DIFFERENCES: bool, const N: usize> Predictions<'
                 let factors = std::array::from_fn(|i| [1.0, -1.0, momentum].get(i).copied().unwrap_or(0.0));
                 T::combine::<false, N>(self.isa, &inputs, &factors, to, len);
             }
-            let slices = inputs.map(|input| std::slice::from_raw_parts(input, len));
-            moments::sums::<T, DIFFERENCES, N>(self.isa, slices, self.guidance.needs_means())
+            sums::<T, DIFFERENCES, N>(self.isa, inputs, len, self.guidance.needs_means())
         }
     }
 

@@ -1,6 +1,7 @@
 //! What each rule makes of the sums over a sample.
 
 use super::MAX_INPUTS;
+use crate::kernels::linear::Sums;
 
 /// Factors of what is combined; see [`Rule`] for what that is.
 pub type Coefficients = [f64; MAX_INPUTS];
@@ -49,6 +50,21 @@ pub struct Gram {
     pub sums: Coefficients,
     /// Of products; only those with `i <= j`.
     pub products: [Coefficients; MAX_INPUTS],
+}
+
+impl Gram {
+    /// Of sums over `count` elements.
+    pub fn of<const N: usize>(sums: &Sums<N>, count: usize) -> Gram {
+        let mut gram = Gram {
+            count: count as f64,
+            ..Gram::default()
+        };
+        for i in 0..N {
+            gram.sums[i] = sums.sums[i];
+            gram.products[i][..N].copy_from_slice(&sums.products[i]);
+        }
+        gram
+    }
 }
 
 impl Guidance {

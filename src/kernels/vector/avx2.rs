@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::{Bits, Double, Single, Vector, operators};
 
@@ -136,6 +136,24 @@ impl Double for F64 {
     unsafe fn store_f64(self, to: *mut f64) {
         // SAFETY: the CPU has AVX2; the caller's promise covers the four elements.
         unsafe { _mm256_storeu_pd(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn widen_f32(from: *const f32) -> Self {
+        // SAFETY: the CPU has AVX2 and F16C; the caller's promise covers the four elements.
+        Self(unsafe { _mm256_cvtps_pd(_mm_loadu_ps(from)) })
+    }
+    #[inline(always)]
+    unsafe fn widen_f16(from: *const f16) -> Self {
+        // SAFETY: the CPU has AVX2 and F16C; the caller's promise covers the four elements.
+        Self(unsafe { _mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64(from.cast()))) })
+    }
+    #[inline(always)]
+    unsafe fn widen_bf16(from: *const bf16) -> Self {
+        // SAFETY: the CPU has AVX2 and F16C; the caller's promise covers the four elements.
+        unsafe {
+            let bits = _mm_cvtepu16_epi32(_mm_loadl_epi64(from.cast()));
+            Self(_mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32::<16>(bits))))
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use core::arch::x86_64::*;
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::{Bits, Double, Single, Vector, operators};
 
@@ -136,6 +136,26 @@ impl Double for F64 {
     unsafe fn store_f64(self, to: *mut f64) {
         // SAFETY: the CPU has AVX-512; the caller's promise covers the eight elements.
         unsafe { _mm512_storeu_pd(to, self.0) }
+    }
+    #[inline(always)]
+    unsafe fn widen_f32(from: *const f32) -> Self {
+        // SAFETY: the CPU has AVX-512, AVX2 and F16C; the caller's promise covers the eight elements.
+        Self(unsafe { _mm512_cvtps_pd(_mm256_loadu_ps(from)) })
+    }
+    #[inline(always)]
+    unsafe fn widen_f16(from: *const f16) -> Self {
+        // SAFETY: the CPU has AVX-512, AVX2 and F16C; the caller's promise covers the eight elements.
+        Self(unsafe { _mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128(from.cast()))) })
+    }
+    #[inline(always)]
+    unsafe fn widen_bf16(from: *const bf16) -> Self {
+        // SAFETY: the CPU has AVX-512, AVX2 and F16C; the caller's promise covers the eight elements.
+        unsafe {
+            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+            Self(_mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(
+                bits,
+            ))))
+        }
     }
 }
 

@@ -96,7 +96,34 @@ pub trait Double: Vector {
     /// # Safety
     /// As for [`Stored::store`].
     unsafe fn store_f64(self, to: *mut f64);
+    /// # Safety
+    /// As for [`Stored::load`].
+    unsafe fn widen_f32(from: *const f32) -> Self;
+    /// # Safety
+    /// As for [`Stored::load`].
+    unsafe fn widen_f16(from: *const f16) -> Self;
+    /// # Safety
+    /// As for [`Stored::load`].
+    unsafe fn widen_bf16(from: *const bf16) -> Self;
 }
+
+/// An element type as f64 numbers.
+pub trait Widened: Copy {
+    /// # Safety
+    /// As for [`Stored::load`].
+    unsafe fn widen<V: Double>(from: *const Self) -> V;
+}
+
+macro_rules! widened {
+    ($($type:ty: $load:ident),*) => { $(impl Widened for $type {
+        #[inline(always)]
+        unsafe fn widen<V: Double>(from: *const Self) -> V {
+            // SAFETY: the caller's promise is the same.
+            unsafe { V::$load(from) }
+        }
+    })* };
+}
+widened!(f64: load_f64, f32: widen_f32, f16: widen_f16, bf16: widen_bf16);
 
 impl<V: Double> Stored<V> for f64 {
     #[inline(always)]

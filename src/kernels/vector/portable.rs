@@ -3,7 +3,7 @@
 use std::array::from_fn;
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::{Bits, Double, Single, Vector};
 
@@ -121,6 +121,21 @@ impl Double for F64 {
     unsafe fn store_f64(self, to: *mut f64) {
         // SAFETY: the caller's promise is the same.
         unsafe { self.write(to) }
+    }
+    #[inline(always)]
+    unsafe fn widen_f32(from: *const f32) -> Self {
+        // SAFETY: the caller's promise is the same.
+        unsafe { Lanes::<f32, 4>::read(from) }.map(f64::from)
+    }
+    #[inline(always)]
+    unsafe fn widen_f16(from: *const f16) -> Self {
+        // SAFETY: the caller's promise is the same.
+        unsafe { Lanes::<f16, 4>::read(from) }.map(f64::from)
+    }
+    #[inline(always)]
+    unsafe fn widen_bf16(from: *const bf16) -> Self {
+        // SAFETY: the caller's promise is the same.
+        unsafe { Lanes::<bf16, 4>::read(from) }.map(f64::from)
     }
 }
 

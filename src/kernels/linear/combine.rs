@@ -9,7 +9,8 @@ use crate::runtime::Isa;
 
 /// Element types that can be combined.
 pub trait Combine: Copy + Default {
-    /// Writes to `to` the sum of the inputs times their factors, or, with `DIFFERENCES`, of what `Predictions` says.
+    /// Writes to `to` the sum of the inputs times their factors or, with `DIFFERENCES`, of the first, of the first
+    /// less the second, and of each other less the second, times their factors.
     ///
     /// # Safety
     /// The pointers are valid for `len` elements, and `to`, for writing, is one of the inputs or overlaps none. The CPU
@@ -120,8 +121,12 @@ unsafe fn one<V: Vector, T: Stored<V>, const DIFFERENCES: bool, const N: usize>(
     factors: &[V; N],
     to: *mut T,
 ) {
-    // SAFETY: the caller's promise.
-    let mut values = inputs.map(|input| unsafe { T::load(input) });
+    // Not `map`: its closure is not always inlined, and by itself it lacks the instruction set.
+    let mut values = [V::splat(0.0); N];
+    for (value, input) in values.iter_mut().zip(inputs) {
+        // SAFETY: the caller's promise.
+        *value = unsafe { T::load(input) };
+    }
     if DIFFERENCES {
         let second = values[1];
         values[1] = values[0] - second;

@@ -1,0 +1,191 @@
+//! Sums of elements and products in f64, in a fixed number of lanes, so that threads and instruction sets make no
+//! difference.
+
+use super::Element;
+use crate::kernels::vector::{Double, portable};
+#[cfg(target_arch = "x86_64")]
+use crate::kernels::vector::{avx2, avx512};
+use crate::runtime::Isa;
+
+const LANES: usize = 16;
+/// The most vectors that hold so many lanes.
+const PARTS: usize = 4;
+
+/// Over elements of `N` tensors.
+#[derive(Clone, Copy, Debug)]
+pub struct Sums<const N: usize> {
+    pub sums: [f64; N],
+    /// Only those with `i <= j`.
+    pub products: [[f64; N]; N],
+}
+
+impl<const N: usize> Default for Sums<N> {
+    fn default() -> Self {
+        Sums {
+            sums: [0.0; N],
+            products: [[0.0; N]; N],
+        }
+    }
+}
+
+impl<const N: usize> Sums<N> {
+    pub fn add(&mut self, other: &Sums<N>) {
+        for i in 0..N {
+            self.sums[i] += other.sums[i];
+            for j in i..N {
+                self.products[i][j] += other.products[i][j];
+            }
+        }
+    }
+}
+
+/// Over `len` elements of tensors or, with `DIFFERENCES`, of the first, of the first less the second, and of each other
+/// less the second. Sums of the elements themselves only with `means`.
+///
+/// # Safety
+/// The pointers are valid for reading, nothing writes there, and the CPU has the instruction set.
+pub unsafe fn sums<T: Element, const DIFFERENCES: bool, const N: usize>(
+    isa: Isa,
+    inputs: [*const T; N],
+    len: usize,
+    means: bool,
+) -> Sums<N> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match means {
+            false => of::<T, DIFFERENCES, false, N>(isa, inputs, len),
+            true => of::<T, DIFFERENCES, true, N>(isa, inputs, len),
+        }
+    }
+}
+
+/// # Safety
+/// As for [`sums`].
+unsafe fn of<T: Element, const DIFFERENCES: bool, const MEANS: bool, const N: usize>(
+    isa: Isa,
+    inputs: [*const T; N],
+    len: usize,
+) -> Sums<N> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 | Isa::Avx512Bf16 => with_avx512::<T, DIFFERENCES, MEANS, N>(inputs, len),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => with_avx2::<T, DIFFERENCES, MEANS, N>(inputs, len),
+            _ => sweep::<portable::F64, T, DIFFERENCES, MEANS, N>(inputs, len),
+        }
+    }
+}
+
+/// # Safety
+/// As for [`sums`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn with_avx512<T: Element, const DIFFERENCES: bool, const MEANS: bool, const N: usize>(
+    inputs: [*const T; N],
+    len: usize,
+) -> Sums<N> {
+    // SAFETY: the caller's promise is the same.
+    unsafe { sweep::<avx512::F64, T, DIFFERENCES, MEANS, N>(inputs, len) }
+}
+
+/// # Safety
+/// As for [`sums`].
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn with_avx2<T: Element, const DIFFERENCES: bool, const MEANS: bool, const N: usize>(
+    inputs: [*const T; N],
+    len: usize,
+) -> Sums<N> {
+    // SAFETY: the caller's promise is the same.
+    unsafe { sweep::<avx2::F64, T, DIFFERENCES, MEANS, N>(inputs, len) }
+}
+
+/// # Safety
+/// As for [`sums`].
+#[inline(always)]
+unsafe fn sweep<V: Double, T: Element, const DIFFERENCES: bool, const MEANS: bool, const N: usize>(
+    inputs: [*const T; N],
+    len: usize,
+) -> Sums<N> {
+    let mut lanes = Lanes::<V, DIFFERENCES, MEANS, N> {
+        sums: [[V::splat(0.0); PARTS]; N],
+        products: [[[V::splat(0.0); PARTS]; N]; N],
+    };
+    let whole = len - len % LANES;
+    for i in (0..whole).step_by(LANES) {
+        // SAFETY: as many lanes lie within the tensors.
+        unsafe { lanes.add(inputs.map(|input| input.add(i))) };
+    }
+    if whole < len {
+        // The last elements go through copies that are filled up with zeros.
+        let mut padded = [[T::default(); LANES]; N];
+        for (padded, input) in padded.iter_mut().zip(inputs) {
+            // SAFETY: the tensors hold `len - whole` elements from `whole` on, the copies more than that.
+            unsafe {
+                input
+                    .add(whole)
+                    .copy_to_nonoverlapping(padded.as_mut_ptr(), len - whole)
+            };
+        }
+        // SAFETY: the copies hold as many lanes.
+        unsafe { lanes.add(std::array::from_fn(|i| padded[i].as_ptr())) };
+    }
+    let mut result = Sums::default();
+    for i in 0..N {
+        if MEANS {
+            result.sums[i] = total(&lanes.sums[i]);
+        }
+        for j in i..N {
+            result.products[i][j] = total(&lanes.products[i][j]);
+        }
+    }
+    result
+}
+
+struct Lanes<V, const DIFFERENCES: bool, const MEANS: bool, const N: usize> {
+    sums: [[V; PARTS]; N],
+    products: [[[V; PARTS]; N]; N],
+}
+
+impl<V: Double, const DIFFERENCES: bool, const MEANS: bool, const N: usize> Lanes<V, DIFFERENCES, MEANS, N> {
+    /// # Safety
+    /// The pointers are valid for reading `LANES` elements.
+    #[inline(always)]
+    unsafe fn add<T: Element>(&mut self, inputs: [*const T; N]) {
+        for part in 0..LANES / V::LANES {
+            // Not `map`: its closure is not always inlined, and by itself it lacks the instruction set.
+            let mut values = [V::splat(0.0); N];
+            for (value, input) in values.iter_mut().zip(inputs) {
+                // SAFETY: the caller's promise.
+                *value = unsafe { T::widen(input.add(part * V::LANES)) };
+            }
+            if DIFFERENCES {
+                let second = values[1];
+                values[1] = values[0] - second;
+                for other in &mut values[2..] {
+                    *other = *other - second;
+                }
+            }
+            for i in 0..N {
+                if MEANS {
+                    self.sums[i][part] = self.sums[i][part] + values[i];
+                }
+                for j in i..N {
+                    self.products[i][j][part] = self.products[i][j][part] + values[i] * values[j];
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn total<V: Double>(parts: &[V; PARTS]) -> f64 {
+    let mut lanes = [0.0; LANES];
+    for (part, lanes) in parts.iter().zip(lanes.chunks_exact_mut(V::LANES)) {
+        // SAFETY: a vector's lanes.
+        unsafe { part.store_f64(lanes.as_mut_ptr()) };
+    }
+    lanes.iter().sum()
+}
