@@ -100,7 +100,7 @@ def apg(
     inputs = [cond, uncond]
     if momentum_buffer is not None:
         inputs.append(momentum_buffer.of(cond))
-    return _guide(
+    guided = _guide(
         rule,
         inputs,
         dims,
@@ -118,6 +118,9 @@ def apg(
         ),
         written=inputs[2:],
     )
+    if momentum_buffer is not None and momentum_buffer.running_average is None:
+        momentum_buffer.running_average = inputs[2]
+    return guided
 
 
 def cfg_zero_star(

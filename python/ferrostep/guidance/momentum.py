@@ -27,14 +27,14 @@ class MomentumBuffer:
         self.running_average = None
 
     def of(self, prediction: Tensor) -> Tensor:
-        """The buffer for predictions like this one: zeros at first.
+        """The direction for predictions like this one: new zeros, not kept, before the first step.
 
         Raises:
             ValueError: the buffer is of another shape, dtype or device.
         """
-        if self.running_average is None:
-            self.running_average = torch.zeros_like(prediction, requires_grad=False)
         kept = self.running_average
+        if kept is None:
+            return torch.zeros_like(prediction, requires_grad=False)
         for name in ("shape", "dtype", "device"):
             was, came = getattr(kept, name), getattr(prediction, name)
             if was != came:

@@ -87,10 +87,13 @@ impl Guidance {
         }
     }
 
-    /// Whether c, d and n - u are combined, rather than the tensors: where c and u are close, sums of products of
-    /// themselves would lose their difference.
+    /// Whether c, d and n - u are combined, rather than the tensors: rules of d would lose it where c and u are close.
     pub fn takes_differences(&self) -> bool {
-        self.rule != Rule::Project && self.momentum().is_none()
+        match self.rule {
+            Rule::Cfg { .. } | Rule::PerpNeg { .. } => true,
+            Rule::Apg(apg) => apg.momentum.is_none(),
+            Rule::ZeroStar { .. } | Rule::Tangential { .. } | Rule::Project => false,
+        }
     }
 
     pub fn needs_means(&self) -> bool {
@@ -107,31 +110,27 @@ impl Guidance {
 
     /// The coefficients for each output.
     pub fn coefficients(&self, gram: &Gram) -> [Coefficients; 2] {
-        let [cc, cd, dd] = [gram.products[0][0], gram.products[0][1], gram.products[1][1]];
-        let (cu, uu) = (cc - cd, cc - 2.0 * cd + dd);
+        // Of the first two that are combined: c and d, c and u, or what is projected on and what is.
+        let [aa, ab, bb] = [gram.products[0][0], gram.products[0][1], gram.products[1][1]];
         let first = match &self.rule {
             Rule::Cfg { scale } => with(&[1.0, scale - 1.0]),
             Rule::Apg(apg) => apg.coefficients(gram),
-            Rule::ZeroStar { scale } => {
-                let u = (1.0 - scale) * (cu / (uu + 1e-8));
-                with(&[scale + u, -u])
-            }
+            Rule::ZeroStar { scale } => with(&[*scale, (1.0 - scale) * (ab / (bb + 1e-8))]),
             Rule::Tangential { scale } => {
-                // The eigenvector of the largest eigenvalue of ((cc, cu), (cu, uu)).
-                let (sin, cos) = (0.5 * (2.0 * cu).atan2(cc - uu)).sin_cos();
-                let (c, u) = (scale + (1.0 - scale) * cos * sin, (1.0 - scale) * sin * sin);
-                with(&[c + u, -u])
+                // The eigenvector of the largest eigenvalue of ((|c|², <c, u>), (<c, u>, |u|²)).
+                let (sin, cos) = (0.5 * (2.0 * ab).atan2(aa - bb)).sin_cos();
+                with(&[scale + (1.0 - scale) * cos * sin, (1.0 - scale) * sin * sin])
             }
             Rule::PerpNeg { scale, weights } => {
                 let mut all = with(&[1.0, scale - 1.0]);
                 for (i, weight) in weights.iter().enumerate() {
-                    all[1] += scale * weight * ratio(gram.products[1][2 + i], dd);
+                    all[1] += scale * weight * ratio(gram.products[1][2 + i], bb);
                     all[2 + i] = -scale * weight;
                 }
                 all
             }
             Rule::Project => {
-                let along = ratio(cd, cc);
+                let along = ratio(ab, aa);
                 return [with(&[along, 0.0]), with(&[-along, 1.0])];
             }
         };

@@ -1,27 +1,11 @@
-"""The update rules for NumPy arrays, in place, and their matrix kernel; torch is not needed.
-
-Arrays are float32, float64, float16, bfloat16 (of ml_dtypes), complex64 or complex128, of any layout; those of one
-call have the same shape. The gradient has the parameter's dtype; states have one dtype together: the parameter's,
-or float32 for 16-bit parameters, or bfloat16. The arithmetic is float64 for float64 and complex128, else float32.
-
-Every function raises TypeError or ValueError, with nothing changed, for arrays that do not fit: wrong dtype or shape,
-read-only, or sharing memory.
-"""
+"""Element-wise update rules for NumPy arrays, in place."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
 from ferrostep import _core
-
-__all__ = ["adamw_", "lion_", "orthogonalize"]
-
-Array = npt.NDArray[Any]
+from ferrostep.numpy.arrays import Array, threads
 
 
 def adamw_(
@@ -126,45 +110,6 @@ def _check(name: str, value: float, low: float, high: float = np.inf) -> None:
         raise ValueError(f"Invalid {name}: {value}; expected {low} <= {name} < {high}")
 
 
-def orthogonalize(
-    arrays: Array | Sequence[Array],
-    *,
-    steps: int | None = None,
-    coefficients: str | Sequence[float] | Sequence[Sequence[float]] = "keller",
-    precision: str = "auto",
-    algorithm: str = "auto",
-    restarts: Sequence[int] = (2,),
-    eps: float = 0.0,
-    out: Array | Sequence[Array] | None = None,
-    num_threads: int | None = None,
-) -> Array | list[Array]:
-    """Orthogonalize matrices by Newton-Schulz, as :func:`ferrostep.orthogonalize`, on arrays.
-
-    Args:
-        arrays: an array of shape (..., rows, columns), or several.
-        steps, coefficients, precision, algorithm, restarts, eps: as of :func:`ferrostep.orthogonalize`.
-        out: where the results go, of the shapes and dtypes of ``arrays``, which may be ``arrays`` themselves.
-        num_threads: at most; default the number of CPUs.
-
-    Returns:
-        The results, in ``out`` or new arrays.
-    """
-    inputs = [arrays] if isinstance(arrays, np.ndarray) else list(arrays)
-    given = [out] if isinstance(out, np.ndarray) else out
-    outputs = [np.empty_like(x) for x in inputs] if given is None else list(given)
-    _core.orthogonalize(
-        inputs,
-        outputs,
-        schedule=_core.Schedule(coefficients, steps),
-        eps=eps,
-        algorithm=algorithm,
-        precision=precision,
-        restarts=list(restarts),
-        threads=num_threads or os.cpu_count() or 1,
-    )
-    return outputs[0] if isinstance(arrays, np.ndarray) else outputs
-
-
 def _update(
     kernel: _core.AdamW | _core.AmsGrad | _core.Lion,
     param: Array,
@@ -187,4 +132,4 @@ def _update(
         seed=seed,
         compensation=None if kahan_comp is None else [kahan_comp],
     )
-    batch.run(num_threads or os.cpu_count() or 1)
+    batch.run(threads(num_threads))

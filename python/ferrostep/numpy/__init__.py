@@ -1,0 +1,26 @@
+"""The update rules, matrix kernels and projections for NumPy arrays; torch is not needed.
+
+Arrays are float32, float64, float16 or bfloat16 (of ml_dtypes), of any layout; for the update rules also complex64 or
+complex128. Those of one call have the same shape, but where it says otherwise. In an update rule the gradient has the
+parameter's dtype; states have one dtype together: the parameter's, or float32 for 16-bit parameters, or bfloat16. The
+arithmetic is float64 for float64 and complex128, else float32.
+
+Every function raises TypeError or ValueError, with nothing changed, for arrays that do not fit: wrong dtype or shape,
+read-only, or sharing memory.
+"""
+
+from ferrostep.numpy.elementwise import adamw_, lion_
+from ferrostep.numpy.guidance import apg, cfg, cfg_zero_star, perp_neg, project, tangential
+from ferrostep.numpy.matrices import orthogonalize
+
+__all__ = [
+    "adamw_",
+    "apg",
+    "cfg",
+    "cfg_zero_star",
+    "lion_",
+    "orthogonalize",
+    "perp_neg",
+    "project",
+    "tangential",
+]

@@ -1,0 +1,49 @@
+"""Newton-Schulz for NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ferrostep import _core
+from ferrostep.numpy.arrays import Array, threads
+
+
+def orthogonalize(
+    arrays: Array | Sequence[Array],
+    *,
+    steps: int | None = None,
+    coefficients: str | Sequence[float] | Sequence[Sequence[float]] = "keller",
+    precision: str = "auto",
+    algorithm: str = "auto",
+    restarts: Sequence[int] = (2,),
+    eps: float = 0.0,
+    out: Array | Sequence[Array] | None = None,
+    num_threads: int | None = None,
+) -> Array | list[Array]:
+    """Orthogonalize matrices by Newton-Schulz, as :func:`ferrostep.orthogonalize`, on arrays.
+
+    Args:
+        arrays: an array of shape (..., rows, columns), or several.
+        steps, coefficients, precision, algorithm, restarts, eps: as of :func:`ferrostep.orthogonalize`.
+        out: where the results go, of the shapes and dtypes of ``arrays``, which may be ``arrays`` themselves.
+        num_threads: at most; default the number of CPUs.
+
+    Returns:
+        The results, in ``out`` or new arrays.
+    """
+    inputs = [arrays] if isinstance(arrays, np.ndarray) else list(arrays)
+    given = [out] if isinstance(out, np.ndarray) else out
+    outputs = [np.empty_like(x) for x in inputs] if given is None else list(given)
+    _core.orthogonalize(
+        inputs,
+        outputs,
+        schedule=_core.Schedule(coefficients, steps),
+        eps=eps,
+        algorithm=algorithm,
+        precision=precision,
+        restarts=list(restarts),
+        threads=threads(num_threads),
+    )
+    return outputs[0] if isinstance(arrays, np.ndarray) else outputs

@@ -1,0 +1,138 @@
+"""Our guiders in the place of diffusers' own: the same configurations and the same samples of a small model."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, UNet2DModel
+from diffusers.guiders.adaptive_projected_guidance import AdaptiveProjectedGuidance
+from diffusers.guiders.classifier_free_guidance import ClassifierFreeGuidance
+from diffusers.guiders.classifier_free_zero_star_guidance import ClassifierFreeZeroStarGuidance
+from diffusers.guiders.guider_utils import BaseGuidance
+from diffusers.guiders.tangential_classifier_free_guidance import TangentialClassifierFreeGuidance
+from torch import Tensor
+
+from ferrostep.guidance import MomentumBuffer
+from ferrostep.guidance import diffusers as ours
+
+STEPS = 6
+CASES: list[tuple[type[BaseGuidance], dict[str, Any]]] = [
+    (ClassifierFreeGuidance, {}),
+    (ClassifierFreeGuidance, {"guidance_scale": 3.0, "guidance_rescale": 0.7, "start": 0.2, "stop": 0.8}),
+    (ClassifierFreeGuidance, {"guidance_scale": 3.0, "use_original_formulation": True}),
+    (ClassifierFreeGuidance, {"guidance_scale": 1.0}),
+    (ClassifierFreeGuidance, {"enabled": False}),
+    (AdaptiveProjectedGuidance, {}),
+    (
+        AdaptiveProjectedGuidance,
+        {
+            "eta": 0.0,
+            "adaptive_projected_guidance_momentum": -0.75,
+            "adaptive_projected_guidance_rescale": 2.5,
+            "adaptive_projected_guidance_norm_dim": (-1, -2),
+            "guidance_rescale": 0.3,
+        },
+    ),
+    (AdaptiveProjectedGuidance, {"eta": 0.0, "use_original_formulation": True, "stop": 0.5}),
+    (ClassifierFreeZeroStarGuidance, {}),
+    (ClassifierFreeZeroStarGuidance, {"zero_init_steps": 0, "guidance_rescale": 0.5, "use_original_formulation": True}),
+    (TangentialClassifierFreeGuidance, {"guidance_scale": 4.0}),
+]
+every_case = pytest.mark.parametrize(
+    ("theirs", "arguments"), CASES, ids=[f"{cls.__name__} {', '.join(a) or 'by default'}" for cls, a in CASES]
+)
+
+
+def settings_of(guidance: BaseGuidance) -> dict[str, Any]:
+    return {name: value for name, value in guidance.config.items() if not name.startswith("_")}
+
+
+def guider(theirs: type[BaseGuidance], arguments: dict[str, Any]) -> BaseGuidance:
+    return getattr(ours, theirs.__name__)(**arguments)
+
+
+@pytest.fixture(scope="module")
+def model() -> UNet2DModel:
+    torch.manual_seed(0)
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        num_class_embeds=11,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=8,
+    ).eval()
+
+
+@torch.no_grad()
+def sample(model: UNet2DModel, guidance: BaseGuidance, *, by_name: bool) -> Tensor:
+    """The denoising loop of a modular pipeline: the guider says what to predict, and combines it."""
+    scheduler = DDIMScheduler(num_train_timesteps=50)
+    scheduler.set_timesteps(STEPS)
+    latents = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    labels, no_label = torch.tensor([3, 7]), torch.tensor([10, 10])
+    for step, timestep in enumerate(scheduler.timesteps):
+        guidance.set_state(step=step, num_inference_steps=STEPS, timestep=timestep)
+        if by_name:
+            state = SimpleNamespace(labels=labels, no_label=no_label)
+            batches = guidance.prepare_inputs_from_block_state(state, {"labels": ("labels", "no_label")})
+        else:
+            batches = guidance.prepare_inputs({"labels": (labels, no_label)})
+        for batch in batches:
+            guidance.prepare_models(model)
+            batch.noise_pred = model(latents, timestep, class_labels=batch.labels).sample
+            guidance.cleanup_models(model)
+        latents = scheduler.step(guidance(batches).pred, timestep, latents).prev_sample
+    return latents
+
+
+@every_case
+@pytest.mark.parametrize("by_name", [False, True], ids=["inputs", "block state"])
+def test_samples_are_those_of_diffusers(
+    model: UNet2DModel, theirs: type[BaseGuidance], arguments: dict[str, Any], by_name: bool
+) -> None:
+    own = guider(theirs, arguments)
+    for _ in range(2):  # the second time begins anew, momentum too
+        actual, expected = (sample(model, g, by_name=by_name) for g in (own, theirs(**arguments)))
+        assert actual.isfinite().all()
+        torch.testing.assert_close(actual, expected, rtol=2e-4, atol=2e-4)
+
+
+@every_case
+def test_configurations_are_those_of_diffusers(
+    theirs: type[BaseGuidance], arguments: dict[str, Any], tmp_path: Any
+) -> None:
+    own, other = guider(theirs, arguments), theirs(**arguments)
+    assert isinstance(own, BaseGuidance) and isinstance(own, theirs)
+    assert dict(own.config) == dict(other.config)
+    own.save_pretrained(tmp_path)
+    loaded = settings_of(theirs.from_pretrained(tmp_path))
+    assert {name: tuple(x) if isinstance(x, list) else x for name, x in loaded.items()} == settings_of(other)
+    assert isinstance(own.new(guidance_scale=2.0), type(own)) and own.new(guidance_scale=2.0).guidance_scale == 2.0
+    assert own.num_conditions == other.num_conditions
+    assert own.get_state().keys() == other.get_state().keys()
+
+
+def test_momentum_is_ours_and_begins_anew(model: UNet2DModel) -> None:
+    own = ours.AdaptiveProjectedGuidance(adaptive_projected_guidance_momentum=-0.5)
+    sample(model, own, by_name=False)
+    first = own.momentum_buffer
+    assert isinstance(first, MomentumBuffer) and first.running_average is not None
+    sample(model, own, by_name=False)
+    assert own.momentum_buffer is not first
+
+
+def test_defects_of_diffusers_are_not_ours() -> None:
+    own = ours.ClassifierFreeZeroStarGuidance(guidance_rescale=0.5)
+    own.set_state(step=0, num_inference_steps=STEPS, timestep=torch.tensor(0))
+    assert torch.equal(own.forward(torch.ones(1, 4), torch.ones(1, 4)).pred, torch.zeros(1, 4))
+    tangential = ours.TangentialClassifierFreeGuidance()
+    tangential.prepare_models(torch.nn.Identity())
+    assert tangential.is_conditional and not tangential.is_unconditional
