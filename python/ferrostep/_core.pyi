@@ -216,3 +216,46 @@ def supported_isas() -> list[str]: ...
 def use_isa(name: str) -> None: ...
 def adopt_openmp() -> bool: ...
 def use_exchange_api(yes: bool) -> None: ...
+def orthogonal(
+    forward: list[Any | None],
+    backward: list[Any | None],
+    *,
+    scale: float,
+    eps: float,
+    per_tensor: bool,
+    threads: int,
+) -> list[float]:
+    """``backward <- scale * (backward - kappa * forward)``; returns kappa, or one for each place with ``per_tensor``.
+
+    Lists of this function and of the next hold torch tensors or NumPy arrays, or None for zeros; those at one place
+    have one shape and dtype. Raise TypeError, ValueError or RuntimeError, with nothing changed.
+    """
+
+def orthogonal_combine(
+    extra: list[Any | None],
+    forward: list[Any | None],
+    backward: list[Any | None],
+    outputs: list[Any | None],
+    *,
+    eta: float,
+    eps: float,
+    per_tensor: bool,
+    skip_nonfinite: bool,
+    threads: int,
+) -> list[float] | None:
+    """``outputs <- extra + forward + eta * (backward - kappa * forward)``; an output may be an input at its place.
+
+    Returns kappa as :func:`orthogonal` does, or None where ``skip_nonfinite`` found NaN or infinity and nothing was
+    written.
+    """
+
+def gram(lists: list[list[Any | None]], threads: int) -> list[list[float]]:
+    """The inner products of all pairs of lists, in float64."""
+
+def combine(
+    lists: list[list[Any | None]], outputs: list[list[Any | None]], factors: list[list[float]], threads: int
+) -> None:
+    """Write to each list of outputs the sum of all lists, each times its factor; outputs may be inputs."""
+
+def ema(targets: list[Any], sources: list[Any], tau: float, threads: int) -> None:
+    """``target <- target + tau * (source - target)``."""

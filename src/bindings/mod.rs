@@ -3,6 +3,7 @@
 mod auon;
 mod batch;
 mod errors;
+mod gradients;
 mod guidance;
 mod muon;
 mod orthogonal;
@@ -20,6 +21,8 @@ mod _core {
     use super::auon::AuON;
     #[pymodule_export]
     use super::batch::Batch;
+    #[pymodule_export]
+    use super::gradients::{combine, ema, gram, orthogonal, orthogonal_combine};
     #[pymodule_export]
     use super::guidance::Guidance;
     #[pymodule_export]

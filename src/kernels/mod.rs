@@ -2,6 +2,7 @@
 
 pub mod auon;
 pub mod elementwise;
+pub mod gradients;
 pub mod linear;
 pub mod matmul;
 pub mod muon;

@@ -10,16 +10,28 @@ read-only, or sharing memory.
 """
 
 from ferrostep.numpy.elementwise import adamw_, lion_
+from ferrostep.numpy.gradients import combine, ema_, gram, orthogonal_, orthogonal_combine_, pcgrad_
 from ferrostep.numpy.guidance import apg, cfg, cfg_zero_star, perp_neg, project, tangential
 from ferrostep.numpy.matrices import orthogonalize
+from ferrostep.numpy.weights import aligned_mtl_weights, cagrad_weights, min_norm_weights, pcgrad_weights
 
 __all__ = [
     "adamw_",
+    "aligned_mtl_weights",
     "apg",
+    "cagrad_weights",
     "cfg",
     "cfg_zero_star",
+    "combine",
+    "ema_",
+    "gram",
     "lion_",
+    "min_norm_weights",
+    "orthogonal_",
+    "orthogonal_combine_",
     "orthogonalize",
+    "pcgrad_",
+    "pcgrad_weights",
     "perp_neg",
     "project",
     "tangential",

@@ -1,0 +1,229 @@
+"""O-DICE's orthogonal gradient (arXiv 2402.00348, section 3): the backward one without what the forward has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ferrostep import _core
+from ferrostep.gradients.lists import Gradient, elsewhere, fill, written
+from ferrostep.reference import gradients as reference
+
+
+@torch.no_grad()
+def orthogonal_(
+    backward: list[Tensor | None],
+    forward: Gradient,
+    *,
+    scale: float = 1.0,
+    eps: float = 1e-10,
+    per_tensor: bool = False,
+) -> float | list[float]:
+    """Take out of a gradient what lies along another: ``backward <- scale * (backward - kappa * forward)``, in place.
+
+    ``kappa = <forward, backward> / max(<forward, forward>, eps)``. Where ``<forward, forward> < eps`` less is taken
+    out, nothing where it is 0; a NaN or infinity anywhere reaches every element.
+
+    Args:
+        backward: changed in place; where it has None and ``forward`` has not, the list gets a new tensor.
+        forward: only read.
+        scale: of the result.
+        eps: least divisor; O-DICE's code has 1e-10.
+        per_tensor: a kappa for each tensor instead of one for all.
+
+    Returns:
+        kappa; with ``per_tensor`` one for each place.
+    """
+    forwards = list(forward)
+    if elsewhere([backward, forwards]):
+        return reference.orthogonal_(backward, forwards, scale=scale, eps=eps, per_tensor=per_tensor)
+    to = list(backward)
+    fill(to, [forwards], torch.zeros_like)
+    kappas = _core.orthogonal(
+        forwards, to, scale=scale, eps=eps, per_tensor=per_tensor, threads=torch.get_num_threads()
+    )
+    backward[:] = to
+    written(backward)
+    return _kappa(kappas, per_tensor)
+
+
+@torch.no_grad()
+def orthogonal_combine_(
+    out: list[Tensor | None],
+    forward: Gradient,
+    backward: Gradient,
+    *,
+    eta: float = 1.0,
+    eps: float = 1e-10,
+    per_tensor: bool = False,
+) -> float | list[float]:
+    """Add both gradients, the backward one projected: ``out += forward + eta * (backward - kappa * forward)``.
+
+    Args:
+        out: changed in place; where it has None and another list has not, it gets a new tensor.
+        forward, backward: only read.
+        eta: the weight of the projected gradient.
+        eps, per_tensor: as of :func:`orthogonal_`.
+
+    Returns:
+        kappa, as :func:`orthogonal_` does.
+    """
+    forwards, backwards = list(forward), list(backward)
+    if elsewhere([out, forwards, backwards]):
+        return reference.orthogonal_combine_(out, forwards, backwards, eta=eta, eps=eps, per_tensor=per_tensor)
+    to = list(out)
+    fill(to, [forwards, backwards], torch.zeros_like)
+    kappas = _combine(to, forwards, backwards, to, eta, eps, per_tensor, False)
+    out[:] = to
+    written(out)
+    assert kappas is not None
+    return _kappa(kappas, per_tensor)
+
+
+class OrthogonalGradient:
+    """Steps any torch optimizer with ``extra + forward + eta * (backward - kappa * forward)``.
+
+    The three are the gradients of three losses; kappa is taken over all parameters of the optimizer together, and the
+    two gradients are evaluated apart: the difference of two sums of them loses the smaller one.
+
+    In one call::
+
+        orthogonal = OrthogonalGradient(optimizer)
+        orthogonal.step(forward_loss, backward_loss, extra_loss)
+
+    With accumulation, ``backward`` for each micro-batch (its losses divided by their number), then ``combine`` and
+    ``optimizer.step()``. With a GradScaler, scaled losses (kappa does not depend on the scale), and
+    ``scaler.step(optimizer)`` after ``combine``::
+
+        orthogonal.backward(scaler.scale(forward_loss), scaler.scale(backward_loss))
+        orthogonal.combine()
+        scaler.step(optimizer)
+
+    Args:
+        optimizer: whose parameters get the gradients.
+        eta: the weight of the projected gradient.
+        eps, per_tensor: as of :func:`orthogonal_`.
+        skip_nonfinite: with a NaN or infinity in any gradient, leave every ``p.grad`` unset and do not step.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        eta: float = 1.0,
+        eps: float = 1e-10,
+        per_tensor: bool = False,
+        skip_nonfinite: bool = False,
+    ) -> None:
+        self.optimizer = optimizer
+        self.eta = eta
+        self.eps = eps
+        self.per_tensor = per_tensor
+        self.skip_nonfinite = skip_nonfinite
+        self._gradients: list[list[Tensor | None]] | None = None
+
+    def backward(self, forward_loss: Tensor, backward_loss: Tensor, extra_loss: Tensor | None = None) -> None:
+        """Evaluate the gradients and keep them, added to those that are kept already. Frees the losses' graphs."""
+        losses = [forward_loss, backward_loss] if extra_loss is None else [forward_loss, backward_loss, extra_loss]
+        params = self._params()
+        found: list[list[Tensor | None]] = [
+            list(torch.autograd.grad(loss, params, retain_graph=i + 1 < len(losses), allow_unused=True))
+            for i, loss in enumerate(losses)
+        ]
+        if extra_loss is None:
+            found.append([None] * len(params))
+        if self._gradients is None:
+            self._gradients = found
+            return
+        for kept, more in zip(self._gradients, found, strict=True):
+            kept[:] = [a if b is None else b if a is None else a + b for a, b in zip(kept, more, strict=True)]
+
+    @torch.no_grad()
+    def combine(self) -> float | list[float] | None:
+        """Write every ``p.grad`` (over what was there) from the kept gradients, and forget them.
+
+        Returns:
+            kappa, as :func:`orthogonal_` does; None where ``skip_nonfinite`` left every ``p.grad`` unset.
+
+        Raises:
+            RuntimeError: there are no gradients: :meth:`backward` has not been called.
+        """
+        if self._gradients is None:
+            raise RuntimeError("no gradients to combine: call backward(forward_loss, backward_loss) first")
+        (forward, backward, extra), self._gradients = self._gradients, None
+        # Not into what autograd gave: one tensor may be the gradient of two parameters.
+        out = [
+            None if f is None and b is None and e is None else _place(p)
+            for p, f, b, e in zip(self._params(), forward, backward, extra, strict=True)
+        ]
+        kappas: list[float] | None
+        if elsewhere([out]):
+            kappas = reference.combined(out, extra, forward, backward, self.eta, self.eps, self.per_tensor)
+            if self.skip_nonfinite and not all(bool(x.isfinite().all()) for x in out if x is not None):
+                kappas = None
+        else:
+            kappas = _combine(extra, forward, backward, out, self.eta, self.eps, self.per_tensor, self.skip_nonfinite)
+        for p, g in zip(self._params(), out, strict=True):
+            p.grad = None if kappas is None else g
+        written(out)
+        return None if kappas is None else _kappa(kappas, self.per_tensor)
+
+    def step(
+        self, forward_loss: Tensor, backward_loss: Tensor, extra_loss: Tensor | None = None
+    ) -> float | list[float] | None:
+        """:meth:`backward`, :meth:`combine`, and the optimizer's step unless that skips.
+
+        Args:
+            forward_loss: scalar; its gradient keeps its direction.
+            backward_loss: scalar; its gradient is projected.
+            extra_loss: scalar; its gradient is added as it is.
+
+        Returns:
+            As :meth:`combine`.
+        """
+        self.backward(forward_loss, backward_loss, extra_loss)
+        kappa = self.combine()
+        if kappa is not None:
+            self.optimizer.step()
+        return kappa
+
+    def _params(self) -> list[Tensor]:
+        groups: list[dict[str, Any]] = self.optimizer.param_groups
+        return [p for group in groups for p in group["params"] if p.requires_grad]
+
+
+def _place(p: Tensor) -> Tensor:
+    return torch.empty_like(p) if p.grad is None or p.grad.requires_grad else p.grad
+
+
+def _combine(
+    extra: list[Tensor | None],
+    forward: list[Tensor | None],
+    backward: list[Tensor | None],
+    out: list[Tensor | None],
+    eta: float,
+    eps: float,
+    per_tensor: bool,
+    skip_nonfinite: bool,
+) -> list[float] | None:
+    return _core.orthogonal_combine(
+        extra,
+        forward,
+        backward,
+        out,
+        eta=eta,
+        eps=eps,
+        per_tensor=per_tensor,
+        skip_nonfinite=skip_nonfinite,
+        threads=torch.get_num_threads(),
+    )
+
+
+def _kappa(kappas: Sequence[float], per_tensor: bool) -> float | list[float]:
+    if per_tensor:
+        return list(kappas)
+    return kappas[0] if kappas else 0.0

@@ -1,0 +1,120 @@
+"""Weights of several tasks' gradients, from the matrix of their inner products: small problems, solved in float64.
+
+For the arguments see the functions of the same names in :mod:`ferrostep.gradients`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ferrostep.numpy.arrays import Array
+
+
+def pcgrad_weights(gram: Array, orders: Sequence[Sequence[int]]) -> Array:
+    """PCGrad: ``orders[i]`` is the order in which task i meets the others (itself is passed over)."""
+    gram = _checked(gram)
+    rows = np.eye(len(gram))
+    for i, order in enumerate(orders):
+        for j in order:
+            along = rows[i] @ gram[:, j]
+            if j != i and along < 0:
+                rows[i, j] -= along / gram[j, j]
+    return rows
+
+
+def min_norm_weights(gram: Array) -> Array:
+    """MGDA: the point of least norm in the convex hull."""
+    gram = _checked(gram)
+    return _least_on_simplex(gram, np.zeros(len(gram)))
+
+
+def cagrad_weights(gram: Array, *, c: float = 0.5) -> Array:
+    """CAGrad: the mean gradient moved by ``c`` times its norm towards the worst combination w.
+
+    w has the least ``<g_w, g_0> + r |g_w|`` on the simplex, ``r = c |g_0|``. As ``|g_w|`` is the least
+    ``(|g_w|^2 / s + s) / 2``, which is convex in w and s together, it is found by halving for s.
+    """
+    if not (c >= 0 and np.isfinite(c)):
+        raise ValueError(f"Invalid c: {c}; expected a number of at least 0")
+    gram = _checked(gram)
+    mean = np.full(len(gram), 1 / len(gram))
+    along, radius = gram @ mean, c * np.sqrt(max(mean @ gram @ mean, 0.0))
+    high = np.sqrt(gram.diagonal().max())
+    if radius == 0 or high == 0:
+        return mean
+    low, w = 0.0, mean
+    for _ in range(100):
+        s = (low + high) / 2
+        w = _least_on_simplex(radius / s * gram, along)
+        norm = np.sqrt(max(w @ gram @ w, 0.0))
+        low, high = (s, high) if norm > s else (low, s)
+        if high - low <= 1e-15 * high:
+            break
+    norm = np.sqrt(max(w @ gram @ w, 0.0))
+    result: Array = mean + (radius / norm) * w if norm > 0 else mean
+    return result
+
+
+def aligned_mtl_weights(gram: Array) -> Array:
+    """Aligned-MTL: the mean of the gradients after their singular values were made equal to the least."""
+    gram = _checked(gram)
+    values, vectors = np.linalg.eigh(gram)
+    kept = values > values[-1] * len(gram) * np.finfo(np.float64).eps
+    mean = np.full(len(gram), 1 / len(gram))
+    if not kept.any():
+        return mean
+    values, vectors = values[kept], vectors[:, kept]
+    result: Array = np.sqrt(values[0]) * (vectors / np.sqrt(values)) @ (vectors.T @ mean)
+    return result
+
+
+def _least_on_simplex(quadratic: Array, linear: Array) -> Array:
+    """The least ``w^T quadratic w / 2 + linear^T w`` for ``w >= 0`` that sums up to 1, by an active set."""
+    count = len(linear)
+    scale = max(np.abs(quadratic).max(), np.abs(linear).max())
+    if scale == 0:
+        return np.full(count, 1 / count)
+    # A ridge for gradients that are linearly dependent.
+    quadratic, linear = quadratic / scale + 1e-14 * np.eye(count), linear / scale
+    w = np.zeros(count)
+    w[np.argmin(quadratic.diagonal() / 2 + linear)] = 1.0
+    for _ in range(20 * count):
+        slope = quadratic @ w + linear
+        best = int(np.argmin(slope))
+        if slope[best] >= w @ slope - 1e-13:
+            break
+        active = w > 0
+        active[best] = True
+        w = _towards(w, active, quadratic, linear)
+    return w
+
+
+def _towards(w: Array, active: Array, quadratic: Array, linear: Array) -> Array:
+    """The least where only the active ones may differ from 0; those that it would make negative leave, one by one."""
+    while True:
+        chosen = np.flatnonzero(active)
+        size = len(chosen)
+        system = np.zeros((size + 1, size + 1))
+        system[:size, :size] = quadratic[np.ix_(chosen, chosen)]
+        system[size, :size] = system[:size, size] = 1.0
+        goal = np.zeros(len(w))
+        goal[chosen] = np.linalg.solve(system, np.append(-linear[chosen], 1.0))[:size]
+        if (goal >= 0).all():
+            result: Array = goal / goal.sum()
+            return result
+        falling = goal < 0
+        steps = np.where(falling, w / np.where(falling, w - goal, 1.0), np.inf)
+        first = int(np.argmin(steps))
+        w = w + steps[first] * (goal - w)
+        w[first], active[first] = 0.0, False
+
+
+def _checked(gram: Array) -> Array:
+    matrix = np.asarray(gram, dtype=np.float64)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) == 0:
+        raise ValueError(f"gram has shape {list(matrix.shape)}, expected a square matrix")
+    if not np.isfinite(matrix).all():
+        raise ValueError("gram has NaN or infinity, expected finite numbers")
+    return matrix

@@ -1,0 +1,88 @@
+use super::*;
+
+fn position<T>(dtype: DType, inputs: &[&[T]], outputs: &mut [&mut [T]]) -> Position {
+    let pointer = |list: &&[T]| match list.is_empty() {
+        true => std::ptr::null_mut(),
+        false => list.as_ptr().cast_mut().cast(),
+    };
+    Position {
+        dtype,
+        len: inputs.iter().map(|list| list.len()).max().unwrap(),
+        inputs: inputs.iter().map(pointer).collect(),
+        outputs: outputs.iter_mut().map(|list| list.as_mut_ptr().cast()).collect(),
+    }
+}
+
+fn numbers(len: usize, seed: usize) -> Vec<f64> {
+    (0..len)
+        .map(|i| ((i * 7919 + seed * 104_729) % 1009) as f64 / 504.0 - 1.0)
+        .collect()
+}
+
+#[test]
+fn products_are_those_of_the_definition_for_any_number_of_lists() {
+    for lists in 1..=11 {
+        let vectors: Vec<Vec<f64>> = (0..lists).map(|seed| numbers(5000, seed)).collect();
+        let views: Vec<&[f64]> = vectors.iter().map(Vec::as_slice).collect();
+        let positions = [position(DType::F64, &views, &mut [])];
+        // SAFETY: the vectors live, and nothing writes there.
+        let found = total(&unsafe { products(&positions, 2) });
+        for (i, one) in vectors.iter().enumerate() {
+            for (j, other) in vectors.iter().enumerate() {
+                let expected: f64 = one.iter().zip(other).map(|(a, b)| a * b).sum();
+                assert!(
+                    (found[i * lists + j] - expected).abs() < 1e-9,
+                    "{lists}: {i}, {j}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn combinations_may_overwrite_their_inputs() {
+    for lists in [2, 3, 6, 7, 13] {
+        let vectors: Vec<Vec<f64>> = (0..lists).map(|seed| numbers(4100, seed)).collect();
+        let mut own = vectors.clone();
+        let inputs: SmallVec<[*mut u8; 4]> = own.iter_mut().map(|v| v.as_mut_ptr().cast()).collect();
+        let outputs = SmallVec::from_slice(&[inputs[1], inputs[0]]);
+        let factors: Factors = (0..2 * lists).map(|i| i as f64 - 3.0).collect();
+        let positions = [Position {
+            dtype: DType::F64,
+            len: 4100,
+            inputs,
+            outputs,
+        }];
+        // SAFETY: the vectors live; the outputs are inputs.
+        unsafe { combine(&positions, std::slice::from_ref(&factors), 2) };
+        for (row, output) in [1, 0].into_iter().enumerate() {
+            for at in [0, 4095, 4096, 4099] {
+                let expected: f64 = (0..lists)
+                    .map(|j| factors[row * lists + j] * vectors[j][at])
+                    .sum();
+                assert!((own[output][at] - expected).abs() < 1e-10, "{lists} lists");
+            }
+        }
+    }
+}
+
+#[test]
+fn missing_tensors_are_zeros() {
+    let (a, mut to) = (numbers(5000, 1), vec![0.0; 5000]);
+    let positions = [position(DType::F64, &[&a, &[]], &mut [&mut to])];
+    // SAFETY: the vectors live, and the output is apart.
+    unsafe {
+        let found = total(&products(&positions, 1));
+        assert!(found[0] > 0.0);
+        assert_eq!(found[1..], [0.0; 3]);
+        combine(&positions, &[smallvec![2.0, 5.0]], 1);
+    }
+    assert!(to.iter().zip(&a).all(|(to, a)| *to == 2.0 * a));
+}
+
+#[test]
+fn kappa_keeps_nan_and_is_small_where_the_forward_gradient_vanishes() {
+    assert_eq!(kappa(&[9.0, 1.0, 1.0, 10.0], 2, 0, 1, 1e-10), 1.0 / 9.0);
+    assert_eq!(kappa(&[0.0, 0.0, 0.0, 1.0], 2, 0, 1, 1e-10), 0.0);
+    assert!(kappa(&[f64::NAN, 1.0, 1.0, 1.0], 2, 0, 1, 1e-10).is_nan());
+}

@@ -1,0 +1,491 @@
+"""Gradient projection and surgery: the spec's oracles and edges, the official O-DICE update, torchjd, bad input."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torchjd.aggregation import MGDA, AlignedMTL, PCGrad
+
+import ferrostep.numpy
+from ferrostep import _core
+from ferrostep.gradients import (
+    OrthogonalGradient,
+    aligned_mtl_weights,
+    cagrad_weights,
+    combine,
+    ema_,
+    gram,
+    min_norm_weights,
+    orthogonal_,
+    orthogonal_combine_,
+    pcgrad_,
+    pcgrad_weights,
+)
+from ferrostep.numpy import weights
+from ferrostep.optim import AdamW
+from ferrostep.reference import gradients as reference
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+SHAPES = ((3, 4), (5,), (), (0, 2), (70, 129), (2, 3, 4, 5))
+F, B = (1.0, 2.0, 2.0), (3.0, 0.0, -1.0)
+
+
+@pytest.fixture(params=_core.supported_isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = _core.isa()
+    _core.use_isa(request.param)
+    yield request.param
+    _core.use_isa(before)
+
+
+def tensors(seed: int, dtype: torch.dtype = torch.float64) -> list[Any]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype) for shape in SHAPES]
+
+
+def clones(given_: list[Any]) -> list[Any]:
+    return [None if x is None else x.clone() for x in given_]
+
+
+def dot(one: list[Any], other: list[Any]) -> float:
+    return sum(float((a.double() * b.double()).sum()) for a, b in zip(one, other, strict=True))
+
+
+def close(actual: list[Any], expected: list[Any]) -> None:
+    """To one rounding, of the largest number that took part."""
+    size = max(float(x.double().abs().max()) for x in expected if x is not None and x.numel())
+    for a, b in zip(actual, expected, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert a.dtype == b.dtype and a.shape == b.shape
+            torch.testing.assert_close(a.double(), b.double(), rtol=0, atol=TOLERANCE[a.dtype] * size)
+
+
+def split(values: tuple[float, ...], at: int) -> list[Any]:
+    tensor = torch.tensor(values, dtype=torch.float64)
+    return [tensor] if at == 0 else [tensor[:at], tensor[at:]]
+
+
+@pytest.mark.parametrize("at", [0, 1, 2], ids=["whole", "split at 1", "split at 2"])
+@pytest.mark.parametrize("form", ["rust", "reference", "numpy"])
+def test_oracles(form: str, at: int) -> None:
+    f, b = split(F, at), split(B, at)
+    out = [x.clone() for x in f]
+    if form == "numpy":
+        arrays = [[x.numpy() for x in each] for each in (f, b, out)]
+        kappas = (
+            ferrostep.numpy.orthogonal_combine_(arrays[2], arrays[0], arrays[1], eta=2.0),
+            ferrostep.numpy.orthogonal_(arrays[1], arrays[0]),
+        )
+    elif form == "reference":
+        kappas = reference.orthogonal_combine_(out, f, b, eta=2.0), reference.orthogonal_(b, f)
+        kappas = kappas[0], kappas[1]
+    else:
+        kappas = orthogonal_combine_(out, f, b, eta=2.0), orthogonal_(b, f)
+    assert kappas == pytest.approx((1 / 9, 1 / 9))
+    expected = torch.tensor([26, -2, -11], dtype=torch.float64) / 9
+    torch.testing.assert_close(torch.cat(b), expected)
+    torch.testing.assert_close(torch.cat(out), 2 * torch.tensor(F, dtype=torch.float64) + 2 * expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("per_tensor", [False, True])
+def test_kernels_agree_with_the_reference(isa: str, dtype: torch.dtype, per_tensor: bool) -> None:
+    f, b, out = (tensors(seed, dtype) for seed in range(3))
+    f[1] = b[2] = out[3] = None
+    b[4] = out[4] = None
+    for scale in (1.0, -0.5):
+        actual, expected = clones(b), clones(b)
+        kappa = orthogonal_(actual, f, scale=scale, per_tensor=per_tensor)
+        assert kappa == pytest.approx(
+            reference.orthogonal_(expected, f, scale=scale, per_tensor=per_tensor), rel=1e-12, abs=1e-15
+        )
+        close(actual, expected)
+    actual, expected = clones(out), clones(out)
+    kappa = orthogonal_combine_(actual, f, b, eta=0.7, per_tensor=per_tensor)
+    assert kappa == pytest.approx(
+        reference.orthogonal_combine_(expected, f, b, eta=0.7, per_tensor=per_tensor), rel=1e-12, abs=1e-15
+    )
+    close(actual, expected)
+    torch.testing.assert_close(gram([f, b, out]), reference.gram([f, b, out]), rtol=1e-12, atol=1e-12)
+    close(
+        combine([f, b, out], [0.5, -2.0, 3.0]),
+        reference.combine([f, b, out], [0.5, -2.0, 3.0], out=[None] * len(SHAPES)),
+    )
+    targets = tensors(5, dtype), tensors(5, dtype)
+    ema_(targets[0], tensors(6, dtype), 0.3)
+    reference.ema_(targets[1], tensors(6, dtype), 0.3)
+    close(targets[0], targets[1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1000), st.integers(1, 60), st.sampled_from([torch.float32, torch.float64]))
+def test_projected_once_is_orthogonal_and_projected_for_good(seed: int, size: int, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    f, b = (torch.randn(size, dtype=torch.float64, generator=generator).to(dtype) for _ in range(2))
+    limit = 1e-6 if dtype == torch.float32 else 1e-14
+    projected: list[Any] = [b.clone()]
+    orthogonal_(projected, [f])
+    scale = float(f.double().norm() * b.double().norm())
+    assert abs(dot([f], projected)) <= limit * scale * max(1, size**0.5)
+    again: list[Any] = clones(projected)
+    orthogonal_(again, [f])
+    assert float((again[0] - projected[0]).double().norm()) <= limit * float(b.double().norm()) * max(1, size**0.5)
+    parallel: list[Any] = [1.7 * f]
+    orthogonal_(parallel, [f])
+    assert float(parallel[0].double().norm()) <= 2 * limit * 1.7 * float(f.double().norm())
+
+
+def test_nothing_is_taken_where_there_is_nothing() -> None:
+    b, zero = tensors(0), [torch.zeros(shape).double() for shape in SHAPES]
+    for one, other in ((b, zero), (zero, b)):
+        projected = clones(one)
+        assert orthogonal_(projected, other) == 0.0
+        assert all(torch.equal(x, y) for x, y in zip(projected, one, strict=True))
+    tiny: list[Any] = [torch.full((2,), 1e-6).double()]
+    assert orthogonal_([torch.ones(2).double()], tiny) == pytest.approx(2e-6 / 1e-10)  # less than the whole 1e6
+    assert orthogonal_([torch.ones(2).double()], tiny, eps=0.0) == pytest.approx(1e6)
+
+
+def test_nan_reaches_everything() -> None:
+    f, b = tensors(0), tensors(1)
+    f[4][0, 0] = torch.nan
+    orthogonal_(b, f)
+    assert all(x.isnan().all() for x in b)
+
+
+def test_empty_lists() -> None:
+    assert orthogonal_([], []) == 0.0 and orthogonal_([None], [None], per_tensor=True) == [0.0]
+    assert torch.equal(gram([[None], [None]]), torch.zeros(2, 2).double())
+    ema_([], [], 0.5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_layouts(dtype: torch.dtype) -> None:
+    shape = (3, 4, 8, 9)
+    f, b = (torch.randn(shape, generator=torch.Generator().manual_seed(i)).to(dtype) for i in range(2))
+    expected: list[Any] = [b.clone()]
+    orthogonal_(expected, [f])
+    lay: Callable[[Tensor], Tensor]
+    for lay in (
+        lambda x: x.to(memory_format=torch.channels_last),
+        lambda x: x.transpose(0, 3).contiguous().transpose(0, 3),
+        lambda x: torch.stack([x, x], -1)[..., 1],
+    ):
+        for one, other in ((lay(b), lay(f)), (lay(b), f), (b.clone(), lay(f))):
+            version = one._version
+            orthogonal_([one], [other])
+            close([one], expected)
+            assert one._version > version
+        target = lay(b).clone(memory_format=torch.preserve_format)
+        ema_([target], [f], 0.25)
+        close([target], [torch.lerp(b.double(), f.double(), 0.25).to(dtype)])
+
+
+def test_complex_numbers_are_pairs() -> None:
+    f, b = (torch.randn(6, 2, generator=torch.Generator().manual_seed(i)).double() for i in range(2))
+    expected, actual = [b.clone()], [torch.view_as_complex(b.clone())]
+    assert orthogonal_(expected, [f]) == orthogonal_(actual, [torch.view_as_complex(f)])
+    assert torch.equal(torch.view_as_real(actual[0]), expected[0])
+
+
+def test_equal_networks_stay_equal() -> None:
+    x = torch.randn(1000)
+    target = x.clone()
+    ema_([target], [x], 0.005)
+    assert torch.equal(target, x)
+
+
+@pytest.mark.parametrize("function", ["orthogonal", "gram", "combine"])
+def test_threads_do_not_change_a_bit(function: str) -> None:
+    lists = [[torch.randn(300_001, generator=torch.Generator().manual_seed(i))] for i in range(3)]
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            own: list[Any] = [clones(x) for x in lists]
+            if function == "orthogonal":
+                results.append(torch.tensor([orthogonal_(own[0], own[1]), *own[0][0].tolist()]))
+            elif function == "gram":
+                results.append(gram(own))
+            else:
+                results.append(combine(own, [1.0, 2.0, 3.0])[0])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+class TwinValue(nn.Module):
+    """Two heads of 2 x 32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1)) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([head(x).squeeze(-1) for head in self.heads])
+
+
+def losses(net: nn.Module, target: nn.Module, batch: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    s, r, s2 = batch
+    with torch.no_grad():
+        v_bar, v2_bar = target(s).amin(0), target(s2).amin(0)
+    chi2 = lambda x: torch.where(x < -2, -torch.ones_like(x), x + x * x / 4)  # noqa: E731
+    v = net(s)
+    return 0.6 * chi2(r + 0.99 * v2_bar - v).mean(), 0.6 * chi2(r + 0.99 * net(s2) - v_bar).mean(), 0.4 * v.mean()
+
+
+def test_the_official_update_for_a_hundred_steps() -> None:
+    """As the official code has it: flat vectors, the projection over the whole network, Adam, a target network."""
+    torch.manual_seed(0)
+    ours = TwinValue().double()
+    theirs = copy.deepcopy(ours)
+    our_target, their_target = copy.deepcopy(ours), copy.deepcopy(ours)
+    our_adam = torch.optim.Adam(ours.parameters(), lr=2e-4)
+    their_adam = torch.optim.Adam(theirs.parameters(), lr=2e-4)
+    orthogonal = OrthogonalGradient(our_adam, eta=0.8)
+    for _ in range(100):
+        batch = torch.randn(64, 5).double(), torch.randn(64).double(), torch.randn(64, 5).double()
+        kappa = orthogonal.step(*losses(ours, our_target, batch))
+        ema_(our_target.parameters(), ours.parameters(), 0.005)
+
+        params = list(theirs.parameters())
+        flat = []
+        for i, loss in enumerate(losses(theirs, their_target, batch)):
+            flat.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, params, retain_graph=i < 2)]))
+        f, b = flat[0], 0.8 * flat[1]
+        expected = float(f @ b / (f @ f).clamp(min=1e-10))
+        g = flat[2] + f + b - expected * f
+        for p, part in zip(params, g.split([p.numel() for p in params]), strict=True):
+            p.grad = part.view_as(p)
+        their_adam.step()
+        with torch.no_grad():
+            for t, p in zip(their_target.parameters(), params, strict=True):
+                t.mul_(0.995).add_(p, alpha=0.005)
+        assert 0.8 * kappa == pytest.approx(expected, rel=1e-6, abs=1e-9)  # type: ignore[operator]
+    for one, other in ((ours, theirs), (our_target, their_target)):
+        for a, b in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def quadratics(p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return (p * torch.tensor(F)).sum(), (p * torch.tensor(B)).sum(), 10 * p.sum()
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, AdamW], ids=["torch", "ferrostep"])
+def test_any_optimizer_steps(optimizer: Any) -> None:
+    p, unused = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.ones(2))
+    stepped = OrthogonalGradient(optimizer([p, unused], lr=0.1))
+    f, b, e = quadratics(p)
+    assert stepped.step(f, b, e) == pytest.approx(1 / 9)
+    torch.testing.assert_close(p.grad, torch.tensor([13.8889, 11.7778, 10.7778]), rtol=0, atol=1e-4)
+    assert unused.grad is None and (p != 0).all()
+    grad = p.grad
+    stepped.step(*quadratics(p)[:2])
+    assert p.grad is grad
+    torch.testing.assert_close(p.grad, torch.tensor([3.8889, 1.7778, 0.7778]), rtol=0, atol=1e-4)
+    with pytest.raises(RuntimeError, match="no gradients to combine"):
+        stepped.combine()
+
+
+def test_gradients_that_share_memory() -> None:
+    """Autograd gives one tensor for both terms of a sum, and an expanded one for a sum over elements."""
+    one, other = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+    stepped = OrthogonalGradient(torch.optim.SGD([one, other], lr=0.1))
+    total = one + other
+    assert stepped.step(total.sum(), (total * torch.tensor(B)).sum()) == pytest.approx(2 / 3)
+    torch.testing.assert_close(one.grad, torch.tensor([3 + 1 / 3, 1 / 3, -2 / 3]))
+    assert torch.equal(one.grad, other.grad) and one.grad is not other.grad  # type: ignore[arg-type]
+
+
+def test_accumulation_and_scaling() -> None:
+    p = nn.Parameter(torch.zeros(3))
+    stepped = OrthogonalGradient(torch.optim.SGD([p], lr=1.0))
+    for _ in range(2):
+        f, b, e = quadratics(p)
+        stepped.backward(f / 2, b / 2, e / 2)
+    assert stepped.combine() == pytest.approx(1 / 9)
+    whole = p.grad.clone()  # type: ignore[union-attr]
+    stepped.step(*quadratics(p))
+    torch.testing.assert_close(p.grad, whole)
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    before = p.detach().clone()
+    f, b, e = (scaler.scale(loss) for loss in quadratics(p))
+    stepped.backward(f, b, e)
+    assert stepped.combine() == pytest.approx(1 / 9)
+    scaler.step(stepped.optimizer)
+    scaler.update()
+    torch.testing.assert_close(before - p.detach(), whole)
+    stepped.backward(scaler.scale(quadratics(p)[0] * torch.inf), scaler.scale(quadratics(p)[1]))
+    stepped.combine()
+    before = p.detach().clone()
+    scaler.step(stepped.optimizer)
+    scaler.update()
+    assert torch.equal(p, before) and scaler.get_scale() < 2.0**10
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_nonfinite_gradients_are_skipped_on_demand(which: int) -> None:
+    p = nn.Parameter(torch.zeros(3))
+    stepped = OrthogonalGradient(torch.optim.SGD([p], lr=1.0), skip_nonfinite=True)
+    three = list(quadratics(p))
+    three[which] = three[which] * torch.nan
+    assert stepped.step(*three) is None
+    assert p.grad is None and torch.equal(p, torch.zeros(3))
+    assert stepped.step(*quadratics(p)) == pytest.approx(1 / 9)
+
+
+def jacobian(tasks: int, size: int = 12, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(tasks, size, generator=generator, dtype=torch.float64) + 0.2
+
+
+def as_lists(j: Tensor) -> list[list[Tensor | None]]:
+    return [[row[:5].clone(), row[5:].clone()] for row in j]
+
+
+def combined(j: Tensor, w: Tensor) -> Tensor:
+    return torch.cat([x for x in combine(as_lists(j), w) if x is not None])
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3, 6, 7, 9])
+def test_gram_and_combine_for_any_number_of_tasks(tasks: int) -> None:
+    j = jacobian(tasks)
+    torch.testing.assert_close(gram(as_lists(j)), j @ j.T)
+    w = torch.arange(tasks).double() - 1.5
+    torch.testing.assert_close(combined(j, w), w @ j)
+
+
+def test_two_conflicting_tasks_are_those_of_torchjd() -> None:
+    for seed in range(5):
+        j = jacobian(2, seed=seed)
+        j[1] -= 1.3 * j[0]
+        lists = as_lists(j)
+        pcgrad_(lists)
+        projected = torch.stack([torch.cat([x for x in each if x is not None]) for each in lists])
+        torch.testing.assert_close(projected.sum(0), PCGrad()(j))
+        assert (projected @ j.T >= -1e-12).all()
+
+
+def test_many_tasks_meet_in_the_drawn_order() -> None:
+    j = jacobian(5, 8) - 0.4
+    lists = as_lists(j)
+    pcgrad_(lists, generator=torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    for i in range(5):
+        g = j[i].clone()
+        for k in torch.randperm(5, generator=generator).tolist():
+            if k != i and g @ j[k] < 0:
+                g -= (g @ j[k]) / (j[k] @ j[k]) * j[k]
+        torch.testing.assert_close(torch.cat([x for x in lists[i] if x is not None]), g)
+    assert torch.equal(pcgrad_weights(torch.eye(4).double()), torch.eye(4).double())
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3, 5, 8])
+def test_min_norm_is_optimal_and_torchjds(tasks: int) -> None:
+    for seed in range(5):
+        j = jacobian(tasks, 6, seed=seed) + 0.5
+        g = j @ j.T
+        w = min_norm_weights(g)
+        assert (w >= 0).all() and float(w.sum()) == pytest.approx(1)
+        # Optimal: no gradient has less along the point than the point itself.
+        assert float((g @ w).min()) >= float(w @ g @ w) - 1e-10
+        theirs = MGDA(epsilon=1e-8, max_iters=20_000)(j)
+        assert float(combined(j, w).norm()) <= float(theirs.norm()) + 1e-12
+        torch.testing.assert_close(combined(j, w), theirs, rtol=0, atol=2e-2)
+
+
+def test_aligned_mtl_is_torchjds() -> None:
+    for tasks in (2, 3, 5):
+        j = jacobian(tasks)
+        torch.testing.assert_close(combined(j, aligned_mtl_weights(j @ j.T)), AlignedMTL()(j), rtol=1e-6, atol=1e-8)
+    aligned = aligned_mtl_weights(torch.tensor([[1.0, 2.0], [2.0, 4.0]]))  # one direction
+    assert aligned.isfinite().all()
+
+
+@pytest.mark.parametrize("c", [0.0, 0.3, 0.9])
+def test_cagrad_has_the_best_worst_gain(c: float) -> None:
+    for seed in range(4):
+        j = jacobian(3, 6, seed=seed)
+        d = combined(j, cagrad_weights(j @ j.T, c=c))
+        mean = j.mean(0)
+        assert float((d - mean).norm()) == pytest.approx(c * float(mean.norm()), abs=1e-9)
+        generator = torch.Generator().manual_seed(seed)
+        others = torch.randn(4000, 6, generator=generator, dtype=torch.float64)
+        others = mean + c * mean.norm() * others / others.norm(dim=1, keepdim=True)
+        assert float((j @ d).min()) >= float((others @ j.T).amin(1).max()) - 1e-9
+
+
+@pytest.mark.parametrize("function", [weights.min_norm_weights, weights.cagrad_weights, weights.aligned_mtl_weights])
+def test_weights_of_hard_matrices(function: Callable[[Any], Any]) -> None:
+    one = np.ones((3, 1)) * np.array([[1.0], [1.0], [-2.0]])
+    for g in (np.zeros((2, 2)), one @ one.T, np.ones((4, 4)), np.diag([1e-30, 1e30])):
+        assert np.isfinite(function(g)).all()
+    with pytest.raises(ValueError, match="square"):
+        function(np.ones((2, 3)))
+    with pytest.raises(ValueError, match="NaN"):
+        function(np.full((2, 2), np.nan))
+
+
+def test_arrays() -> None:
+    lists = [tensors(seed, torch.float32) for seed in range(3)]
+    arrays = [[x.numpy().copy() for x in each] for each in lists]
+    assert np.array_equal(ferrostep.numpy.gram(arrays), gram(lists).numpy())
+    ferrostep.numpy.combine(arrays, [1.0, 2.0, 3.0], arrays[0])
+    combine(lists, [1.0, 2.0, 3.0], out=lists[0])
+    ferrostep.numpy.ema_(arrays[1], arrays[2], 0.1, num_threads=1)
+    ema_(lists[1], lists[2], 0.1)
+    for one, other in zip(arrays, lists, strict=True):
+        assert all(np.array_equal(a, b.numpy()) for a, b in zip(one, other, strict=True))
+    two = [[np.array([1.0, 0.0])], [np.array([-1.0, 1.0])]]
+    ferrostep.numpy.pcgrad_(two, generator=np.random.default_rng(0))
+    assert np.allclose(two[0][0], [0.5, 0.5]) and np.allclose(two[1][0], [0.0, 1.0])
+
+
+X = [torch.ones(2, 3), torch.ones(4)]
+OTHER = [torch.ones(2, 3), torch.ones(5)]
+CASES: dict[str, tuple[str, Callable[[], object]]] = {
+    "length": (r"backward has 1 tensors, expected 2", lambda: orthogonal_([X[0]], X)),
+    "shape": (r"backward\[1\] has shape \[5\], expected \[4\]", lambda: orthogonal_(OTHER, X)),
+    "dtype": (r"forward\[0\] has dtype", lambda: orthogonal_combine_(list(X), [x.double() for x in X], clones(X))),
+    "integers": (r"forward\[0\] has dtype", lambda: orthogonal_(list(X), [x.long() for x in X])),
+    "scale": ("scale", lambda: orthogonal_(clones(X), X, scale=float("inf"))),
+    "eps": ("eps", lambda: orthogonal_(clones(X), X, eps=-1.0)),
+    "eta": ("eta", lambda: orthogonal_combine_(clones(X), X, clones(X), eta=float("nan"))),
+    "twice": (
+        r"backward\[0\] shares memory with backward\[1\]",
+        lambda: orthogonal_([X[1], X[1]], [torch.ones(4), torch.ones(4)]),
+    ),
+    "expanded": (r"backward\[0\] has elements", lambda: orthogonal_([torch.ones(1).expand(4)], [X[1]])),
+    "tau": ("tau", lambda: ema_(clones(X), X, 1.5)),
+    "weights": ("weights", lambda: combine([X, OTHER[:1] + X[1:]], [1.0])),
+    "gram": (r"gradients\[1\]\[1\] has shape", lambda: gram([X, OTHER])),
+    "sparse": ("sparse", lambda: orthogonal_([X[0].to_sparse()], [X[0]])),
+}
+
+
+@pytest.mark.parametrize(("message", "call"), CASES.values(), ids=CASES)
+def test_bad_input(message: str, call: Callable[[], object]) -> None:
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
+        call()
+    assert all(torch.equal(x, torch.ones_like(x)) for x in X)
+
+
+def test_other_devices_use_torch() -> None:
+    meta = [torch.empty(3, device="meta")]
+    with pytest.raises((RuntimeError, NotImplementedError)):  # meta tensors have no numbers, so no kappa
+        orthogonal_([*meta], meta)
+    combined_ = combine([meta, meta], [1.0, 2.0])
+    assert combined_[0] is not None and combined_[0].device.type == "meta"
