@@ -239,7 +239,14 @@ impl Lists {
                 place: place_of(format!("{name}[{place}]")),
                 problem,
             };
-            let view = match self._reader.view(tensor, i >= inputs, false)? {
+            // A tensor that is read and written is asked once.
+            let same = |list: &Named| list.1[place].as_ref().is_some_and(|other| other.is(tensor));
+            if let Some(at) = all[..inputs.min(i)].iter().position(same) {
+                views.push(views[at].clone());
+                continue;
+            }
+            let writes = i >= inputs || all[inputs..].iter().any(same);
+            let view = match self._reader.view(tensor, writes, false)? {
                 Ok(view) => view,
                 Err(problem) => return Err(refuse(*problem).into()),
             };
@@ -253,7 +260,7 @@ impl Lists {
                     return Err(refuse(Problem::DType { dtype, expected }).into());
                 }
             }
-            if i >= inputs && view.overlaps_itself() {
+            if writes && view.overlaps_itself() {
                 return Err(refuse(Problem::OverlapsItself).into());
             }
             views.push(Some(view));

@@ -13,7 +13,6 @@ from ferrostep.reference import gradients as reference
 Gradient = Sequence[Tensor | None]
 
 
-@torch.no_grad()
 def gram(gradients: Sequence[Gradient]) -> Tensor:
     """The inner products of all pairs of T gradients, in one pass over them.
 
@@ -29,7 +28,6 @@ def gram(gradients: Sequence[Gradient]) -> Tensor:
     return torch.tensor(_core.gram(lists, torch.get_num_threads()), dtype=torch.float64)
 
 
-@torch.no_grad()
 def combine(
     gradients: Sequence[Gradient], weights: Sequence[float] | Tensor, *, out: list[Tensor | None] | None = None
 ) -> list[Tensor | None]:
@@ -55,7 +53,6 @@ def combine(
     return to
 
 
-@torch.no_grad()
 def ema_(target: Iterable[Tensor], source: Iterable[Tensor], tau: float) -> None:
     """Move a target network towards another: ``target <- (1 - tau) * target + tau * source``, in place, in one pass.
 
@@ -72,8 +69,12 @@ def ema_(target: Iterable[Tensor], source: Iterable[Tensor], tau: float) -> None
 
 
 def elsewhere(lists: Sequence[Gradient]) -> bool:
-    """Whether a tensor is on another device."""
-    return any(isinstance(x, Tensor) and not x.is_cpu for each in lists for x in each)
+    """Whether the gradients are on another device; of lists on several, the kernel tells."""
+    for each in lists:
+        for x in each:
+            if isinstance(x, Tensor):
+                return not x.is_cpu
+    return False
 
 
 def fill(to: list[Tensor | None], lists: Sequence[Gradient], make: Callable[[Tensor], Tensor]) -> None:

@@ -14,7 +14,6 @@ from ferrostep.gradients.lists import Gradient, elsewhere, fill, written
 from ferrostep.reference import gradients as reference
 
 
-@torch.no_grad()
 def orthogonal_(
     backward: list[Tensor | None],
     forward: Gradient,
@@ -51,7 +50,6 @@ def orthogonal_(
     return _kappa(kappas, per_tensor)
 
 
-@torch.no_grad()
 def orthogonal_combine_(
     out: list[Tensor | None],
     forward: Gradient,

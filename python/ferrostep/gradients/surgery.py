@@ -11,7 +11,6 @@ from ferrostep.numpy import weights
 from ferrostep.reference import gradients as reference
 
 
-@torch.no_grad()
 def pcgrad_(gradients: list[list[Tensor | None]], *, generator: torch.Generator | None = None) -> None:
     """Project conflicting gradients (PCGrad, arXiv 2001.06782, Algorithm 1), in place.
 

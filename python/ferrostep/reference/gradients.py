@@ -13,12 +13,14 @@ from torch import Tensor
 Gradient = Sequence[Tensor | None]
 
 
+@torch.no_grad()
 def gram(gradients: Sequence[Gradient]) -> Tensor:
     """The inner products of all pairs of gradients."""
     rows = [torch.stack([_dot(one, other) for other in gradients]) for one in gradients]
     return torch.stack(rows).cpu()
 
 
+@torch.no_grad()
 def combine(
     gradients: Sequence[Gradient], weights: Sequence[float] | Tensor, *, out: list[Tensor | None]
 ) -> list[Tensor | None]:
@@ -30,6 +32,7 @@ def combine(
     return out
 
 
+@torch.no_grad()
 def transform_(gradients: list[list[Tensor | None]], matrix: Tensor) -> None:
     """Replace every gradient by a combination of all, a row of the matrix."""
     results = [combine(gradients, row, out=[None] * len(gradients[0])) for row in matrix]
@@ -38,6 +41,7 @@ def transform_(gradients: list[list[Tensor | None]], matrix: Tensor) -> None:
             _write(gradient, place, x, x)
 
 
+@torch.no_grad()
 def orthogonal_(
     backward: list[Tensor | None],
     forward: Gradient,
@@ -67,6 +71,7 @@ def orthogonal_combine_(
     return kappas if per_tensor else (kappas or [0.0])[0]
 
 
+@torch.no_grad()
 def combined(
     out: list[Tensor | None],
     extra: Gradient,
@@ -84,6 +89,7 @@ def combined(
     return kappas
 
 
+@torch.no_grad()
 def ema_(target: Sequence[Tensor], source: Sequence[Tensor], tau: float) -> None:
     """Move a target network towards another."""
     if not 0 <= tau <= 1:
