@@ -1,0 +1,6 @@
+"""Reinforcement learning agents on ferrostep's kernels; they need torch."""
+
+from ferrostep.rl.data import Transitions
+from ferrostep.rl.odice import ODICE
+
+__all__ = ["ODICE", "Transitions"]

@@ -1,0 +1,238 @@
+"""The O-DICE agent: its losses, every choice trained for real, exact resumption, imitation, and bad data."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from ferrostep.optim import AdamW, Muon
+from ferrostep.rl import ODICE, Transitions
+from ferrostep.rl.odice import conjugate, weight
+
+SMALL: dict[str, Any] = {"value_hidden": (32, 32), "policy_hidden": (32, 32)}
+
+
+def walk(rows: int = 400, seed: int = 0) -> Transitions:
+    """A point on a line: the action moves it, the reward is high near 0."""
+    generator = torch.Generator().manual_seed(seed)
+    x = 2 * torch.rand(rows, 1, generator=generator) - 1
+    action = 2 * torch.rand(rows, 1, generator=generator) - 1
+    following = (x + 0.3 * action).clamp(-1, 1)
+    return Transitions(x, action, -following[:, 0].abs(), following, torch.zeros(rows))
+
+
+def arrays(rows: int = 10) -> dict[str, Any]:
+    data = walk(rows)
+    return {
+        "observations": data.observations.numpy().copy(),
+        "actions": data.actions.numpy().copy(),
+        "rewards": data.rewards.numpy().copy(),
+        "next_observations": data.next_observations.numpy().copy(),
+        "terminals": np.zeros(rows, bool),
+    }
+
+
+def test_conjugates_and_weights() -> None:
+    x = torch.tensor([-3.0, -2, -1, 0, 2], dtype=torch.float64, requires_grad=True)
+    torch.testing.assert_close(
+        conjugate("pearson_chi2", x).detach(), torch.tensor([-1, -1, -0.75, 0, 3], dtype=torch.float64)
+    )
+    # The weight of the paper is the slope of the conjugate.
+    for divergence in ("pearson_chi2", "reverse_kl"):
+        (slope,) = torch.autograd.grad(conjugate(divergence, x).sum(), x)
+        torch.testing.assert_close(weight(divergence, x.detach(), form="paper"), slope)
+    assert torch.equal(weight("pearson_chi2", x.detach()), x.detach().clamp(min=0))
+
+
+def fast(**arguments: Any) -> ODICE:
+    optimizer = functools.partial(AdamW, lr=3e-3)
+    arguments = {"discount": 0.8, "reward_scale": 10.0, "value_optimizer": optimizer, **SMALL, **arguments}
+    return ODICE(1, 1, policy_optimizer=optimizer, **arguments)
+
+
+@pytest.mark.parametrize(("gradient", "least"), [("orthogonal", 0.5), ("semi", 0.5), ("true", 0.1)])
+@pytest.mark.parametrize("divergence", ["pearson_chi2", "reverse_kl"])
+def test_it_learns_to_walk_to_the_goal(gradient: str, least: float, divergence: str) -> None:
+    agent = fast(gradient=gradient, divergence=divergence)
+    seen: list[dict[str, float]] = []
+    agent.fit(walk(), 400, batch_size=64, callback=lambda _, metrics: seen.append(metrics))
+    assert len(seen) == 400 and all(np.isfinite(list(metrics.values())).all() for metrics in seen)
+    assert ("kappa" in seen[0]) == (gradient == "orthogonal")
+    right, left = agent.act(torch.tensor([[-0.8], [0.8]]))
+    assert right > least and left < -least
+    values = agent.value(torch.tensor([[0.0], [0.9]])).mean(0)
+    assert values[0] > values[1]
+
+
+def test_imitation_prefers_what_the_expert_saw() -> None:
+    agent = fast(mode="imitation", weights="paper")
+    for group in agent.discriminator_optimizer.param_groups:  # type: ignore[union-attr]
+        group["lr"] = 3e-3
+    expert = 0.5 + 0.1 * torch.randn(100, 1, generator=torch.Generator().manual_seed(0))
+    agent.fit(walk(), 600, batch_size=64, expert=expert)
+    assert agent.discriminator is not None
+    there, away = agent.discriminator(torch.tensor([[0.5], [-0.5]]))
+    assert there > away
+    right, left = agent.act(torch.tensor([[-0.5], [1.0]]))
+    assert right > 0.2 and left < right - 0.3
+    with pytest.raises(ValueError, match="expert is None"):
+        agent.fit(walk(), 1)
+
+
+@pytest.mark.parametrize("mode", ["rl", "imitation"])
+def test_training_resumes_exactly(mode: str, tmp_path: Path) -> None:
+    def make(seed: int) -> ODICE:
+        return ODICE(1, 1, mode=mode, seed=seed, value_optimizer=functools.partial(AdamW, lr=1e-3), **SMALL)
+
+    expert = torch.zeros(20, 1) if mode == "imitation" else None
+    agent, resumed = make(0), make(1)
+    agent.fit(walk(), 5, batch_size=16, expert=expert)
+    agent.save(tmp_path / "agent.pt")
+    agent.fit(walk(), 5, batch_size=16, expert=expert)
+    resumed.load(tmp_path / "agent.pt")
+    resumed.fit(walk(), 5, batch_size=16, expert=expert)
+    for name in ("value", "target", "policy"):
+        ours, theirs = getattr(agent, name).state_dict(), getattr(resumed, name).state_dict()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    x = torch.zeros(3, 1)
+    assert torch.equal(agent.act(x, deterministic=False), resumed.act(x, deterministic=False))
+    with pytest.raises(ValueError, match="the state lacks target"):
+        state = agent.state_dict()
+        del state["target"]
+        resumed.load_state_dict(state)
+
+
+def test_any_optimizer_may_be_passed() -> None:
+    def muon(params: Any) -> torch.optim.Optimizer:
+        return Muon([p for p in params if p.ndim == 2], lr=0.01)
+
+    agent = ODICE(1, 1, value_optimizer=muon, policy_optimizer=functools.partial(torch.optim.SGD, lr=0.01), **SMALL)
+    before = [p.detach().clone() for p in agent.value.parameters()]
+    agent.fit(walk(), 3, batch_size=16)
+    changed = [not torch.equal(p, was) for p, was in zip(agent.value.parameters(), before, strict=True)]
+    assert changed == [p.ndim == 2 for p in agent.value.parameters()]
+
+
+def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    one, other = ODICE(1, 1, seed=3, **SMALL), ODICE(1, 1, seed=3, **SMALL)
+    for agent in (one, other):
+        agent.fit(walk(), 3, batch_size=16)
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(a, b) for a, b in zip(one.policy.parameters(), other.policy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("mode", "online"),
+        ("gradient", "half"),
+        ("divergence", "kl"),
+        ("weights", "mine"),
+        ("lam", 1.0),
+        ("eta", -1.0),
+        ("reward_scale", 0.0),
+        ("discount", 1.5),
+        ("tau", -0.1),
+        ("weight_limit", 0.0),
+    ],
+)
+def test_bad_arguments(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"Invalid {name}"):
+        ODICE(1, 1, **{name: value})
+
+
+def test_data_of_arrays_and_files(tmp_path: Path) -> None:
+    given = arrays()
+    np.savez(tmp_path / "data.npz", **given)
+    with h5py.File(tmp_path / "data.hdf5", "w") as file:
+        for name, array in given.items():
+            file[name] = array
+        file.create_group("metadata")["algorithm"] = "none"
+    with h5py.File(tmp_path / "minari.hdf5", "w") as file:
+        for i in range(11):  # by number, not by name
+            group = file.create_group(f"episode_{i}")
+            group["observations"] = np.full((3, 1), i) + np.arange(3)[:, None] / 10
+            group["actions"], group["rewards"] = np.zeros((2, 1)), np.zeros(2)
+            group["terminations"], group["truncations"] = np.array([0, 1]), np.zeros(2)
+    for name in ("data.npz", "data.hdf5"):
+        data = Transitions.load(tmp_path / name)
+        assert torch.equal(data.observations, walk(10).observations) and len(data) == 10
+        assert data.terminals.dtype == torch.float32
+    minari = Transitions.load(tmp_path / "minari.hdf5")
+    assert torch.equal(minari.observations[::2, 0], torch.arange(11.0))
+    torch.testing.assert_close(minari.next_observations - minari.observations, torch.full((22, 1), 0.1))
+    assert minari.terminals.tolist() == 11 * [0, 1]
+
+
+def test_next_observations_are_found() -> None:
+    given = arrays()
+    del given["next_observations"]
+    given["terminals"][3] = True
+    given["timeouts"] = np.arange(10) == 6
+    data = Transitions.of(given)
+    rows = [0, 1, 2, 3, 4, 5, 7, 8]  # not the timeout, nor the last
+    observations = walk(10).observations
+    assert torch.equal(data.observations, observations[rows])
+    assert torch.equal(data.next_observations, observations[[row + 1 for row in rows]])
+
+
+def without(name: str) -> dict[str, Any]:
+    return {key: value for key, value in arrays().items() if key != name}
+
+
+def changed(name: str, value: Any) -> dict[str, Any]:
+    return {**arrays(), name: value}
+
+
+def with_nan(name: str) -> dict[str, Any]:
+    given = arrays()
+    given[name][4] = np.nan
+    return given
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (without("rewards"), "the data set lacks rewards; it has actions"),
+        (changed("rewards", np.zeros(9)), "rewards has length 9, expected 10"),
+        (changed("actions", np.zeros(10)), r"actions has shape \[10\], expected 2 dimension"),
+        (changed("rewards", np.zeros((10, 2))), r"rewards has shape \[10, 2\], expected 1 dimension"),
+        (changed("next_observations", np.zeros((10, 2))), r"next_observations has shape \[10, 2\]"),
+        (with_nan("rewards"), "rewards has NaN or infinity, first in row 4"),
+        (with_nan("observations"), "observations has NaN or infinity, first in row 4"),
+        ({name: array[:0] for name, array in arrays().items()}, "no transition"),
+    ],
+)
+def test_malformed_data(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Transitions.of(given)
+
+
+def test_data_that_do_not_fit_the_agent(tmp_path: Path) -> None:
+    agent = ODICE(1, 1, **SMALL)
+    before = [p.detach().clone() for p in agent.value.parameters()]
+    data = walk(10)
+
+    def wide(x: Tensor) -> Tensor:
+        return torch.cat([x, x], 1)
+
+    for bad, message in (
+        (Transitions(wide(data.observations), *list(vars(data).values())[1:]), r"observations has shape \[10, 2\]"),
+        (Transitions(data.observations, wide(data.actions), *list(vars(data).values())[2:]), "actions has shape"),
+        (Transitions(data.observations, 2 * data.actions, *list(vars(data).values())[2:]), "beyond -1 to 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            agent.fit(bad, 1)
+    assert all(torch.equal(p, was) for p, was in zip(agent.value.parameters(), before, strict=True))
+    with pytest.raises(ValueError, match="neither"):
+        Transitions.load(tmp_path / "data.csv")
