@@ -6,7 +6,7 @@ import argparse
 import datetime
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -17,6 +17,7 @@ import cases
 import ferrostep
 import markdown
 import matrices
+import projections
 import shapes
 import threads
 import training
@@ -142,6 +143,40 @@ def thresholds(settings: Settings) -> str:
     return markdown.table(["optimizer", "elements", *threads.SITUATIONS], rows)
 
 
+def contests(found: Sequence[projections.Contest], settings: Settings) -> str:
+    """Calls beside their peers."""
+    rows = []
+    for contest in found:
+        samples = interleave(contest.contestants, settings.rounds)
+        peer = next(iter(samples.values()))
+        for name, own in samples.items():
+            rows.append([contest.title, name, f"{1e6 * median(own):.1f}", f"{ratio(peer, own):.2f}"])
+    return markdown.table(["work", "implementation", "us", "x the first"], rows)
+
+
+def guidance(settings: Settings) -> str:
+    """Guidance of predictions of several shapes and dtypes."""
+    both = [(shape, dtype) for shape in projections.LATENTS for dtype in (torch.float32, torch.bfloat16)]
+    return contests([contest for each in both for contest in projections.guided(*each)], settings)
+
+
+def gradients(settings: Settings) -> str:
+    """Gradient projection, and the share of the ceiling of the large one."""
+    table = contests([*projections.projected(), projections.value_step()], settings)
+    ceiling, elements = Ceiling(), 60 * 417_000
+    large = projections.on("", 60 * [(417_000,)])[0].contestants["ferrostep"]
+    a, b = torch.randn(elements), torch.randn(elements)
+    samples = interleave({"ceiling": ceiling.run, "dot": lambda: torch.dot(a, b), "large": large}, settings.rounds)
+    share = {
+        name: bytes_ * elements / ceiling.bytes * ratio(samples["ceiling"], samples[name])
+        for name, bytes_ in (("dot", 8), ("large", 20))
+    }
+    return (
+        f"{table}\n\nProjection of 25 million elements: {share['large']:.0%} of the in-place ceiling at 20 bytes for "
+        f"each; reading alone (torch.dot) reaches {share['dot']:.0%} of it."
+    )
+
+
 def milliseconds(seconds: float) -> str:
     """With three significant digits at least."""
     return f"{1e3 * seconds:.3f}" if seconds < 0.01 else f"{1e3 * seconds:.1f}"
@@ -154,6 +189,8 @@ def sections(settings: Settings) -> dict[str, tuple[str, Callable[[], str]]]:
         for model in cases.models(settings.layers)
     }
     result["muon"] = ("Muon", lambda: muon(settings))
+    result["guidance"] = ("Guidance", lambda: guidance(settings))
+    result["gradients"] = ("Gradient projection", lambda: gradients(settings))
     result["training"] = ("The step inside a training loop", lambda: in_training(settings))
     result["threads"] = ("One thread and two, us per step", lambda: thresholds(settings))
     return result

@@ -1,5 +1,5 @@
-//! Sums of elements and products in f64, in a fixed number of lanes, so that threads and instruction sets make no
-//! difference.
+//! Sums of elements and products in f64, in a fixed number of lanes, so that threads make no difference. Nor do the
+//! instruction sets that have a fused multiply-add.
 
 use super::Element;
 use crate::kernels::vector::{Double, portable};
@@ -173,7 +173,7 @@ impl<V: Double, const DIFFERENCES: bool, const MEANS: bool, const N: usize> Lane
                     self.sums[i][part] = self.sums[i][part] + values[i];
                 }
                 for j in i..N {
-                    self.products[i][j][part] = self.products[i][j][part] + values[i] * values[j];
+                    self.products[i][j][part] = values[i].mul_add(values[j], self.products[i][j][part]);
                 }
             }
         }

@@ -155,6 +155,11 @@ impl Double for F64 {
             Self(_mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32::<16>(bits))))
         }
     }
+    #[inline(always)]
+    fn mul_add(self, other: Self, more: Self) -> Self {
+        // SAFETY: the CPU has FMA.
+        Self(unsafe { _mm256_fmadd_pd(self.0, other.0, more.0) })
+    }
 }
 
 impl Single for F32 {

@@ -157,6 +157,11 @@ impl Double for F64 {
             ))))
         }
     }
+    #[inline(always)]
+    fn mul_add(self, other: Self, more: Self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_fmadd_pd(self.0, other.0, more.0) })
+    }
 }
 
 impl Single for F32 {

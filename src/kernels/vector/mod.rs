@@ -105,6 +105,8 @@ pub trait Double: Vector {
     /// # Safety
     /// As for [`Stored::load`].
     unsafe fn widen_bf16(from: *const bf16) -> Self;
+    /// `self * other + more`, rounded once where the instruction set can.
+    fn mul_add(self, other: Self, more: Self) -> Self;
 }
 
 /// An element type as f64 numbers.

@@ -137,6 +137,10 @@ impl Double for F64 {
         // SAFETY: the caller's promise is the same.
         unsafe { Lanes::<bf16, 4>::read(from) }.map(f64::from)
     }
+    #[inline(always)]
+    fn mul_add(self, other: Self, more: Self) -> Self {
+        self * other + more
+    }
 }
 
 impl Single for F32 {
