@@ -165,6 +165,8 @@ def test_nan_reaches_everything() -> None:
 
 def test_empty_lists() -> None:
     assert orthogonal_([], []) == 0.0 and orthogonal_([None], [None], per_tensor=True) == [0.0]
+    one: list[Any] = [None, torch.ones(2)]
+    assert orthogonal_(clones(one), one, per_tensor=True) == [0.0, 1.0]
     assert torch.equal(gram([[None], [None]]), torch.zeros(2, 2).double())
     ema_([], [], 0.5)
 

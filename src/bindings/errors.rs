@@ -75,6 +75,17 @@ pub struct Refusal {
     pub problem: Problem,
 }
 
+impl Place {
+    /// An argument that is not in a parameter group.
+    pub fn named(argument: String) -> Place {
+        Place {
+            group: None,
+            index: 0,
+            argument,
+        }
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.group {

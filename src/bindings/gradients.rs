@@ -30,7 +30,7 @@ pub fn orthogonal(
         &[("forward", &forward), ("backward", &backward)],
         &[("backward", &backward)],
     )?;
-    let kappas = lists.project(py, threads, |products| {
+    let kappas = lists.project(py, threads, per_tensor, |products| {
         let kappas = kappas(products, 2, eps, per_tensor);
         let factors = kappas.iter().map(|kappa| smallvec![-scale * kappa, scale]);
         Some((kappas.clone(), factors.collect()))
@@ -58,7 +58,7 @@ pub fn orthogonal_combine(
     check_eps(eps)?;
     let inputs = [("extra", &extra), ("forward", &forward), ("backward", &backward)];
     let mut lists = Lists::read(&inputs, &[("out", &outputs)])?;
-    Ok(lists.project(py, threads, |products| {
+    Ok(lists.project(py, threads, per_tensor, |products| {
         let finite = || {
             gradients::total(products)
                 .iter()
@@ -216,7 +216,7 @@ impl Lists {
             }
             lists.add(&views, inputs.len(), place);
         }
-        let name = |(list, place): Owner| place_of(format!("{}[{place}]", all[list].0));
+        let name = |(list, place): Owner| Place::named(format!("{}[{place}]", all[list].0));
         match overlap::find(&mut writes, &reads) {
             None => Ok(lists),
             Some((one, other)) => Err(Refusal {
@@ -236,7 +236,7 @@ impl Lists {
                 continue;
             };
             let refuse = |problem| Refusal {
-                place: place_of(format!("{name}[{place}]")),
+                place: Place::named(format!("{name}[{place}]")),
                 problem,
             };
             // A tensor that is read and written is asked once.
@@ -250,15 +250,9 @@ impl Lists {
                 Ok(view) => view,
                 Err(problem) => return Err(refuse(*problem).into()),
             };
-            if let Some(first) = views.iter().flatten().next() {
-                if view.shape != first.shape {
-                    let (shape, expected) = (view.shape, first.shape.clone());
-                    return Err(refuse(Problem::Shape { shape, expected }).into());
-                }
-                if view.dtype != first.dtype {
-                    let [dtype, expected] = [view.dtype, first.dtype].map(|dtype| dtype.name().to_string());
-                    return Err(refuse(Problem::DType { dtype, expected }).into());
-                }
+            let first = views.iter().flatten().next();
+            if let Some(problem) = first.and_then(|first| view.unlike(first)) {
+                return Err(refuse(problem).into());
             }
             if writes && view.overlaps_itself() {
                 return Err(refuse(Problem::OverlapsItself).into());
@@ -305,24 +299,24 @@ impl Lists {
         &mut self,
         py: Python<'_>,
         threads: usize,
+        per_tensor: bool,
         make: impl Fn(&[Products]) -> Option<(SmallVec<[f64; 4]>, Vec<Factors>)> + Sync,
     ) -> Option<Vec<f64>> {
-        let (kappas, one_for_all) = py.detach(|| {
+        let kappas = py.detach(|| {
             self.load();
             // SAFETY: as in `products`.
             let products = unsafe { gradients::products(&self.positions, threads) };
             let (kappas, mut factors) = make(&products)?;
-            let one_for_all = factors.len() == 1;
-            if let ([only], true) = (factors.as_slice(), one_for_all) {
+            if let ([only], false) = (factors.as_slice(), per_tensor) {
                 factors = vec![only.clone(); self.positions.len()];
             }
             // SAFETY: as above, and `read` saw to it that what is written is shared with nothing but an input at its
             // place.
             unsafe { gradients::combine(&self.positions, &factors, threads) };
             self.store();
-            Some((kappas, one_for_all))
+            Some(kappas)
         })?;
-        if one_for_all {
+        if !per_tensor {
             return Some(kappas.to_vec());
         }
         let mut all = vec![0.0; self.count];
@@ -363,13 +357,5 @@ impl Lists {
     fn store(&mut self) {
         // SAFETY: as above, and what is written belongs to nothing else.
         self.staged.iter_mut().for_each(|copy| unsafe { copy.store() });
-    }
-}
-
-fn place_of(argument: String) -> Place {
-    Place {
-        group: None,
-        index: 0,
-        argument,
     }
 }

@@ -7,8 +7,7 @@ use smallvec::SmallVec;
 use super::errors::{Place, Problem, Refusal};
 use super::muon::unknown;
 use super::overlap::{self, Claim};
-use super::tensor::{Dims, Reader, View};
-use crate::kernels::elementwise::DType;
+use super::tensor::{Reader, View};
 use crate::kernels::projection::{self, Apg, MAX_INPUTS, Memory, Rule};
 use crate::kernels::strided::Staged;
 
@@ -220,7 +219,7 @@ impl Guidance {
             Some((one, other)) => Err(refuse(
                 name(one),
                 Problem::Overlaps {
-                    other: place(name(other)),
+                    other: Place::named(name(other)),
                 },
             )),
         }
@@ -246,17 +245,9 @@ fn order(view: &View, dims: Option<&[i64]>) -> PyResult<(SmallVec<[usize; 4]>, u
     Ok((order, reduced.iter().filter(|&&is| !is).count()))
 }
 
-fn place(argument: String) -> Place {
-    Place {
-        group: None,
-        index: 0,
-        argument,
-    }
-}
-
 fn refuse(argument: String, problem: Problem) -> PyErr {
     Refusal {
-        place: place(argument),
+        place: Place::named(argument),
         problem,
     }
     .into()
@@ -281,16 +272,8 @@ impl Tensors {
             Ok(view) => view,
             Err(problem) => return Err(refuse(name(), *problem)),
         };
-        if let Some(first) = first {
-            if view.shape != first.shape {
-                let (shape, expected): (Dims, Dims) = (view.shape, first.shape.clone());
-                return Err(refuse(name(), Problem::Shape { shape, expected }));
-            }
-            if view.dtype != first.dtype {
-                let of = |dtype: DType| dtype.name().to_string();
-                let (dtype, expected) = (of(view.dtype), of(first.dtype));
-                return Err(refuse(name(), Problem::DType { dtype, expected }));
-            }
+        if let Some(problem) = first.and_then(|first| view.unlike(first)) {
+            return Err(refuse(name(), problem));
         }
         if writes && view.overlaps_itself() {
             return Err(refuse(name(), Problem::OverlapsItself));

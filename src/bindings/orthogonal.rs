@@ -123,11 +123,7 @@ pub fn orthogonalize(
 type Owner = (usize, bool);
 
 fn place((index, is_output): Owner) -> Place {
-    Place {
-        group: None,
-        index,
-        argument: format!("{}[{index}]", if is_output { "out" } else { "tensors" }),
-    }
+    Place::named(format!("{}[{index}]", if is_output { "out" } else { "tensors" }))
 }
 
 fn refuse(owner: Owner, problem: Problem) -> PyErr {

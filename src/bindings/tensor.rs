@@ -104,6 +104,20 @@ impl View {
                 })
     }
 
+    /// Why it does not fit to a tensor that is to have its shape and type.
+    pub fn unlike(&self, other: &View) -> Option<Problem> {
+        if self.shape != other.shape {
+            return Some(Problem::Shape {
+                shape: self.shape.clone(),
+                expected: other.shape.clone(),
+            });
+        }
+        (self.dtype != other.dtype).then(|| Problem::DType {
+            dtype: self.dtype.name().into(),
+            expected: other.dtype.name().into(),
+        })
+    }
+
     /// The memory with its dimensions in the order `order`.
     pub fn strided(&self, order: &[usize]) -> Strided {
         Strided {
