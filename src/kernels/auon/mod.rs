@@ -242,3 +242,6 @@ impl Blocks {
         &self.0[index]
     }
 }
+
+#[cfg(test)]
+mod tests;

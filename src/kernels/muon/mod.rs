@@ -367,3 +367,6 @@ unsafe fn jobs<'a>(matrices: &[Matrix], places: &[Place]) -> Vec<Job<'a>> {
     };
     matrices.iter().zip(places).map(job).collect()
 }
+
+#[cfg(test)]
+mod tests;
