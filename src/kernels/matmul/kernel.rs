@@ -30,6 +30,17 @@ pub trait Kernel: Copy + Send + Sync + 'static {
     /// A unit of `DEPTH` values, which lies in memory as these in a row; `second` is not used where `DEPTH` is 1.
     fn unit(first: Self::Value, second: Self::Value) -> Self::Unit;
 
+    /// Units of pairs of values; see [`Kernel::unit`].
+    ///
+    /// # Safety
+    /// Called within [`Kernel::enter`].
+    #[inline(always)]
+    unsafe fn units(first: &[Self::Value], second: &[Self::Value], to: &mut [Self::Unit]) {
+        for (i, to) in to.iter_mut().enumerate() {
+            *to = Self::unit(first[i], second[i]);
+        }
+    }
+
     /// Rounds values to bf16, for kernels whose values are f32.
     #[inline(always)]
     fn round(_values: &mut [Self::Value]) {}
@@ -49,10 +60,15 @@ pub trait Kernel: Copy + Send + Sync + 'static {
         units: usize,
         a: *const Self::Unit,
         b: *const Self::Unit,
+        ahead: Ahead,
         tile: *mut Self::Acc,
         stride: usize,
         first: bool,
     );
+
+    /// Asks for the cache line at `at`, which need not be valid.
+    #[inline(always)]
+    fn prefetch(_at: *const u8) {}
 
     /// Transposes a block of `LANES` x `LANES` units.
     ///
@@ -89,6 +105,14 @@ pub trait Kernel: Copy + Send + Sync + 'static {
     unsafe fn store(sum: Self::Sum, to: *mut Self::Acc, first: bool);
 }
 
+/// What is needed after a call of [`Kernel::micro`]: it asks for `step` bytes more with each unit. The CPU's own
+/// prefetching does not reach from one stretch of a panel to the next.
+#[derive(Clone, Copy)]
+pub struct Ahead {
+    pub at: *const u8,
+    pub step: usize,
+}
+
 /// Work that [`Kernel::enter`] compiles for an instruction set: `run` must be `#[inline(always)]`.
 pub trait Job {
     fn run(self);
@@ -112,6 +136,7 @@ pub unsafe fn register_block<K: Kernel, const MR: usize, const NV: usize>(
     units: usize,
     mut a: *const K::Unit,
     mut b: *const K::Unit,
+    mut ahead: Ahead,
     tile: *mut K::Acc,
     stride: usize,
     first: bool,
@@ -131,6 +156,8 @@ pub unsafe fn register_block<K: Kernel, const MR: usize, const NV: usize>(
                     row[v] = K::fma(left, factors[v], row[v]);
                 }
             }
+            K::prefetch(ahead.at);
+            ahead.at = ahead.at.wrapping_add(ahead.step);
             a = a.add(K::WIDTH);
             b = b.add(K::WIDTH);
         }
@@ -162,6 +189,7 @@ macro_rules! block {
             units: usize,
             a: *const Self::Unit,
             b: *const Self::Unit,
+            ahead: $crate::kernels::matmul::kernel::Ahead,
             tile: *mut Self::Acc,
             stride: usize,
             first: bool,
@@ -169,9 +197,15 @@ macro_rules! block {
             // SAFETY: the caller's promises are the same.
             unsafe {
                 $crate::kernels::matmul::kernel::register_block::<Self, $rows, $vectors>(
-                    units, a, b, tile, stride, first,
+                    units, a, b, ahead, tile, stride, first,
                 )
             }
+        }
+
+        #[inline(always)]
+        fn prefetch(at: *const u8) {
+            // SAFETY: SSE is part of x86-64, and a prefetch does nothing where there is no memory.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
         }
     };
 }

@@ -189,10 +189,17 @@ impl<'a, S> Output<'a, S> {
     pub fn row_major(data: &'a mut [S], rows: usize, cols: usize) -> Self {
         Output::new(data, rows, cols, cols)
     }
+
+    fn reborrow(&mut self) -> Output<'_, S> {
+        Output {
+            data: self.data,
+            ..*self
+        }
+    }
 }
 
-/// What becomes of a product P: `C = alpha * P + beta * C + Σ factor * term`. C is not read where `beta` is 0. Terms
-/// have C's shape and contiguous rows.
+/// What becomes of a product P: `C = alpha * P + beta * C + Σ factor * term`, with up to two terms. C is not read where
+/// `beta` is 0. Terms have C's shape and contiguous rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Finish<'a, S> {
     pub alpha: S,
@@ -200,12 +207,13 @@ pub struct Finish<'a, S> {
     pub terms: &'a [(S, View<'a, S>)],
 }
 
-/// Whether a product is known to be symmetric.
+/// Whether a matrix is known to be symmetric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Symmetry {
     None,
-    /// The lower triangle is computed and mirrored: the result is exactly symmetric. For `A * Aᵀ` and for commuting
-    /// symmetric factors; C and the terms must be symmetric as well.
+    /// Only the lower triangle is computed and read. Of what lies above it, just the blocks on the diagonal are written,
+    /// as exact mirror images; [`Engine::mirror`] does the rest where that is wanted. For `A * Aᵀ` and for commuting
+    /// symmetric factors, with terms that are symmetric as well.
     Lower,
 }
 
@@ -221,7 +229,7 @@ pub enum Factors {
 /// Products on one instruction set.
 pub trait Engine<T: Element>: Sync {
     /// Packs `source`, whose columns are the inner dimension of the products that it will be a factor of.
-    fn pack(&self, source: View<'_, T>, into: &mut Packed, threads: usize);
+    fn pack(&self, source: View<'_, T>, symmetry: Symmetry, into: &mut Packed, threads: usize);
 
     /// `a * bᵀ`, finished into `c`. Both factors packed by this engine.
     fn product(
@@ -233,6 +241,9 @@ pub trait Engine<T: Element>: Sync {
         c: Output<'_, T::Acc>,
         threads: usize,
     );
+
+    /// Completes a result of [`Symmetry::Lower`].
+    fn mirror(&self, c: Output<'_, T::Acc>, threads: usize);
 }
 
 /// Element types that can be multiplied.
@@ -250,8 +261,8 @@ struct On<K> {
 }
 
 impl<T: Element, K: Takes<T> + Kernel<Acc = T::Acc>> Engine<T> for On<K> {
-    fn pack(&self, source: View<'_, T>, into: &mut Packed, threads: usize) {
-        into.fill::<K, T>(source, self.round, threads);
+    fn pack(&self, source: View<'_, T>, symmetry: Symmetry, into: &mut Packed, threads: usize) {
+        into.fill::<K, T>(source, symmetry, self.round, threads);
     }
 
     fn product(
@@ -264,6 +275,10 @@ impl<T: Element, K: Takes<T> + Kernel<Acc = T::Acc>> Engine<T> for On<K> {
         threads: usize,
     ) {
         product::product::<K>(a, b, symmetry, finish, c, threads);
+    }
+
+    fn mirror(&self, c: Output<'_, T::Acc>, threads: usize) {
+        product::mirror::<K>(c, threads);
     }
 }
 
@@ -352,7 +367,7 @@ impl Element for f64 {
     }
 }
 
-/// `C = alpha * A * B + beta * C`, C not being read where `beta` is 0.
+/// `C = alpha * A * B + beta * C`, C not being read where `beta` is 0. The factors are packed in `memory`.
 ///
 /// # Panics
 /// Where the shapes do not fit together, or the CPU does not run `isa`.
@@ -362,18 +377,18 @@ pub fn multiply<T: Element>(
     a: View<'_, T>,
     b: View<'_, T>,
     c: Output<'_, T::Acc>,
+    [left, right]: &mut [Packed; 2],
     threads: usize,
 ) {
     let engine = T::engine(isa, Factors::Exact);
-    let (mut left, mut right) = (Packed::default(), Packed::default());
-    engine.pack(a, &mut left, threads);
-    engine.pack(b.t(), &mut right, threads);
+    engine.pack(a, Symmetry::None, left, threads);
+    engine.pack(b.t(), Symmetry::None, right, threads);
     let finish = Finish {
         alpha,
         beta,
         terms: &[],
     };
-    engine.product(&left, &right, Symmetry::None, &finish, c, threads);
+    engine.product(left, right, Symmetry::None, &finish, c, threads);
 }
 
 /// `C = alpha * A * Aᵀ + beta * C` with a symmetric C, exactly symmetric.
@@ -384,16 +399,17 @@ pub fn multiply_by_transpose<T: Element>(
     isa: Isa,
     (alpha, beta): (T::Acc, T::Acc),
     a: View<'_, T>,
-    c: Output<'_, T::Acc>,
+    mut c: Output<'_, T::Acc>,
+    [packed, _]: &mut [Packed; 2],
     threads: usize,
 ) {
     let engine = T::engine(isa, Factors::Exact);
-    let mut packed = Packed::default();
-    engine.pack(a, &mut packed, threads);
+    engine.pack(a, Symmetry::None, packed, threads);
     let finish = Finish {
         alpha,
         beta,
         terms: &[],
     };
-    engine.product(&packed, &packed, Symmetry::Lower, &finish, c, threads);
+    engine.product(packed, packed, Symmetry::Lower, &finish, c.reborrow(), threads);
+    engine.mirror(c, threads);
 }

@@ -2,15 +2,16 @@
 
 use std::any::TypeId;
 
-use super::View;
 use super::kernel::{Job, Kernel, Takes};
+use super::product::{BLOCK, lower_blocks};
+use super::{Symmetry, View};
 use crate::runtime::pool;
 
 /// Values along the summed dimension that one task packs, and of how many panels.
-const STRETCH: usize = 256;
+const STRETCH: usize = 2 * BLOCK;
 const PANELS: usize = 4;
 /// Values along the summed dimension that are turned at a time.
-const TURN: usize = 64;
+const TURN: usize = BLOCK;
 /// The widest panel of any kernel.
 const WIDEST: usize = 32;
 
@@ -56,36 +57,78 @@ impl Packed {
     }
 
     /// Packs `source`, its columns being the summed dimension. `round`: take the values as rounded to bf16 (for
-    /// kernels that would keep more).
-    pub(super) fn fill<K: Takes<T>, T: Sync>(&mut self, source: View<'_, T>, round: bool, threads: usize) {
+    /// kernels that would keep more). Of a symmetric one, only what [`Symmetry::Lower`] has written is read.
+    pub(super) fn fill<K: Takes<T>, T: Sync>(
+        &mut self,
+        source: View<'_, T>,
+        symmetry: Symmetry,
+        round: bool,
+        threads: usize,
+    ) {
+        const { assert!(K::WIDTH <= WIDEST && K::DEPTH <= 2 && BLOCK.is_multiple_of(K::DEPTH)) };
         self.reserve::<K>(source.rows, source.cols);
-        let units = self.units::<K>();
-        let stretch = STRETCH / K::DEPTH;
-        let stretches = units.div_ceil(stretch);
-        let panels = source.rows.div_ceil(K::WIDTH);
-        let base = Shared::new(self.lines.as_mut_ptr().cast::<K::Unit>());
-        pool::for_each(threads, panels.div_ceil(PANELS) * stretches, &|task| {
-            let (first, start) = (task / stretches * PANELS, task % stretches * stretch);
-            let count = stretch.min(units - start);
-            let rows = first * K::WIDTH..source.rows.min((first + PANELS) * K::WIDTH);
-            let cols = start * K::DEPTH..source.cols.min((start + count) * K::DEPTH);
-            let mut to: [&mut [K::Unit]; PANELS] = Default::default();
-            for (panel, to) in (first..panels).zip(&mut to) {
-                // SAFETY: each task has its own stretch of its own panels, and `reserve` made room for all.
-                *to = unsafe {
-                    let stretch = base.get().add((panel * units + start) * K::WIDTH);
-                    std::slice::from_raw_parts_mut(stretch, count * K::WIDTH)
-                };
-            }
-            // SAFETY: kernels are handed out by `engine` only for instruction sets that the CPU has.
-            unsafe {
-                K::enter(Pack::<K, T> {
-                    source: source.part(rows, cols),
-                    to,
-                    round,
-                })
-            }
+        let filling = Filling::<K> {
+            base: Shared::new(self.lines.as_mut_ptr().cast()),
+            units: self.units::<K>(),
+            round,
+        };
+        if symmetry == Symmetry::Lower {
+            let blocks = lower_blocks(source.rows);
+            pool::for_each(threads, blocks.len(), &|task| {
+                let (row, col) = blocks[task];
+                let end = |start: usize| source.rows.min(start + BLOCK);
+                let block = source.part(row..end(row), col..end(col));
+                // SAFETY: `reserve` made room for all; the block and its mirror image are this task's.
+                unsafe {
+                    filling.pack(block, row, col);
+                    if row > col {
+                        filling.pack(block.t(), col, row);
+                    }
+                }
+            });
+            return;
+        }
+        let (height, stretches) = (PANELS * K::WIDTH, source.cols.div_ceil(STRETCH));
+        pool::for_each(threads, source.rows.div_ceil(height) * stretches, &|task| {
+            let (row, col) = (task / stretches * height, task % stretches * STRETCH);
+            let rows = row..source.rows.min(row + height);
+            let part = source.part(rows, col..source.cols.min(col + STRETCH));
+            // SAFETY: as above.
+            unsafe { filling.pack(part, row, col) };
         });
+    }
+}
+
+/// Panels being filled, by several tasks.
+struct Filling<K: Kernel> {
+    base: Shared<K::Unit>,
+    units: usize,
+    round: bool,
+}
+
+impl<K: Kernel> Filling<K> {
+    /// Packs a part of the matrix that begins at (row, col), which are whole panels and units.
+    ///
+    /// # Safety
+    /// There is room for the part, which nobody else uses meanwhile.
+    unsafe fn pack<T>(&self, source: View<'_, T>, row: usize, col: usize)
+    where
+        K: Takes<T>,
+    {
+        let units = source.cols.div_ceil(K::DEPTH);
+        for first in (0..source.rows).step_by(PANELS * K::WIDTH) {
+            let rows = first..source.rows.min(first + PANELS * K::WIDTH);
+            let mut to: [&mut [K::Unit]; PANELS] = Default::default();
+            for (start, to) in rows.clone().step_by(K::WIDTH).zip(&mut to) {
+                let at = (row + start) * self.units + col / K::DEPTH * K::WIDTH;
+                // SAFETY: the caller's promise.
+                *to = unsafe { std::slice::from_raw_parts_mut(self.base.get().add(at), units * K::WIDTH) };
+            }
+            let source = source.part(rows, 0..source.cols);
+            let round = self.round;
+            // SAFETY: kernels are handed out by `engine` only for instruction sets that the CPU has.
+            unsafe { K::enter(Pack::<K, T> { source, to, round }) };
+        }
     }
 }
 
@@ -155,9 +198,8 @@ fn interleave<K: Takes<T>, T>(source: View<'_, T>, to: &mut [&mut [K::Unit]; PAN
                 }
             }
             let to = &mut to[unit * K::WIDTH..][..K::WIDTH];
-            for w in 0..K::WIDTH {
-                to[w] = K::unit(values[0][w], values[1][w]);
-            }
+            // SAFETY: within `enter`.
+            unsafe { K::units(&values[0], &values[1], to) };
         }
     }
 }

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use half::bf16;
 
-use super::kernel::{Job, Kernel, Takes, register_block};
+use super::kernel::{Ahead, Job, Kernel, Takes, register_block};
 use super::{Real, round};
 
 #[derive(Clone, Copy)]
@@ -32,9 +32,17 @@ impl<T: Real> Kernel for Portable<T> {
     }
 
     #[inline(always)]
-    unsafe fn micro(units: usize, a: *const T, b: *const T, tile: *mut T, stride: usize, first: bool) {
+    unsafe fn micro(
+        units: usize,
+        a: *const T,
+        b: *const T,
+        ahead: Ahead,
+        tile: *mut T,
+        stride: usize,
+        first: bool,
+    ) {
         // SAFETY: the caller's promises are the same.
-        unsafe { register_block::<Self, 4, 2>(units, a, b, tile, stride, first) }
+        unsafe { register_block::<Self, 4, 2>(units, a, b, ahead, tile, stride, first) }
     }
 
     #[inline(always)]

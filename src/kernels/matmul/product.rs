@@ -3,15 +3,17 @@
 
 use std::mem::MaybeUninit;
 
-use super::kernel::{Job, Kernel};
+use super::kernel::{Ahead, Job, Kernel};
 use super::packed::{Packed, Shared};
 use super::{Finish, Output, Real, Symmetry};
 use crate::runtime::pool;
 
-/// Rows and columns of a block: a multiple of every kernel's `WIDTH`, and a tile fits the L2 cache twenty times.
-const BLOCK: usize = 96;
+/// Rows and columns of a block: a multiple of every kernel's `WIDTH` and `ROWS`, and a tile fits the L2 cache twenty times.
+pub(super) const BLOCK: usize = 96;
 /// Units of the inner dimension between two visits of the tile.
-const STRETCH: usize = 192;
+const STRETCH: usize = 384;
+/// Terms that a result may have.
+const MOST_TERMS: usize = 2;
 
 /// `a * bᵀ` of packed operands, finished into `c`.
 pub(super) fn product<K: Kernel>(
@@ -30,47 +32,151 @@ pub(super) fn product<K: Kernel>(
         symmetry == Symmetry::None || c.rows == c.cols,
         "a symmetric result is square"
     );
+    assert!(finish.terms.len() <= MOST_TERMS, "too many terms");
     for (_, term) in finish.terms {
         assert!(
             (term.rows, term.cols, term.col_stride) == (c.rows, c.cols, 1),
             "a term has the result's shape"
         );
     }
-    let blocks = blocks(c.rows, c.cols, symmetry);
-    let base = Shared::new(c.data.as_mut_ptr());
+    let blocks = match symmetry {
+        Symmetry::None => grid(c.rows, c.cols).collect(),
+        Symmetry::Lower => lower_blocks(c.rows),
+    };
+    let result = Result::new(c);
     pool::for_each(threads, blocks.len(), &|task| {
         let (row, col) = blocks[task];
         let job = Block::<K> {
             a,
             b,
-            symmetric: symmetry == Symmetry::Lower,
+            on_diagonal: symmetry == Symmetry::Lower && row == col,
             finish,
-            to: &base,
-            stride: c.row_stride,
-            row,
-            col,
-            rows: BLOCK.min(c.rows - row),
-            cols: BLOCK.min(c.cols - col),
+            to: result.region(row, col),
+            next: blocks.get(task + 1).copied().unwrap_or((row, col)),
         };
         // SAFETY: kernels are handed out by `engine` only for instruction sets that the CPU has.
         unsafe { K::enter(job) }
     });
 }
 
-/// The first row and column of every block, the whole ones of a triangle before the halves on its diagonal: these
-/// even out what the threads have left to do.
-fn blocks(rows: usize, cols: usize, symmetry: Symmetry) -> Vec<(usize, usize)> {
-    let grid = (0..rows)
+/// Copies what [`product`] wrote of a symmetric result to its mirror image.
+pub(super) fn mirror<K: Kernel>(c: Output<'_, K::Acc>, threads: usize) {
+    assert!(c.rows == c.cols, "a symmetric result is square");
+    let below: Vec<_> = grid(c.rows, c.cols).filter(|(row, col)| row > col).collect();
+    let result = Result::new(c);
+    pool::for_each(threads, below.len(), &|task| {
+        let (row, col) = below[task];
+        // SAFETY: kernels are handed out by `engine` only for instruction sets that the CPU has.
+        unsafe { K::enter(Mirror::<K>(result.region(row, col))) }
+    });
+}
+
+/// The first row and column of every block.
+fn grid(rows: usize, cols: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..rows)
         .step_by(BLOCK)
-        .flat_map(|row| (0..cols).step_by(BLOCK).map(move |col| (row, col)));
-    match symmetry {
-        Symmetry::None => grid.collect(),
-        Symmetry::Lower => {
-            let below = grid.filter(|(row, col)| row > col);
-            below
-                .chain((0..rows).step_by(BLOCK).map(|start| (start, start)))
-                .collect()
+        .flat_map(move |row| (0..cols).step_by(BLOCK).map(move |col| (row, col)))
+}
+
+/// The blocks of the lower triangle, the whole ones before the halves on the diagonal: these even out what the threads
+/// have left to do.
+pub(super) fn lower_blocks(size: usize) -> Vec<(usize, usize)> {
+    let below = grid(size, size).filter(|(row, col)| row > col);
+    below
+        .chain((0..size).step_by(BLOCK).map(|start| (start, start)))
+        .collect()
+}
+
+/// An output that tasks share, each writing its own blocks.
+struct Result<S> {
+    base: Shared<S>,
+    rows: usize,
+    cols: usize,
+    stride: usize,
+}
+
+impl<S> Result<S> {
+    fn new(c: Output<'_, S>) -> Self {
+        Result {
+            base: Shared::new(c.data.as_mut_ptr()),
+            rows: c.rows,
+            cols: c.cols,
+            stride: c.row_stride,
         }
+    }
+
+    fn region(&self, row: usize, col: usize) -> Region<'_, S> {
+        Region {
+            result: self,
+            row,
+            col,
+            rows: BLOCK.min(self.rows - row),
+            cols: BLOCK.min(self.cols - col),
+        }
+    }
+}
+
+/// A block of an output.
+struct Region<'a, S> {
+    result: &'a Result<S>,
+    row: usize,
+    col: usize,
+    rows: usize,
+    cols: usize,
+}
+
+impl<S: Real> Region<'_, S> {
+    /// Element (i, j) of the block.
+    #[inline(always)]
+    fn at(&self, i: usize, j: usize) -> *mut S {
+        let offset = (self.row + i) * self.result.stride + self.col + j;
+        self.result.base.get().wrapping_add(offset)
+    }
+
+    /// Where element (i, j) of the block is mirrored to.
+    #[inline(always)]
+    fn mirrored(&self, i: usize, j: usize) -> *mut S {
+        let offset = (self.col + j) * self.result.stride + self.row + i;
+        self.result.base.get().wrapping_add(offset)
+    }
+
+    /// Copies the block, or what of it is below the diagonal, to its mirror image.
+    ///
+    /// # Safety
+    /// Within `enter`; both are the task's own.
+    #[inline(always)]
+    unsafe fn mirror<K: Kernel<Acc = S>>(&self) {
+        const { assert!(size_of::<K::Unit>() == size_of::<S>()) };
+        let (side, stride) = (K::LANES, self.result.stride);
+        let on_diagonal = self.row == self.col;
+        for i in (0..self.rows).step_by(side) {
+            let last = if on_diagonal { i + 1 } else { self.cols };
+            for j in (0..last).step_by(side) {
+                let whole = i + side <= self.rows && j + side <= self.cols;
+                if whole && !(on_diagonal && i == j) {
+                    // SAFETY: a square of the block and its mirror image, which is another; units are as large as sums.
+                    unsafe { K::transpose(self.at(i, j).cast(), stride, self.mirrored(i, j).cast(), stride) };
+                    continue;
+                }
+                for i in i..self.rows.min(i + side) {
+                    let last = if on_diagonal { i } else { self.cols };
+                    for j in j..last.min(j + side) {
+                        // SAFETY: an element of the block and its mirror image.
+                        unsafe { *self.mirrored(i, j) = *self.at(i, j) };
+                    }
+                }
+            }
+        }
+    }
+}
+
+struct Mirror<'a, K: Kernel>(Region<'a, K::Acc>);
+
+impl<K: Kernel> Job for Mirror<'_, K> {
+    #[inline(always)]
+    fn run(self) {
+        // SAFETY: a task's own block below the diagonal, within `enter`.
+        unsafe { self.0.mirror::<K>() }
     }
 }
 
@@ -80,26 +186,27 @@ struct Tile<T>([MaybeUninit<T>; BLOCK * BLOCK]);
 struct Block<'a, K: Kernel> {
     a: &'a Packed,
     b: &'a Packed,
-    symmetric: bool,
+    on_diagonal: bool,
     finish: &'a Finish<'a, K::Acc>,
-    to: &'a Shared<K::Acc>,
-    stride: usize,
-    row: usize,
-    col: usize,
-    rows: usize,
-    cols: usize,
+    to: Region<'a, K::Acc>,
+    /// The first row and column of the block that probably follows on this thread.
+    next: (usize, usize),
 }
 
 impl<K: Kernel> Job for Block<'_, K> {
     #[inline(always)]
     fn run(self) {
+        const { assert!(BLOCK.is_multiple_of(K::WIDTH) && BLOCK.is_multiple_of(K::ROWS)) };
         let mut tile: Tile<K::Acc> = Tile([const { MaybeUninit::uninit() }; BLOCK * BLOCK]);
         let tile = tile.0.as_mut_ptr().cast::<K::Acc>();
         // SAFETY: `tile` has room for a block of whole register blocks; `sum` writes all of it that `finish` reads;
-        // `finish` writes the block of `c` that this task owns, and its mirror image.
+        // `finish` writes the block of `c` that this task owns.
         unsafe {
             self.sum(tile);
             self.finish(tile);
+            if self.on_diagonal {
+                self.to.mirror::<K>();
+            }
         }
     }
 }
@@ -108,7 +215,7 @@ impl<K: Kernel> Block<'_, K> {
     /// Whether the register block at (row, col) within the block is needed.
     #[inline(always)]
     fn needed(&self, row: usize, col: usize) -> bool {
-        !self.symmetric || self.row + row + K::ROWS > self.col + col
+        !self.on_diagonal || row + K::ROWS > col
     }
 
     #[inline(always)]
@@ -117,18 +224,22 @@ impl<K: Kernel> Block<'_, K> {
         let mut start = 0;
         loop {
             let count = STRETCH.min(units - start);
-            for col in (0..self.cols).step_by(K::WIDTH) {
-                let b = self.b.panel::<K>(self.col + col);
-                for row in (0..self.rows)
+            let mut calls = 0;
+            for col in (0..self.to.cols).step_by(K::WIDTH) {
+                let b = self.b.panel::<K>(self.to.col + col);
+                for row in (0..self.to.rows)
                     .step_by(K::ROWS)
                     .filter(|&row| self.needed(row, col))
                 {
-                    let a = self.a.panel::<K>(self.row + row);
+                    let a = self.a.panel::<K>(self.to.row + row);
                     // SAFETY: the panels hold `units` units, and the tile whole register blocks.
                     unsafe {
                         let (a, b) = (a.add(start * K::WIDTH), b.add(start * K::WIDTH));
-                        K::micro(count, a, b, tile.add(row * BLOCK + col), BLOCK, start == 0);
+                        let to = tile.add(row * BLOCK + col);
+                        let ahead = self.ahead(start + count, calls, count);
+                        K::micro(count, a, b, ahead, to, BLOCK, start == 0);
                     }
+                    calls += 1;
                 }
             }
             start += count;
@@ -138,68 +249,96 @@ impl<K: Kernel> Block<'_, K> {
         }
     }
 
+    /// What call `number` of a stretch asks for: a share of the panels' next stretch, which begins at unit `start` or,
+    /// after the last, in the next block.
     #[inline(always)]
-    unsafe fn finish(&self, tile: *mut K::Acc) {
-        let Finish { alpha, beta, terms } = *self.finish;
-        for i in 0..self.rows {
-            let row = self.row + i;
-            let count = if self.symmetric {
-                self.cols.min(row - self.col + 1)
-            } else {
-                self.cols
-            };
-            // SAFETY: `sum` wrote the first `count` values of this row of the tile.
-            let values = unsafe { std::slice::from_raw_parts_mut(tile.add(i * BLOCK), count) };
-            // SAFETY: the row lies in `c`, and no other task touches this block.
-            let to = unsafe {
-                std::slice::from_raw_parts_mut(self.to.get().add(row * self.stride + self.col), count)
-            };
-            if alpha != K::Acc::ONE {
-                values.iter_mut().for_each(|v| *v = *v * alpha);
-            }
-            if beta != K::Acc::ZERO {
-                values.iter_mut().zip(&*to).for_each(|(v, &c)| *v = *v + beta * c);
-            }
-            for &(factor, term) in terms {
-                let term = term.row(row, self.col..self.col + count);
-                values
-                    .iter_mut()
-                    .zip(term)
-                    .for_each(|(v, &t)| *v = *v + factor * t);
-            }
-            to.copy_from_slice(values);
-        }
-        if self.symmetric {
-            // SAFETY: the mirror image of this block is its own, too.
-            unsafe { self.mirror(tile) }
+    fn ahead(&self, start: usize, number: usize, count: usize) -> Ahead {
+        let calls_per_panel = const { BLOCK / K::ROWS / 2 }; // of either operand
+        let step = const { (K::WIDTH * size_of::<K::Unit>()).div_ceil(BLOCK / K::ROWS / 2) };
+        let ((row, col), start) = match start < self.a.units::<K>() {
+            true => ((self.to.row, self.to.col), start),
+            false => (self.next, 0),
+        };
+        let down = number / calls_per_panel * K::WIDTH;
+        let (operand, row) = match down < BLOCK {
+            true => (self.a, row + down),
+            false => (self.b, col + down - BLOCK),
+        };
+        let panel = operand.panel::<K>(row.min(operand.rows - 1));
+        let at = panel.wrapping_add(start * K::WIDTH).cast::<u8>();
+        Ahead {
+            at: at.wrapping_add(number % calls_per_panel * count * step),
+            step,
         }
     }
 
-    /// Copies what lies below the diagonal to its mirror image.
     #[inline(always)]
-    unsafe fn mirror(&self, tile: *const K::Acc) {
-        const { assert!(size_of::<K::Unit>() == size_of::<K::Acc>()) };
-        // Off the diagonal, whole squares at a time.
-        let square = if self.row > self.col { K::LANES } else { usize::MAX };
-        let (rows, cols) = (self.rows - self.rows % square, self.cols - self.cols % square);
-        for j in (0..cols).step_by(square) {
-            for i in (0..rows).step_by(square) {
-                // SAFETY: a square of the tile, and its mirror image in `c`; units are as large as sums.
-                unsafe {
-                    let to = self.to.get().add((self.col + j) * self.stride + self.row + i);
-                    K::transpose(tile.add(i * BLOCK + j).cast(), BLOCK, to.cast(), self.stride);
-                }
+    unsafe fn finish(&self, tile: *const K::Acc) {
+        let Finish { beta, terms, .. } = *self.finish;
+        for i in 0..self.to.rows {
+            let count = if self.on_diagonal { i + 1 } else { self.to.cols };
+            // SAFETY: `sum` wrote the first `count` values of this row of the tile; the row lies in `c`, and no other
+            // task touches this block.
+            let (values, to) = unsafe {
+                let values = std::slice::from_raw_parts(tile.add(i * BLOCK), count);
+                (values, std::slice::from_raw_parts_mut(self.to.at(i, 0), count))
+            };
+            let (row, cols) = (self.to.row + i, self.to.col..self.to.col + count);
+            let term = |t: usize| (terms[t].0, terms[t].1.row(row, cols.clone()));
+            match (terms.len(), beta != K::Acc::ZERO) {
+                (0, false) => self.finish_row::<false, 0>(values, [], to),
+                (0, true) => self.finish_row::<true, 0>(values, [], to),
+                (1, false) => self.finish_row::<false, 1>(values, [term(0)], to),
+                (1, true) => self.finish_row::<true, 1>(values, [term(0)], to),
+                (_, false) => self.finish_row::<false, MOST_TERMS>(values, [term(0), term(1)], to),
+                (_, true) => self.finish_row::<true, MOST_TERMS>(values, [term(0), term(1)], to),
             }
         }
-        for j in 0..self.cols {
-            let col = self.col + j;
-            let below = if col < self.row { 0 } else { col - self.row + 1 };
-            for i in if j < cols { rows } else { 0 }.max(below)..self.rows {
-                // SAFETY: (i, j) is below the diagonal, where the tile is written; `c` is square.
-                unsafe {
-                    *self.to.get().add(col * self.stride + self.row + i) = *tile.add(i * BLOCK + j);
-                }
+    }
+
+    #[inline(always)]
+    fn finish_row<const BETA: bool, const N: usize>(
+        &self,
+        values: &[K::Acc],
+        terms: [(K::Acc, &[K::Acc]); N],
+        to: &mut [K::Acc],
+    ) {
+        // Whole rows in one pass and without loops of unknown length, because this is a tenth of a product's time.
+        if let (Ok(values), Ok(to)) = (values.try_into(), to.try_into()) {
+            let terms = terms.map(|(factor, term)| (factor, term.try_into().expect("rows of one length")));
+            return self.finish_whole::<BETA, N>(values, terms, to);
+        }
+        let Finish { alpha, beta, .. } = *self.finish;
+        for (i, (to, &value)) in to.iter_mut().zip(values).enumerate() {
+            let mut sum = value * alpha;
+            if BETA {
+                sum = sum + beta * *to;
+            }
+            for (factor, term) in terms {
+                sum = sum + factor * term[i];
+            }
+            *to = sum;
+        }
+    }
+
+    #[inline(always)]
+    fn finish_whole<const BETA: bool, const N: usize>(
+        &self,
+        values: &[K::Acc; BLOCK],
+        terms: [(K::Acc, &[K::Acc; BLOCK]); N],
+        to: &mut [K::Acc; BLOCK],
+    ) {
+        let Finish { alpha, beta, .. } = *self.finish;
+        let mut row = [K::Acc::ZERO; BLOCK];
+        for i in 0..BLOCK {
+            row[i] = values[i] * alpha;
+            if BETA {
+                row[i] = row[i] + beta * to[i];
+            }
+            for (factor, term) in terms {
+                row[i] = row[i] + factor * term[i];
             }
         }
+        *to = row;
     }
 }

@@ -90,6 +90,7 @@ fn check<T: Test>(isa: Isa, (m, n, k): (usize, usize, usize), layout: usize, (al
         View::new(&a, m, k, a_strides.0, a_strides.1),
         View::new(&b, k, n, b_strides.0, b_strides.1),
         Output::new(&mut c, m, n, row_stride),
+        &mut Default::default(),
         1 + layout % 3,
     );
     for i in 0..m {
@@ -147,9 +148,11 @@ fn a_times_its_transpose_is_the_full_product_and_exactly_symmetric() {
                     view,
                     view.t(),
                     Output::row_major(&mut full, m, m),
+                    &mut Default::default(),
                     2,
                 );
-                multiply_by_transpose(isa, (2.0, 0.0), view, Output::row_major(&mut half, m, m), 2);
+                let to = Output::row_major(&mut half, m, m);
+                multiply_by_transpose(isa, (2.0, 0.0), view, to, &mut Default::default(), 2);
                 for i in 0..m {
                     for j in 0..m {
                         assert_eq!(half[i * m + j].to_bits(), half[j * m + i].to_bits());
@@ -173,7 +176,7 @@ fn terms_are_added_and_threads_change_nothing() {
             let engine = f32::engine(isa, factors);
             let mut packed = Packed::default();
             let mut square = vec![0.0f32; m * m];
-            engine.pack(view, &mut packed, 1);
+            engine.pack(view, Symmetry::None, &mut packed, 1);
             let plain = Finish {
                 alpha: 1.0,
                 beta: 0.0,
@@ -191,12 +194,18 @@ fn terms_are_added_and_threads_change_nothing() {
                 .into_iter()
                 .map(|threads| {
                     let mut c = square.clone();
-                    engine.pack(view, &mut packed, threads);
+                    engine.pack(view, Symmetry::None, &mut packed, threads);
                     let to = Output::row_major(&mut c, m, m);
                     engine.product(&packed, &packed, Symmetry::Lower, &finish, to, threads);
                     c
                 })
                 .collect();
+            let mut whole = results[0].clone();
+            engine.mirror(Output::row_major(&mut whole, m, m), 2);
+            for (i, j) in (0..m).flat_map(|i| (0..=i).map(move |j| (i, j))) {
+                assert_eq!(whole[i * m + j].to_bits(), results[0][i * m + j].to_bits());
+                assert_eq!(whole[i * m + j].to_bits(), whole[j * m + i].to_bits());
+            }
             for (got, was) in results[0].iter().zip(&square) {
                 assert!(
                     (got - 1.75 * was).abs() <= 1e-5 * (1.0 + was.abs()),
@@ -206,6 +215,46 @@ fn terms_are_added_and_threads_change_nothing() {
             assert!(results.iter().all(|r| r == &results[0]));
         }
     }
+}
+
+/// A symmetric matrix packed from its lower triangle gives what it gives packed whole.
+fn lower_packs_alike<T: Test>() {
+    for isa in Isa::supported() {
+        for m in [1, 95, 96, 97, 200, 300] {
+            let mut whole: Vec<T> = noise(9, m * m).into_iter().map(T::new).collect();
+            for (i, j) in (0..m).flat_map(|i| (0..i).map(move |j| (i, j))) {
+                whole[j * m + i] = whole[i * m + j];
+            }
+            let mut lower = whole.clone();
+            for (i, j) in (0..m).flat_map(|i| (0..m).map(move |j| (i, j))) {
+                if i / product::BLOCK < j / product::BLOCK {
+                    lower[i * m + j] = T::new(f64::NAN);
+                }
+            }
+            let engine = T::engine(isa, Factors::Exact);
+            let results = [(&whole, Symmetry::None), (&lower, Symmetry::Lower)].map(|(values, symmetry)| {
+                let mut packed = Packed::default();
+                engine.pack(View::row_major(values, m, m), symmetry, &mut packed, 2);
+                let mut c = vec![T::Acc::ZERO; m * m];
+                let finish = Finish {
+                    alpha: T::Acc::ONE,
+                    beta: T::Acc::ZERO,
+                    terms: &[],
+                };
+                let to = Output::row_major(&mut c, m, m);
+                engine.product(&packed, &packed, Symmetry::None, &finish, to, 2);
+                c
+            });
+            assert!(results[0] == results[1], "{isa:?} {m}");
+        }
+    }
+}
+
+#[test]
+fn the_lower_triangle_is_enough_to_pack() {
+    lower_packs_alike::<f32>();
+    lower_packs_alike::<f64>();
+    lower_packs_alike::<bf16>();
 }
 
 #[test]
@@ -237,7 +286,12 @@ fn rounding_is_that_of_half() {
 fn factors_of_another_kernel_are_refused() {
     let data = [1.0f32; 4];
     let mut packed = Packed::default();
-    f32::engine(Isa::Portable, Factors::Exact).pack(View::row_major(&data, 2, 2), &mut packed, 1);
+    f32::engine(Isa::Portable, Factors::Exact).pack(
+        View::row_major(&data, 2, 2),
+        Symmetry::None,
+        &mut packed,
+        1,
+    );
     let mut c = [0.0f64; 4];
     let finish = Finish {
         alpha: 1.0,
@@ -276,9 +330,9 @@ fn rates_of<T: Test>(name: &str, n: usize, factors: Factors) {
             let (mut packing, mut all) = (f64::MAX, f64::MAX);
             for _ in 0..(40_000_000_000 / (2 * n * n * n)).clamp(3, 200) {
                 let start = std::time::Instant::now();
-                engine.pack(view, &mut a, threads);
+                engine.pack(view, Symmetry::None, &mut a, threads);
                 if symmetry == Symmetry::None {
-                    engine.pack(view.t(), &mut b, threads);
+                    engine.pack(view.t(), Symmetry::None, &mut b, threads);
                 }
                 let packed = start.elapsed().as_secs_f64();
                 let right = if symmetry == Symmetry::None { &b } else { &a };

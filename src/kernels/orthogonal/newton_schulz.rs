@@ -24,34 +24,45 @@ pub struct Scratch<S> {
     pub(super) sums: Vec<f64>,
 }
 
-/// `shift * I + values`
+/// `shift * I + values`, of which there is the lower triangle and what [`Symmetry::Lower`] adds to it.
 #[derive(Default)]
 struct Symmetric<S> {
     values: Vec<S>,
     size: usize,
+    stride: usize,
     shift: S,
 }
 
 impl<S: Real> Symmetric<S> {
     fn reserve(&mut self, size: usize) {
+        let per_line = 64 / size_of::<S>();
+        // An odd number of cache lines: rows of a block then do not compete for the same places in a cache.
+        self.stride = (size.div_ceil(per_line) | 1) * per_line;
         self.size = size;
-        if self.values.len() < size * size {
-            self.values.resize(size * size, S::ZERO);
+        if self.values.len() < size * self.stride {
+            self.values.resize(size * self.stride, S::ZERO);
         }
     }
 
     fn view(&self) -> View<'_, S> {
-        View::row_major(&self.values[..self.size * self.size], self.size, self.size)
+        View::new(&self.values, self.size, self.size, self.stride, 1)
     }
 
     fn output(&mut self) -> Output<'_, S> {
-        Output::row_major(&mut self.values[..self.size * self.size], self.size, self.size)
+        Output::new(&mut self.values, self.size, self.size, self.stride)
+    }
+
+    fn pack(&self, engine: &dyn Engine<S>, into: &mut Packed, threads: usize)
+    where
+        S: Element<Acc = S>,
+    {
+        engine.pack(self.view(), Symmetry::Lower, into, threads);
     }
 
     /// Moves `by` from the diagonal of `values` to the shift.
     fn move_to_shift(&mut self, by: S) {
         for i in 0..self.size {
-            let diagonal = &mut self.values[i * (self.size + 1)];
+            let diagonal = &mut self.values[i * (self.stride + 1)];
             *diagonal = *diagonal - by;
         }
         self.shift = self.shift + by;
@@ -60,7 +71,7 @@ impl<S: Real> Symmetric<S> {
     /// Makes the shift the mean of the diagonal.
     fn center(&mut self) {
         let sum: f64 = (0..self.size)
-            .map(|i| self.values[i * (self.size + 1)].to_f64())
+            .map(|i| self.values[i * (self.stride + 1)].to_f64())
             .sum();
         self.move_to_shift(S::from_f64(sum / self.size as f64));
     }
@@ -152,29 +163,35 @@ impl<S: Element<Acc = S> + Real> Iteration<'_, S> {
         } = &mut *self.scratch;
         step.center();
         if goes_on || !fresh {
-            engine.pack(step.view(), step_packed, threads);
+            step.pack(engine, step_packed, threads);
         }
         if !fresh {
-            engine.pack(total.view(), right, threads);
+            total.pack(engine, right, threads);
             // Q <- Q (aI + Z), where it stands.
             let finish = Finish {
                 alpha: S::ONE,
                 beta: step.shift + a,
                 terms: &[(total.shift, step.view())],
             };
-            let to = Output::row_major(&mut total.values[..step.size * step.size], step.size, step.size);
-            engine.product(right, step_packed, Symmetry::Lower, &finish, to, threads);
+            engine.product(
+                right,
+                step_packed,
+                Symmetry::Lower,
+                &finish,
+                total.output(),
+                threads,
+            );
             total.shift = total.shift * (step.shift + a);
             total.center();
         }
         if goes_on {
             if triple[2] == 0.0 {
                 // Otherwise `form_step` has left it packed.
-                engine.pack(gram.view(), left, threads);
+                gram.pack(engine, left, threads);
             }
             multiply(engine, (left, step_packed), gram, step, a, half, threads);
             half.center();
-            engine.pack(half.view(), right, threads);
+            half.pack(engine, right, threads);
             multiply(engine, (right, step_packed), half, step, a, gram, threads);
             gram.center();
         }
@@ -188,7 +205,8 @@ impl<S: Element<Acc = S> + Real> Iteration<'_, S> {
     fn form_gram(&mut self, engine: &dyn Engine<S>) {
         let Scratch { gram, left, .. } = &mut *self.scratch;
         let x = View::row_major(self.x, self.rows, self.cols);
-        engine.pack(if self.rows <= self.cols { x } else { x.t() }, left, self.threads);
+        let x = if self.rows <= self.cols { x } else { x.t() };
+        engine.pack(x, Symmetry::None, left, self.threads);
         let finish = Finish {
             alpha: S::ONE,
             beta: S::ZERO,
@@ -206,13 +224,13 @@ impl<S: Element<Acc = S> + Real> Iteration<'_, S> {
         let linear = b + (c + c) * shift;
         step.shift = shift * (b + c * shift);
         if c == S::ZERO {
-            let count = gram.size * gram.size;
+            let count = gram.size * gram.stride;
             for (to, &from) in step.values[..count].iter_mut().zip(&gram.values[..count]) {
                 *to = linear * from;
             }
             return;
         }
-        engine.pack(gram.view(), left, self.threads);
+        gram.pack(engine, left, self.threads);
         let finish = Finish {
             alpha: c,
             beta: S::ZERO,
@@ -233,8 +251,9 @@ impl<S: Element<Acc = S> + Real> Iteration<'_, S> {
         } = &mut *self.scratch;
         let q = if total { product } else { step };
         let x = View::row_major(self.x, self.rows, self.cols);
-        engine.pack(q.view(), left, threads);
-        engine.pack(if self.rows <= self.cols { x.t() } else { x }, right, threads);
+        q.pack(engine, left, threads);
+        let x = if self.rows <= self.cols { x.t() } else { x };
+        engine.pack(x, Symmetry::None, right, threads);
         let finish = Finish {
             alpha: S::ONE,
             beta: q.shift,

@@ -59,6 +59,7 @@ fn times(a: &[f64], b: &[f64], m: usize, k: usize, n: usize) -> Vec<f64> {
         a,
         b,
         Output::row_major(&mut c, m, n),
+        &mut Default::default(),
         2,
     );
     c
@@ -455,6 +456,7 @@ fn torch_bf16(g: &[f64], m: usize, n: usize, schedule: &Schedule) -> Vec<f64> {
             view(&x, m, n),
             view(&x, m, n).t(),
             Output::row_major(&mut gram, m, m),
+            &mut Default::default(),
             2,
         );
         let gram = round(gram);
@@ -466,12 +468,21 @@ fn torch_bf16(g: &[f64], m: usize, n: usize, schedule: &Schedule) -> Vec<f64> {
             view(&gram, m, m),
             view(&gram, m, m),
             to,
+            &mut Default::default(),
             2,
         );
         let step = round(step);
         let mut next: Vec<f32> = x.iter().map(|v| v.to_f32()).collect();
         let to = Output::row_major(&mut next, m, n);
-        multiply(isa, (1.0, a as f32), view(&step, m, m), view(&x, m, n), to, 2);
+        multiply(
+            isa,
+            (1.0, a as f32),
+            view(&step, m, m),
+            view(&x, m, n),
+            to,
+            &mut Default::default(),
+            2,
+        );
         x = round(next);
     }
     x.iter().map(|v| v.to_f64()).collect()
