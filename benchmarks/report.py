@@ -17,6 +17,7 @@ import cases
 import ferrostep
 import markdown
 import matrices
+import products
 import projections
 import shapes
 import threads
@@ -84,6 +85,26 @@ def elementwise(model: Model, settings: Settings) -> str:
     )
     headings = ["optimizer", "dtype", "ms/step", "ns/element", "B/element", "of ceiling", "x peer"]
     return f"{notes}\n\n{markdown.table(headings, rows)}"
+
+
+def matrix_products(settings: Settings) -> str:
+    """The products that Newton-Schulz consists of."""
+    rows = []
+    for n in products.SIZES:
+        for name, dtype in products.DTYPES.items():
+            found = products.products(n, dtype, settings.threads)
+            samples = interleave({which: product.call for which, product in found.items()}, settings.rounds)
+            by_torch = samples[products.TORCH]
+            full = samples[products.FULL]
+            for which, own in samples.items():
+                flop = found[which].flop
+                shares = (
+                    found[which].flop / found[other].flop * ratio(base, own)
+                    for other, base in ((products.TORCH, by_torch), (products.FULL, full))
+                )
+                cells = [f"{1e-9 * flop / median(own):.0f}", *(f"{share:.2f}" for share in shares)]
+                rows.append([f"{n} x {n}, {name}", which, *cells])
+    return markdown.table(["matrices", "product", "GFLOP/s", "of torch's rate", "of our full rate"], rows)
 
 
 def muon(settings: Settings) -> str:
@@ -188,6 +209,7 @@ def sections(settings: Settings) -> dict[str, tuple[str, Callable[[], str]]]:
         model.name: (model.title, lambda model=model: elementwise(model, settings))
         for model in cases.models(settings.layers)
     }
+    result["products"] = ("Matrix products", lambda: matrix_products(settings))
     result["muon"] = ("Muon", lambda: muon(settings))
     result["guidance"] = ("Guidance", lambda: guidance(settings))
     result["gradients"] = ("Gradient projection", lambda: gradients(settings))

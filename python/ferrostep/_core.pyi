@@ -211,6 +211,13 @@ def orthogonalize(
     An output may be its own input. Raises TypeError, ValueError or RuntimeError, with nothing changed.
     """
 
+def multiply(a: Any, b: Any | None, out: Any, *, threads: int) -> None:
+    """Write `a @ b` to `out`, or `a @ a.T` where `b` is None: the products of Newton-Schulz by themselves.
+
+    Matrices of float64, float32 or bfloat16, contiguous or transposed; `out` is contiguous and float32 for bfloat16.
+    Raises TypeError, ValueError or RuntimeError, with nothing changed.
+    """
+
 def isa() -> str: ...
 def supported_isas() -> list[str]: ...
 def use_isa(name: str) -> None: ...

@@ -5,6 +5,7 @@ mod batch;
 mod errors;
 mod gradients;
 mod guidance;
+mod matmul;
 mod muon;
 mod orthogonal;
 mod overlap;
@@ -25,6 +26,8 @@ mod _core {
     use super::gradients::{combine, ema, gram, orthogonal, orthogonal_combine};
     #[pymodule_export]
     use super::guidance::Guidance;
+    #[pymodule_export]
+    use super::matmul::multiply;
     #[pymodule_export]
     use super::muon::Muon;
     #[pymodule_export]
