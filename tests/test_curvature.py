@@ -19,6 +19,7 @@ from torch.nn import Parameter
 from ferrostep.curvature import (
     hutchinson_diagonal,
     hutchinson_trace,
+    lanczos,
     sampled_cross_entropy,
     sampled_squared_error,
     top_eigenvalue,
@@ -81,6 +82,17 @@ def test_micro_batches_scaling_and_unused_parameters() -> None:
     assert found[1].count_nonzero() == 0 == found[2].count_nonzero()
 
 
+def test_a_scaled_float16_loss_does_not_underflow() -> None:
+    p = torch.ones(3, dtype=torch.float16, requires_grad=True)
+    scale, curvature = 65536.0, 1e-8  # float16 has nothing between 0 and 6e-8
+    (d,) = hutchinson_diagonal((scale * curvature / 2 * p * p).sum(), [p], grad_scale=scale)
+    torch.testing.assert_close(d, torch.full((3,), curvature), rtol=1e-3, atol=0)
+    optimizer = SophiaH([p])
+    optimizer.estimate_hessian((scale * curvature / 2 * p * p).sum(), grad_scale=scale)
+    optimizer.update_hessian()
+    torch.testing.assert_close(optimizer.state[p]["hessian"], torch.full((3,), 0.01 * curvature), rtol=1e-3, atol=0)
+
+
 def test_a_linear_loss_has_no_curvature() -> None:
     p = gaussian(3).requires_grad_()
     assert hutchinson_diagonal((2 * p).sum(), [p])[0].count_nonzero() == 0
@@ -136,6 +148,20 @@ def test_trace_and_largest_eigenvalue() -> None:
     assert found.value == pytest.approx(float(torch.linalg.eigvalsh(h)[-1]), rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("start", "steps", "message"),
+    [
+        (torch.ones(3), 0, "steps value: 0"),
+        (torch.ones(0), 2, r"norm of the first vector is 0\.0"),
+        (torch.zeros(3), 2, r"norm of the first vector is 0\.0"),
+        (torch.tensor([1.0, float("nan")]), 2, "norm of the first vector is nan"),
+    ],
+)
+def test_lanczos_refuses_what_gives_no_vector(start: Tensor, steps: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        lanczos(lambda x: x, start, steps)
+
+
 class TestSampledLabels:
     """The Gauss-Newton-Bartlett losses."""
 
@@ -149,8 +175,23 @@ class TestSampledLabels:
         assert torch.equal(used, targets != -100)
         empty, none = sampled_cross_entropy(logits, torch.full((2, 3), -100))
         assert (empty.item(), none) == (0.0, 0)
+        empty.backward()
+        p = Parameter(torch.ones(2))
+        p.grad = torch.ones(2)
+        optimizer = SophiaG([p])
+        optimizer.update_hessian(bs=none)
+        assert not optimizer.state and optimizer.param_groups[0]["bs"] is None
         with pytest.raises(ValueError, match="targets has shape"):
             sampled_cross_entropy(logits, torch.zeros(3, 2))
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_an_estimate_from_logits_that_are_not_finite_is_skipped(self, value: float) -> None:
+        p = Parameter(torch.ones(4))
+        optimizer = SophiaG([p])
+        loss, labels = sampled_cross_entropy(p * torch.tensor([[1.0, 1, 1, 1], [value, 1, 1, 1]]))
+        loss.backward()
+        optimizer.update_hessian(bs=labels)
+        assert labels == 2 and not optimizer.state[p]["hessian"].any()
 
     def test_labels_follow_the_distribution_and_the_generator(self) -> None:
         logits = torch.tensor([0.1, 0.7, 0.2]).log().expand(20_000, 3)

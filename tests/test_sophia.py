@@ -249,8 +249,9 @@ class TestBatchSize:
 
     def test_a_warning_once_if_it_is_unset(self) -> None:
         _, optimizer = self.optimizer()
-        with pytest.warns(UserWarning, match=r"no bs given, taking 5120"):
+        with pytest.warns(UserWarning, match=r"no bs given, taking 5120") as caught:
             optimizer.step()
+        assert caught[0].filename == __file__
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             optimizer.step()
@@ -277,13 +278,17 @@ class TestBatchSize:
     @pytest.mark.parametrize("bs", [0, -1, float("nan"), float("inf")])
     def test_impossible_ones(self, bs: float) -> None:
         _, optimizer = self.optimizer()
-        for call in (
-            lambda: optimizer.step(bs=bs),
-            lambda: optimizer.update_hessian(bs=bs),
-            lambda: SophiaG([torch.ones(1)], bs=bs),
-        ):
+        with pytest.raises(ValueError, match="bs value"):
+            optimizer.step(bs=bs)
+        with pytest.raises(ValueError, match="bs value"):
+            SophiaG([torch.ones(1)], bs=bs)
+        if bs != 0:  # a batch without labels
             with pytest.raises(ValueError, match="bs value"):
-                call()
+                optimizer.update_hessian(bs=bs)
+        for grad_scale in (0.0, -1.0, math.nan, math.inf):
+            with pytest.raises(ValueError, match="grad_scale value"):
+                optimizer.update_hessian(bs=2, grad_scale=grad_scale)
+        assert not optimizer.state
 
 
 @both
