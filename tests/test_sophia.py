@@ -470,6 +470,16 @@ def test_the_unclipped_fraction(backend: str) -> None:
     assert optimizer.unclipped_fraction() == 0.5
 
 
+@both
+def test_the_unclipped_are_counted_in_float32(backend: str) -> None:
+    p = Parameter(torch.ones(3))
+    # 1.001 is 1 in bfloat16.
+    optimizer = SophiaH([p], betas=(0.0, 0.0), gamma=1.001, backend=backend, state_dtype=torch.bfloat16)
+    p.grad = torch.ones(3)
+    optimizer.step(hessian=[torch.ones(3)])
+    assert optimizer.unclipped_fraction() == 1.0
+
+
 def test_micro_batches_accumulate_to_the_whole() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)).double()

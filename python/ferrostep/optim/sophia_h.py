@@ -43,7 +43,8 @@ class SophiaH(Sophia):
         eps: the denominator is at least this, greater than 0. Default 1e-12.
         num_samples: probes ``u`` per loss. Default 1.
         distribution: of the probes: ``"rademacher"`` (default, of the smaller variance) or ``"gaussian"``.
-        generator: for the probes; default torch's global one. Not part of the state dict.
+        generator: for the probes; default torch's global one. Not part of the state dict, nor of a
+            copied or unpickled optimizer.
         maximize: ascend instead of descend: gradients and estimates are negated. Default False.
         skip_nonfinite_hessian: keep an element of ``h`` as it is where the estimate would make it NaN or infinite.
             Default True.
