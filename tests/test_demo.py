@@ -7,6 +7,7 @@ import torch
 
 from ferrostep.demo import DemoError, optimizers, report, text, training
 from ferrostep.demo.model import GPT, Shape
+from ferrostep.optim import SophiaG
 
 TINY = Shape(context=16, width=16, heads=2, layers=1)
 
@@ -58,6 +59,15 @@ def test_training_learns_and_is_the_same_for_a_seed() -> None:
     parameters = list(tiny_model().parameters())
     elements = sum(parameter.numel() for parameter in parameters)
     assert first.state_bytes == 8 * elements + 4 * len(parameters)  # two moments, and torch's step of 4 bytes
+
+
+def test_sophia_g_sees_the_gradient_of_sampled_labels_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    optimizer = SophiaG(model.parameters())
+    monkeypatch.setattr(optimizers, "build", lambda name, model: optimizer)
+    monkeypatch.setattr(training, "sampled_cross_entropy", lambda logits: (0 * logits.sum(), 1))
+    training.train(training.Run("x"), model, tiny_text(), training.Budget(steps=11), 0, lambda used: None)
+    assert all(not state["hessian"].any() for state in optimizer.state.values())
 
 
 def test_batches_depend_on_the_seed_alone() -> None:

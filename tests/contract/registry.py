@@ -10,11 +10,40 @@ from typing import Any
 import lion_pytorch
 import pytest
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ferrostep.optim import AdamW, AuON, HybridAuON, Lion, Muon, SophiaG, SophiaH
+from ferrostep.optim.rules import Rule
 
 SHAPES = ((5, 3), (), (17,), (0, 4), (2, 3, 4, 5), (1000,), (2, 129))
+
+
+class CurvedRule(Rule):
+    """Sophia with a Hessian estimate from the first step on: without one, every step is a sign."""
+
+    def zero_state(self, name: str, p: Tensor, group: dict[str, Any]) -> Tensor | None:
+        """Eighths from -3 to 3, SophiaG's not negative: exact in every dtype, each from the parameter's element."""
+        state = super().zero_state(name, p, group)
+        if name == "hessian":
+            with torch.no_grad():
+                eighths = ((p.double() * 64).round() % 7 - 3) / 8
+                state.copy_(eighths.abs() if "rho" in group else eighths)
+        return state
+
+
+class CurvedSophiaG(SophiaG):
+    __doc__ = SophiaG.__doc__
+
+    def rule(self, group: dict[str, Any]) -> Rule:
+        return CurvedRule(*super().rule(group))
+
+
+class CurvedSophiaH(SophiaH):
+    __doc__ = SophiaH.__doc__
+
+    def rule(self, group: dict[str, Any]) -> Rule:
+        return CurvedRule(*super().rule(group))
 
 
 @dataclass(frozen=True)
@@ -81,8 +110,8 @@ ENTRIES = (
     Entry("auon-package", AuON, AUON | {"variant": "package", "nesterov": False, "maximize": True}, **OF_AUON),
     Entry("hybrid-auon", HybridAuON, AUON | {"ns_precision": "float64"}, **OF_MUON),
     Entry("hybrid-auon-package", HybridAuON, AUON | MUON | {"variant": "package"}, **OF_MUON),
-    Entry("sophia-g", SophiaG, LION | {"rho": 0.05, "bs": 32}, complex=False),
-    Entry("sophia-h", SophiaH, LION | {"gamma": 0.02}, complex=False),
+    Entry("sophia-g", CurvedSophiaG, LION | {"rho": 0.05, "bs": 32}, complex=False),
+    Entry("sophia-h", CurvedSophiaH, LION | {"gamma": 1.6}, complex=False),
 )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from ferrostep.curvature.products import HessianProduct, Loss, draw_probes
+from ferrostep.curvature.products import HessianProduct, Loss, draw_probes, work_dtype
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -66,7 +66,7 @@ class HutchinsonDiagonal:
         if self.factors is not None:
             return [_product(u, product) for u, product in zip(*self.factors, strict=True)]
         if not self._sums:
-            return [torch.zeros_like(p, dtype=_work_dtype(p), requires_grad=False) for p in self.params]
+            return [torch.zeros_like(p, dtype=work_dtype(p), requires_grad=False) for p in self.params]
         return [total / self.count for total in self._sums]
 
     @torch.no_grad()
@@ -148,8 +148,4 @@ def count_ranks(all_reduce: bool | ProcessGroup) -> int:
 
 
 def _product(u: Tensor, product: Tensor) -> Tensor:
-    return u.to(_work_dtype(u)) * product
-
-
-def _work_dtype(p: Tensor) -> torch.dtype:
-    return torch.float32 if p.dtype in (torch.bfloat16, torch.float16) else p.dtype
+    return u.to(work_dtype(u)) * product

@@ -65,7 +65,8 @@ class HessianProduct:
     def __call__(self, vectors: Sequence[Tensor], *, retain_graph: bool = True) -> list[Tensor]:
         """The product with ``vectors``, one per parameter, of its shape and dtype; detached.
 
-        ``retain_graph=False`` frees the graph, for the loss's own ``backward``, too.
+        ``retain_graph=False`` frees the graph, for the loss's own ``backward``, too. With a ``grad_scale``, products of
+        bfloat16 and float16 parameters are float32.
         """
         products: list[Tensor | None] = [None] * len(self.params)
         if self._gradients:
@@ -90,7 +91,15 @@ class HessianProduct:
             torch.zeros_like(p) if product is None else product
             for p, product in zip(self.params, products, strict=True)
         ]
-        return full if self.grad_scale == 1.0 else [product / self.grad_scale for product in full]
+        if self.grad_scale == 1.0:
+            return full
+        # What had to be scaled for a 16-bit dtype cannot be unscaled in it.
+        return [product.to(work_dtype(product)) / self.grad_scale for product in full]
+
+
+def work_dtype(p: Tensor) -> torch.dtype:
+    """The dtype of what is computed from a tensor: float32 for bfloat16 and float16."""
+    return torch.float32 if p.dtype in (torch.bfloat16, torch.float16) else p.dtype
 
 
 def evaluated(loss: Loss) -> Tensor:

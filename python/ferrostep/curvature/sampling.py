@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ferrostep.curvature.diagonal import count_ranks, mean_over_ranks
-from ferrostep.curvature.products import Loss, evaluated
+from ferrostep.curvature.products import Loss, evaluated, work_dtype
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -40,7 +40,8 @@ def sampled_cross_entropy(
 
     Returns:
         The mean loss over the labels, to call ``backward`` on, and ``B``, the ``bs`` of :class:`SophiaG`. Without any
-        label the loss is 0.
+        label they are 0 and 0, and ``update_hessian(bs=0)`` does nothing. Logits that are not finite make the loss NaN,
+        and :class:`SophiaG` skips the estimate.
 
     Raises:
         ValueError: ``targets`` has not the shape of ``logits`` without its last dimension.
@@ -61,7 +62,9 @@ def sampled_cross_entropy(
     if len(rows) == 0:
         return rows.sum(), 0
     with torch.no_grad():
-        labels = torch.multinomial(rows.detach().float().softmax(-1), 1, generator=generator).squeeze(-1)
+        # Where logits are not finite the loss is NaN at any label; multinomial would raise.
+        probabilities = rows.detach().float().softmax(-1).nan_to_num_(1.0)
+        labels = torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
     return F.cross_entropy(rows, labels), len(labels)
 
 
@@ -114,7 +117,6 @@ def gauss_newton_bartlett(
     gradients = torch.autograd.grad(
         evaluated(loss), params, retain_graph=retain_graph, allow_unused=True, materialize_grads=True
     )
-    half = (torch.bfloat16, torch.float16)
-    scaled = [(g.float() if g.dtype in half else g) / grad_scale for g in gradients]
+    scaled = [g.to(work_dtype(g)) / grad_scale for g in gradients]
     mean = mean_over_ranks(scaled, all_reduce)
     return [labels * count_ranks(all_reduce) * g * g for g in mean]

@@ -91,7 +91,14 @@ def lanczos(
 
     Returns:
         The diagonal and the off-diagonal, as long as products were made.
+
+    Raises:
+        ValueError: ``steps < 1``, or a first vector that is empty, zero or not finite.
     """
+    if steps < 1:
+        raise ValueError(f"Invalid steps value: {steps}; expected at least 1")
+    if not 0.0 < start.norm() < math.inf:
+        raise ValueError(f"the norm of the first vector is {start.norm().item()}, expected one above 0 and finite")
     alphas: list[float] = []
     betas: list[float] = []
     vector = start / start.norm()

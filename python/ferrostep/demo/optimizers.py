@@ -58,7 +58,7 @@ LION: dict[str, Any] = {"lr": 3e-4, "betas": (0.95, 0.98), "weight_decay": 1.0}
 MUON: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1}
 AUON: dict[str, Any] = {"lr": 5e-3}
 HYBRID_AUON: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1}
-SOPHIA: dict[str, Any] = {"lr": 5e-4, "betas": (0.965, 0.99), "weight_decay": 0.2}
+SOPHIA: dict[str, Any] = {"lr": 2.5e-4, "betas": (0.965, 0.99), "weight_decay": 0.2}
 SGD: dict[str, Any] = {"lr": 0.3, "momentum": 0.9}
 
 OPTIMIZERS: dict[str, Factory] = {
@@ -67,7 +67,7 @@ OPTIMIZERS: dict[str, Factory] = {
     "muon": hidden_matrices("ferrostep.optim.MuonWithAuxAdamW", **MUON),
     "auon": hidden_matrices("ferrostep.optim.AuON", **AUON),
     "hybrid_auon": hidden_matrices("ferrostep.optim.HybridAuON", **HYBRID_AUON),
-    "sophia_g": of("ferrostep.optim.SophiaG", **SOPHIA, rho=0.05),
+    "sophia_g": of("ferrostep.optim.SophiaG", **SOPHIA, rho=0.2),
     "sophia_h": of("ferrostep.optim.SophiaH", **SOPHIA, gamma=0.01),
     "torch.adamw": of("torch.optim.AdamW", **ADAMW, fused=True),
     "torch.adamw-foreach": of("torch.optim.AdamW", **ADAMW, foreach=True),

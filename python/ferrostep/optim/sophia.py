@@ -102,7 +102,7 @@ class Sophia(RuleOptimizer):
                 if native:
                     _add_to(batch, estimator, hyperparameters, number, native)
                 others = [one for one in found if not (one.param.is_cpu and group["backend"] != "reference")]
-                _check_for_reference(number, others)
+                _check_for_reference(number, group, others)
                 elsewhere.append((hyperparameters, others))
             batch.run(torch.get_num_threads())
         except BaseException:
@@ -144,15 +144,17 @@ def _add_to(
     batch.add(estimator.kernel(**hyperparameters), params, first, states, group=number, positions=positions)
 
 
-def _check_for_reference(number: int, found: list[Refreshed]) -> None:
+def _check_for_reference(number: int, group: dict[str, Any], found: list[Refreshed]) -> None:
     """Raise for what plain torch cannot average, or would by broadcasting."""
-    for position, p, _, inputs in found:
-        where = f"gradient or estimate of parameter {position} in group {number}"
-        for x in inputs:
+    for position, p, hessian, inputs in found:
+        place = f"of parameter {position} in group {number}"
+        if group["backend"] == "rust":
+            raise RuntimeError(f"param {place} is on device {p.device}, expected the CPU (backend='rust')")
+        for name, x in (("hessian", hessian), *(("gradient or estimate", x) for x in inputs)):
             if x.layout != torch.strided:
-                raise RuntimeError(f"{where} has layout {x.layout}; sparse tensors are not supported")
+                raise RuntimeError(f"{name} {place} has layout {x.layout}; sparse tensors are not supported")
             if x.shape != p.shape:
-                raise ValueError(f"{where} has shape {list(x.shape)}, expected {list(p.shape)}")
+                raise ValueError(f"{name} {place} has shape {list(x.shape)}, expected {list(p.shape)}")
 
 
 def check_positive(name: str, value: float) -> None:

@@ -107,13 +107,6 @@ class SophiaG(Sophia):
         bs = group["bs"] if self._bs_of_step is None else self._bs_of_step
         if bs is None:
             bs = AUTHORS_BS
-            if not self._warned:
-                self._warned = True
-                warnings.warn(
-                    f"SophiaG: no bs given, taking {AUTHORS_BS}. Give update_hessian(bs=...) the number of sampled "
-                    "labels (for a language model: tokens, not sequences) that the mean loss was taken over.",
-                    stacklevel=2,
-                )
         return self._sophia(group, group["rho"] * bs, add_eps=True)
 
     def step(  # type: ignore[override]
@@ -128,14 +121,22 @@ class SophiaG(Sophia):
         Raises:
             TypeError, ValueError, RuntimeError: as of :meth:`RuleOptimizer.step`; nothing has been changed.
         """
-        if bs is None:
-            return super().step(closure)
-        check_positive("bs value", bs)
+        if bs is not None:
+            check_positive("bs value", bs)
         self._bs_of_step = bs
         try:
-            return super().step(closure)
+            loss = super().step(closure)
         finally:
             self._bs_of_step = None
+        # Not before the step, whose closure may refresh the estimate.
+        if bs is None and not self._warned and any(group["bs"] is None for group in self.param_groups):
+            self._warned = True
+            warnings.warn(
+                f"SophiaG: no bs given, taking {AUTHORS_BS}. Give update_hessian(bs=...) the number of sampled labels "
+                "(for a language model: tokens, not sequences) that the mean loss was taken over.",
+                stacklevel=2,
+            )
+        return loss
 
     step.hooked = True  # type: ignore[attr-defined]  # the base's step runs the hooks
 
@@ -147,13 +148,16 @@ class SophiaG(Sophia):
 
         Args:
             bs: number of labels of that loss. The first one becomes the groups' ``bs``; where a later one differs, its
-                squares are weighted so that ``bs * hessian`` remains the average of curvatures.
-            grad_scale: what the loss was multiplied by (``GradScaler.get_scale()``), if the gradients still are.
+                squares are weighted so that ``bs * hessian`` remains the average of curvatures. With 0, as from a
+                batch that is masked as a whole, nothing changes.
+            grad_scale: what the mean loss was multiplied by (``GradScaler.get_scale()``), if the gradients still are.
 
         Raises:
             TypeError, ValueError, RuntimeError: a gradient that cannot be used, or an impossible argument. Nothing
                 has been changed then.
         """
+        if bs == 0:
+            return
         for name, value in (("bs value", bs), ("grad_scale value", grad_scale)):
             if value is not None:
                 check_positive(name, value)

@@ -43,7 +43,8 @@ class SophiaH(Sophia):
         eps: the denominator is at least this, greater than 0. Default 1e-12.
         num_samples: probes ``u`` per loss. Default 1.
         distribution: of the probes: ``"rademacher"`` (default, of the smaller variance) or ``"gaussian"``.
-        generator: for the probes; default torch's global one. Not part of the state dict.
+        generator: for the probes; default torch's global one. Not part of the state dict, nor of a
+            copied or unpickled optimizer.
         maximize: ascend instead of descend: gradients and estimates are negated. Default False.
         skip_nonfinite_hessian: keep an element of ``h`` as it is where the estimate would make it NaN or infinite.
             Default True.
@@ -209,8 +210,14 @@ class SophiaH(Sophia):
         else:
             pending, self._pending = self._pending, None
             factors = pending.factors
-            # Probes of plus and minus 1 are exact in every dtype, so they may be read as the average's.
-            if factors and pending.distribution == "rademacher" and count_ranks(all_reduce) == 1:
+            # Probes of plus and minus 1 are exact in every dtype, so they may be read as the average's. Unscaled
+            # products of 16-bit parameters are float32, which the kernel does not take.
+            if (
+                factors
+                and pending.distribution == "rademacher"
+                and count_ranks(all_reduce) == 1
+                and all(h.dtype == p.dtype for p, h in zip(pending.params, factors[1], strict=True))
+            ):
                 estimator = PRODUCT
                 inputs = {p: (h, u) for p, u, h in zip(pending.params, *factors, strict=True)}
             else:
@@ -268,8 +275,8 @@ def _from_pytorch_optimizer(saved: dict[str, Any]) -> dict[str, Any]:
         own |= {"gamma": p, "eps": group["eps"] * p, "weight_decay": group["weight_decay"] / p}
         groups.append(own)
         for key in group["params"]:
-            if key in saved["state"]:
-                theirs_of_p = saved["state"][key]
+            theirs_of_p = saved["state"].get(key, {})
+            if "momentum" in theirs_of_p:  # else there is at most a raw estimate: no gradient has come yet
                 state[key] = {
                     "step": torch.tensor(float(group["step"])),
                     "exp_avg": theirs_of_p["momentum"],

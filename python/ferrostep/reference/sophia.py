@@ -31,8 +31,9 @@ def sophia(
 
 
 def unclipped(m: Tensor, h: Tensor, scale: float) -> Tensor:
-    """The number of elements with ``abs(m) < scale * h``."""
-    return (m.abs() < h * scale).sum()
+    """The number of elements with ``abs(m) < scale * h``, in float32 for 16-bit states."""
+    work = torch.float64 if m.dtype == torch.float64 else torch.float32
+    return (m.to(work).abs() < h.to(work) * scale).sum()
 
 
 def hessian_square(h: Tensor, g: Tensor, *, beta2: float | Tensor, scale: float, skip_nonfinite: bool) -> Tensor:
