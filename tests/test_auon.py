@@ -204,6 +204,22 @@ def test_hybrid_follows_its_equations(shape: tuple[int, ...], backend: str) -> N
         torch.testing.assert_close(moved[2, 1], separate[2, 1] / rms_of_cosh(separate[2, 1]), rtol=1e-6, atol=1e-7)
 
 
+@both
+@pytest.mark.parametrize("variant", ["paper", "package"])
+def test_hybrid_of_nothing(variant: str, backend: str) -> None:
+    moved = update(torch.zeros(3, 4), HybridAuON, variant=variant, eps=0.0, backend=backend)
+    assert torch.equal(moved, torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize("optimizer", [AuON, HybridAuON])
+@pytest.mark.parametrize("name", ["momentum", "gamma", "eps", "rms_eps", "weight_decay"])
+def test_groups_are_checked_like_arguments(optimizer: Any, name: str) -> None:
+    made = optimizer([Parameter(torch.ones(2, 2))])
+    with pytest.raises(ValueError, match="Invalid"):
+        made.add_param_group({"params": [Parameter(torch.ones(2, 2))], name: -1.0})
+    assert len(made.param_groups) == 1
+
+
 @pytest.mark.parametrize("optimizer", [AuON, HybridAuON])
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -212,6 +228,7 @@ def test_hybrid_follows_its_equations(shape: tuple[int, ...], backend: str) -> N
         ({"gamma": -1.0}, "Invalid gamma value: -1.0; expected 0 to 40"),
         ({"gamma": 41.0}, "Invalid gamma value"),
         ({"eps": -1.0}, "Invalid epsilon value"),
+        ({"eps": float("inf")}, "Invalid epsilon value: inf"),
         ({"rms_eps": float("nan")}, "Invalid rms_eps value"),
         ({"variant": "v4"}, "Invalid variant: 'v4'"),
         ({"adjust_lr_fn": "spectral_unclamped"}, "Adjust learning rate function spectral_unclamped is not supported"),
@@ -224,10 +241,12 @@ def test_impossible_arguments(optimizer: Any, arguments: dict[str, Any], message
 
 
 def test_hybrid_needs_matrices() -> None:
-    with pytest.raises(ValueError, match="2D parameters"):
+    with pytest.raises(ValueError, match="HybridAuON only supports parameters of 2 or more dimensions"):
         HybridAuON([Parameter(torch.ones(3))])
     with pytest.raises(ValueError, match="Invalid ns_steps"):
         HybridAuON([Parameter(torch.ones(3, 3))], ns_steps=0)
+    with pytest.raises(ValueError, match="quintic is made for 5 steps, got 1"):
+        HybridAuON([Parameter(torch.ones(3, 3))], ns_coefficients="quintic")
     for optimizer in (AuON, HybridAuON):
         with pytest.raises(RuntimeError, match=f"{optimizer.__name__} does not support complex parameters"):
             optimizer([Parameter(torch.ones(3, 3, dtype=torch.complex64))])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from ferrostep import _core, orthogonalize, reference
 
 SHAPES = ((64, 64), (48, 200), (200, 48), (1, 9), (9, 1), (33, 77))
 FORMS = ("standard", "gram", "auto")
+ELSEWHERE = torch.empty(2, 3, device="meta")
 
 
 @pytest.fixture(params=_core.supported_isas())
@@ -211,6 +213,18 @@ def test_gradients_are_not_recorded() -> None:
         (lambda: orthogonalize(torch.ones(2, 3), coefficients=(1.0, -3.0, 0.0)), ValueError, "must stay positive"),
         (lambda: orthogonalize(torch.ones(2, 3), steps=0), ValueError, "ns_steps"),
         (lambda: orthogonalize(torch.ones(2, 3), eps=-1.0), ValueError, "Invalid eps"),
+        (lambda: orthogonalize(torch.ones(2, 3), restarts=(-2,)), ValueError, "Invalid restarts: -2"),
+        (lambda: orthogonalize(torch.ones(2, 3), coefficients="cubic5", precision="bfloat16"), ValueError, "cubic5"),
+        (lambda: orthogonalize(ELSEWHERE, eps=-1.0), ValueError, "Invalid eps"),
+        (lambda: orthogonalize(ELSEWHERE, precision="float8"), ValueError, "Invalid precision"),
+        (lambda: orthogonalize(ELSEWHERE, algorithm="fast"), ValueError, "Invalid algorithm"),
+        (lambda: orthogonalize(ELSEWHERE, restarts=(-2,)), ValueError, "Invalid restarts"),
+        (lambda: orthogonalize([ELSEWHERE, 1.0], out=[ELSEWHERE, ELSEWHERE]), TypeError, "tensors[1] is a float"),
+        (lambda: orthogonalize(ELSEWHERE.int()), ValueError, "tensors[0] has dtype torch.int32"),
+        (lambda: orthogonalize(ELSEWHERE, out=torch.ones(2, 3)), ValueError, "out[0] must have"),
+        (lambda: ferrostep.numpy.orthogonalize(np.ones((2, 3)), steps=100), ValueError, "expected 1 to 99"),
+        (lambda: ferrostep.numpy.orthogonalize(np.ones((2, 3)), steps=-1), ValueError, "expected 1 to 99"),
+        (lambda: ferrostep.numpy.orthogonalize(np.ones((2, 3)), restarts=[-1]), ValueError, "Invalid restarts"),
     ],
 )
 def test_bad_input(make: object, error_type: type[Exception], message: str) -> None:
@@ -240,6 +254,16 @@ def test_numpy(dtype: type) -> None:
     with pytest.raises(ValueError, match="read-only"):
         out.flags.writeable = False
         ferrostep.numpy.orthogonalize(g, out=out)
+
+
+def test_numpys_bfloat16_and_numbers_of_threads() -> None:
+    g = gaussian(40, 56).bfloat16()
+    expected = orthogonalize(g).float().numpy()
+    array = g.float().numpy().astype(ml_dtypes.bfloat16)
+    for threads in (None, 1, 3):
+        o = ferrostep.numpy.orthogonalize(array, num_threads=threads)
+        assert o.dtype == ml_dtypes.bfloat16
+        assert np.array_equal(o.astype(np.float32), expected)
 
 
 def test_other_devices_take_the_reference() -> None:
