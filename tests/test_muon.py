@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import pytest
+import pytorch_optimizer
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -108,6 +109,20 @@ def test_agrees_with_torch_within_its_bfloat16(shape: tuple[int, int], adjust: s
         theirs = stepped(p, grads[:steps], torch.optim.Muon, **arguments)
         largest = orthogonalize(grads[0]).abs().max()
         assert (ours - theirs).abs().max() <= allowed * 0.1 * s * largest
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 256), (256, 64)], ids=str)
+def test_agrees_with_pytorch_optimizers_within_its_bfloat16(shape: tuple[int, int]) -> None:
+    def peer(params: list[Parameter], **arguments: Any) -> pytorch_optimizer.Muon:
+        return pytorch_optimizer.Muon([{"params": params, "use_muon": True}], **arguments)
+
+    arguments = {"lr": 0.1, "weight_decay": 0.1}
+    p = gaussian(*shape).float()
+    grads = [gaussian(*shape, seed=i + 1).float() for i in range(20)]
+    largest = orthogonalize(grads[0]).abs().max()
+    for steps, allowed in ((1, 0.04), (20, 0.15)):
+        difference = stepped(p, grads[:steps], **arguments) - stepped(p, grads[:steps], peer, **arguments)
+        assert difference.abs().max() <= allowed * 0.1 * max(1, shape[0] / shape[1]) ** 0.5 * largest
 
 
 @pytest.mark.parametrize("from_us", [True, False], ids=["to torch", "from torch"])

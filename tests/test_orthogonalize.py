@@ -57,21 +57,24 @@ def error(actual: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize(
     ("dtype", "precision", "allowed"),
     [
-        (torch.float64, "auto", 1e-11),
-        (torch.float32, "float64", 1e-6),
+        (torch.float64, "auto", 1e-12),
+        (torch.float32, "float64", 1e-7),
         (torch.float32, "float32", 5e-5),
-        (torch.float32, "auto", 4e-2),
-        (torch.bfloat16, "float32", 5e-3),
+        (torch.float32, "auto", 8e-2),
+        (torch.bfloat16, "float32", 3e-3),
     ],
 )
 def test_singular_values_follow_the_polynomials(
     isa: str, name: str, algorithm: str, dtype: torch.dtype, precision: str, allowed: float
 ) -> None:
-    for shape in SHAPES:
-        g = gaussian(*shape).to(dtype)
+    if (algorithm, precision) == ("standard", "float32") and dtype == torch.float32:
+        allowed = 1e-5  # the Gram form loses more
+    inputs = [gaussian(*shape) for shape in SHAPES]
+    inputs += [with_spectrum(*shape, torch.logspace(0, -3, min(shape)).double()) for shape in SHAPES[:3]]
+    for g in (g.to(dtype) for g in inputs):
         actual = orthogonalize(g, coefficients=name, precision=precision, algorithm=algorithm)
         assert actual.dtype == dtype and actual.shape == g.shape
-        assert error(actual, exact(g, name)) < allowed, shape
+        assert error(actual, exact(g, name)) < allowed, g.shape
 
 
 @pytest.mark.parametrize(

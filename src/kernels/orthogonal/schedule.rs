@@ -263,15 +263,18 @@ mod tests {
             ("cubic5", 0.774, 1.300, 119.0),
             ("classic", 0.229, 1.0, 23.0),
         ] {
-            let schedule = Schedule::named(name, None).unwrap();
-            let images = (0..=200_000).map(|i| schedule.image(0.01 + 0.99 * f64::from(i) / 2e5));
-            let (min, max) = images.fold((f64::MAX, 0.0f64), |(l, h), v| (l.min(v), h.max(v)));
-            assert!(
-                (min - low).abs() < 1.1e-3 && (max - high).abs() < 1.1e-3,
-                "{name}: {min} {max}"
-            );
-            let at_zero: f64 = schedule.triples().iter().map(|t| t[0]).product();
-            assert!((at_zero / slope - 1.0).abs() < 0.01, "{name}: {at_zero}");
+            check_images(&Schedule::named(name, None).unwrap(), low, high, slope);
+        }
+        // Without a safety factor, which their names insist on.
+        for (triples, low, high, slope) in [
+            (&POLAR_EXPRESS[..5], 0.876, 1.124, 1026.0),
+            (&CANS[..], 0.884, 1.120, 1049.0),
+        ] {
+            let schedule = Schedule {
+                triples: triples.to_vec(),
+                exact: true,
+            };
+            check_images(&schedule, low, high, slope);
         }
         let keller = Schedule::named("keller", None).unwrap();
         for (sigma, image) in [
@@ -281,6 +284,17 @@ mod tests {
         ] {
             assert!((keller.image(sigma) - image).abs() < 1e-14);
         }
+    }
+
+    fn check_images(schedule: &Schedule, low: f64, high: f64, slope: f64) {
+        let images = (0..=200_000).map(|i| schedule.image(0.01 + 0.99 * f64::from(i) / 2e5));
+        let (min, max) = images.fold((f64::MAX, 0.0f64), |(l, h), v| (l.min(v), h.max(v)));
+        assert!(
+            (min - low).abs() < 1.1e-3 && (max - high).abs() < 1.1e-3,
+            "{schedule:?}: {min} {max}"
+        );
+        let at_zero: f64 = schedule.triples().iter().map(|t| t[0]).product();
+        assert!((at_zero / slope - 1.0).abs() < 0.01, "{schedule:?}: {at_zero}");
     }
 
     #[test]
