@@ -48,7 +48,7 @@ def tasks() -> dict[str, Any]:
     return dict(locals())
 
 
-@pytest.mark.parametrize("guide", ["guidance.md", "gradients.md"])
+@pytest.mark.parametrize("guide", ["guidance.md", "gradients.md", "muon.md"])
 def test_snippets_run(guide: str) -> None:
     snippets = re.findall(r"^```python\n(.*?)^```", (DOCS / guide).read_text(), re.M | re.S)
     assert len(snippets) == 3
