@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ferrostep.optim.adamw import adamw_rule
 from ferrostep.optim.muon import KELLER, check_matrices, check_muon_group, muon_rule
@@ -47,7 +47,9 @@ ADAMW: dict[str, Any] = {
 
 
 class MuonWithAuxAdamW(RuleOptimizer):
-    """Muon and AdamW in one optimizer, with one state dict, for one scheduler; as Keller Jordan's ``MuonWithAuxAdam``.
+    """Muon and AdamW (arXiv 1711.05101) in one optimizer, with one state dict, for one scheduler.
+
+    It takes the place of Keller Jordan's ``MuonWithAuxAdam``.
 
     Every parameter group says which of both it takes: ``use_muon=True`` for hidden matrices, with the arguments of
     :class:`ferrostep.optim.Muon` and the defaults lr 0.02, momentum 0.95, weight decay 0; ``use_muon=False`` for
@@ -120,11 +122,11 @@ def check_kind(group: dict[str, Any]) -> None:
 
 def check(group: dict[str, Any]) -> None:
     """Raise for impossible hyperparameters and for parameters of the wrong shape."""
+    check_lr(group["lr"], cast("Options", group))
     if group["use_muon"]:
         check_muon_group(group)
-        check_matrices(group)
+        check_matrices(group, "MuonWithAuxAdamW")
         return
-    check_lr(group["lr"], {})
     check_range("epsilon value", group["eps"], 0.0)
     check_range("weight_decay value", group["weight_decay"], 0.0)
     group["betas"] = checked_betas(group["betas"], {})
