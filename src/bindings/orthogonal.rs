@@ -139,9 +139,9 @@ pub fn orthogonalize(
     // SAFETY: the views are valid while the caller's lists hold the tensors and `pairs` the reader, and `overlap::find`
     // saw to it that an output is shared with no more than its own input, element by element.
     py.detach(|| unsafe {
-        pairs.staged.iter_mut().for_each(|copy| copy.load());
+        pairs.staged.iter_mut().for_each(|copy| copy.load(threads));
         orthogonal::orthogonalize_all(&pairs.matrices, &options, threads);
-        pairs.staged.iter_mut().for_each(|copy| copy.store());
+        pairs.staged.iter_mut().for_each(|copy| copy.store(threads));
     });
     Ok(())
 }
