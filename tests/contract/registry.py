@@ -13,6 +13,7 @@ import torch
 from torch.optim import Optimizer
 
 from ferrostep.optim import AdamW, AuON, HybridAuON, Lion, Muon, MuonWithAuxAdamW, SophiaG, SophiaH
+from ferrostep.optim.muon_with_adamw import MUON as MUON_GROUP
 
 SHAPES = ((5, 3), (), (17,), (0, 4), (2, 3, 4, 5), (1000,), (2, 129))
 
@@ -52,7 +53,7 @@ class Combined(MuonWithAuxAdamW):
 
     def __init__(self, params: Iterable[Any], **arguments: Any) -> None:
         """Muon for groups that do not say otherwise."""
-        self.own = {name: arguments.pop(name) for name in ("lr", "weight_decay", *MUON) if name in arguments}
+        self.own = {name: arguments.pop(name) for name in MUON_GROUP if name in arguments}
         params = list(params)
         is_one_group = params and not isinstance(params[0], dict)
         super().__init__([{"params": params}] if is_one_group else params, **arguments)
