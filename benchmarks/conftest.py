@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import cases
+import matrices
 import shapes
 from measure import Ceiling, seconds_per_call
 
@@ -32,6 +33,12 @@ def threads(pytestconfig: pytest.Config) -> Iterator[int]:
 def models(pytestconfig: pytest.Config) -> dict[str, cases.Model]:
     """The models by name."""
     return {model.name: model for model in cases.models(pytestconfig.getoption("layers"))}
+
+
+@pytest.fixture(scope="session")
+def works(pytestconfig: pytest.Config) -> dict[str, matrices.Work]:
+    """What Muon steps, by name."""
+    return {work.name: work for work in matrices.works(pytestconfig.getoption("layers"))}
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,13 @@
-"""What is measured of Muon: its step beside torch's, and the accuracy of both."""
+"""What is measured of Muon: its step beside its peers', and the accuracy of all."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import pytorch_optimizer
 import torch
+from pytorch_optimizer.optimizer.utils import zero_power_via_newton_schulz_5
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -18,8 +20,20 @@ from ferrostep.optim import Muon
 class Work(NamedTuple):
     """Matrices that are stepped together."""
 
+    name: str
     title: str
     shapes: Sequence[shapes.Shape]
+    stacked: bool = False
+    """Whether we take them as one tensor, which the peers cannot."""
+
+    def make(self, implementation: str) -> Optimizer:
+        """An implementation over parameters of its own, as some write to gradients."""
+        params = parameters(self.shapes)
+        if self.stacked and implementation.startswith("ferrostep"):
+            grads = [p.grad for p in params if p.grad is not None]
+            params = [torch.nn.Parameter(torch.stack(params))]
+            params[0].grad = torch.stack(grads)
+        return OPTIMIZERS[implementation](params)
 
 
 def works(layers: int) -> list[Work]:
@@ -27,13 +41,14 @@ def works(layers: int) -> list[Work]:
     gpt2 = [shape for shape in shapes.gpt2(layers) if len(shape) == 2 and 50257 not in shape and 1024 not in shape]
     convolutions = [(s[0], s[1] * s[2] * s[3]) for s in shapes.resnet18() if len(s) == 4]
     return [
-        Work(f"GPT-2's {len(gpt2)} hidden matrices", gpt2),
-        Work("2048 x 2048", [(2048, 2048)]),
-        Work("768 x 768", [(768, 768)]),
-        Work("768 x 3072", [(768, 3072)]),
-        Work("3072 x 768", [(3072, 768)]),
-        Work("ResNet-18's convolutions, flattened", convolutions),
-        Work("64 experts of 256 x 512", 64 * [(256, 512)]),
+        Work("gpt2", f"GPT-2's {len(gpt2)} hidden matrices", gpt2),
+        Work("square2048", "2048 x 2048", [(2048, 2048)]),
+        Work("square", "768 x 768", [(768, 768)]),
+        Work("wide", "768 x 3072", [(768, 3072)]),
+        Work("tall", "3072 x 768", [(3072, 768)]),
+        Work("resnet18", "ResNet-18's convolutions, flattened", convolutions),
+        Work("experts", "64 experts of 256 x 512", 64 * [(256, 512)]),
+        Work("stack", "64 experts of 256 x 512, ours in one tensor", 64 * [(256, 512)], stacked=True),
     ]
 
 
@@ -67,15 +82,21 @@ def in_torch(g: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 PEER = "torch.optim.Muon"
+OTHER_PEER = "pytorch_optimizer.Muon"
+PLAIN = "Newton-Schulz in torch, float32"
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     PEER: torch.optim.Muon,
-    "Newton-Schulz in torch, float32": PlainMuon,
-    "ferrostep, auto": Muon,
-    "ferrostep, float32": lambda params: Muon(params, ns_precision="float32"),
+    OTHER_PEER: lambda params: pytorch_optimizer.Muon(
+        [{"params": params, "use_muon": True}], lr=1e-3, weight_decay=0.1
+    ),
+    PLAIN: PlainMuon,
+    "ferrostep, auto": lambda params: Muon(params, ndim_policy="batch"),
+    "ferrostep, float32": lambda params: Muon(params, ndim_policy="batch", ns_precision="float32"),
 }
 ORTHOGONALIZE: dict[str, Callable[[Tensor], Tensor]] = {
     PEER: lambda g: in_torch(g, torch.bfloat16),
-    "Newton-Schulz in torch, float32": in_torch,
+    OTHER_PEER: zero_power_via_newton_schulz_5,
+    PLAIN: in_torch,
     "ferrostep, auto": ferrostep.orthogonalize,
     "ferrostep, float32": lambda g: ferrostep.orthogonalize(g, precision="float32"),
 }
@@ -90,10 +111,27 @@ def parameters(shapes_: Sequence[shapes.Shape]) -> list[Tensor]:
     return params
 
 
-def errors() -> list[tuple[str, str, float, float]]:
-    """Inputs, implementations, relative errors against float64, and largest singular values."""
+class Accuracy(NamedTuple):
+    """What an implementation makes of a matrix."""
+
+    shape: str
+    input: str
+    implementation: str
+    error: float
+    """Relative to the result in float64."""
+    smallest: float
+    largest: float
+    """Singular values."""
+
+
+def accuracies() -> list[Accuracy]:
+    """Of all implementations on easy and hard matrices, beside what float64 makes of them."""
+    return [accuracy for shape in ((256, 1024), (768, 768), (768, 3072)) for accuracy in accuracies_at(*shape)]
+
+
+def accuracies_at(rows: int, cols: int) -> list[Accuracy]:
+    """On matrices of a shape."""
     generator = torch.Generator().manual_seed(0)
-    rows, cols = 256, 1024
     u, _ = torch.linalg.qr(torch.randn(rows, rows, generator=generator, dtype=torch.float64))
     v, _ = torch.linalg.qr(torch.randn(cols, rows, generator=generator, dtype=torch.float64))
     spectra = {
@@ -105,8 +143,9 @@ def errors() -> list[tuple[str, str, float, float]]:
     found = []
     for name, g in inputs.items():
         exact = reference.newton_schulz(g, 5 * [(3.4445, -4.7750, 2.0315)])
-        for implementation, function in ORTHOGONALIZE.items():
-            o = function(g.float()).double()
+        results = {"float64": exact} | {name: f(g.float()).double() for name, f in ORTHOGONALIZE.items()}
+        for implementation, o in results.items():
             error = float((o - exact).norm() / exact.norm())
-            found.append((name, implementation, error, float(torch.linalg.matrix_norm(o, 2))))
+            values = torch.linalg.svdvals(o)
+            found.append(Accuracy(f"{rows} x {cols}", name, implementation, error, float(values[-1]), float(values[0])))
     return found

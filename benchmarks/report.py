@@ -111,17 +111,18 @@ def muon(settings: Settings) -> str:
     """Muon's step, and how accurate it is."""
     rows = []
     for work in matrices.works(settings.layers):
-        params = matrices.parameters(work.shapes)
-        contestants = {name: make(params).step for name, make in matrices.OPTIMIZERS.items()}
-        samples = interleave(contestants, settings.rounds)
+        samples = interleave({name: work.make(name).step for name in matrices.OPTIMIZERS}, settings.rounds)
         for name, own in samples.items():
-            by_plain = ratio(samples["Newton-Schulz in torch, float32"], own)
+            by_plain = ratio(samples[matrices.PLAIN], own)
             cells = [milliseconds(median(own)), f"{ratio(samples[matrices.PEER], own):.2f}", f"{by_plain:.2f}"]
             rows.append([work.title, name, *cells])
     speed = markdown.table(["matrices", "implementation", "ms/step", "x torch.optim.Muon", "x float32 in torch"], rows)
     accuracy = markdown.table(
-        ["256 x 1024", "implementation", "relative error", "largest singular value"],
-        [[*names, f"{error:.1e}", f"{largest:.3f}"] for *names, error, largest in matrices.errors()],
+        ["matrix", "input", "implementation", "relative error", "smallest singular value", "largest"],
+        [
+            [*names, f"{error:.1e}", f"{smallest:.2g}", f"{largest:.3f}"]
+            for *names, error, smallest, largest in matrices.accuracies()
+        ],
     )
     return f"{speed}\n\n{accuracy}"
 

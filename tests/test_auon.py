@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from ferrostep import _core, orthogonalize
+from ferrostep import _core, orthogonalize, reference
 from ferrostep.optim import AuON, HybridAuON
 
 PLAIN: dict[str, Any] = {"lr": 1.0, "momentum": 0.0, "nesterov": False}
@@ -98,6 +98,13 @@ def test_gradients_of_any_size(dtype: torch.dtype, shape: tuple[int, int], isa: 
                 rtol=1.6e-2 if dtype.itemsize == 2 else 1e-5,
                 atol=6e-8 if dtype == torch.float16 else 0,
             )
+
+
+@both
+def test_nesterov_makes_no_difference_to_the_first_step(backend: str) -> None:
+    g = gaussian(6, 6)
+    with_it, without = (update(g, momentum=0.95, nesterov=n, eps=0.0, backend=backend) for n in (True, False))
+    torch.testing.assert_close(with_it, without, rtol=1e-12, atol=0)
 
 
 @both
@@ -204,6 +211,78 @@ def test_hybrid_follows_its_equations(shape: tuple[int, ...], backend: str) -> N
         torch.testing.assert_close(moved[2, 1], separate[2, 1] / rms_of_cosh(separate[2, 1]), rtol=1e-6, atol=1e-7)
 
 
+@both
+def test_five_steps_of_the_hybrid_are_muons(backend: str) -> None:
+    for shape in ((20, 30), (30, 20)):
+        g = gaussian(*shape)
+        o = reference.newton_schulz(g, _core.Schedule("keller").triples())
+        moved = update(g, HybridAuON, ns_steps=5, adjust_lr_fn=None, eps=0.0, rms_eps=0.0, backend=backend)
+        torch.testing.assert_close(moved * rms_of_cosh(o), o, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_the_packages_hybrid_over_fifty_steps(dtype: torch.dtype) -> None:
+    p = Parameter(gaussian(24, 17).to(dtype))
+    expected, m = p.detach().double(), torch.zeros(24, 17).double()
+    optimizer = HybridAuON([p], lr=0.1, weight_decay=0.01, variant="package", ns_precision="float32")
+    if dtype == torch.float64:
+        optimizer.param_groups[0]["ns_precision"] = "float64"
+    for step in range(50):
+        p.grad = gaussian(24, 17, seed=step + 1).to(dtype)
+        m = 0.95 * m + 0.05 * p.grad
+        u = 0.05 * p.grad + 0.95 * m
+        y = u.T / (u.norm() + 1e-7)
+        for _ in range(5):
+            gram = y @ y.T
+            y = 3.4445 * y + (-4.7750 * gram + 2.0315 * gram @ gram) @ y
+        r = rms_of_cosh(1.5 * y / (y.norm() + 1e-7))
+        expected = expected * (1 - 0.1 * 0.01) - 0.1 * y.T / (r + 1e-8)
+        optimizer.step()
+    allowed = 1e-5 if dtype == torch.float64 else 1e-4
+    torch.testing.assert_close(p.detach().double(), expected, rtol=allowed, atol=allowed)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-25, 1e25, 1e30])
+@pytest.mark.parametrize("variant", ["paper", "package"])
+def test_the_hybrid_takes_gradients_of_any_size(variant: str, scale: float) -> None:
+    g = gaussian(12, 20).float()
+    arguments: dict[str, Any] = {"variant": variant, "eps": 0.0, "ns_precision": "float32"}
+    expected = update(g, HybridAuON, **arguments)
+    torch.testing.assert_close(update(g * scale, HybridAuON, **arguments), expected, rtol=1e-4, atol=1e-4)
+
+
+@both
+@pytest.mark.parametrize(("optimizer", "variant"), [(AuON, "paper"), (AuON, "package"), (HybridAuON, "paper")])
+def test_steps_of_a_zero_gradient_with_momentum_left(optimizer: Any, variant: str, backend: str) -> None:
+    p = Parameter(torch.zeros(6, 6).double())
+    made = optimizer([p], lr=1.0, variant=variant, backend=backend)
+    sizes = []
+    for step in range(4):
+        p.grad = gaussian(6, 6) * (step == 0)
+        before = p.detach().clone()
+        made.step()
+        sizes.append((p.detach() - before).norm().item())
+    # The package's AuON fades with the momentum, the others do not.
+    fading = 0.95 if variant == "package" else 1.0
+    assert sizes[2:] == pytest.approx([sizes[1] * fading, sizes[1] * fading**2], rel=1e-5)
+
+
+@both
+@pytest.mark.parametrize("variant", ["paper", "package"])
+def test_hybrid_of_nothing(variant: str, backend: str) -> None:
+    moved = update(torch.zeros(3, 4), HybridAuON, variant=variant, eps=0.0, backend=backend)
+    assert torch.equal(moved, torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize("optimizer", [AuON, HybridAuON])
+@pytest.mark.parametrize("name", ["momentum", "gamma", "eps", "rms_eps", "weight_decay"])
+def test_groups_are_checked_like_arguments(optimizer: Any, name: str) -> None:
+    made = optimizer([Parameter(torch.ones(2, 2))])
+    with pytest.raises(ValueError, match="Invalid"):
+        made.add_param_group({"params": [Parameter(torch.ones(2, 2))], name: -1.0})
+    assert len(made.param_groups) == 1
+
+
 @pytest.mark.parametrize("optimizer", [AuON, HybridAuON])
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -212,6 +291,7 @@ def test_hybrid_follows_its_equations(shape: tuple[int, ...], backend: str) -> N
         ({"gamma": -1.0}, "Invalid gamma value: -1.0; expected 0 to 40"),
         ({"gamma": 41.0}, "Invalid gamma value"),
         ({"eps": -1.0}, "Invalid epsilon value"),
+        ({"eps": float("inf")}, "Invalid epsilon value: inf"),
         ({"rms_eps": float("nan")}, "Invalid rms_eps value"),
         ({"variant": "v4"}, "Invalid variant: 'v4'"),
         ({"adjust_lr_fn": "spectral_unclamped"}, "Adjust learning rate function spectral_unclamped is not supported"),
@@ -224,10 +304,12 @@ def test_impossible_arguments(optimizer: Any, arguments: dict[str, Any], message
 
 
 def test_hybrid_needs_matrices() -> None:
-    with pytest.raises(ValueError, match="2D parameters"):
+    with pytest.raises(ValueError, match="HybridAuON only supports parameters of 2 or more dimensions"):
         HybridAuON([Parameter(torch.ones(3))])
     with pytest.raises(ValueError, match="Invalid ns_steps"):
         HybridAuON([Parameter(torch.ones(3, 3))], ns_steps=0)
+    with pytest.raises(ValueError, match="quintic is made for 5 steps, got 1"):
+        HybridAuON([Parameter(torch.ones(3, 3))], ns_coefficients="quintic")
     for optimizer in (AuON, HybridAuON):
         with pytest.raises(RuntimeError, match=f"{optimizer.__name__} does not support complex parameters"):
             optimizer([Parameter(torch.ones(3, 3, dtype=torch.complex64))])

@@ -106,7 +106,7 @@ def tasks() -> dict[str, Any]:
     return dict(locals())
 
 
-@pytest.mark.parametrize("guide", ["guidance.md", "gradients.md"])
+@pytest.mark.parametrize("guide", ["guidance.md", "gradients.md", "muon.md"])
 def test_snippets_run(guide: str) -> None:
     snippets = blocks((DOCS / guide).read_text())
     assert len(snippets) == 3

@@ -90,6 +90,35 @@ def test_experts_must_be_explained() -> None:
     MuonWithAuxAdamW(groups)
 
 
+def test_convolutions_and_experts_in_one_call() -> None:
+    model = Model(tied=False)
+    model.experts = Parameter(torch.ones(2, 4, 4))
+    groups = muon_param_groups(model, muon={"ndim_policy": "batch"})
+    by_policy = {g["ndim_policy"]: [name for name, _ in g["params"]] for g in groups if g["use_muon"]}
+    assert by_policy == {"batch": ["experts", "mlp.weight", "out.weight"], "flatten": ["conv.weight"]}
+    MuonWithAuxAdamW(groups)
+
+
+class LlamaRMSNorm(nn.Module):
+    """Named as transformers names its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = Parameter(torch.ones(4, 4))
+
+
+def test_norms_biases_and_tables_go_to_adamw_whatever_their_shape() -> None:
+    model = nn.ModuleDict(
+        {"a": nn.LayerNorm((4, 4)), "b": LlamaRMSNorm(), "c": nn.BatchNorm2d(4), "d": nn.Linear(4, 4)}
+    )
+    for name in ("r_w_bias", "relative_position_bias_table", "rel_pos_h", "cls_token"):
+        model.register_parameter(name, Parameter(torch.ones(4, 4)))
+    chosen = routes(muon_param_groups(model))
+    assert [name for name, optimizer in chosen.items() if optimizer == "Muon"] == ["d.weight"]
+    assert "rel_pos_h" in chosen
+    assert routes(muon_param_groups([("x.bias", Parameter(torch.ones(4, 4)))])) == {"x.bias": "AdamW"}
+
+
 def test_nothing_to_route() -> None:
     with pytest.raises(ValueError, match="no parameters"):
         muon_param_groups([])

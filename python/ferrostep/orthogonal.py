@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from ferrostep import _core, reference
-from ferrostep.optim.muon import schedule_of
-
-if TYPE_CHECKING:
-    from ferrostep.optim.muon import Coefficients
+from ferrostep.coefficients import Coefficients, schedule_of
 
 
 @overload
@@ -79,33 +76,39 @@ def orthogonalize(
     given = [out] if isinstance(out, Tensor) else out
     outputs = [torch.empty_like(x, requires_grad=False) for x in inputs] if given is None else list(given)
     schedule = schedule_of(coefficients, steps)
-    if any(isinstance(x, Tensor) and not x.is_cpu for x in inputs):
-        _on_other_devices(inputs, outputs, schedule, eps, precision)
-    else:
-        _core.orthogonalize(
-            inputs,
-            outputs,
-            schedule=schedule,
-            eps=eps,
-            algorithm=algorithm,
-            precision=precision,
-            restarts=list(restarts),
-            threads=torch.get_num_threads(),
-        )
-        if given is not None:
-            torch.autograd.graph.increment_version(outputs)
+    elsewhere = any(isinstance(x, Tensor) and not x.is_cpu for x in inputs)
+    if elsewhere:
+        _check_for_reference(inputs, outputs)
+    _core.orthogonalize(
+        [] if elsewhere else inputs,
+        [] if elsewhere else outputs,
+        schedule=schedule,
+        eps=eps,
+        algorithm=algorithm,
+        precision=precision,
+        restarts=list(restarts),
+        threads=torch.get_num_threads(),
+    )
+    if elsewhere:
+        for x, to in zip(inputs, outputs, strict=True):
+            to.copy_(reference.newton_schulz(x, schedule.triples(), eps=eps, precision=precision))
+    elif given is not None:
+        torch.autograd.graph.increment_version(outputs)
     return outputs[0] if single else outputs
 
 
-def _on_other_devices(
-    inputs: list[Tensor], outputs: list[Tensor], schedule: _core.Schedule, eps: float, precision: str
-) -> None:
+def _check_for_reference(inputs: list[Tensor], outputs: list[Tensor]) -> None:
     if len(inputs) != len(outputs):
         raise ValueError(f"out has {len(outputs)} tensors, expected {len(inputs)}")
     for i, (x, to) in enumerate(zip(inputs, outputs, strict=True)):
+        for name, tensor in (("tensors", x), ("out", to)):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name}[{i}] is a {type(tensor).__name__}, expected a torch.Tensor")
+        if x.layout != torch.strided:
+            raise RuntimeError(f"tensors[{i}] has layout {x.layout}; sparse tensors are not supported")
+        if not x.is_floating_point():
+            raise ValueError(f"tensors[{i}] has dtype {x.dtype}, expected a floating-point one")
         if x.ndim < 2:
             raise ValueError(f"tensors[{i}] has shape {list(x.shape)}, expected 2 or more dimensions")
         if to.shape != x.shape or to.dtype != x.dtype or to.device != x.device:
             raise ValueError(f"out[{i}] must have the shape, dtype and device of tensors[{i}]")
-    for x, to in zip(inputs, outputs, strict=True):
-        to.copy_(reference.newton_schulz(x, schedule.triples(), eps=eps, precision=precision))

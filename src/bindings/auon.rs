@@ -4,6 +4,7 @@ use pyo3::prelude::*;
 
 use super::batch::{Batch, Inputs, Writes, rounding};
 use super::muon::unknown;
+use super::orthogonal::at_least_zero;
 use crate::kernels::auon::{AdjustLr, Auon, Cosh, Direction, Parameter, Update, Variant};
 use crate::kernels::elementwise;
 
@@ -53,12 +54,20 @@ impl AuON {
                 nesterov,
                 maximize,
             },
-            cosh: Cosh { gamma, eps: rms_eps },
-            eps,
+            cosh: cosh(gamma, rms_eps)?,
+            eps: at_least_zero("eps", eps)?,
             variant,
             adjust_lr,
         }))
     }
+}
+
+/// The cosine's factor and what is added to its root mean square, checked.
+pub fn cosh(gamma: f64, rms_eps: f64) -> PyResult<Cosh> {
+    Ok(Cosh {
+        gamma: at_least_zero("gamma", gamma)?,
+        eps: at_least_zero("rms_eps", rms_eps)?,
+    })
 }
 
 /// Checks the tensors of a parameter group and takes them in.

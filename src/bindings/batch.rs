@@ -160,7 +160,7 @@ impl Batch {
             // SAFETY: the views of all tensors are valid (see `Reader::view`), and `overlap::find` saw to it that
             // nothing that is written is shared.
             unsafe {
-                staged.iter_mut().for_each(|copy| copy.load());
+                staged.iter_mut().for_each(|copy| copy.load(threads));
                 if skip_nonfinite && !elementwise::all_finite(grads, threads) {
                     return None;
                 }
@@ -169,7 +169,7 @@ impl Batch {
                 whole
                     .iter_mut()
                     .for_each(|update| update.run(threads, &mut workspace));
-                staged.iter_mut().for_each(|copy| copy.store());
+                staged.iter_mut().for_each(|copy| copy.store(threads));
                 Some(counted)
             }
         });

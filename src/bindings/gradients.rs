@@ -287,7 +287,7 @@ impl Lists {
 
     fn products(&mut self, py: Python<'_>, threads: usize) -> Products {
         py.detach(|| {
-            self.load();
+            self.load(threads);
             // SAFETY: the views are valid while the caller's lists hold the tensors and `self` the reader.
             gradients::total(&unsafe { gradients::products(&self.positions, threads) })
         })
@@ -303,7 +303,7 @@ impl Lists {
         make: impl Fn(&[Products]) -> Option<(SmallVec<[f64; 4]>, Vec<Factors>)> + Sync,
     ) -> Option<Vec<f64>> {
         let kappas = py.detach(|| {
-            self.load();
+            self.load(threads);
             // SAFETY: as in `products`.
             let products = unsafe { gradients::products(&self.positions, threads) };
             let (kappas, mut factors) = make(&products)?;
@@ -313,7 +313,7 @@ impl Lists {
             // SAFETY: as above, and `read` saw to it that what is written is shared with nothing but an input at its
             // place.
             unsafe { gradients::combine(&self.positions, &factors, threads) };
-            self.store();
+            self.store(threads);
             Some(kappas)
         })?;
         if !per_tensor {
@@ -330,10 +330,10 @@ impl Lists {
     fn combine(&mut self, py: Python<'_>, threads: usize, factors: &Factors) {
         let factors = vec![factors.clone(); self.positions.len()];
         py.detach(|| {
-            self.load();
+            self.load(threads);
             // SAFETY: as in `project`.
             unsafe { gradients::combine(&self.positions, &factors, threads) };
-            self.store();
+            self.store(threads);
         });
     }
 
@@ -342,20 +342,24 @@ impl Lists {
             position.inputs[0] = position.outputs[0]; // copies of one tensor, if they are copies
         }
         py.detach(|| {
-            self.load();
+            self.load(threads);
             // SAFETY: as in `project`; the first input is the output.
             unsafe { gradients::move_towards(&self.positions, tau, threads) };
-            self.store();
+            self.store(threads);
         });
     }
 
-    fn load(&mut self) {
+    fn load(&mut self, threads: usize) {
         // SAFETY: the views are valid, as in `products`.
-        self.staged.iter_mut().for_each(|copy| unsafe { copy.load() });
+        self.staged
+            .iter_mut()
+            .for_each(|copy| unsafe { copy.load(threads) });
     }
 
-    fn store(&mut self) {
+    fn store(&mut self, threads: usize) {
         // SAFETY: as above, and what is written belongs to nothing else.
-        self.staged.iter_mut().for_each(|copy| unsafe { copy.store() });
+        self.staged
+            .iter_mut()
+            .for_each(|copy| unsafe { copy.store(threads) });
     }
 }

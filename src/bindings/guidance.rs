@@ -163,9 +163,9 @@ impl Guidance {
         // many elements, and `check_overlaps` saw to it that what is written is shared with nothing but, element by
         // element, an input.
         py.detach(|| unsafe {
-            staged.iter_mut().for_each(|copy| copy.load());
+            staged.iter_mut().for_each(|copy| copy.load(threads));
             projection::run(&self.0, &memory, threads);
-            staged.iter_mut().for_each(|copy| copy.store());
+            staged.iter_mut().for_each(|copy| copy.store(threads));
         });
         Ok(())
     }

@@ -3,14 +3,13 @@
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use super::auon::cosh;
 use super::batch::{Batch, Inputs, Tensors, Writes, rounding};
 use super::errors::Problem;
-use super::orthogonal::{Schedule, algorithm, precision};
+use super::orthogonal::{self, Schedule};
 use super::tensor::{Dims, View};
-use crate::kernels::auon::Cosh;
 use crate::kernels::elementwise::DType;
 use crate::kernels::muon::{self, AdjustLr, DivideByCosh, Layout, Momentum, Parameter, Part, Update};
-use crate::kernels::orthogonal::Options;
 
 /// Muon. State: momentum_buffer, and with `beta2` second_momentum_buffer, one number for every row.
 #[pyclass(frozen, module = "ferrostep._core")]
@@ -39,7 +38,7 @@ impl Muon {
         eps: f64,
         algorithm: &str,
         precision: &str,
-        restarts: Vec<usize>,
+        restarts: Vec<i64>,
         adjust_lr: &str,
         beta2: Option<f64>,
         cautious_weight_decay: bool,
@@ -49,6 +48,13 @@ impl Muon {
         split_sizes: Option<Vec<usize>>,
         cosh: Option<CoshArguments>,
     ) -> PyResult<Self> {
+        let divide = |(gamma, rms_eps, of_normalized): CoshArguments| {
+            Ok::<_, PyErr>(DivideByCosh {
+                cosh: self::cosh(gamma, rms_eps)?,
+                of_normalized,
+                eps,
+            })
+        };
         let rule = muon::Muon {
             lr,
             weight_decay,
@@ -58,20 +64,10 @@ impl Muon {
                 nesterov,
                 maximize,
             },
-            orthogonal: Options {
-                schedule: schedule.0.clone(),
-                algorithm: self::algorithm(algorithm)?,
-                precision: self::precision(precision)?,
-                eps,
-                restarts,
-            },
+            orthogonal: orthogonal::options(schedule, algorithm, precision, eps, &restarts)?,
             adjust_lr: self::adjust_lr(adjust_lr)?,
             row_beta: beta2,
-            cosh: cosh.map(|(gamma, rms_eps, of_normalized)| DivideByCosh {
-                cosh: Cosh { gamma, eps: rms_eps },
-                of_normalized,
-                eps,
-            }),
+            cosh: cosh.map(divide).transpose()?,
             skip_zero_grad,
         };
         let layout = match (ndim_policy, num_heads, split_sizes) {
@@ -118,7 +114,7 @@ pub fn add(batch: &mut Batch, muon: &Muon, inputs: Inputs<'_, '_>) -> PyResult<(
         let tensors = batch.views::<1>(i, &inputs, writes)?;
         let parts = parts(batch, i, &muon.layout, &tensors)?;
         let row_moments = match inputs.states.get(1) {
-            Some(list) => row_moments(batch, i, list, &tensors, &parts)?,
+            Some(list) => row_moments(batch, i, list, &tensors, &muon.layout)?,
             None => std::ptr::null_mut(),
         };
         // Row by row, however the tensor lies.
@@ -162,20 +158,26 @@ fn row_moments(
     i: usize,
     list: &Bound<'_, pyo3::types::PyList>,
     tensors: &Tensors<1>,
-    parts: &[Part],
+    layout: &Layout,
 ) -> PyResult<*mut u8> {
     const ARGUMENT: usize = 3;
     let view: View = batch.view(i, ARGUMENT, list, true)?;
-    let rows: usize = parts.iter().map(|part| part.rows).sum();
+    let mut shape: Dims = tensors.param.shape.clone();
+    let columns = if *layout == Layout::Flatten {
+        1
+    } else {
+        shape.len() - 1
+    };
+    shape[columns..].fill(1);
     let expected = if tensors.param.dtype == DType::F64 {
         DType::F64
     } else {
         DType::F32
     };
-    let problem = if view.len != rows {
+    let problem = if view.shape != shape {
         Problem::Shape {
             shape: view.shape.clone(),
-            expected: Dims::from_slice(&[rows as i64, 1]),
+            expected: shape,
         }
     } else if view.dtype != expected {
         Problem::DType {

@@ -48,7 +48,45 @@ impl Schedule {
     }
 }
 
-pub fn algorithm(name: &str) -> PyResult<Algorithm> {
+/// How to orthogonalize, checked.
+pub fn options(
+    schedule: &Schedule,
+    algorithm: &str,
+    precision: &str,
+    eps: f64,
+    restarts: &[i64],
+) -> PyResult<Options> {
+    let precision = self::precision(precision)?;
+    if precision == Precision::Bfloat16 && schedule.0.needs_exact_factors() {
+        return Err(PyValueError::new_err(
+            "Invalid precision: \"bfloat16\" rounds singular values past what cubic5 keeps positive; \
+             expected 'auto', 'float32' or 'float64'",
+        ));
+    }
+    let restart = |&step: &i64| {
+        let message = || format!("Invalid restarts: {step}; expected steps, counted from 0");
+        usize::try_from(step).map_err(|_| PyValueError::new_err(message()))
+    };
+    Ok(Options {
+        schedule: schedule.0.clone(),
+        algorithm: self::algorithm(algorithm)?,
+        precision,
+        eps: at_least_zero("eps", eps)?,
+        restarts: restarts.iter().map(restart).collect::<PyResult<_>>()?,
+    })
+}
+
+/// The number, unless it is negative, infinite or NaN.
+pub fn at_least_zero(argument: &str, value: f64) -> PyResult<f64> {
+    if value >= 0.0 && value.is_finite() {
+        return Ok(value);
+    }
+    Err(PyValueError::new_err(format!(
+        "Invalid {argument}: {value}; expected a finite number of at least 0"
+    )))
+}
+
+fn algorithm(name: &str) -> PyResult<Algorithm> {
     match name {
         "auto" => Ok(Algorithm::Auto),
         "standard" => Ok(Algorithm::Standard),
@@ -57,7 +95,7 @@ pub fn algorithm(name: &str) -> PyResult<Algorithm> {
     }
 }
 
-pub fn precision(name: &str) -> PyResult<Precision> {
+fn precision(name: &str) -> PyResult<Precision> {
     match name {
         "auto" => Ok(Precision::Auto),
         "float64" => Ok(Precision::Float64),
@@ -83,21 +121,10 @@ pub fn orthogonalize(
     eps: f64,
     algorithm: &str,
     precision: &str,
-    restarts: Vec<usize>,
+    restarts: Vec<i64>,
     threads: usize,
 ) -> PyResult<()> {
-    let options = Options {
-        schedule: schedule.0.clone(),
-        algorithm: self::algorithm(algorithm)?,
-        precision: self::precision(precision)?,
-        eps,
-        restarts,
-    };
-    if !(eps >= 0.0 && eps.is_finite()) {
-        return Err(PyValueError::new_err(format!(
-            "Invalid eps: {eps}; expected a number of at least 0"
-        )));
-    }
+    let options = options(schedule, algorithm, precision, eps, &restarts)?;
     if inputs.len() != outputs.len() {
         let message = format!("out has {} tensors, expected {}", outputs.len(), inputs.len());
         return Err(PyValueError::new_err(message));
@@ -112,9 +139,9 @@ pub fn orthogonalize(
     // SAFETY: the views are valid while the caller's lists hold the tensors and `pairs` the reader, and `overlap::find`
     // saw to it that an output is shared with no more than its own input, element by element.
     py.detach(|| unsafe {
-        pairs.staged.iter_mut().for_each(|copy| copy.load());
+        pairs.staged.iter_mut().for_each(|copy| copy.load(threads));
         orthogonal::orthogonalize_all(&pairs.matrices, &options, threads);
-        pairs.staged.iter_mut().for_each(|copy| copy.store());
+        pairs.staged.iter_mut().for_each(|copy| copy.store(threads));
     });
     Ok(())
 }

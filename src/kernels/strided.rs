@@ -1,5 +1,8 @@
 //! Copies between strided memory and contiguous buffers, for tensors whose layouts differ.
 
+use super::matmul::Shared;
+use crate::runtime::pool;
+
 /// Strided memory: sizes and strides in elements of `item` bytes, outermost dimension first.
 #[derive(Clone, Debug)]
 pub struct Strided {
@@ -38,68 +41,105 @@ impl Staged {
         self.copy.as_mut_ptr().cast()
     }
 
+    /// Fills the copy, on up to `threads` threads.
+    ///
     /// # Safety
     /// The original is valid for reading.
-    pub unsafe fn load(&mut self) {
+    pub unsafe fn load(&mut self, threads: usize) {
         let copy = self.data();
         // SAFETY: the caller's promise, and the copy has room for as many elements.
-        unsafe {
-            for_each_row(&self.original, copy, |memory, copy, item| {
-                copy.copy_from(memory, item)
-            })
-        }
+        unsafe { self.original.transfer(copy, Direction::ToCopy, threads) }
     }
 
+    /// Copies back, where that was asked for.
+    ///
     /// # Safety
     /// The original is valid for writing.
-    pub unsafe fn store(&mut self) {
+    pub unsafe fn store(&mut self, threads: usize) {
         if self.write_back {
             let copy = self.data();
             // SAFETY: the caller's promise, and the copy has as many elements.
-            unsafe {
-                for_each_row(&self.original, copy, |memory, copy, item| {
-                    memory.copy_from(copy, item)
-                })
-            }
+            unsafe { self.original.transfer(copy, Direction::FromCopy, threads) }
         }
     }
 }
 
-/// Calls `transfer` for each element, in the order of the contiguous copy.
-///
-/// # Safety
-/// `copy` has room for all elements, and `transfer` may be called with a pointer to each.
-unsafe fn for_each_row(strided: &Strided, copy: *mut u8, transfer: impl Fn(*mut u8, *mut u8, usize)) {
-    let Strided {
-        data,
-        item,
-        ref shape,
-        ref strides,
-    } = *strided;
-    let Some((&row, outer)) = shape.split_last() else {
-        return transfer(data, copy, item);
-    };
-    let row_stride = strides[outer.len()] as isize * item as isize;
-    let rows = outer.iter().product::<i64>();
-    let mut index = vec![0_i64; outer.len()];
-    for r in 0..rows {
-        let offset: i64 = index.iter().zip(strides).map(|(i, stride)| i * stride).sum();
-        let memory = data.wrapping_offset(offset as isize * item as isize);
-        for i in 0..row as isize {
-            let element = (r * row) as isize + i;
-            transfer(
-                memory.wrapping_offset(i * row_stride),
-                copy.wrapping_offset(element * item as isize),
-                item,
-            );
-        }
-        for (i, &size) in index.iter_mut().zip(outer).rev() {
-            *i += 1;
-            if *i < size {
-                break;
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    ToCopy,
+    FromCopy,
+}
+
+/// Elements that are worth a task.
+const TASK: usize = 1 << 14;
+
+impl Strided {
+    /// # Safety
+    /// The memory is valid, aligned and not written by others, for writing where the direction says so; `copy` has as
+    /// many elements, one after the other.
+    unsafe fn transfer(&self, copy: *mut u8, direction: Direction, threads: usize) {
+        // SAFETY: the caller's promise; these are the sizes of the element types.
+        unsafe {
+            match self.item {
+                2 => self.transfer_as::<u16>(copy.cast(), direction, threads),
+                4 => self.transfer_as::<u32>(copy.cast(), direction, threads),
+                8 => self.transfer_as::<u64>(copy.cast(), direction, threads),
+                item => unreachable!("no element type has {item} bytes"),
             }
-            *i = 0;
         }
+    }
+
+    /// # Safety
+    /// As for [`Strided::transfer`], with elements as large as `T`.
+    unsafe fn transfer_as<T: Copy>(&self, copy: *mut T, direction: Direction, threads: usize) {
+        let mut outer = self.merged();
+        let (cols, stride) = outer.pop().unwrap_or((1, 1));
+        let rows: usize = outer.iter().map(|&(size, _)| size).product();
+        let at_once = (TASK / cols.max(1)).max(1);
+        let (memory, copy) = (Shared::new(self.data.cast::<T>()), Shared::new(copy));
+        pool::for_each(threads, rows.div_ceil(at_once), &|task| {
+            for row in task * at_once..rows.min((task + 1) * at_once) {
+                let (mut index, mut offset) = (row, 0);
+                for &(size, stride) in outer.iter().rev() {
+                    offset += (index % size) as isize * stride;
+                    index /= size;
+                }
+                let memory = memory.get().wrapping_offset(offset);
+                let copy = copy.get().wrapping_add(row * cols);
+                let step = |from: *mut T, to: *mut T, count: usize| {
+                    let (from, to) = match direction {
+                        Direction::ToCopy => (from, to),
+                        Direction::FromCopy => (to, from),
+                    };
+                    // SAFETY: both are elements that the caller vouched for, and every row is one task's.
+                    unsafe { to.copy_from_nonoverlapping(from, count) };
+                };
+                if stride == 1 {
+                    step(memory, copy, cols);
+                } else {
+                    for i in 0..cols {
+                        step(
+                            memory.wrapping_offset(i as isize * stride),
+                            copy.wrapping_add(i),
+                            1,
+                        );
+                    }
+                }
+            }
+        });
+    }
+
+    /// Sizes and strides, with one dimension for those that follow one another evenly.
+    fn merged(&self) -> Vec<(usize, isize)> {
+        let mut merged: Vec<(usize, isize)> = Vec::with_capacity(self.shape.len());
+        for (&size, &stride) in self.shape.iter().zip(&self.strides) {
+            let (size, stride) = (size as usize, stride as isize);
+            match merged.last_mut() {
+                Some(last) if last.1 == size as isize * stride => *last = (last.0 * size, stride),
+                _ => merged.push((size, stride)),
+            }
+        }
+        merged
     }
 }
 
@@ -118,15 +158,59 @@ mod tests {
         };
         let mut staged = Staged::new(transposed, true);
         // SAFETY: the strides stay within `memory`.
-        unsafe { staged.load() };
+        unsafe { staged.load(2) };
         let copy = staged.data().cast::<u32>();
         // SAFETY: the copy holds six elements.
         let values = unsafe { std::slice::from_raw_parts_mut(copy, 6) };
         assert_eq!(values, [0, 3, 1, 4, 2, 5]);
         values.iter_mut().for_each(|x| *x += 10);
         // SAFETY: as above.
-        unsafe { staged.store() };
+        unsafe { staged.store(2) };
         assert_eq!(memory, [10, 11, 12, 13, 14, 15]);
+    }
+
+    #[test]
+    fn channels_last_and_slices_are_copied_by_several_tasks() {
+        // As (sizes, strides) of (n, c, h, w) in memory of (n, h, w, c), and of the left half of a matrix.
+        for (shape, strides) in [
+            (vec![40, 30, 5, 6], vec![900, 1, 180, 30]),
+            (vec![300, 250], vec![500, 1]),
+        ] {
+            let mut memory: Vec<u16> = (0..150_000u32).map(|i| i as u16).collect();
+            let before = memory.clone();
+            let data = memory.as_mut_ptr().cast();
+            let offset = |flat: i64| {
+                let mut index = flat;
+                let mut offset = 0;
+                for (size, stride) in shape.iter().zip(&strides).rev() {
+                    offset += index % size * stride;
+                    index /= size;
+                }
+                offset as usize
+            };
+            let count = shape.iter().product::<i64>();
+            let original = Strided {
+                data,
+                item: 2,
+                shape: shape.clone(),
+                strides: strides.clone(),
+            };
+            let mut staged = Staged::new(original, true);
+            // SAFETY: the strides stay within `memory`.
+            unsafe { staged.load(3) };
+            // SAFETY: the copy holds as many elements.
+            let values =
+                unsafe { std::slice::from_raw_parts_mut(staged.data().cast::<u16>(), count as usize) };
+            for (flat, value) in values.iter_mut().enumerate() {
+                assert_eq!(*value, before[offset(flat as i64)]);
+                *value = !*value;
+            }
+            // SAFETY: as above.
+            unsafe { staged.store(3) };
+            let mut expected = before.clone();
+            (0..count).for_each(|flat| expected[offset(flat)] = !before[offset(flat)]);
+            assert_eq!(memory, expected);
+        }
     }
 
     #[test]
@@ -143,10 +227,10 @@ mod tests {
         );
         // SAFETY: one element, valid.
         unsafe {
-            staged.load();
+            staged.load(2);
             assert_eq!(*staged.data().cast::<u16>(), 7);
             *staged.data().cast::<u16>() = 8;
-            staged.store();
+            staged.store(2);
         }
         assert_eq!(memory, [8]);
     }

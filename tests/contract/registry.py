@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ferrostep.optim import AdamW, AuON, HybridAuON, Lion, Muon, SophiaG, SophiaH
+from ferrostep.optim import AdamW, AuON, HybridAuON, Lion, Muon, MuonWithAuxAdamW, SophiaG, SophiaH
+from ferrostep.optim.muon_with_adamw import MUON as MUON_GROUP
 from ferrostep.optim.rules import Rule
 
 SHAPES = ((5, 3), (), (17,), (0, 4), (2, 3, 4, 5), (1000,), (2, 129))
@@ -68,10 +69,27 @@ class Entry:
     exact: bool = True
     """Whether every instruction set gives the same bits, which products of matrices do not, and the reference the same
     but for a few roundings."""
+    amplifies: bool = False
+    """Whether it amplifies roundings by so much that the reference's numbers are only near."""
 
     def build(self, params: Iterable[Any], **changes: Any) -> Optimizer:
         """The optimizer over ``params``, with its arguments and these changes."""
         return self.optimizer(params, **{**self.arguments, **changes})
+
+
+class Combined(MuonWithAuxAdamW):
+    __doc__ = MuonWithAuxAdamW.__doc__
+
+    def __init__(self, params: Iterable[Any], **arguments: Any) -> None:
+        """Muon for groups that do not say otherwise."""
+        self.own = {name: arguments.pop(name) for name in MUON_GROUP if name in arguments}
+        params = list(params)
+        is_one_group = params and not isinstance(params[0], dict)
+        super().__init__([{"params": params}] if is_one_group else params, **arguments)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group."""
+        super().add_param_group({"use_muon": True, **self.own, **param_group})
 
 
 ADAMW = {"lr": 1e-2, "betas": (0.8, 0.95), "eps": 1e-7, "weight_decay": 0.1}
@@ -105,6 +123,22 @@ ENTRIES = (
         MUON | {"ndim_policy": "batch", "ns_algorithm": "gram", "nesterov": False},
         **OF_MUON | {"shapes": ((2, 3, 8), (5, 3), (2, 2, 4, 4))},
     ),
+    Entry(
+        "muon-flatten",
+        Muon,
+        MUON | {"ndim_policy": "flatten", "skip_zero_grad": True},
+        **OF_MUON | {"shapes": ((6, 2, 3, 3), (5, 3), (4, 3, 5))},
+    ),
+    Entry(
+        "muon-heads",
+        Muon,
+        MUON | {"num_heads": 3, "cautious_weight_decay": True},
+        **OF_MUON | {"shapes": ((6, 5), (12, 7), (3, 9))},
+    ),
+    Entry("muon-split", Muon, MUON | {"split_sizes": (4, 2)}, **OF_MUON | {"shapes": ((6, 5), (6, 20))}),
+    Entry("muon-float32", Muon, {"lr": 1e-2, "ns_precision": "float32"}, **OF_MUON, amplifies=True),
+    Entry("muon-auto", Muon, {"lr": 1e-2}, **OF_MUON | {"shapes": ((64, 96), (5, 3), (40, 33))}, amplifies=True),
+    Entry("muon-with-adamw", Combined, MUON, **OF_MUON),
     Entry("normuon", Muon, MUON | {"normalize": "normuon"}, **OF_MUON),
     Entry("auon", AuON, AUON, **OF_AUON),
     Entry("auon-package", AuON, AUON | {"variant": "package", "nesterov": False, "maximize": True}, **OF_AUON),
@@ -128,6 +162,7 @@ def one_of_each_class() -> list[Entry]:
 
 every_entry = every()
 every_class = every(lambda entry: entry in one_of_each_class())
+every_near_the_reference = every(lambda entry: not entry.amplifies)
 every_with_peer = every(lambda entry: entry.peer is not None)
 every_elementwise = every(lambda entry: entry.elementwise)
 every_complex = every(lambda entry: entry.complex)

@@ -11,13 +11,13 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from ferrostep.optim import AdamW
-from tests.contract.registry import ADAMW, Entry, every, every_class, every_complex, every_entry
+from tests.contract.registry import ADAMW, Entry, every, every_class, every_complex, every_near_the_reference
 from tests.contract.training import assert_close, assert_same_bits, bits, normal, parameters, set_gradients, train
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)
 
 
-@every_entry
+@every_near_the_reference
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("backend", ["rust", "reference"])
 def test_gradients_are_not_changed(entry: Entry, dtype: torch.dtype, backend: str) -> None:

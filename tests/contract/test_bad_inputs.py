@@ -103,6 +103,20 @@ def test_a_live_edit_to_an_unknown_rounding_changes_nothing(entry: Entry, value:
     before.assert_unchanged()
 
 
+@every(lambda entry: entry.state == "momentum_buffer" and entry in one_of_each_class())
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_a_live_edit_to_an_impossible_eps_changes_nothing(entry: Entry, value: float) -> None:
+    params = parameters(entry.shapes)
+    optimizer = entry.build([{"params": params[:2]}, {"params": params[2:]}])
+    train(optimizer, params, 1)
+    set_gradients(params, 1)
+    optimizer.param_groups[1]["eps"] = value
+    before = Snapshot(optimizer)
+    with pytest.raises(ValueError, match="Invalid eps"):
+        optimizer.step()
+    before.assert_unchanged()
+
+
 @every_class
 def test_a_step_under_fake_tensor_mode_is_refused(entry: Entry) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode

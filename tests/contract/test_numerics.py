@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core, reference
-from tests.contract.registry import ENTRIES, Entry, every, every_class, every_elementwise_class, every_entry
+from tests.contract.registry import (
+    ENTRIES,
+    Entry,
+    every,
+    every_class,
+    every_elementwise_class,
+    every_near_the_reference,
+)
 from tests.contract.training import (
     assert_close,
     assert_same_bits,
@@ -64,7 +71,7 @@ def portable(name: str, dtype: torch.dtype, state_dtype: torch.dtype | None, rou
         _core.use_isa(before)
 
 
-@every_entry
+@every_near_the_reference
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=["f64", "f32"])
 def test_equals_the_reference(entry: Entry, dtype: torch.dtype, relative: float, isa: str) -> None:
     actual = trained(entry.name, dtype, None, "nearest", isa)
@@ -73,7 +80,7 @@ def test_equals_the_reference(entry: Entry, dtype: torch.dtype, relative: float,
         assert_same_bits(actual, portable(entry.name, dtype, None, "nearest"))
 
 
-@every_entry
+@every_near_the_reference
 def test_float32_with_bfloat16_state_equals_the_reference(entry: Entry, isa: str) -> None:
     arguments = (entry.name, torch.float32, torch.bfloat16, "nearest")
     actual = trained(*arguments, isa)
@@ -95,7 +102,7 @@ def test_sixteen_bits_on_all_instruction_sets_are_the_same_bits(
     assert_same_bits(trained(*arguments, isa), portable(*arguments))
 
 
-@every_entry
+@every_near_the_reference
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize(("dtype", "state_dtype"), SIXTEEN_BIT_PAIRS, ids=str)
 def test_sixteen_bits_after_many_steps_equal_the_reference(
@@ -120,7 +127,7 @@ def spacing(values: Tensor) -> Tensor:
     return eps * torch.exp2(exponent.float() - 1)
 
 
-@every_entry
+@every_near_the_reference
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("dtype", SIXTEEN_BIT, ids=["bf16", "f16"])
 def test_sixteen_bits_are_within_one_rounding_of_the_float32_result(

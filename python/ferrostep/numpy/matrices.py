@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ferrostep import _core
+from ferrostep.coefficients import Coefficients, schedule_of
 from ferrostep.numpy.arrays import Array, threads
 
 
@@ -14,7 +15,7 @@ def orthogonalize(
     arrays: Array | Sequence[Array],
     *,
     steps: int | None = None,
-    coefficients: str | Sequence[float] | Sequence[Sequence[float]] = "keller",
+    coefficients: Coefficients = "keller",
     precision: str = "auto",
     algorithm: str = "auto",
     restarts: Sequence[int] = (2,),
@@ -39,7 +40,7 @@ def orthogonalize(
     _core.orthogonalize(
         inputs,
         outputs,
-        schedule=_core.Schedule(coefficients, steps),
+        schedule=schedule_of(coefficients, steps),
         eps=eps,
         algorithm=algorithm,
         precision=precision,

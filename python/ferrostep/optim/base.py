@@ -154,6 +154,11 @@ def state_dtype(p: Tensor, group: dict[str, Any]) -> torch.dtype:
     return torch.float32 if has_16_bits(p) else p.dtype
 
 
+def arithmetic_dtype(p: Tensor) -> torch.dtype:
+    """The dtype that the parameter is updated in."""
+    return torch.float64 if p.dtype == torch.float64 else torch.float32
+
+
 def zero_state(name: str, p: Tensor, group: dict[str, Any]) -> Tensor | None:
     """A state tensor as it is before the first step; None for a compensation that the parameter does not need."""
     if name == "step":
@@ -170,6 +175,8 @@ def loaded_state(name: str, value: Tensor, p: Tensor, group: dict[str, Any]) -> 
     """A copy of a loaded state tensor as this optimizer keeps it."""
     if name == "step":
         return value.detach().clone().to(device=p.device if group["capturable"] or group["fused"] else "cpu")
+    if name == "second_momentum_buffer":  # small, hence always in the type of the arithmetic
+        return value.detach().to(p.device, arithmetic_dtype(p), copy=True)
     dtype = p.dtype if name == "kahan_comp" else state_dtype(p, group)
     if value.shape != p.shape:
         return value.detach().clone()  # the step will name it in its error

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from ferrostep import _core, reference
-from ferrostep.optim.options import Options, check_lr
+from ferrostep.coefficients import Coefficients, schedule_of
+from ferrostep.optim.options import Options, check_lr, check_whole
 from ferrostep.optim.rules import Rule, RuleOptimizer
 
 if TYPE_CHECKING:
     from torch.optim.optimizer import ParamsT
     from typing_extensions import Unpack
 
-    Coefficients = str | tuple[float, float, float] | Sequence[tuple[float, float, float]]
-
 KELLER = (3.4445, -4.7750, 2.0315)
-MAX_STEPS = 99
 
 
 class Muon(RuleOptimizer):
@@ -52,8 +49,11 @@ class Muon(RuleOptimizer):
             a name: ``"keller"``, ``"quintic"``, ``"polar_express_F"`` and ``"cans_F"`` with a safety factor F such as
             1.01, ``"dion_polar_1.02"``, ``"deepseekv4"``, ``"cubic5"``, ``"classic"``. Default: Keller Jordan's
             triple. Coefficients that would turn a singular value in (0, 1.01] negative are refused.
-        eps: least norm to divide by. Default 1e-7.
-        ns_steps: number of steps; None for as many as were published under the name. Default 5.
+        eps: least norm to divide by. Default 1e-7, as torch: a gradient of a smaller norm gives a smaller O, and one
+            far below it next to none. With 0 the size of a gradient makes no difference.
+        ns_steps: number of steps; None for as many as were published under the name. Default 5. Fewer than there are
+            triples are refused (``"deepseekv4"`` takes 10), but for ``"polar_express_F"`` and ``"cans_F"``, whose
+            first steps serve by themselves.
         adjust_lr_fn: ``s``. None or ``"original"``: sqrt(max(1, rows / columns)); ``"match_rms_adamw"``:
             0.2 sqrt(max(rows, columns)); ``"spectral_unclamped"``: sqrt(rows / columns).
         maximize: ascend instead of descend. Default False.
@@ -61,7 +61,9 @@ class Muon(RuleOptimizer):
             is faster and accurate enough.
         ns_precision: ``"float64"``, ``"float32"``, ``"bfloat16"`` or ``"auto"`` (default): float64 for float64
             parameters; else products with bfloat16 factors and float32 sums where the CPU has such instructions and
-            the result is at least as accurate as torch's, and float32 elsewhere.
+            the coefficients do not amplify their rounding too much, and float32 elsewhere. On the inputs of our tests
+            (Gaussian, condition 1e6, rank 1, rank 8 with noise) it has a smaller error than torch, which rounds sums
+            to bfloat16 as well.
         ns_restarts: steps before which the Gram form computes the Gram matrix anew. Default (2,).
         ndim_policy: what parameters of more than 2 dimensions are: ``"error"`` (default); ``"flatten"``, a matrix of
             the first against all others (convolutions); ``"batch"``, matrices in the last two (experts).
@@ -75,12 +77,15 @@ class Muon(RuleOptimizer):
         **options: see :class:`ferrostep.optim.options.Options`.
 
     State per parameter: ``momentum_buffer`` (4 bytes per element in float32); with NorMuon ``second_momentum_buffer``,
-    one number per row. State dicts move both ways between this class and ``torch.optim.Muon``.
+    one number per row. State dicts move both ways between this class and ``torch.optim.Muon``. Besides, the optimizer
+    keeps working memory from step to step: 4 bytes (8 for float64, 6 for 16-bit state) for each element of the
+    matrices that are stepped together, 64 MB of float32 or the largest matrix, and for each thread some copies of the
+    matrix that it works on.
 
     Raises:
         ValueError, TypeError: an impossible or unknown argument, or a parameter of the wrong shape.
         RuntimeError: complex parameters.
-        NotImplementedError: distributed tensors, whose shards must not be orthogonalized by themselves.
+        NotImplementedError: distributed tensors.
 
     Example:
         >>> optimizer = Muon(hidden_matrices, lr=0.02, weight_decay=0.01)  # doctest: +SKIP
@@ -191,21 +196,6 @@ def one_per_row(p: Tensor, ndim_policy: str) -> tuple[int, ...]:
     return (*p.shape[:-1], 1)
 
 
-def schedule_of(coefficients: Coefficients, steps: int | None) -> _core.Schedule:
-    """The checked coefficients of every step."""
-    hashable: Any = coefficients
-    if not isinstance(coefficients, str):
-        hashable = tuple(tuple(x) if isinstance(x, Sequence) else x for x in coefficients)
-    return _schedule(hashable, steps)
-
-
-@lru_cache(maxsize=64)
-def _schedule(coefficients: Any, steps: int | None) -> _core.Schedule:
-    if steps is not None and not 1 <= steps <= MAX_STEPS:
-        raise ValueError(f"Invalid ns_steps value: {steps}; expected 1 to {MAX_STEPS}")
-    return _core.Schedule(coefficients, steps)
-
-
 def check_muon_group(group: dict[str, Any]) -> None:
     """Raise torch's errors for impossible hyperparameters."""
     lr = group["lr"]
@@ -241,19 +231,7 @@ def check_muon_group(group: dict[str, Any]) -> None:
 
 def check_matrices(group: dict[str, Any], owner: str = "Muon") -> None:
     """Raise for parameters that ``owner`` cannot take."""
+    check_whole(group["params"], owner)
     for p in group["params"]:
-        if p.is_complex():
-            raise RuntimeError(f"{owner} does not support complex parameters")
-        if is_distributed(p):
-            raise NotImplementedError(
-                f"{owner} does not support distributed tensors: orthogonalizing the shards of a matrix is not "
-                "orthogonalizing the matrix. Gather the parameter first."
-            )
         shape = torch.empty(p.shape, device="meta")
-        reference.matrices(shape, group["ndim_policy"], group["num_heads"], group["split_sizes"])
-
-
-def is_distributed(p: Tensor) -> bool:
-    """Whether the parameter is a DTensor."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(p, module.DTensor)
+        reference.matrices(shape, group["ndim_policy"], group["num_heads"], group["split_sizes"], owner)

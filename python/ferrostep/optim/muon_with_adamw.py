@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ferrostep.optim.adamw import adamw_rule
 from ferrostep.optim.muon import KELLER, check_matrices, check_muon_group, muon_rule
@@ -46,13 +47,18 @@ ADAMW: dict[str, Any] = {
 
 
 class MuonWithAuxAdamW(RuleOptimizer):
-    """Muon and AdamW in one optimizer, with one state dict, for one scheduler; as Keller Jordan's ``MuonWithAuxAdam``.
+    """Muon and AdamW (arXiv 1711.05101) in one optimizer, with one state dict, for one scheduler.
+
+    It takes the place of Keller Jordan's ``MuonWithAuxAdam``.
 
     Every parameter group says which of both it takes: ``use_muon=True`` for hidden matrices, with the arguments of
     :class:`ferrostep.optim.Muon` and the defaults lr 0.02, momentum 0.95, weight decay 0; ``use_muon=False`` for
     embeddings, output layers, norms and biases, with those of :class:`ferrostep.optim.AdamW` and the defaults lr 3e-4,
     betas (0.9, 0.95), eps 1e-10, weight decay 0. Parameters may come with their names, as from ``named_parameters()``.
     :func:`ferrostep.optim.muon_param_groups` makes such groups of a model.
+
+    A group may hold entries of yours (``"name"``), as with torch, but none that is an argument of the other kind or
+    nearly one of its own.
 
     Unlike the original, parameters without a gradient are skipped.
 
@@ -76,22 +82,26 @@ class MuonWithAuxAdamW(RuleOptimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, which says ``use_muon``. Raises as the constructor."""
-        if not isinstance(param_group, dict) or not isinstance(param_group.get("use_muon"), bool):
-            raise ValueError(
-                "every parameter group must be a dict that says use_muon=True or use_muon=False; "
-                "ferrostep.optim.muon_param_groups(model) makes such groups"
-            )
+        check_kind(param_group)
         own = self._group_defaults(param_group)
-        for name in param_group:
-            if name not in own and name not in ("params", "use_muon", "initial_lr", "param_names"):
+        for name in param_group.keys() - own.keys():
+            near = difflib.get_close_matches(name, own, n=1, cutoff=0.85)
+            if near or name in MUON or name in ADAMW:
                 kind = "Muon" if param_group["use_muon"] else "AdamW"
-                raise TypeError(f"a group for {kind} got an unexpected argument {name!r}; there are {', '.join(own)}")
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(own)}"
+                raise TypeError(f"a group for {kind} got an unexpected argument {name!r}; {hint}")
         super().add_param_group({**own, **param_group})
         try:
             check(self.param_groups[-1])
         except BaseException:
             self.param_groups.pop()
             raise
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a pickled or loaded state; ValueError for a group that does not say ``use_muon``."""
+        for group in state["param_groups"]:
+            check_kind(group)
+        super().__setstate__(state)
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """Muon or AdamW with the group's hyperparameters."""
@@ -101,13 +111,22 @@ class MuonWithAuxAdamW(RuleOptimizer):
         return {**self.defaults, **(MUON if group["use_muon"] else ADAMW)}
 
 
+def check_kind(group: dict[str, Any]) -> None:
+    """Raise ValueError unless the group says whom it is for."""
+    if not isinstance(group, dict) or not isinstance(group.get("use_muon"), bool):
+        raise ValueError(
+            "every parameter group must be a dict that says use_muon=True or use_muon=False; "
+            "ferrostep.optim.muon_param_groups(model) makes such groups"
+        )
+
+
 def check(group: dict[str, Any]) -> None:
     """Raise for impossible hyperparameters and for parameters of the wrong shape."""
+    check_lr(group["lr"], cast("Options", group))
     if group["use_muon"]:
         check_muon_group(group)
-        check_matrices(group)
+        check_matrices(group, "MuonWithAuxAdamW")
         return
-    check_lr(group["lr"], {})
     check_range("epsilon value", group["eps"], 0.0)
     check_range("weight_decay value", group["weight_decay"], 0.0)
     group["betas"] = checked_betas(group["betas"], {})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable
 from typing import TypedDict
 
@@ -86,6 +87,24 @@ def check_range(name: str, value: float | Tensor, low: float, high: float | None
     """Raise torch's ValueError unless ``low <= value`` (and ``value < high``)."""
     if not (low <= value and (high is None or value < high)):
         raise ValueError(f"Invalid {name}: {value}")
+
+
+def check_whole(params: Iterable[Tensor], owner: str) -> None:
+    """Raise for parameters that a rule which looks at whole tensors of real numbers cannot take."""
+    for p in params:
+        if p.is_complex():
+            raise RuntimeError(f"{owner} does not support complex parameters")
+        if is_distributed(p):
+            raise NotImplementedError(
+                f"{owner} does not support distributed tensors: what it does to the shards of a tensor is not what it "
+                "does to the tensor. Gather the parameter first."
+            )
+
+
+def is_distributed(p: Tensor) -> bool:
+    """Whether the parameter is a DTensor."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(p, module.DTensor)
 
 
 def check_lr(lr: float | Tensor, options: Options) -> None:

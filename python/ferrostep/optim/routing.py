@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
@@ -10,6 +11,10 @@ from torch import Tensor, nn
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+NORMS = re.compile(r"Norm(\dd)?$")
+"""What torch's and transformers' classes of norms end in."""
+TABLES = ("*bias*", "*position*", "*pos_*", "*_token")
+"""Names that parameters have which are no factor of a matrix product, whatever their shape."""
 
 
 class Route(NamedTuple):
@@ -44,17 +49,22 @@ def muon_param_groups(
 ) -> MuonParamGroups:
     """Route a model's parameters: hidden matrices to Muon; embeddings, output layers, norms and biases to AdamW.
 
-    A parameter goes to AdamW if it has fewer than 2 dimensions, if it belongs to an ``nn.Embedding`` or
-    ``nn.EmbeddingBag``, or if one of the parts of its name matches a pattern of ``exclude``; under any of its names,
-    where several modules share it (an output layer tied to the embedding). An output layer with a name of its own must
-    be excluded by that name. Convolutions are flattened to (out, in * kernel).
+    A parameter goes to AdamW if it has fewer than 2 dimensions, if it belongs to an ``nn.Embedding``,
+    ``nn.EmbeddingBag`` or norm (a class whose name ends in Norm, Norm1d, ...), if its own name is that of a bias, a
+    position table or a learned token, or if one of the parts of its name matches a pattern of ``exclude``; under any of
+    its names, where several modules share it (an output layer tied to the embedding). An output layer with a name of
+    its own must be excluded by that name. Convolutions are flattened to (out, in * kernel).
+
+    Weights that are stored as (in, out), those of transposed convolutions and of transformers' ``Conv1D`` (GPT-2), are
+    taken as they lie. Their update is orthogonalized all the same, but ``adjust_lr_fn`` and NorMuon take in for out:
+    with ``adjust_lr_fn="match_rms_adamw"`` and without NorMuon there is no difference.
 
     Args:
         model: a module, or ``(name, parameter)`` pairs as from ``named_parameters(remove_duplicate=False)``.
         exclude: shell-style patterns for parts of names (``layers.0.weight`` has three parts). Default: embeddings and
             heads.
-        muon: arguments of the Muon groups. With ``ndim_policy`` given, all parameters of more than 2 dimensions
-            follow it.
+        muon: arguments of the Muon groups. ``ndim_policy`` says what parameters of more than 2 dimensions are that
+            belong to no convolution, such as stacked experts.
         adamw: arguments of the AdamW group.
 
     Returns:
@@ -81,10 +91,11 @@ def muon_param_groups(
         if kind == "adamw":
             routes.append(Route(name, tuple(p.shape), "AdamW", reason))
         else:
-            routes.append(Route(name, tuple(p.shape), "Muon", {"matrices": "matrix"}.get(kind, "convolution")))
+            what = "convolution" if kind == "convolutions" else "matrix" if p.ndim == 2 else muon["ndim_policy"]
+            routes.append(Route(name, tuple(p.shape), "Muon", what))
     made = [
         {"params": groups["matrices"], "use_muon": True, **muon},
-        {"params": groups["convolutions"], "use_muon": True, "ndim_policy": "flatten", **muon},
+        {"params": groups["convolutions"], "use_muon": True, **muon, "ndim_policy": "flatten"},
         {"params": groups["adamw"], "use_muon": False, **(adamw or {})},
     ]
     return MuonParamGroups((group for group in made if group["params"]), routes)
@@ -106,6 +117,10 @@ def _reason_for_adamw(p: Tensor, owned: Sequence[tuple[str, nn.Module | None]], 
         tied = "" if name == owned[0][0] else f" (tied to {name})"
         if isinstance(module, EMBEDDINGS):
             return f"embedding{tied}"
+        if NORMS.search(type(module).__name__):
+            return f"norm{tied}"
+        if any(fnmatchcase(name.rpartition(".")[2], pattern) for pattern in TABLES):
+            return f"bias, position or token{tied}"
         for pattern in exclude:
             if any(fnmatchcase(part, pattern) for part in name.split(".")):
                 return f"excluded by {pattern!r}{tied}"
@@ -115,10 +130,10 @@ def _reason_for_adamw(p: Tensor, owned: Sequence[tuple[str, nn.Module | None]], 
 
 
 def _kind(name: str, p: Tensor, module: nn.Module | None, policy_is_given: bool) -> str:
+    if p.ndim > 2 and isinstance(module, CONVOLUTIONS):
+        return "convolutions"
     if p.ndim == 2 or policy_is_given:
         return "matrices"
-    if isinstance(module, CONVOLUTIONS):
-        return "convolutions"
     raise ValueError(
         f"parameter {name!r} of shape {list(p.shape)} belongs to no convolution: say with muon={{'ndim_policy': ...}} "
         "whether to 'flatten' it or to take it as a 'batch' of matrices, or exclude it"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core, reference
-from ferrostep.optim.base import InPlaceOptimizer, NewState, has_16_bits, zero_state
+from ferrostep.optim.base import InPlaceOptimizer, NewState, arithmetic_dtype, has_16_bits, zero_state
 
 
 class Rule(NamedTuple):
@@ -35,8 +35,7 @@ class Rule(NamedTuple):
     def zero_state(self, name: str, p: Tensor, group: dict[str, Any]) -> Tensor | None:
         """State ``name`` of ``p`` as it is before the first step; None for a compensation that is not needed."""
         if name in self.shapes:  # small, hence always in the type of the arithmetic
-            dtype = torch.float64 if p.dtype == torch.float64 else torch.float32
-            return torch.zeros(self.state_shape(name, p), dtype=dtype, device=p.device)
+            return torch.zeros(self.state_shape(name, p), dtype=arithmetic_dtype(p), device=p.device)
         return zero_state(name, p, group)
 
 

@@ -59,7 +59,10 @@ def apply(
 
 
 def _round_stochastically(exact: Tensor, param: Tensor, seed: int, number: int, step: int) -> Tensor:
-    """Round float32 to the parameter's type, up or down at random, with the very bits of the Rust engine."""
+    """Round float32 to the parameter's type, up or down at random.
+
+    With the very bits of the Rust engine, but for Muon, which takes matrix by matrix and row by row.
+    """
     # The random numbers follow the order of the elements in memory.
     strides = param.stride()
     order = sorted(range(param.dim()), key=lambda d: (-strides[d], -param.shape[d]))

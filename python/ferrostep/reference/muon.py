@@ -72,7 +72,8 @@ def muon(
             new_v.append(torch.where(active, v, old_v).flatten())
         if cosh is not None:
             gamma, rms_eps, of_normalized = cosh
-            z = o / (torch.linalg.matrix_norm(o, keepdim=True) + eps) if of_normalized else o
+            norm = torch.linalg.matrix_norm(o, keepdim=True)
+            z = o / torch.where(norm > 0, norm + eps, 1) if of_normalized else o
             o = o / (rms_of_cosh(gamma * z, (-2, -1)) + rms_eps).to(o.dtype)
         decayed = w * (1 - lr * weight_decay)
         if cautious_weight_decay:
@@ -84,11 +85,15 @@ def muon(
 
 
 def matrices(
-    x: Tensor, ndim_policy: str, num_heads: int | None = None, split_sizes: Sequence[int] | None = None
+    x: Tensor,
+    ndim_policy: str,
+    num_heads: int | None = None,
+    split_sizes: Sequence[int] | None = None,
+    owner: str = "Muon",
 ) -> list[Tensor]:
     """The matrices of a parameter, in stacks of equal ones of shape (count, rows, columns).
 
-    Raises ValueError where the shape does not fit.
+    Raises ValueError where the shape does not fit; ``owner`` is who says so.
     """
     if num_heads is not None or split_sizes is not None:
         if x.ndim != 2:
@@ -96,7 +101,7 @@ def matrices(
         if num_heads is not None:
             if x.shape[0] % num_heads:
                 raise ValueError(f"the rows of a parameter with size {x.size()} are not {num_heads} equal heads")
-            return [x.reshape(num_heads, -1, x.shape[1]) if x.shape[1] else x[None]]
+            return [x.reshape(num_heads, x.shape[0] // num_heads, x.shape[1])]
         assert split_sizes is not None
         if sum(split_sizes) != x.shape[0]:
             raise ValueError(f"split_sizes {list(split_sizes)} do not sum to the rows of size {x.size()}")
@@ -104,7 +109,8 @@ def matrices(
     if x.ndim == 2:
         return [x[None]]
     if x.ndim < 2 or ndim_policy == "error":
-        raise ValueError(f"Muon only supports 2D parameters whereas we found a parameter with size: {x.size()}")
+        wanted = "2D parameters" if ndim_policy == "error" else "parameters of 2 or more dimensions"
+        raise ValueError(f"{owner} only supports {wanted} whereas we found a parameter with size: {x.size()}")
     if ndim_policy == "flatten":
         return [x.reshape(1, x.shape[0], math.prod(x.shape[1:]))]
     return [x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])]
@@ -128,6 +134,8 @@ def row_moments(v: Tensor, stacks: Sequence[Tensor]) -> list[Tensor]:
 
 def normalized_rows(o: Tensor, v: Tensor, beta2: float) -> tuple[Tensor, Tensor]:
     """NorMuon: rows divided by their running root mean square, and the matrix's norm restored; with the new ``v``."""
+    if o.numel() == 0:
+        return o, v
     v = v * beta2 + o.square().mean(-1, keepdim=True) * (1 - beta2)
     scaled = o / (v.sqrt() + 1e-10)
     norm = torch.linalg.matrix_norm(o, keepdim=True)

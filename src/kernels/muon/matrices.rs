@@ -50,7 +50,7 @@ impl Layout {
             _ => return refuse("2 dimensions".into()),
         };
         match self {
-            Layout::Heads(heads) if rows % heads != 0 => {
+            Layout::Heads(heads) if *heads == 0 || rows % heads != 0 => {
                 refuse(format!("rows for {heads} heads of equal height"))
             }
             Layout::Heads(heads) => Ok(vec![
@@ -101,6 +101,7 @@ mod tests {
             (Layout::Flatten, &[3]),
             (Layout::Batch, &[]),
             (Layout::Heads(4), &[6, 5]),
+            (Layout::Heads(0), &[6, 5]),
             (Layout::Heads(2), &[6, 5, 2]),
             (Layout::Split(vec![4, 4]), &[6, 5]),
         ] {

@@ -245,7 +245,10 @@ impl DivideByCosh {
         // SAFETY: the maker of the update vouched for the tensors, `places` for the result, and nothing writes now.
         let squares = unsafe {
             let unit = match self.of_normalized {
-                true => 1.0 / (entries.sums(1.0).squares.sqrt() + self.eps),
+                true => {
+                    let norm = entries.sums(1.0).squares.sqrt();
+                    if norm == 0.0 { 0.0 } else { 1.0 / (norm + self.eps) }
+                }
                 false => 1.0,
             };
             entries.sinh_squares(1.0, self.cosh.gamma * unit)

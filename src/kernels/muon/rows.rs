@@ -22,13 +22,11 @@ pub struct Rows {
     pub cols: usize,
 }
 
-// SAFETY: the pointers are used for disjoint rows.
-unsafe impl Sync for Rows {}
-
 /// Normalizes every matrix and updates its moments.
 ///
 /// # Safety
-/// The pointers are valid for `rows * cols` values and `rows` moments of the type, and nothing else uses them.
+/// The pointers are valid for `rows * cols` values and `rows` moments of the type, neither of them none, and nothing
+/// else uses them.
 pub unsafe fn normalize(matrices: &[Rows], beta: f64, threads: usize) {
     let isa = Isa::current();
     for matrix in matrices {
@@ -48,16 +46,12 @@ unsafe fn normalize_one<S: Real>(matrix: &Rows, beta: f64, isa: Isa, threads: us
     let &Rows { rows, cols, .. } = matrix;
     // SAFETY: the caller's promise.
     let moments = unsafe { std::slice::from_raw_parts_mut(matrix.moments.cast::<S>(), rows) };
-    let values = Shared::new(matrix.values.cast::<S>());
-    // SAFETY: rows lie one after the other within the matrix, and each is one task's.
-    let row = |r: usize| unsafe { std::slice::from_raw_parts_mut(values.get().add(r * cols), cols) };
+    // SAFETY: as above.
+    let values = unsafe { std::slice::from_raw_parts_mut(matrix.values.cast::<S>(), rows * cols) };
 
     let mut squares = vec![0.0; rows];
-    let to = Shared::new(squares.as_mut_ptr());
-    for_rows(rows, cols, threads, &|r| {
-        // SAFETY: every row has its own square.
-        let square = unsafe { &mut *to.get().add(r) };
-        run_on(isa, MeanSquare { row: row(r), square });
+    for_rows(values, &mut squares, threads, &|values, squares| {
+        run_on(isa, MeanSquares { values, squares });
     });
     let (mut before, mut after) = (0.0, 0.0);
     let mut scales = squares;
@@ -70,51 +64,78 @@ unsafe fn normalize_one<S: Real>(matrix: &Rows, beta: f64, isa: Isa, threads: us
     }
     let cols_root = (cols as f64).sqrt();
     let restore = before.sqrt() * cols_root / (after.sqrt() * cols_root + EPS);
-    for_rows(rows, cols, threads, &|r| {
-        let factor = S::from_f64(scales[r] * restore);
-        run_on(isa, Scale { row: row(r), factor });
+    scales.iter_mut().for_each(|scale| *scale *= restore);
+    for_rows(values, &mut scales, threads, &|values, scales| {
+        run_on(isa, Scale { values, scales });
     });
 }
 
-fn for_rows(rows: usize, cols: usize, threads: usize, work: &(dyn Fn(usize) + Sync)) {
-    let at_once = (TASK / cols.max(1)).max(1);
+/// Calls `work` with several rows at a time and the number of each.
+fn for_rows<S: Real>(
+    values: &mut [S],
+    numbers: &mut [f64],
+    threads: usize,
+    work: &(dyn Fn(&mut [S], &mut [f64]) + Sync),
+) {
+    let (rows, cols) = (numbers.len(), values.len() / numbers.len());
+    let at_once = (TASK / cols).max(1);
+    let (values, numbers) = (
+        Shared::new(values.as_mut_ptr()),
+        Shared::new(numbers.as_mut_ptr()),
+    );
     pool::for_each(threads, rows.div_ceil(at_once), &|task| {
-        (task * at_once..rows.min((task + 1) * at_once)).for_each(work);
+        let first = task * at_once;
+        let count = at_once.min(rows - first);
+        // SAFETY: the rows and the numbers lie one after the other, and each is one task's.
+        let (values, numbers) = unsafe {
+            (
+                std::slice::from_raw_parts_mut(values.get().add(first * cols), count * cols),
+                std::slice::from_raw_parts_mut(numbers.get().add(first), count),
+            )
+        };
+        work(values, numbers);
     });
 }
 
-struct MeanSquare<'a, S> {
-    row: &'a [S],
-    square: &'a mut f64,
+struct MeanSquares<'a, S> {
+    values: &'a [S],
+    squares: &'a mut [f64],
 }
 
-impl<S: Real> Job for MeanSquare<'_, S> {
+impl<S: Real> Job for MeanSquares<'_, S> {
     #[inline(always)]
     fn run(self) {
-        let mut sums = [S::ZERO; LANES];
-        let (whole, rest) = self.row.as_chunks::<LANES>();
-        for chunk in whole {
-            for (sum, &value) in sums.iter_mut().zip(chunk) {
+        let cols = self.values.len() / self.squares.len();
+        for (row, square) in self.values.chunks_exact(cols).zip(self.squares) {
+            let mut sums = [S::ZERO; LANES];
+            let (whole, rest) = row.as_chunks::<LANES>();
+            for chunk in whole {
+                for (sum, &value) in sums.iter_mut().zip(chunk) {
+                    *sum = *sum + value * value;
+                }
+            }
+            for (sum, &value) in sums.iter_mut().zip(rest) {
                 *sum = *sum + value * value;
             }
+            *square = sums.iter().map(|sum| sum.to_f64()).sum::<f64>() / cols as f64;
         }
-        for (sum, &value) in sums.iter_mut().zip(rest) {
-            *sum = *sum + value * value;
-        }
-        *self.square = sums.iter().map(|sum| sum.to_f64()).sum::<f64>() / self.row.len() as f64;
     }
 }
 
 struct Scale<'a, S> {
-    row: &'a mut [S],
-    factor: S,
+    values: &'a mut [S],
+    scales: &'a [f64],
 }
 
 impl<S: Real> Job for Scale<'_, S> {
     #[inline(always)]
     fn run(self) {
-        for value in self.row {
-            *value = *value * self.factor;
+        let cols = self.values.len() / self.scales.len();
+        for (row, &scale) in self.values.chunks_exact_mut(cols).zip(self.scales) {
+            let factor = S::from_f64(scale);
+            for value in row {
+                *value = *value * factor;
+            }
         }
     }
 }

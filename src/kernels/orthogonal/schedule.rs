@@ -115,7 +115,7 @@ impl fmt::Display for ScheduleError {
             ScheduleError::Factor { name } => {
                 write!(
                     f,
-                    "{name:?} needs a safety factor of at least 1 in its name, such as {name}_1.01"
+                    "{name:?} needs a safety factor of {SMALLEST_FACTOR} to 2 in its name, such as {name}_1.01"
                 )
             }
             ScheduleError::Steps { name, steps, needed } => {
@@ -135,7 +135,7 @@ impl std::error::Error for ScheduleError {}
 
 impl Schedule {
     /// The schedule called `name`; `steps`: how many (default: as published, and 5 where any number will do). The
-    /// last triple repeats.
+    /// last triple repeats; fewer steps than were published together are refused.
     pub fn named(name: &str, steps: Option<usize>) -> Result<Schedule, ScheduleError> {
         let guarded = |triples: &[Triple], factor: &str| {
             let factor: f64 = factor
@@ -145,29 +145,34 @@ impl Schedule {
                 .ok_or_else(|| ScheduleError::Factor {
                     name: name.trim_end_matches(factor).trim_end_matches('_').into(),
                 })?;
+            // Each step is the best after those before it, so that the first few serve as well.
             let triples = triples
                 .iter()
+                .take(steps.unwrap_or(5))
                 .map(|[a, b, c]| [a / factor, b / factor.powi(3), c / factor.powi(5)]);
             Schedule::new(&triples.collect::<Vec<_>>(), steps.unwrap_or(5))
         };
+        let wrong_steps = |triples: &[Triple]| ScheduleError::Steps {
+            name: name.into(),
+            steps: steps.unwrap_or(0),
+            needed: triples.len(),
+        };
+        let whole = |triples: &[Triple]| match steps {
+            Some(steps) if steps < triples.len() => Err(wrong_steps(triples)),
+            _ => Schedule::new(triples, steps.unwrap_or(triples.len())),
+        };
         match name {
             "keller" => Schedule::new(&KELLER, steps.unwrap_or(5)),
-            "quintic" => Schedule::new(&QUINTIC, steps.unwrap_or(5)),
-            "dion_polar_1.02" => Schedule::new(&DION_POLAR, steps.unwrap_or(5)),
-            "deepseekv4" => Schedule::new(&DEEPSEEK_V4, steps.unwrap_or(10)),
+            "quintic" => whole(&QUINTIC),
+            "dion_polar_1.02" => whole(&DION_POLAR),
+            "deepseekv4" => whole(&DEEPSEEK_V4),
             "classic" => Schedule::new(&CLASSIC, steps.unwrap_or(5)),
-            "cubic5" => match steps.unwrap_or(5) {
-                5 => Schedule {
-                    triples: CUBIC5.to_vec(),
-                    exact: true,
-                }
-                .checked(LARGEST_EXACT),
-                steps => Err(ScheduleError::Steps {
-                    name: name.into(),
-                    steps,
-                    needed: 5,
-                }),
-            },
+            "cubic5" if steps.is_none_or(|steps| steps == 5) => Schedule {
+                triples: CUBIC5.to_vec(),
+                exact: true,
+            }
+            .checked(LARGEST_EXACT),
+            "cubic5" => Err(wrong_steps(&CUBIC5)),
             _ => match (name.strip_prefix("polar_express"), name.strip_prefix("cans")) {
                 (Some(factor), _) => guarded(&POLAR_EXPRESS, factor.trim_start_matches('_')),
                 (_, Some(factor)) => guarded(&CANS, factor.trim_start_matches('_')),
@@ -176,8 +181,15 @@ impl Schedule {
         }
     }
 
-    /// `triples` in turn, the last one repeated up to `steps`.
+    /// `triples` in turn, the last one repeated up to `steps`; all must have their turn.
     pub fn new(triples: &[Triple], steps: usize) -> Result<Schedule, ScheduleError> {
+        if (1..triples.len()).contains(&steps) {
+            return Err(ScheduleError::Steps {
+                name: format!("a sequence of {} triples", triples.len()),
+                steps,
+                needed: triples.len(),
+            });
+        }
         let last = *triples.last().filter(|_| steps > 0).ok_or(ScheduleError::Empty)?;
         let triples: Vec<_> = triples
             .iter()
@@ -251,15 +263,18 @@ mod tests {
             ("cubic5", 0.774, 1.300, 119.0),
             ("classic", 0.229, 1.0, 23.0),
         ] {
-            let schedule = Schedule::named(name, None).unwrap();
-            let images = (0..=200_000).map(|i| schedule.image(0.01 + 0.99 * f64::from(i) / 2e5));
-            let (min, max) = images.fold((f64::MAX, 0.0f64), |(l, h), v| (l.min(v), h.max(v)));
-            assert!(
-                (min - low).abs() < 1.1e-3 && (max - high).abs() < 1.1e-3,
-                "{name}: {min} {max}"
-            );
-            let at_zero: f64 = schedule.triples().iter().map(|t| t[0]).product();
-            assert!((at_zero / slope - 1.0).abs() < 0.01, "{name}: {at_zero}");
+            check_images(&Schedule::named(name, None).unwrap(), low, high, slope);
+        }
+        // Without a safety factor, which their names insist on.
+        for (triples, low, high, slope) in [
+            (&POLAR_EXPRESS[..5], 0.876, 1.124, 1026.0),
+            (&CANS[..], 0.884, 1.120, 1049.0),
+        ] {
+            let schedule = Schedule {
+                triples: triples.to_vec(),
+                exact: true,
+            };
+            check_images(&schedule, low, high, slope);
         }
         let keller = Schedule::named("keller", None).unwrap();
         for (sigma, image) in [
@@ -269,6 +284,17 @@ mod tests {
         ] {
             assert!((keller.image(sigma) - image).abs() < 1e-14);
         }
+    }
+
+    fn check_images(schedule: &Schedule, low: f64, high: f64, slope: f64) {
+        let images = (0..=200_000).map(|i| schedule.image(0.01 + 0.99 * f64::from(i) / 2e5));
+        let (min, max) = images.fold((f64::MAX, 0.0f64), |(l, h), v| (l.min(v), h.max(v)));
+        assert!(
+            (min - low).abs() < 1.1e-3 && (max - high).abs() < 1.1e-3,
+            "{schedule:?}: {min} {max}"
+        );
+        let at_zero: f64 = schedule.triples().iter().map(|t| t[0]).product();
+        assert!((at_zero / slope - 1.0).abs() < 0.01, "{schedule:?}: {at_zero}");
     }
 
     #[test]
@@ -298,7 +324,15 @@ mod tests {
             }
         );
         assert!(named("aol").to_string().contains("keller"));
-        assert!(Schedule::named("cubic5", Some(4)).is_err());
+        for (name, steps) in [("cubic5", 4), ("cubic5", 6), ("quintic", 1), ("deepseekv4", 5)] {
+            let error = Schedule::named(name, Some(steps)).unwrap_err();
+            assert!(
+                error.to_string().contains(&format!("{name} is made for")),
+                "{error}"
+            );
+        }
+        assert!(Schedule::named("polar_express_1.01", Some(3)).is_ok());
+        assert!(Schedule::new(&QUINTIC, 4).is_err());
         assert_eq!(Schedule::new(&[], 5), Err(ScheduleError::Empty));
         assert_eq!(Schedule::new(&KELLER, 0), Err(ScheduleError::Empty));
         // A published set that takes 1 to -0.585 in its first step.
