@@ -86,11 +86,13 @@ def named(lists: Sequence[Gradient]) -> dict[str, Gradient]:
 
 def elsewhere(lists: Mapping[str, Gradient]) -> bool:
     """Whether the gradients are on another device. Then they are checked here; the kernel tells of lists on several."""
-    first = next((x for each in lists.values() for x in each if isinstance(x, Tensor)), None)
-    if first is None or first.is_cpu:
-        return False
-    checks.lists(lists.items())
-    return True
+    for each in lists.values():
+        for x in each:
+            if isinstance(x, Tensor):
+                if not x.is_cpu:
+                    checks.lists(lists.items())
+                return not x.is_cpu
+    return False
 
 
 def fill(to: list[Tensor | None], lists: Sequence[Gradient], make: Callable[[Tensor], Tensor]) -> None:

@@ -227,22 +227,25 @@ def _guide(
         return result if out is None else out.copy_(result)
     to = torch.empty_like(inputs["cond"], requires_grad=False) if out is None else out
     rule.run(list(inputs.values()), [to], _dims(dims), torch.get_num_threads())
-    changed = [x for x in (out, inputs.get(written or "")) if x is not None]
-    if changed:
+    if out is not None or written is not None:
+        changed = [x for x in (out, inputs.get(written or "")) if x is not None]
         torch.autograd.graph.increment_version(changed)
     return to
 
 
 def _elsewhere(tensors: dict[str, Any], dims: Dims) -> bool:
     """Whether plain torch is to compute: on another device, or where autograd records. Then they are checked here."""
-    given = [x for x in tensors.values() if isinstance(x, Tensor)]  # the kernel tells of others
-    if any(x.is_complex() for x in given):
-        raise TypeError("the predictions are complex, expected real numbers")
-    recording = torch.is_grad_enabled()
-    if all(x.is_cpu and not (recording and x.requires_grad) for x in given):
+    recording, here = torch.is_grad_enabled(), True
+    for x in tensors.values():
+        if not isinstance(x, Tensor):
+            continue  # the kernel tells of it, or the checks
+        if x.is_complex():
+            raise TypeError("the predictions are complex, expected real numbers")
+        here = here and x.is_cpu and not (recording and x.requires_grad)
+    if here:
         return False
     checks.alike(tensors.items())
-    checks.dimensions(next(iter(tensors)), given[0], dims)
+    checks.dimensions(*next(iter(tensors.items())), dims)
     return True
 
 
