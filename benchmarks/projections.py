@@ -42,6 +42,7 @@ def guided(shape: Sequence[int], dtype: torch.dtype) -> list[Contest]:
             f"CFG {title}",
             {
                 "torch, u + w * (c - u)": in_torch,
+                "torch.add(u, c - u, alpha=w)": lambda: torch.add(u, c - u, alpha=7.5),
                 "torch.lerp": lambda: torch.lerp(u, c, 7.5),
                 "ferrostep": lambda: guidance.cfg(c, u, 7.5),
             },

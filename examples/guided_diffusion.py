@@ -5,7 +5,7 @@ APG (arXiv 2410.02416) from the same noise. Writes a grid of images and prints f
 the limits of the range (of real digits as well), how many samples a classifier takes for their class, and the
 Frechet distance between the classifier's features of samples and of real digits (lower is better).
 
-    pip install ".[demo,diffusers]" && python examples/guided_diffusion.py
+    pip install ".[examples]" && python examples/guided_diffusion.py
 """
 
 from __future__ import annotations

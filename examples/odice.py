@@ -2,8 +2,10 @@
 
 Scripted policies of mixed quality act in gymnasium's Pendulum (or, with `--task hopper`, in MuJoCo's Hopper), and
 agents learn from what they did alone: O-DICE (arXiv 2402.00348) with each of the gradients, and behaviour cloning.
-Prints the mean return over the seeds with its 95% interval, and draws the learning curves. `--data` takes a file of
-your own instead (NPZ, or HDF5 by D4RL or Minari), of the same task.
+Prints the mean return over the seeds with its 95% interval, and draws the learning curves. All seeds train on the same
+data, so the intervals tell nothing of how other data would change the means. `--data` takes a file of your own instead
+(NPZ, or HDF5 by D4RL or Minari) with actions as the task's environment has them. Of a file without `next_observations`
+it needs `timeouts`, or the ends of episodes by time limits are taken for steps into the next one.
 
     pip install ".[rl]" && python examples/odice.py
 """
@@ -116,6 +118,21 @@ def make_data(task: Task, seed: int) -> tuple[Transitions, list[float]]:
     return Transitions.of(dict(zip(names, map(np.array, zip(*rows, strict=True)), strict=True))), returns
 
 
+def load_data(path: Path, task: Task) -> Transitions:
+    """The file's transitions, with actions divided by the environment's limits."""
+    data = Transitions.load(path)
+    with gymnasium.make(task.name) as environment:
+        spaces = {"observations": environment.observation_space, "actions": environment.action_space}
+    for name, space in spaces.items():
+        size = getattr(data, name).shape[1]
+        if (size,) != space.shape:
+            raise ValueError(f"{name} have {size} numbers, expected {space.shape[0]} for {task.name}")
+    actions = data.actions / torch.from_numpy(spaces["actions"].high)
+    if bool((actions.abs() > 1 + 1e-4).any()):
+        raise ValueError(f"actions go beyond the limits of {task.name}: {spaces['actions'].high.tolist()}")
+    return replace(data, actions=actions.clamp(-1, 1))
+
+
 def evaluate(environments: SyncVectorEnv, act: Callable[[Tensor], Tensor], seed: int) -> float:
     """The mean return of one episode in each environment."""
     high = environments.single_action_space.high
@@ -177,7 +194,7 @@ def normalized(data: Transitions, returns: list[float]) -> tuple[Transitions, Te
         data,
         observations=(data.observations - mean) / std,
         next_observations=(data.next_observations - mean) / std,
-        rewards=data.rewards * 1000 / spread,
+        rewards=data.rewards * (1000 / spread if spread > 0 else 1),
     )
     return scaled, mean, std
 
@@ -205,8 +222,16 @@ def run(arguments: argparse.Namespace, data: Transitions, returns: list[float]) 
 def interval(values: np.ndarray) -> tuple[float, float]:
     """Mean and half the 95% interval."""
     count = len(values)
-    t = T[min(count, 10) - 2] if count > 1 else math.nan
-    return float(values.mean()), float(t * values.std(ddof=1) / math.sqrt(count)) if count > 1 else math.nan
+    if count < 2:
+        return float(values.mean()), math.nan
+    t = T[count - 2] if count - 2 < len(T) else 1.96 + 2.4 / (count - 1)
+    return float(values.mean()), float(t * values.std(ddof=1) / math.sqrt(count))
+
+
+def row(name: str, values: np.ndarray) -> tuple[str, str, str]:
+    """For the table."""
+    mean, half = interval(values)
+    return name, f"{mean:.0f}", f"{mean - half:.0f} to {mean + half:.0f}"
 
 
 def draw(curves: dict[str, np.ndarray], behaviour: float, steps: int, path: Path) -> None:
@@ -246,20 +271,23 @@ def main() -> None:
     """Make data, train, print and draw."""
     arguments = parser().parse_args()
     torch.set_num_threads(1)  # these networks are too small for more
-    made: list[float] = []
+    task, made = TASKS[arguments.task], []
     if arguments.data is None:
-        data, made = make_data(TASKS[arguments.task], seed=0)
+        data, made = make_data(task, seed=0)
     else:
-        data = Transitions.load(arguments.data)
+        try:
+            data = load_data(arguments.data, task)
+        except ValueError as error:
+            raise SystemExit(f"{arguments.data}: {error}") from error
     curves = run(arguments, data, made)
     table = Table("policy", "mean return", "95% interval")
     behaviour = float(np.mean(made)) if made else math.nan
     if made:
-        best = np.sort(made)[-max(1, len(made) // 10) :].mean()
-        table.add_row("behaviour", f"{behaviour:.0f}", f"its best tenth: {best:.0f}")
+        table.add_row(*row("behaviour (over its episodes)", np.array(made)))
+        best = np.sort(made)[-max(1, len(made) // 10) :]
+        table.add_row("its best tenth", f"{best.mean():.0f}", "")
     for method, curve in curves.items():
-        mean, half = interval(curve[:, -1])
-        table.add_row(method, f"{mean:.0f}", f"{mean - half:.0f} to {mean + half:.0f}")
+        table.add_row(*row(method, curve[:, -1]))
     Console().print(table)
     draw(curves, behaviour, arguments.steps, arguments.output)
     print(f"{len(data):,} transitions; wrote {arguments.output}")

@@ -1,7 +1,7 @@
 """What O-DICE's projection changes, where the true values are known: a gridworld with a wall.
 
-A policy that wanders at random collects transitions; V is a small network on the cell's coordinates, so that what it
-learns of one cell changes others, as in larger problems. Learns V with the orthogonal, the semi and the true gradient
+The data hold every move from every cell once; V is a small network on the cell's coordinates, so that what it learns of
+one cell changes others, as in larger problems. Learns V with the orthogonal, the semi and the true gradient
 (arXiv 2402.00348), reads the policy off their weights, and compares it with what dynamic programming gives. Writes a
 figure of the values.
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -35,21 +38,61 @@ def test_odice_with_its_own_data(tmp_path: Path) -> None:
         assert row in printed
 
 
-def test_odice_with_data_of_the_users(tmp_path: Path) -> None:
+def pendulum_data(**changes: Any) -> dict[str, Any]:
+    """By D4RL's names, with actions as Pendulum has them: from -2 to 2."""
     rng = np.random.default_rng(0)
-    np.savez(
-        tmp_path / "mine.npz",
-        observations=rng.normal(size=(50, 3)),
-        actions=rng.uniform(-1, 1, (50, 1)),
-        rewards=rng.normal(size=50),
-        terminals=np.zeros(50),
-    )
-    arguments = [*ODICE, "--methods", "orthogonal", "--data", str(tmp_path / "mine.npz")]
-    assert "49 transitions" in run("odice.py", *arguments, output=tmp_path / "curves.png")
+    arrays = {
+        "observations": rng.normal(size=(50, 3)),
+        "actions": rng.uniform(-2, 2, (50, 1)),
+        "rewards": rng.normal(size=50),
+        "terminals": np.zeros(50),
+        "timeouts": np.arange(50) % 25 == 24,
+    }
+    return {**arrays, **changes}
+
+
+def write(path: Path, arrays: dict[str, Any]) -> Path:
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)
+        return path
+    with h5py.File(path, "w") as file:
+        for name, array in arrays.items():
+            file[name] = array
+        file["metadata/policy/weights"] = np.zeros(3)  # D4RL's files have such groups
+    return path
+
+
+@pytest.mark.parametrize("name", ["mine.npz", "mine.hdf5"])
+def test_odice_with_data_of_the_users(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / name, pendulum_data(rewards=np.ones(50)))  # all alike: nothing to scale by
+    arguments = [*ODICE, "--methods", "orthogonal", "cloning", "--data", str(path)]
+    printed = run("odice.py", *arguments, output=tmp_path / "curves.png")
+    assert "48 transitions" in printed and "nan" not in printed
+
+
+def test_odice_divides_actions_by_the_environments_limits(tmp_path: Path) -> None:
+    example, arrays = runpy.run_path(str(EXAMPLES / "odice.py")), pendulum_data()
+    data = example["load_data"](write(tmp_path / "mine.npz", arrays), example["TASKS"]["pendulum"])
+    kept = ~arrays["timeouts"]
+    np.testing.assert_allclose(data.actions, arrays["actions"][kept] / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"observations": np.zeros((50, 4))}, "observations have 4 numbers, expected 3 for Pendulum-v1"),
+        ({"actions": np.zeros((50, 2))}, "actions have 2 numbers, expected 1 for Pendulum-v1"),
+        ({"actions": np.full((50, 1), 2.5)}, "actions go beyond the limits of Pendulum-v1"),
+        ({"rewards": np.full(50, np.nan)}, "rewards has NaN"),
+    ],
+)
+def test_odice_refuses_data_of_another_task(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    example = runpy.run_path(str(EXAMPLES / "odice.py"))
+    with pytest.raises(ValueError, match=message):
+        example["load_data"](write(tmp_path / "mine.npz", pendulum_data(**changes)), example["TASKS"]["pendulum"])
 
 
 def test_odice_on_hopper(tmp_path: Path) -> None:
-    pytest.importorskip("mujoco", reason="MuJoCo is not installed (extra rl)")
     printed = run("odice.py", *ODICE, "--task", "hopper", "--methods", "orthogonal", output=tmp_path / "curves.png")
     assert "orthogonal" in printed
 

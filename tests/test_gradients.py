@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torchjd.aggregation import MGDA, AlignedMTL, PCGrad
 
+import ferrostep.gradients
 import ferrostep.numpy
 from ferrostep import _core
 from ferrostep.gradients import (
@@ -121,10 +122,13 @@ def test_kernels_agree_with_the_reference(isa: str, dtype: torch.dtype, per_tens
         combine([f, b, out], [0.5, -2.0, 3.0]),
         reference.combine([f, b, out], [0.5, -2.0, 3.0], out=[None] * len(SHAPES)),
     )
-    targets = tensors(5, dtype), tensors(5, dtype)
-    ema_(targets[0], tensors(6, dtype), 0.3)
-    reference.ema_(targets[1], tensors(6, dtype), 0.3)
-    close(targets[0], targets[1])
+    for tau in (0.0, 0.3, 0.7, 1.0):
+        targets = tensors(5, dtype), tensors(5, dtype)
+        ema_(targets[0], tensors(6, dtype), tau)
+        reference.ema_(targets[1], tensors(6, dtype), tau)
+        close(targets[0], targets[1])
+        for target in targets if tau in (0, 1) else ():
+            assert all(torch.equal(x, y) for x, y in zip(target, tensors(5 + int(tau), dtype), strict=True))
 
 
 @settings(max_examples=60, deadline=None)
@@ -132,17 +136,20 @@ def test_kernels_agree_with_the_reference(isa: str, dtype: torch.dtype, per_tens
 def test_projected_once_is_orthogonal_and_projected_for_good(seed: int, size: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(seed)
     f, b = (torch.randn(size, dtype=torch.float64, generator=generator).to(dtype) for _ in range(2))
-    limit = 1e-6 if dtype == torch.float32 else 1e-14
+    single = dtype == torch.float32
+    length = float(b.double().norm())
     projected: list[Any] = [b.clone()]
     orthogonal_(projected, [f])
-    scale = float(f.double().norm() * b.double().norm())
-    assert abs(dot([f], projected)) <= limit * scale * max(1, size**0.5)
+    assert abs(dot([f], projected)) <= (1e-6 if single else 1e-14) * float(f.double().norm()) * length
     again: list[Any] = clones(projected)
     orthogonal_(again, [f])
-    assert float((again[0] - projected[0]).double().norm()) <= limit * float(b.double().norm()) * max(1, size**0.5)
+    assert float((again[0] - projected[0]).double().norm()) <= (1e-7 if single else 1e-14) * length
     parallel: list[Any] = [1.7 * f]
     orthogonal_(parallel, [f])
-    assert float(parallel[0].double().norm()) <= 2 * limit * 1.7 * float(f.double().norm())
+    assert float(parallel[0].double().norm()) <= (1e-7 if single else 1e-14) * 1.7 * float(f.double().norm())
+    double: list[Any] = [2 * f]
+    orthogonal_(double, [f])
+    assert not double[0].any()
 
 
 def test_nothing_is_taken_where_there_is_nothing() -> None:
@@ -154,13 +161,27 @@ def test_nothing_is_taken_where_there_is_nothing() -> None:
     tiny: list[Any] = [torch.full((2,), 1e-6).double()]
     assert orthogonal_([torch.ones(2).double()], tiny) == pytest.approx(2e-6 / 1e-10)  # less than the whole 1e6
     assert orthogonal_([torch.ones(2).double()], tiny, eps=0.0) == pytest.approx(1e6)
+    for m in (ferrostep.gradients, reference):
+        left = clones(b)
+        assert m.orthogonal_(left, zero, eps=0.0) == 0.0
+        assert all(torch.equal(x, y) for x, y in zip(left, b, strict=True))
 
 
-def test_nan_reaches_everything() -> None:
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("m", [ferrostep.gradients, reference], ids=["rust", "reference"])
+def test_one_nonfinite_number_reaches_everything(m: Any, value: float) -> None:
+    """Also where the other list has None, and from there."""
+    for place, missing in ((4, 0), (0, 0)):
+        f, b = tensors(0), tensors(1)
+        b[missing] = None
+        f[place].flatten()[:1] = value
+        assert np.isnan(m.orthogonal_(b, f))
+        assert all(x.isnan().all() for x in b)
     f, b = tensors(0), tensors(1)
-    f[4][0, 0] = torch.nan
-    orthogonal_(b, f)
+    f[0], b[0][0, 0] = None, value
+    m.orthogonal_(b, f)
     assert all(x.isnan().all() for x in b)
+    assert torch.equal(gram([f, b]).isnan(), reference.gram([f, b]).isnan())
 
 
 def test_empty_lists() -> None:
@@ -169,6 +190,9 @@ def test_empty_lists() -> None:
     assert orthogonal_(clones(one), one, per_tensor=True) == [0.0, 1.0]
     assert torch.equal(gram([[None], [None]]), torch.zeros(2, 2).double())
     ema_([], [], 0.5)
+    for call in (lambda: gram([]), lambda: combine([], []), lambda: pcgrad_([])):
+        with pytest.raises(ValueError, match="gradients is empty"):
+            call()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -193,11 +217,21 @@ def test_layouts(dtype: torch.dtype) -> None:
         close([target], [torch.lerp(b.double(), f.double(), 0.25).to(dtype)])
 
 
-def test_complex_numbers_are_pairs() -> None:
-    f, b = (torch.randn(6, 2, generator=torch.Generator().manual_seed(i)).double() for i in range(2))
-    expected, actual = [b.clone()], [torch.view_as_complex(b.clone())]
-    assert orthogonal_(expected, [f]) == orthogonal_(actual, [torch.view_as_complex(f)])
-    assert torch.equal(torch.view_as_real(actual[0]), expected[0])
+@pytest.mark.parametrize("m", [ferrostep.gradients, reference], ids=["rust", "reference"])
+def test_complex_numbers_are_pairs(m: Any) -> None:
+    f, b, out = (torch.randn(6, 2, generator=torch.Generator().manual_seed(i)).double() for i in range(3))
+    one, other = ([x.clone() for x in (f, b, out)] for _ in range(2))
+    pairs = [torch.view_as_complex(x) for x in other]
+    assert m.orthogonal_([one[1]], [one[0]]) == m.orthogonal_([pairs[1]], [pairs[0]])
+    m.orthogonal_combine_([one[2]], [one[0]], [one[1]])
+    m.orthogonal_combine_([pairs[2]], [pairs[0]], [pairs[1]])
+    m.ema_([one[0]], [one[1]], 0.3)
+    m.ema_([pairs[0]], [pairs[1]], 0.3)
+    for x, y in zip(one, other, strict=True):
+        assert torch.equal(x, y)
+    assert torch.equal(m.gram([[f], [b]]), m.gram([[torch.view_as_complex(f)], [torch.view_as_complex(b)]]))
+    (new,) = m.combine([[pairs[0]], [pairs[1]]], [2.0, 3.0], out=[None])
+    torch.testing.assert_close(new, 2 * pairs[0] + 3 * pairs[1])
 
 
 def test_equal_networks_stay_equal() -> None:
@@ -207,7 +241,7 @@ def test_equal_networks_stay_equal() -> None:
     assert torch.equal(target, x)
 
 
-@pytest.mark.parametrize("function", ["orthogonal", "gram", "combine"])
+@pytest.mark.parametrize("function", ["orthogonal", "orthogonal_combine", "gram", "combine", "pcgrad", "ema"])
 def test_threads_do_not_change_a_bit(function: str) -> None:
     lists = [[torch.randn(300_001, generator=torch.Generator().manual_seed(i))] for i in range(3)]
     before, results = torch.get_num_threads(), []
@@ -215,24 +249,35 @@ def test_threads_do_not_change_a_bit(function: str) -> None:
         for threads in (1, 2, 4):
             torch.set_num_threads(threads)
             own: list[Any] = [clones(x) for x in lists]
-            if function == "orthogonal":
-                results.append(torch.tensor([orthogonal_(own[0], own[1]), *own[0][0].tolist()]))
-            elif function == "gram":
-                results.append(gram(own))
-            else:
-                results.append(combine(own, [1.0, 2.0, 3.0])[0])
+            match function:
+                case "orthogonal":
+                    results.append(torch.tensor([orthogonal_(own[0], own[1]), *own[0][0].tolist()]))
+                case "orthogonal_combine":
+                    results.append(torch.tensor([orthogonal_combine_(*own), *own[0][0].tolist()]))
+                case "gram":
+                    results.append(gram(own))
+                case "combine":
+                    results.append(combine(own, [1.0, 2.0, 3.0])[0])
+                case "pcgrad":
+                    own[1] = [x - 0.5 * y for x, y in zip(own[1], own[0], strict=True)]
+                    pcgrad_(own, generator=torch.Generator().manual_seed(0))
+                    results.append(torch.stack([x[0] for x in own]))
+                case "ema":
+                    ema_(own[0], own[1], 0.3)
+                    results.append(own[0][0])
     finally:
         torch.set_num_threads(before)
     assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
 
 
 class TwinValue(nn.Module):
-    """Two heads of 2 x 32."""
+    """Two heads of 2 x 256."""
 
     def __init__(self) -> None:
         super().__init__()
         self.heads = nn.ModuleList(
-            nn.Sequential(nn.Linear(5, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 1)) for _ in range(2)
+            nn.Sequential(nn.Linear(5, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 1))
+            for _ in range(2)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -480,6 +525,49 @@ CASES: dict[str, tuple[str, Callable[[], object]]] = {
 
 @pytest.mark.parametrize(("message", "call"), CASES.values(), ids=CASES)
 def test_bad_input(message: str, call: Callable[[], object]) -> None:
+    with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
+        call()
+    assert all(torch.equal(x, torch.ones_like(x)) for x in X)
+
+
+def test_a_list_of_the_callers_is_left_alone_when_refused() -> None:
+    out: list[Any] = [None, None]
+    with pytest.raises(ValueError, match="shape"):
+        combine([X, OTHER], [1.0, 2.0], out=out)
+    assert out == [None, None]
+    p = nn.Parameter(torch.zeros(3))
+    stepped = OrthogonalGradient(torch.optim.SGD([p], lr=1.0), eta=torch.nan)
+    stepped.backward(*quadratics(p))
+    with pytest.raises(ValueError, match="eta"):
+        stepped.combine()
+    stepped.eta = 1.0
+    assert stepped.combine() == pytest.approx(1 / 9)  # from the gradients that were kept
+
+
+META = [x.to("meta") for x in X]
+ELSEWHERE: dict[str, tuple[str, Callable[[], object]]] = {
+    "length": ("backward has 1 tensors, expected 2, as forward has", lambda: orthogonal_(META[:1], META)),
+    "shape": (
+        r"backward\[1\] has shape \[5\], expected \[4\]",
+        lambda: orthogonal_([x.to("meta") for x in OTHER], META),
+    ),
+    "dtype": (r"source\[0\] has dtype torch.float64", lambda: ema_(META, [x.double() for x in META], 0.5)),
+    "integers": (r"gradients\[0\]\[0\] has dtype", lambda: gram([[x.long() for x in META], META])),
+    "devices": (r"backward\[0\] is on device cpu, expected meta", lambda: orthogonal_(list(X), META)),
+    "devices within a list": (r"forward\[1\] is on device cpu", lambda: orthogonal_([None, None], [META[0], X[1]])),
+    "the CPU first": (r"backward\[0\]", lambda: orthogonal_([*META], X)),
+    "no tensor": (r"out\[0\] is a float", lambda: combine([META], [1.0], out=[3.0, None])),  # type: ignore[list-item]
+    "weights": ("weights has 1 numbers, expected 2", lambda: combine([META, META], [1.0])),
+    "scale": ("scale", lambda: reference.orthogonal_(clones(X), X, scale=float("inf"))),
+    "eps": ("eps", lambda: reference.orthogonal_(clones(X), X, eps=-1.0)),
+    "eps NaN": ("eps", lambda: reference.orthogonal_(clones(X), X, eps=float("nan"))),
+    "eta": ("eta", lambda: reference.orthogonal_combine_(clones(X), X, clones(X), eta=float("nan"))),
+    "tau": ("tau", lambda: reference.ema_(clones(X), X, float("nan"))),
+}
+
+
+@pytest.mark.parametrize(("message", "call"), ELSEWHERE.values(), ids=ELSEWHERE)
+def test_bad_input_on_other_devices(message: str, call: Callable[[], object]) -> None:
     with pytest.raises((ValueError, TypeError, RuntimeError), match=message):
         call()
     assert all(torch.equal(x, torch.ones_like(x)) for x in X)

@@ -240,6 +240,51 @@ def test_layouts_and_outputs(rule: Callable[..., Tensor]) -> None:
     assert channels_last.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_projections(isa: str, dtype: torch.dtype) -> None:
+    for shape in SHAPES:
+        onto, vector, _ = predictions(*shape, dtype=dtype)
+        for dims in (None, 0, list(range(len(shape))), []):
+            both = (m.project(vector, onto, dims=dims) for m in (guidance, reference))  # type: ignore[attr-defined]
+            for actual, expected in zip(*both, strict=True):
+                close(actual, expected, double=1e-12 if dims is None else 1e-6)
+
+
+def test_projections_in_any_layout_by_any_number_of_threads() -> None:
+    onto, vector, _ = predictions(3, 4, 90, 100, dtype=torch.float32)
+    expected = torch.stack(guidance.project(vector, onto))
+    for lay in (
+        lambda x: x.to(memory_format=torch.channels_last),
+        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+        lambda x: torch.stack([x, x], -1)[..., 0],
+    ):
+        close(torch.stack(guidance.project(lay(vector), lay(onto))), expected)
+        close(torch.stack(guidance.project(lay(vector), onto)), expected)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 4):
+            torch.set_num_threads(threads)
+            assert torch.equal(torch.stack(guidance.project(vector, onto)), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+@every_rule
+def test_video_in_channels_last(rule: Callable[..., Tensor]) -> None:
+    c, u, negatives = predictions(2, 3, 4, 5, 6, dtype=torch.float32)
+    lay = {"memory_format": torch.channels_last_3d}
+    guided = rule(guidance, c.to(**lay), u.to(**lay), [n.to(**lay) for n in negatives])
+    assert guided.is_contiguous(memory_format=torch.channels_last_3d)
+    close(guided, rule(guidance, c, u, negatives))
+
+
+def test_a_negative_may_take_the_result() -> None:
+    c, u, (one, other) = predictions(2, 7, dtype=torch.float32)
+    expected = guidance.perp_neg(c, u, [one, other], 5.0, [0.5, 1.5])
+    assert guidance.perp_neg(c, u, [one, other], 5.0, [0.5, 1.5], out=other) is other
+    assert torch.equal(other, expected)
+
+
 @every_rule
 def test_threads_do_not_change_a_bit(rule: Callable[..., Tensor]) -> None:
     inputs = predictions(2, 100_003, dtype=torch.float32)
@@ -261,6 +306,8 @@ def test_zeros_and_huge_values_keep_their_guidance(dtype: torch.dtype) -> None:
     close(guidance.apg(zero, some, 5.0), (-4 * some.double()).to(dtype))  # nothing lies along zero
     assert torch.equal(guidance.tangential(zero, zero, 5.0), zero)
     assert torch.equal(guidance.cfg(zero, zero, 5.0, rescale=1.0), zero)
+    close(guidance.cfg_zero_star(some, zero, 5.0), (5 * some.double()).to(dtype))
+    assert torch.equal(guidance.cfg_zero_star(zero, some, 5.0), zero)
     assert torch.equal(guidance.project(some, zero)[1], some)
     # the squares of these overflow float16
     c, u, _ = predictions(1, 1000, dtype=dtype)
@@ -268,6 +315,22 @@ def test_zeros_and_huge_values_keep_their_guidance(dtype: torch.dtype) -> None:
         guidance.apg(300 * c, 300 * u, 1.5, norm_threshold=1000.0),
         reference.apg(300 * c, 300 * u, 1.5, norm_threshold=1000.0),
     )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("m", [guidance, reference], ids=["rust", "reference"])
+@pytest.mark.parametrize("size", [1, 3, 5000, 300_000])
+def test_constant_results_are_not_rescaled(m: Any, dtype: torch.dtype, size: int) -> None:
+    c, u = torch.full((2, size), 3.7, dtype=dtype), torch.full((2, size), 1.1, dtype=dtype)
+    close(m.cfg(c, u, 5.3, rescale=0.7), m.cfg(c, u, 5.3))
+    buffers = MomentumBuffer(-0.3), MomentumBuffer(-0.3)
+    for _ in range(2):
+        options = {"eta": 0.3, "norm_threshold": 2.5, "base": "uncond"}
+        rescaled = m.apg(c, u, 5.3, momentum_buffer=buffers[0], rescale=0.7, **options)
+        close(rescaled, m.apg(c, u, 5.3, momentum_buffer=buffers[1], **options))
+    c, u, _ = predictions(2, max(size, 2), dtype=dtype)
+    flat = torch.full_like(c, 3.7)  # a constant goal takes the result's deviation to none
+    assert torch.equal(m.cfg(flat, u, 5.0, rescale=1.0), torch.zeros_like(u))
 
 
 def test_nan_stays_in_its_sample() -> None:
@@ -284,20 +347,44 @@ def test_empty_batches(rule: Callable[..., Tensor]) -> None:
         assert rule(guidance, empty, empty.clone(), [empty.clone(), empty.clone()]).shape == shape
 
 
-def test_gradients_flow_where_they_are_asked_for() -> None:
-    c, u, _ = predictions(2, 6)
+@every_rule
+def test_gradients_flow_where_they_are_asked_for(rule: Callable[..., Tensor]) -> None:
+    c, u, negatives = predictions(2, 6)
     c.requires_grad_()
-    guided = guidance.apg(c, u, 5.0, norm_threshold=1.0)
+    u.requires_grad_()
+    guided = rule(guidance, c, u, negatives)
     assert guided.requires_grad
-    assert torch.autograd.gradcheck(lambda c: guidance.apg(c, u, 5.0, eta=0.3, norm_threshold=1.0), [c])
+    assert torch.autograd.gradcheck(lambda c, u: rule(guidance, c, u, negatives), [c, u])
     with torch.no_grad():
-        assert not guidance.apg(c, u, 5.0).requires_grad
-        close(guidance.apg(c, u, 5.0, norm_threshold=1.0), guided.detach())
+        assert not rule(guidance, c, u, negatives).requires_grad
+        close(rule(guidance, c, u, negatives), guided.detach())
+
+
+@pytest.mark.parametrize("value", [0.0, 2.0])
+@every_rule
+def test_gradients_are_finite_where_there_is_no_slope(rule: Callable[..., Tensor], value: float) -> None:
+    """Where both predictions are equal, constant, or zero."""
+    c, u = (torch.full((2, 6), value, requires_grad=True) for _ in range(2))
+    rule(guidance, c, u, [c, u]).sum().backward()
+    assert c.grad is not None and u.grad is not None and c.grad.isfinite().all() and u.grad.isfinite().all()
+
+
+def test_gradients_flow_through_projections_and_momentum() -> None:
+    c, u, _ = predictions(2, 6)
+    assert torch.autograd.gradcheck(guidance.project, [c.requires_grad_(), u.requires_grad_()])
+    buffer = MomentumBuffer(-0.5)
+    guidance.apg(c, u, 5.0, momentum_buffer=buffer)
+    kept = buffer.running_average
+    assert kept is not None and not kept.requires_grad
+    with pytest.raises(ValueError, match="dims"):
+        guidance.apg(c, u, 5.0, momentum_buffer=buffer, dims=2)
+    torch.testing.assert_close(kept, (c - u).detach(), rtol=0, atol=0)
 
 
 def test_other_devices_use_torch() -> None:
     meta = torch.empty(2, 3, device="meta")
     assert guidance.apg(meta, meta.clone(), 5.0).device.type == "meta"
+    assert guidance.project(meta, meta.clone())[0].device.type == "meta"
 
 
 def test_the_buffer_is_saved_and_loaded() -> None:
@@ -351,6 +438,40 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     ),
     "out overlaps": ((RuntimeError, ValueError), "out", lambda: shifted()),  # type: ignore[dict-item]
 }
+
+
+G = gaussian(2, 6).requires_grad_()
+META = torch.empty(2, 6, device="meta", dtype=torch.float64)
+CASES |= {
+    "shape with gradients": (
+        ValueError,
+        r"uncond has shape \[2, 1\], expected \[2, 6\]",
+        lambda: guidance.cfg(G, X[:, :1], 5.0),
+    ),
+    "dtype with gradients": (ValueError, "uncond has dtype torch.float32", lambda: guidance.cfg(G, X.float(), 5.0)),
+    "integers elsewhere": (ValueError, "cond has dtype", lambda: guidance.cfg(META.long(), META.long(), 5.0)),
+    "out shape with gradients": (ValueError, "out has shape", lambda: guidance.cfg(G, X, 5.0, out=X.repeat(2, 1))),
+    "out dtype elsewhere": (ValueError, "out has dtype", lambda: guidance.cfg(META, META, 5.0, out=META.float())),
+    "devices": (ValueError, "uncond is on device cpu", lambda: guidance.cfg(META, X, 5.0)),
+    "out device": (ValueError, "out is on device cpu", lambda: guidance.cfg(META, META, 5.0, out=X)),
+    "negatives elsewhere": (ValueError, r"negatives\[0\]", lambda: guidance.perp_neg(META, META, [X], 5.0, [1.0])),
+    "no tensor with gradients": (TypeError, "uncond is a float", lambda: guidance.cfg(G, 3.0, 5.0)),  # type: ignore[arg-type]
+    "projection with gradients": (ValueError, "vector has shape", lambda: guidance.project(X[:1], G)),
+    "dims with gradients": (ValueError, "dims", lambda: guidance.cfg(G, X, 5.0, dims=-3)),
+    "dims twice with gradients": (ValueError, "dims", lambda: guidance.cfg(G, X, 5.0, dims=(1, -1))),
+    "no batch with gradients": (ValueError, "cond has no dimension", lambda: guidance.cfg(G.sum(), X.sum(), 5.0)),
+    "out is the momentum": ((RuntimeError, ValueError), "momentum_buffer", lambda: into_the_momentum("out")),  # type: ignore[dict-item]
+    "cond is the momentum": ((RuntimeError, ValueError), "momentum_buffer", lambda: into_the_momentum("cond")),  # type: ignore[dict-item]
+}
+
+
+def into_the_momentum(role: str) -> object:
+    buffer = MomentumBuffer(-0.5)
+    guidance.apg(X, 2 * X, 5.0, momentum_buffer=buffer)
+    assert buffer.running_average is not None
+    if role == "out":
+        return guidance.apg(X, 2 * X, 5.0, momentum_buffer=buffer, out=buffer.running_average)
+    return guidance.apg(buffer.running_average, X, 5.0, momentum_buffer=buffer)
 
 
 def shifted() -> object:
@@ -412,3 +533,7 @@ def test_arrays_with_momentum_and_projection() -> None:
         ferrostep.numpy.apg(c.numpy(), u.numpy(), 5.0, momentum=-0.5)
     with pytest.raises(ValueError, match="uncond"):
         ferrostep.numpy.cfg(c.numpy(), u.numpy()[:1], 5.0)
+    with pytest.raises(TypeError, match="complex"):
+        ferrostep.numpy.cfg(c.numpy() + 0j, u.numpy() + 0j, 5.0)
+    with pytest.raises(TypeError, match="complex"):
+        ferrostep.numpy.project(c.numpy() + 0j, u.numpy() + 0j)

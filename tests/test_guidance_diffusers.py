@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel, UNet2DModel
 from diffusers.guiders.adaptive_projected_guidance import AdaptiveProjectedGuidance
 from diffusers.guiders.classifier_free_guidance import ClassifierFreeGuidance
 from diffusers.guiders.classifier_free_zero_star_guidance import ClassifierFreeZeroStarGuidance
 from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.guiders.tangential_classifier_free_guidance import TangentialClassifierFreeGuidance
+from diffusers.modular_pipelines.stable_diffusion_xl.denoise import StableDiffusionXLDenoiseStep
 from torch import Tensor
 
 from ferrostep.guidance import MomentumBuffer
@@ -136,3 +139,71 @@ def test_defects_of_diffusers_are_not_ours() -> None:
     tangential = ours.TangentialClassifierFreeGuidance()
     tangential.prepare_models(torch.nn.Identity())
     assert tangential.is_conditional and not tangential.is_unconditional
+    with pytest.raises(ValueError, match="rescale"):
+        ours.ClassifierFreeGuidance(guidance_rescale=1.5).forward(torch.ones(1, 4), torch.zeros(1, 4))
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_predictions_of_16_bits(theirs: type[BaseGuidance], arguments: dict[str, Any], dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    own, other = guider(theirs, arguments), theirs(**arguments)
+    for step in range(3):
+        cond = torch.randn(2, 4, 8, 8, generator=generator).to(dtype)
+        uncond = cond + 0.3 * torch.randn(2, 4, 8, 8, generator=generator).to(dtype)
+        for each in (own, other):
+            each.set_state(step=step, num_inference_steps=3, timestep=torch.tensor(0))
+            each.prepare_inputs({"x": (cond, uncond)})
+        actual = own.forward(cond, uncond).pred
+        expected = other.forward(cond.double(), uncond.double()).pred  # in 16 bits theirs rounds after each operation
+        assert actual.dtype == dtype
+        torch.testing.assert_close(actual.double(), expected, rtol=0, atol=float(4 * torch.finfo(dtype).eps * 5))
+
+
+@every_case
+def test_in_the_place_of_diffusers_own_in_a_modular_pipeline(
+    theirs: type[BaseGuidance], arguments: dict[str, Any]
+) -> None:
+    """The denoising blocks of Stable Diffusion XL, with a small random U-Net."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4),
+        cross_attention_dim=8,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=6 * 8 + 8,
+        use_linear_projection=True,
+    ).eval()
+    latents = torch.randn(2, 4, 8, 8)
+    texts = {name: torch.randn(2, 3, 8) for name in ("prompt_embeds", "negative_prompt_embeds")}
+    texts |= {name: torch.randn(2, 8) for name in ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")}
+    texts |= {name: torch.ones(2, 6) for name in ("add_time_ids", "negative_add_time_ids")}
+    images = []
+    for each in (guider(theirs, arguments), theirs(**arguments)):
+        scheduler = EulerDiscreteScheduler()
+        scheduler.set_timesteps(4)
+        pipeline = StableDiffusionXLDenoiseStep().init_pipeline()
+        pipeline.update_components(unet=unet, scheduler=scheduler, guider=each)
+        assert pipeline.guider is each
+        images.append(
+            pipeline(
+                latents=latents.clone(),
+                timesteps=scheduler.timesteps,
+                num_inference_steps=4,
+                denoiser_input_fields=texts,
+                output="latents",
+            )
+        )
+    torch.testing.assert_close(*images, rtol=2e-4, atol=2e-4)
+
+
+def test_without_diffusers_the_extra_is_named() -> None:
+    code = "import sys; sys.modules['diffusers'] = None; import ferrostep.guidance.diffusers"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert 'pip install "ferrostep[diffusers]"' in done.stderr.splitlines()[-1]

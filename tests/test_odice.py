@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ferrostep.optim import AdamW, Muon
 from ferrostep.rl import ODICE, Transitions
@@ -51,10 +54,115 @@ def test_conjugates_and_weights() -> None:
     assert torch.equal(weight("pearson_chi2", x.detach()), x.detach().clamp(min=0))
 
 
+def official_step(
+    agent: ODICE,
+    value: nn.Module,
+    target: nn.Module,
+    policy: Any,
+    adams: list[torch.optim.Optimizer],
+    batch: Transitions,
+) -> tuple[Tensor, float]:
+    """One update by the formulas of the paper and its code, on flat vectors: the weights and eta * kappa."""
+    s, a, r, s2, terminal = vars(batch).values()
+    chi2 = agent.divergence == "pearson_chi2"
+
+    def conjugate_of(x: Tensor) -> Tensor:
+        return torch.where(x < -2, -torch.ones_like(x), x + x * x / 4) if chi2 else torch.exp(x - 1)
+
+    def flat_gradient(loss: Tensor) -> Tensor:
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, params, retain_graph=True)])
+
+    params, discount = list(value.parameters()), (1 - terminal) * 0.9
+    v, v2 = value(s), value(s2)
+    with torch.no_grad():
+        least, least2 = torch.minimum(*target(s)), torch.minimum(*target(s2))
+    e_forward, e_backward = 3 * r + discount * least2 - v, 3 * r + discount * v2 - least
+    kept = flat_gradient(0.3 * v.mean())
+    forward, backward = (flat_gradient(0.7 * conjugate_of(e).mean()) for e in (e_forward, e_backward))
+    backward = 0.8 * backward
+    kappa = forward @ backward / (forward @ forward).clamp(min=1e-10)
+    gradient = {
+        "orthogonal": kept + forward + backward - kappa * forward,
+        "semi": kept + forward,
+        "true": kept + flat_gradient(0.7 * conjugate_of(3 * r + discount * v2 - v).mean()),
+    }[agent.gradient]
+    for p, part in zip(params, gradient.split([p.numel() for p in params]), strict=True):
+        p.grad = part.view_as(p)
+    adams[0].step()
+    with torch.no_grad():
+        for t, p in zip(target.parameters(), params, strict=True):
+            t.mul_(0.98).add_(p, alpha=0.02)
+    advantage = (e_forward[0] + e_forward[1]).detach() / 2
+    official = agent.weights == "official"
+    omega = (
+        (advantage.clamp(min=0) if official else (advantage / 2 + 1).clamp(min=0)) if chi2 else (advantage - 1).exp()
+    )
+    weights = omega.clamp(max=1.5)
+    deviation = policy.log_std.exp()
+    score = (a - policy.net(s).tanh()) / deviation
+    log_prob = (-score.square() / 2 - deviation.log() - math.log(2 * math.pi) / 2).sum(1)
+    adams[1].zero_grad()
+    (-(weights * log_prob).mean()).backward()
+    adams[1].step()
+    return weights, float(kappa)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "divergence", "weights"),
+    [
+        ("orthogonal", "pearson_chi2", "official"),
+        ("orthogonal", "reverse_kl", "official"),
+        ("semi", "pearson_chi2", "paper"),
+        ("true", "pearson_chi2", "official"),
+        ("true", "reverse_kl", "official"),
+    ],
+)
+def test_the_official_update_for_a_hundred_steps(gradient: str, divergence: str, weights: str) -> None:
+    agent = ODICE(
+        5, 2, gradient=gradient, divergence=divergence, weights=weights, lam=0.7, eta=0.8, discount=0.9, tau=0.02,
+        reward_scale=3.0, weight_limit=1.5, policy_hidden=(32, 32),
+    )  # fmt: skip
+    parts = [agent.value.double(), agent.target.double(), agent.policy.double()]
+    value, target, policy = theirs = [copy.deepcopy(part) for part in parts]
+    adams: list[torch.optim.Optimizer] = [
+        torch.optim.Adam(value.parameters(), lr=2e-4),
+        torch.optim.Adam(policy.parameters(), lr=2e-4, weight_decay=1e-4),
+    ]
+    generator = torch.Generator().manual_seed(0)
+    seen = []
+    for _ in range(100):
+        s, s2, r, terminal = (torch.randn(64, n, generator=generator).double() for n in (5, 5, 1, 1))
+        a = torch.rand(64, 2, generator=generator).double() * 2 - 1
+        batch = Transitions(s, a, r[:, 0] / 3, s2, (terminal[:, 0] > 1).double())
+        metrics = agent.update(batch)
+        expected, kappa = official_step(agent, value, target, policy, adams, batch)
+        seen.append(expected)
+        assert metrics["weight"] == pytest.approx(float(expected.mean()), rel=1e-9)
+        if gradient == "orthogonal":
+            assert 0.8 * metrics["kappa"] == pytest.approx(kappa, rel=1e-6, abs=1e-9)
+    for ours, other in zip(parts, theirs, strict=True):
+        for p, q in zip(ours.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(p, q, rtol=0, atol=1e-5)
+    all_weights = torch.cat(seen)
+    assert (all_weights == 1.5).any() and (all_weights < 1.5).any()  # the limit was reached, and not by all
+    assert divergence == "reverse_kl" or (all_weights == 0).any()
+
+
+def test_without_an_advantage_the_policy_stays() -> None:
+    agent = fast(policy_optimizer=functools.partial(torch.optim.SGD, lr=0.1))
+    before = copy.deepcopy(agent.policy.state_dict())
+    data = walk(50)
+    poor = replace(data, rewards=torch.full((50,), -1e3))
+    agent.update(poor)
+    assert all(torch.equal(x, before[name]) for name, x in agent.policy.state_dict().items())
+    rich = agent.update(replace(data, rewards=torch.full((50,), 1e4)))
+    assert rich["weight"] == 100.0  # the limit
+
+
 def fast(**arguments: Any) -> ODICE:
     optimizer = functools.partial(AdamW, lr=3e-3)
-    arguments = {"discount": 0.8, "reward_scale": 10.0, "value_optimizer": optimizer, **SMALL, **arguments}
-    return ODICE(1, 1, policy_optimizer=optimizer, **arguments)
+    optimizers = {"value_optimizer": optimizer, "policy_optimizer": optimizer}
+    return ODICE(1, 1, **{"discount": 0.8, "reward_scale": 10.0, **optimizers, **SMALL, **arguments})
 
 
 @pytest.mark.parametrize(("gradient", "least"), [("orthogonal", 0.5), ("semi", 0.5), ("true", 0.1)])
@@ -140,6 +248,8 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:
         ("weights", "mine"),
         ("lam", 1.0),
         ("eta", -1.0),
+        ("eta", float("nan")),
+        ("eps", -1.0),
         ("reward_scale", 0.0),
         ("discount", 1.5),
         ("tau", -0.1),
@@ -226,13 +336,71 @@ def test_data_that_do_not_fit_the_agent(tmp_path: Path) -> None:
     def wide(x: Tensor) -> Tensor:
         return torch.cat([x, x], 1)
 
+    states = {"observations": wide(data.observations), "next_observations": wide(data.next_observations)}
     for bad, message in (
-        (Transitions(wide(data.observations), *list(vars(data).values())[1:]), r"observations has shape \[10, 2\]"),
-        (Transitions(data.observations, wide(data.actions), *list(vars(data).values())[2:]), "actions has shape"),
-        (Transitions(data.observations, 2 * data.actions, *list(vars(data).values())[2:]), "beyond -1 to 1"),
+        (replace(data, **states), r"observations has shape \[10, 2\]"),
+        (replace(data, actions=wide(data.actions)), "actions has shape"),
+        (replace(data, actions=2 * data.actions), "beyond -1 to 1"),
     ):
         with pytest.raises(ValueError, match=message):
             agent.fit(bad, 1)
     assert all(torch.equal(p, was) for p, was in zip(agent.value.parameters(), before, strict=True))
     with pytest.raises(ValueError, match="neither"):
         Transitions.load(tmp_path / "data.csv")
+    imitator = ODICE(1, 1, mode="imitation", **SMALL)
+    for expert in (torch.zeros(0, 1), torch.full((3, 1), torch.nan)):
+        with pytest.raises(ValueError, match="expert is empty or has NaN"):
+            imitator.fit(data, 1, expert=expert)
+    with pytest.raises(ValueError, match=r"expert has shape \[3\]"):
+        imitator.fit(data, 1, expert=torch.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("rewards", torch.full((10,), torch.nan), "rewards has NaN"),
+        ("rewards", torch.zeros(9), "rewards has length 9, expected 10"),
+        ("actions", torch.zeros(10), "actions has shape"),
+        ("next_observations", torch.zeros(10, 2), r"next_observations has shape \[10, 2\]"),
+    ],
+)
+def test_transitions_are_checked_however_they_are_made(name: str, value: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(walk(10), **{name: value})
+    drawn = walk(10).sample(4, torch.Generator().manual_seed(0))
+    assert isinstance(drawn, Transitions) and len(drawn) == 4 and drawn.actions.shape == (4, 1)
+
+
+EPISODE: dict[str, Any] = {
+    "observations": np.zeros((4, 1)),
+    "actions": np.zeros((3, 1)),
+    "rewards": np.zeros(3),
+    "terminations": np.zeros(3, bool),
+    "truncations": np.zeros(3, bool),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rewards": None}, "episode_1 lacks rewards; it has actions"),
+        ({"observations": {"position": np.zeros((4, 1))}}, "episode_1/observations is a dict"),
+        ({"actions": {"_index_0": np.zeros((3, 1))}}, "episode_1/actions is a dict or a tuple"),
+        ({"observations": np.zeros((3, 1))}, "episode_1/observations has length 3, expected 4"),
+        ({"actions": np.zeros((4, 1))}, "episode_1/actions has length 4, expected 3"),
+        ({"observations": np.zeros((4, 2))}, "do not fit together"),
+        ({"rewards": np.array([0, np.nan, 0])}, "rewards has NaN or infinity, first in row 4"),
+    ],
+)
+def test_malformed_files_of_minari(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "main_data.hdf5", "w") as file:
+        for i in range(2):
+            group = file.create_group(f"episode_{i}")
+            for name, array in {**EPISODE, **(change if i == 1 else {})}.items():
+                if isinstance(array, dict):
+                    for key, each in array.items():
+                        group.create_group(name)[key] = each
+                elif array is not None:
+                    group[name] = array
+    with pytest.raises(ValueError, match=message):
+        Transitions.load(tmp_path / "main_data.hdf5")

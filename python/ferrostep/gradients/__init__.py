@@ -1,8 +1,8 @@
 """Gradients of several losses over the same parameters: projections, surgery, target networks.
 
 A gradient is a list of tensors, one for each parameter; None stands for zeros, as ``torch.autograd.grad`` with
-``allow_unused=True`` gives it. Lists of one call are of one length, and their tensors at one place of one shape, dtype
-(float32, float64, bfloat16, float16, complex as pairs of real numbers) and device.
+``allow_unused=True`` gives it. Lists of one call are of one length and on one device, and their tensors at one place of
+one shape and dtype (float32, float64, bfloat16, float16, complex as pairs of real numbers).
 
 Inner products go over whole lists, as over one long vector, in float64 in a fixed order: the number of threads does not
 change a bit. Other devices are computed in plain torch (:mod:`ferrostep.reference.gradients`).

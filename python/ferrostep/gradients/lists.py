@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ferrostep import _core
+from ferrostep.reference import checks
 from ferrostep.reference import gradients as reference
 
 Gradient = Sequence[Tensor | None]
@@ -22,8 +23,8 @@ def gram(gradients: Sequence[Gradient]) -> Tensor:
     Returns:
         A float64 tensor of shape (T, T).
     """
-    lists = [list(gradient) for gradient in gradients]
-    if elsewhere(lists):
+    lists = some(gradients)
+    if elsewhere(named(lists)):
         return reference.gram(lists)
     return torch.tensor(_core.gram(lists, torch.get_num_threads()), dtype=torch.float64)
 
@@ -42,15 +43,17 @@ def combine(
         ``out``, with None where all gradients have it. 16-bit numbers are rounded once for six gradients, and again for
         every five more.
     """
-    lists = [list(gradient) for gradient in gradients]
-    to: list[Tensor | None] = [None] * len(lists[0]) if out is None else out
-    if elsewhere([*lists, to]):
-        return reference.combine(lists, weights, out=to)
+    lists = some(gradients)
+    out = [None] * len(lists[0]) if out is None else out
+    if elsewhere({**named(lists), "out": out}):
+        return reference.combine(lists, weights, out=out)
+    to = list(out)
     fill(to, lists, torch.empty_like)
     row = [float(weight) for weight in weights]
     _core.combine(lists, [to], [row], torch.get_num_threads())
-    written(to)
-    return to
+    out[:] = to
+    written(out)
+    return out
 
 
 def ema_(target: Iterable[Tensor], source: Iterable[Tensor], tau: float) -> None:
@@ -61,18 +64,33 @@ def ema_(target: Iterable[Tensor], source: Iterable[Tensor], tau: float) -> None
         tau: the share, from 0 to 1.
     """
     targets, sources = list(target), list(source)
-    if elsewhere([targets, sources]):
+    if elsewhere({"target": targets, "source": sources}):
         reference.ema_(targets, sources, tau)
         return
     _core.ema(targets, sources, tau, torch.get_num_threads())
     written(targets)
 
 
-def elsewhere(lists: Sequence[Gradient]) -> bool:
-    """Whether the gradients are on another device; of lists on several, the kernel tells."""
-    for each in lists:
+def some(gradients: Sequence[Gradient]) -> list[list[Tensor | None]]:
+    """The gradients as lists; at least one."""
+    lists = [list(gradient) for gradient in gradients]
+    if not lists:
+        raise ValueError("gradients is empty, expected one gradient at least")
+    return lists
+
+
+def named(lists: Sequence[Gradient]) -> dict[str, Gradient]:
+    """By what errors call them."""
+    return {f"gradients[{i}]": gradient for i, gradient in enumerate(lists)}
+
+
+def elsewhere(lists: Mapping[str, Gradient]) -> bool:
+    """Whether the gradients are on another device. Then they are checked here; the kernel tells of lists on several."""
+    for each in lists.values():
         for x in each:
             if isinstance(x, Tensor):
+                if not x.is_cpu:
+                    checks.lists(lists.items())
                 return not x.is_cpu
     return False
 

@@ -25,7 +25,7 @@ def orthogonal_(
     """Take out of a gradient what lies along another: ``backward <- scale * (backward - kappa * forward)``, in place.
 
     ``kappa = <forward, backward> / max(<forward, forward>, eps)``. Where ``<forward, forward> < eps`` less is taken
-    out, nothing where it is 0; a NaN or infinity anywhere reaches every element.
+    out, nothing where it is 0; a NaN or infinity anywhere reaches every element (of its place, with ``per_tensor``).
 
     Args:
         backward: changed in place; where it has None and ``forward`` has not, the list gets a new tensor.
@@ -38,7 +38,7 @@ def orthogonal_(
         kappa; with ``per_tensor`` one for each place.
     """
     forwards = list(forward)
-    if elsewhere([backward, forwards]):
+    if elsewhere({"forward": forwards, "backward": backward}):
         return reference.orthogonal_(backward, forwards, scale=scale, eps=eps, per_tensor=per_tensor)
     to = list(backward)
     fill(to, [forwards], torch.zeros_like)
@@ -71,7 +71,7 @@ def orthogonal_combine_(
         kappa, as :func:`orthogonal_` does.
     """
     forwards, backwards = list(forward), list(backward)
-    if elsewhere([out, forwards, backwards]):
+    if elsewhere({"out": out, "forward": forwards, "backward": backwards}):
         return reference.orthogonal_combine_(out, forwards, backwards, eta=eta, eps=eps, per_tensor=per_tensor)
     to = list(out)
     fill(to, [forwards, backwards], torch.zeros_like)
@@ -94,18 +94,20 @@ class OrthogonalGradient:
         orthogonal.step(forward_loss, backward_loss, extra_loss)
 
     With accumulation, ``backward`` for each micro-batch (its losses divided by their number), then ``combine`` and
-    ``optimizer.step()``. With a GradScaler, scaled losses (kappa does not depend on the scale), and
-    ``scaler.step(optimizer)`` after ``combine``::
+    ``optimizer.step()``. With a GradScaler, scaled losses (which change kappa only where ``eps`` does, as
+    ``<forward, forward>`` is scaled too)::
 
         orthogonal.backward(scaler.scale(forward_loss), scaler.scale(backward_loss))
         orthogonal.combine()
         scaler.step(optimizer)
+        scaler.update()
 
     Args:
         optimizer: whose parameters get the gradients.
         eta: the weight of the projected gradient.
         eps, per_tensor: as of :func:`orthogonal_`.
-        skip_nonfinite: with a NaN or infinity in any gradient, leave every ``p.grad`` unset and do not step.
+        skip_nonfinite: with a NaN or infinity in any gradient, leave every ``p.grad`` unset and do not step. Not with a
+            GradScaler: it skips such steps itself, and must see the gradients to lower its scale.
     """
 
     def __init__(
@@ -125,7 +127,10 @@ class OrthogonalGradient:
         self._gradients: list[list[Tensor | None]] | None = None
 
     def backward(self, forward_loss: Tensor, backward_loss: Tensor, extra_loss: Tensor | None = None) -> None:
-        """Evaluate the gradients and keep them, added to those that are kept already. Frees the losses' graphs."""
+        """Evaluate the gradients and keep them, added to those that are kept already.
+
+        Frees the graph of the last loss, with what the others share with it; the rest goes with the losses.
+        """
         losses = [forward_loss, backward_loss] if extra_loss is None else [forward_loss, backward_loss, extra_loss]
         params = self._params()
         found: list[list[Tensor | None]] = [
@@ -152,19 +157,20 @@ class OrthogonalGradient:
         """
         if self._gradients is None:
             raise RuntimeError("no gradients to combine: call backward(forward_loss, backward_loss) first")
-        (forward, backward, extra), self._gradients = self._gradients, None
+        forward, backward, extra = self._gradients
         # Not into what autograd gave: one tensor may be the gradient of two parameters.
         out = [
             None if f is None and b is None and e is None else _place(p)
             for p, f, b, e in zip(self._params(), forward, backward, extra, strict=True)
         ]
         kappas: list[float] | None
-        if elsewhere([out]):
+        if elsewhere({"out": out, "extra": extra, "forward": forward, "backward": backward}):
             kappas = reference.combined(out, extra, forward, backward, self.eta, self.eps, self.per_tensor)
             if self.skip_nonfinite and not all(bool(x.isfinite().all()) for x in out if x is not None):
                 kappas = None
         else:
             kappas = _combine(extra, forward, backward, out, self.eta, self.eps, self.per_tensor, self.skip_nonfinite)
+        self._gradients = None
         for p, g in zip(self._params(), out, strict=True):
             p.grad = None if kappas is None else g
         written(out)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core
-from ferrostep.gradients.lists import elsewhere, fill, gram, written
+from ferrostep.gradients.lists import elsewhere, fill, gram, named, written
 from ferrostep.numpy import weights
 from ferrostep.reference import gradients as reference
 
@@ -22,7 +22,7 @@ def pcgrad_(gradients: list[list[Tensor | None]], *, generator: torch.Generator 
         generator: for the orders; default torch's.
     """
     matrix = pcgrad_weights(gram(gradients), generator=generator)
-    if elsewhere(gradients):
+    if elsewhere(named(gradients)):
         reference.transform_(gradients, matrix)
         return
     to = [list(gradient) for gradient in gradients]

@@ -26,6 +26,7 @@ from torch import Tensor
 from ferrostep import _core
 from ferrostep.guidance.momentum import MomentumBuffer
 from ferrostep.guidance.parameterization import from_denoised, to_denoised
+from ferrostep.reference import checks
 from ferrostep.reference import guidance as reference
 
 __all__ = [
@@ -59,7 +60,7 @@ def cfg(
     """
     return _guide(
         _core.Guidance.cfg(scale, rescale),
-        [cond, uncond],
+        {"cond": cond, "uncond": uncond},
         dims,
         out,
         lambda: reference.cfg(cond, uncond, scale, rescale=rescale, dims=dims),
@@ -97,9 +98,9 @@ def apg(
     """
     momentum = None if momentum_buffer is None else momentum_buffer.momentum
     rule = _core.Guidance.apg(scale, eta, norm_threshold or 0.0, momentum, base, rescale)
-    inputs = [cond, uncond]
+    inputs = {"cond": cond, "uncond": uncond}
     if momentum_buffer is not None:
-        inputs.append(momentum_buffer.of(cond))
+        inputs["momentum_buffer"] = momentum_buffer.of(cond)
     guided = _guide(
         rule,
         inputs,
@@ -116,10 +117,10 @@ def apg(
             base=base,
             rescale=rescale,
         ),
-        written=inputs[2:],
+        written="momentum_buffer",
     )
     if momentum_buffer is not None and momentum_buffer.running_average is None:
-        momentum_buffer.running_average = inputs[2]
+        momentum_buffer.running_average = inputs["momentum_buffer"]
     return guided
 
 
@@ -136,7 +137,7 @@ def cfg_zero_star(
     """
     return _guide(
         _core.Guidance.cfg_zero_star(scale, rescale),
-        [cond, uncond],
+        {"cond": cond, "uncond": uncond},
         dims,
         out,
         lambda: reference.cfg_zero_star(cond, uncond, scale, rescale=rescale, dims=dims),
@@ -156,7 +157,7 @@ def tangential(
     """
     return _guide(
         _core.Guidance.tangential(scale, rescale),
-        [cond, uncond],
+        {"cond": cond, "uncond": uncond},
         dims,
         out,
         lambda: reference.tangential(cond, uncond, scale, rescale=rescale, dims=dims),
@@ -189,7 +190,7 @@ def perp_neg(
         raise ValueError(f"weights has {len(weights)} numbers, expected {len(negatives)}: one for each of negatives")
     return _guide(
         _core.Guidance.perp_neg(scale, weights),
-        [cond, uncond, *negatives],
+        {"cond": cond, "uncond": uncond, **{f"negatives[{i}]": x for i, x in enumerate(negatives)}},
         dims,
         out,
         lambda: reference.perp_neg(cond, uncond, negatives, scale, weights, dims=dims),
@@ -206,7 +207,7 @@ def project(vector: Tensor, onto: Tensor, *, dims: Dims = None) -> tuple[Tensor,
     Returns:
         The parallel component and the orthogonal one, which sum up to ``vector``.
     """
-    if _elsewhere([vector, onto]):
+    if _elsewhere({"onto": onto, "vector": vector}, dims):
         return reference.project(vector, onto, dims=dims)
     outputs = [torch.empty_like(vector, requires_grad=False) for _ in range(2)]
     _core.Guidance.project().run([onto, vector], outputs, _dims(dims), torch.get_num_threads())
@@ -215,29 +216,37 @@ def project(vector: Tensor, onto: Tensor, *, dims: Dims = None) -> tuple[Tensor,
 
 def _guide(
     rule: _core.Guidance,
-    inputs: list[Tensor],
+    inputs: dict[str, Tensor],
     dims: Dims,
     out: Tensor | None,
     in_torch: Callable[[], Tensor],
-    written: Sequence[Tensor] = (),
+    written: str | None = None,
 ) -> Tensor:
-    if _elsewhere(inputs) or (out is not None and _elsewhere([out])):
+    if _elsewhere(inputs if out is None else {**inputs, "out": out}, dims):
         result = in_torch()
         return result if out is None else out.copy_(result)
-    to = torch.empty_like(inputs[0], requires_grad=False) if out is None else out
-    rule.run(inputs, [to], _dims(dims), torch.get_num_threads())
-    if out is not None or written:
-        torch.autograd.graph.increment_version([*written] if out is None else [out, *written])
+    to = torch.empty_like(inputs["cond"], requires_grad=False) if out is None else out
+    rule.run(list(inputs.values()), [to], _dims(dims), torch.get_num_threads())
+    if out is not None or written is not None:
+        changed = [x for x in (out, inputs.get(written or "")) if x is not None]
+        torch.autograd.graph.increment_version(changed)
     return to
 
 
-def _elsewhere(tensors: list[Any]) -> bool:
-    """Whether plain torch is to compute: on another device, or where autograd records."""
-    given = [x for x in tensors if isinstance(x, Tensor)]  # the kernel tells of others
-    if any(x.is_complex() for x in given):
-        raise TypeError("the predictions are complex, expected real numbers")
-    recording = torch.is_grad_enabled()
-    return any(not x.is_cpu or (recording and x.requires_grad) for x in given)
+def _elsewhere(tensors: dict[str, Any], dims: Dims) -> bool:
+    """Whether plain torch is to compute: on another device, or where autograd records. Then they are checked here."""
+    recording, here = torch.is_grad_enabled(), True
+    for x in tensors.values():
+        if not isinstance(x, Tensor):
+            continue  # the kernel tells of it, or the checks
+        if x.is_complex():
+            raise TypeError("the predictions are complex, expected real numbers")
+        here = here and x.is_cpu and not (recording and x.requires_grad)
+    if here:
+        return False
+    checks.alike(tensors.items())
+    checks.dimensions(*next(iter(tensors.items())), dims)
+    return True
 
 
 def _dims(dims: Dims) -> list[int] | None:

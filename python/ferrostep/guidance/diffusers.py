@@ -3,7 +3,11 @@
 They have diffusers' names, constructor arguments, configurations and scales: a pipeline takes them in place of its own.
 Two defects of diffusers 0.42 are not theirs: CFG-Zero* with ``guidance_rescale`` is zero, not NaN, in the steps that
 predict zero, and tangential guidance knows whether it is conditional. What a guider returns as ``pred_uncond`` is the
-model's prediction, never a changed one.
+model's prediction, never a changed one. And a ``guidance_rescale`` above 1 or below 0 is a ValueError, where diffusers
+extrapolates or ignores it.
+
+``start`` and ``stop`` make the interval guidance of arXiv 2404.07724. diffusers' other guiders, such as
+``AdaptiveProjectedMixGuidance``, have no counterpart here.
 
 Needs the extra ``diffusers``.
 """
@@ -13,13 +17,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
-from diffusers.guiders import adaptive_projected_guidance as apg
-from diffusers.guiders import classifier_free_guidance as cfg
-from diffusers.guiders import classifier_free_zero_star_guidance as zero_star
-from diffusers.guiders import tangential_classifier_free_guidance as tcfg
-from diffusers.guiders.guider_utils import GuiderOutput
 
 from ferrostep import guidance
+
+try:
+    from diffusers.guiders import adaptive_projected_guidance as apg
+    from diffusers.guiders import classifier_free_guidance as cfg
+    from diffusers.guiders import classifier_free_zero_star_guidance as zero_star
+    from diffusers.guiders import tangential_classifier_free_guidance as tcfg
+    from diffusers.guiders.guider_utils import GuiderOutput
+except ImportError as error:
+    raise ImportError(
+        'ferrostep.guidance.diffusers needs diffusers 0.42 or later: pip install "ferrostep[diffusers]"'
+    ) from error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,6 +74,7 @@ class AdaptiveProjectedGuidance(apg.AdaptiveProjectedGuidance):
             return _output(pred_cond, pred_cond, pred_uncond)
         if isinstance(self.momentum_buffer, apg.MomentumBuffer):  # made anew when a denoising begins
             self.momentum_buffer = guidance.MomentumBuffer(self.momentum_buffer.momentum)
+        dims = self.adaptive_projected_guidance_norm_dim
         guided = guidance.apg(
             pred_cond,
             pred_uncond,
@@ -71,10 +82,12 @@ class AdaptiveProjectedGuidance(apg.AdaptiveProjectedGuidance):
             eta=self.eta,
             norm_threshold=self.adaptive_projected_guidance_rescale,
             momentum_buffer=self.momentum_buffer,
-            dims=self.adaptive_projected_guidance_norm_dim,
+            dims=dims,
             base="cond" if self.use_original_formulation else "uncond",
-            rescale=self.guidance_rescale,
+            rescale=self.guidance_rescale if dims is None else 0.0,
         )
+        if dims is not None and self.guidance_rescale:  # over the whole sample, whatever the norm's dimensions
+            guided = guidance.cfg(pred_cond, guided, 0.0, rescale=self.guidance_rescale)
         return _output(guided, pred_cond, pred_uncond)
 
 

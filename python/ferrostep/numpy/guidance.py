@@ -110,15 +110,22 @@ def perp_neg(
 
 def project(vector: Array, onto: Array, *, dims: Dims = None, num_threads: int | None = None) -> tuple[Array, Array]:
     """The components of ``vector`` along ``onto`` and orthogonal to it, as :func:`ferrostep.guidance.project`."""
+    _check_real([onto, vector])
     outputs = [np.empty_like(vector) for _ in range(2)]
     _core.Guidance.project().run([onto, vector], outputs, _dims(dims), threads(num_threads))
     return outputs[0], outputs[1]
 
 
 def _guide(rule: _core.Guidance, inputs: list[Array], dims: Dims, out: Array | None, num_threads: int | None) -> Array:
+    _check_real(inputs)
     to = np.empty_like(inputs[0]) if out is None else out
     rule.run(inputs, [to], _dims(dims), threads(num_threads))
     return to
+
+
+def _check_real(inputs: list[Array]) -> None:
+    if any(np.iscomplexobj(x) for x in inputs):
+        raise TypeError("the predictions are complex, expected real numbers")
 
 
 def _dims(dims: Dims) -> list[int] | None:

@@ -1,6 +1,6 @@
 """Projections and combinations of gradients in plain torch: see :mod:`ferrostep.gradients` for the arguments.
 
-Computed in float64 and rounded once.
+Computed in float64 (float32 on devices without it) and rounded once.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ferrostep.reference import checks
+
 Gradient = Sequence[Tensor | None]
 
 
 @torch.no_grad()
 def gram(gradients: Sequence[Gradient]) -> Tensor:
     """The inner products of all pairs of gradients."""
-    rows = [torch.stack([_dot(one, other) for other in gradients]) for one in gradients]
-    return torch.stack(rows).cpu()
+    device = next((x.device for gradient in gradients for x in gradient if x is not None), None)
+    rows = [torch.stack([_dot(one, other).to(device) for other in gradients]) for one in gradients]
+    return torch.stack(rows).cpu().double()
 
 
 @torch.no_grad()
@@ -25,10 +28,11 @@ def combine(
     gradients: Sequence[Gradient], weights: Sequence[float] | Tensor, *, out: list[Tensor | None]
 ) -> list[Tensor | None]:
     """The sum of gradients, each times its weight."""
+    if len(weights) != len(gradients):
+        raise ValueError(f"weights has {len(weights)} numbers, expected {len(gradients)}: one for each of gradients")
+    row = [float(weight) for weight in weights]
     for place, tensors in enumerate(zip(*gradients, strict=True)):
-        given = [float(w) * x.double() for w, x in zip(weights, tensors, strict=True) if x is not None]
-        like = next((x for x in tensors if x is not None), None)
-        _write(out, place, torch.stack(given).sum(0) if given else None, like)
+        _write(out, place, _sum(*zip(row, tensors, strict=True)), *tensors)
     return out
 
 
@@ -37,8 +41,11 @@ def transform_(gradients: list[list[Tensor | None]], matrix: Tensor) -> None:
     """Replace every gradient by a combination of all, a row of the matrix."""
     results = [combine(gradients, row, out=[None] * len(gradients[0])) for row in matrix]
     for gradient, result in zip(gradients, results, strict=True):
-        for place, x in enumerate(result):
-            _write(gradient, place, x, x)
+        for place, (there, new) in enumerate(zip(gradient, result, strict=True)):
+            if there is None:
+                gradient[place] = new
+            elif new is not None:
+                there.copy_(new)
 
 
 @torch.no_grad()
@@ -51,9 +58,10 @@ def orthogonal_(
     per_tensor: bool = False,
 ) -> float | list[float]:
     """Take out of a gradient what lies along another."""
+    checks.finite(scale=scale)
     kappas = _kappas(forward, backward, eps, per_tensor)
     for place, (f, b, kappa) in enumerate(zip(forward, backward, kappas, strict=True)):
-        _write(backward, place, _plus((scale, b), (-scale * kappa, f)), b if f is None else f)
+        _write(backward, place, _sum((scale, b), (-scale * kappa, f)), f, b)
     return kappas if per_tensor else (kappas or [0.0])[0]
 
 
@@ -82,10 +90,10 @@ def combined(
     per_tensor: bool,
 ) -> list[float]:
     """``out <- extra + forward + eta * (backward - kappa * forward)``; returns kappa for each place."""
+    checks.finite(eta=eta)
     kappas = _kappas(forward, backward, eps, per_tensor)
     for place, (e, f, b, kappa) in enumerate(zip(extra, forward, backward, kappas, strict=True)):
-        like = next((x for x in (e, f, b) if x is not None), None)
-        _write(out, place, _plus((1.0, e), (1.0 - eta * kappa, f), (eta, b)), like)
+        _write(out, place, _sum((1.0, e), (1.0 - eta * kappa, f), (eta, b)), e, f, b)
     return kappas
 
 
@@ -95,33 +103,47 @@ def ema_(target: Sequence[Tensor], source: Sequence[Tensor], tau: float) -> None
     if not 0 <= tau <= 1:
         raise ValueError(f"Invalid tau: {tau}; expected 0 <= tau <= 1")
     for t, s in zip(target, source, strict=True):
-        t.copy_(t.double() + tau * (s.double() - t.double()))
+        t, s = _real(t), _real(s)
+        t.copy_(torch.lerp(checks.wide(t), checks.wide(s), tau))
 
 
 def _kappas(forward: Gradient, backward: Gradient, eps: float, per_tensor: bool) -> list[float]:
+    checks.finite(eps=eps)
+    if eps < 0:
+        raise ValueError(f"Invalid eps: {eps}; expected a number of at least 0")
     if per_tensor:
         return [_kappa([f], [b], eps) for f, b in zip(forward, backward, strict=True)]
     return [_kappa(forward, backward, eps)] * len(forward)
 
 
 def _kappa(forward: Gradient, backward: Gradient, eps: float) -> float:
-    return float(_dot(forward, backward) / _dot(forward, forward).clamp(min=eps))
+    divisor = max(float(_dot(forward, forward)), eps)  # in this order NaN stays
+    return float(_dot(forward, backward)) / (divisor or 1.0)
 
 
 def _dot(one: Gradient, other: Gradient) -> Tensor:
-    dots = [(a.double() * b.double()).sum() for a, b in zip(one, other, strict=True) if a is not None and b is not None]
-    return torch.stack(dots).sum() if dots else torch.zeros((), dtype=torch.float64)
+    """None is zeros, which a NaN or infinity makes NaN."""
+    pairs = [[checks.wide(_real(x)) for x in both if x is not None] for both in zip(one, other, strict=True)]
+    dots = [(x * (y[0] if y else 0.0)).sum() for x, *y in filter(None, pairs)]
+    return torch.stack(dots).sum() if dots else torch.zeros(())
 
 
-def _plus(*terms: tuple[float, Tensor | None]) -> Tensor | None:
-    products = [factor * x.double() for factor, x in terms if x is not None]
-    return torch.stack(products).sum(0) if products else None
+def _sum(*terms: tuple[float, Tensor | None]) -> Tensor | None:
+    """Of tensors times factors. None is zeros, which a factor of NaN makes NaN."""
+    products = [factor * checks.wide(_real(x)) for factor, x in terms if x is not None]
+    zeros = sum(0.0 * factor for factor, x in terms if x is None)
+    return torch.stack(products).sum(0) + zeros if products else None
 
 
-def _write(to: list[Tensor | None], place: int, value: Tensor | None, like: Tensor | None) -> None:
-    """In place, or as a new tensor where there is none."""
+def _real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def _write(to: list[Tensor | None], place: int, value: Tensor | None, *like: Tensor | None) -> None:
+    """In place, or as a new tensor like another where there is none."""
+    if value is None:
+        return
     there = to[place]
-    if there is not None and value is not None:
-        there.copy_(value)
-    elif value is not None and like is not None:
-        to[place] = value.to(like.dtype)
+    if there is None:
+        to[place] = there = torch.empty_like(next(x for x in like if x is not None), requires_grad=False)
+    _real(there).copy_(value)

@@ -1,6 +1,7 @@
 """The rules of guidance in plain torch, which autograd sees through: see :mod:`ferrostep.guidance` for the arguments.
 
-Computed in float64 and rounded once to the predictions' dtype.
+Computed in float64 (float32 on devices without it) and rounded once to the predictions' dtype. Where a rule has no
+slope, as at differences of zero or of the threshold's length, gradients are those of one side, never NaN.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from ferrostep.reference.checks import wide
 
 Dims = int | Sequence[int] | None
 
@@ -23,7 +26,7 @@ class Momentum(Protocol):
 
 def cfg(cond: Tensor, uncond: Tensor, scale: float, *, rescale: float = 0.0, dims: Dims = None) -> Tensor:
     """Classifier-free guidance (arXiv 2207.12598)."""
-    c, u = cond.double(), uncond.double()
+    c, u = wide(cond), wide(uncond)
     return _rescaled(u + scale * (c - u), c, rescale, dims).to(cond.dtype)
 
 
@@ -42,37 +45,40 @@ def apg(
     """Adaptive projected guidance (arXiv 2410.02416, Algorithm 1)."""
     if base not in ("cond", "uncond"):
         raise ValueError(f"Invalid base: {base!r}; expected 'cond' or 'uncond'")
-    c, u = cond.double(), uncond.double()
+    c, u = wide(cond), wide(uncond)
     d = c - u
     if momentum_buffer is not None:
         if momentum_buffer.running_average is not None:
-            d = d + momentum_buffer.momentum * momentum_buffer.running_average.double()
+            d = d + momentum_buffer.momentum * wide(momentum_buffer.running_average)
         average = d.to(cond.dtype)
-        d = average.double()  # as it is kept
+        d = wide(average)  # as it is kept
+    if norm_threshold is not None and norm_threshold > 0:
+        norm = _root(_sum(d * d, dims))
+        longer = norm > norm_threshold
+        d = d * torch.where(longer, norm_threshold / torch.where(longer, norm, 1.0), 1.0)
+    update = d - (1 - eta) * _ratio(_sum(d * c, dims), _sum(c * c, dims)) * c
+    guided = c + (scale - 1) * update if base == "cond" else u + scale * update
+    guided = _rescaled(guided, c, rescale, dims).to(cond.dtype)
+    if momentum_buffer is not None:  # last, when nothing can be refused any more
         if momentum_buffer.running_average is None:
             momentum_buffer.running_average = average.detach()
         else:
             momentum_buffer.running_average.copy_(average.detach())
-    if norm_threshold is not None and norm_threshold > 0:
-        norm = _sum(d * d, dims).sqrt()
-        d = d * torch.where(norm > norm_threshold, norm_threshold / norm, 1.0)
-    update = d - (1 - eta) * _ratio(_sum(d * c, dims), _sum(c * c, dims)) * c
-    guided = c + (scale - 1) * update if base == "cond" else u + scale * update
-    return _rescaled(guided, c, rescale, dims).to(cond.dtype)
+    return guided
 
 
 def cfg_zero_star(cond: Tensor, uncond: Tensor, scale: float, *, rescale: float = 0.0, dims: Dims = None) -> Tensor:
     """CFG-Zero* (arXiv 2503.18886)."""
-    c, u = cond.double(), uncond.double()
+    c, u = wide(cond), wide(uncond)
     u = _sum(c * u, dims) / (_sum(u * u, dims) + 1e-8) * u
     return _rescaled(u + scale * (c - u), c, rescale, dims).to(cond.dtype)
 
 
 def tangential(cond: Tensor, uncond: Tensor, scale: float, *, rescale: float = 0.0, dims: Dims = None) -> Tensor:
     """Tangential CFG (arXiv 2503.18137), by the eigenvectors of the 2 x 2 Gram matrix of c and u."""
-    c, u = cond.double(), uncond.double()
+    c, u = wide(cond), wide(uncond)
     cc, cu, uu = _sum(c * c, dims), _sum(c * u, dims), _sum(u * u, dims)
-    angle = 0.5 * torch.atan2(2 * cu, cc - uu)
+    angle = 0.5 * torch.atan2(2 * cu, torch.where((cu == 0) & (cc == uu), 1.0, cc - uu))  # 0 where none is larger
     u = angle.sin() * (angle.cos() * c + angle.sin() * u)
     return _rescaled(u + scale * (c - u), c, rescale, dims).to(cond.dtype)
 
@@ -87,17 +93,17 @@ def perp_neg(
     dims: Dims = None,
 ) -> Tensor:
     """Perp-Neg (arXiv 2304.04968)."""
-    u = uncond.double()
-    d = cond.double() - u
+    u = wide(uncond)
+    d = wide(cond) - u
     update = d
     for negative, weight in zip(negatives, weights, strict=True):
-        update = update - weight * _parts(negative.double() - u, d, dims)[1]
+        update = update - weight * _parts(wide(negative) - u, d, dims)[1]
     return (u + scale * update).to(cond.dtype)
 
 
 def project(vector: Tensor, onto: Tensor, *, dims: Dims = None) -> tuple[Tensor, Tensor]:
     """The components of a tensor along another and orthogonal to it."""
-    parallel, orthogonal = _parts(vector.double(), onto.double(), dims)
+    parallel, orthogonal = _parts(wide(vector), wide(onto), dims)
     return parallel.to(vector.dtype), orthogonal.to(vector.dtype)
 
 
@@ -116,9 +122,20 @@ def _rescaled(guided: Tensor, c: Tensor, rescale: float, dims: Dims) -> Tensor:
         raise ValueError(f"Invalid rescale: {rescale}; expected a number from 0 to 1")
     if rescale == 0:
         return guided
-    deviations: list[Tensor] = [_sum((x - _mean(x, dims)) ** 2, dims).sqrt() for x in (c, guided)]
-    factor = torch.where(deviations[1] == 0, 1.0, deviations[0] / deviations[1])
+    cond, own = _deviation(c, dims), _deviation(guided, dims)
+    factor = torch.where(own == 0, 1.0, cond / torch.where(own == 0, 1.0, own))
     return guided * (rescale * factor + (1 - rescale))
+
+
+def _deviation(x: Tensor, dims: Dims) -> Tensor:
+    """Times the root of the number of elements; 0 where it cannot be told from rounding."""
+    variance = _sum((x - _mean(x, dims)) ** 2, dims)
+    return _root(torch.where(variance <= 1e-12 * _sum(x * x, dims), 0.0, variance))
+
+
+def _root(x: Tensor) -> Tensor:
+    """At 0 with the slope 0."""
+    return torch.where(x == 0, 0.0, torch.where(x == 0, 1.0, x).sqrt())
 
 
 def _mean(x: Tensor, dims: Dims) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -16,13 +17,16 @@ from ferrostep.numpy.arrays import Array
 
 @dataclass(frozen=True)
 class Transitions:
-    """What was observed and done, all float32 on the CPU.
+    """What was observed and done, on the CPU, float32 by :meth:`of` and :meth:`load`.
 
     Attributes:
         observations, next_observations: shape (N, observation size).
         actions: shape (N, action size).
         rewards: shape (N,).
         terminals: shape (N,), 1 where the episode ended for good and nothing follows, 0 elsewhere (time limits too).
+
+    Raises:
+        ValueError: there is no transition, lengths or dimensions do not fit, or a number is not finite.
     """
 
     observations: Tensor
@@ -31,12 +35,16 @@ class Transitions:
     next_observations: Tensor
     terminals: Tensor
 
+    def __post_init__(self) -> None:
+        _check({name: x.detach().numpy() for name, x in vars(self).items()})
+
     @classmethod
     def of(cls, arrays: Mapping[str, Any]) -> Transitions:
         """Of arrays by D4RL's names, checked.
 
         Without ``next_observations`` the next row's observation is taken, and the last row of every episode left out
-        whose end (``terminals`` or ``timeouts``) does not tell what followed.
+        whose end (``terminals`` or ``timeouts``) does not tell what followed. Without ``timeouts`` either, an episode
+        that a time limit ended seems to go on with the first observation of the next one.
 
         Raises:
             ValueError: a name is missing, lengths or dimensions do not fit, or a number is not finite.
@@ -48,22 +56,11 @@ class Transitions:
             )
         given = {name: np.asarray(arrays[name], dtype=np.float32) for name in arrays if name in _DIMENSIONS}
         for name, array in given.items():
-            if array.ndim == _DIMENSIONS[name] + 1 and array.shape[-1] == 1 and _DIMENSIONS[name] == 1:
-                given[name] = array = array[:, 0]
-            if array.ndim != _DIMENSIONS[name]:
-                raise ValueError(f"{name} has shape {list(array.shape)}, expected {_DIMENSIONS[name]} dimension(s)")
-            if len(array) != len(given["observations"]):
-                raise ValueError(f"{name} has length {len(array)}, expected {len(given['observations'])}")
-            bad = np.flatnonzero(~np.isfinite(array).all(tuple(range(1, array.ndim))))
-            if len(bad):
-                raise ValueError(f"{name} has NaN or infinity, first in row {bad[0]}")
+            if array.ndim == 2 and array.shape[1] == 1 and _DIMENSIONS[name] == 1:
+                given[name] = array[:, 0]
+        _check(given)
         if "next_observations" not in given:
             given = _with_next(given)
-        elif given["next_observations"].shape != given["observations"].shape:
-            shapes = [list(given[name].shape) for name in ("next_observations", "observations")]
-            raise ValueError(f"next_observations has shape {shapes[0]}, expected {shapes[1]}, as observations")
-        if len(given["observations"]) == 0:
-            raise ValueError("the data set has no transition")
         return cls(**{field.name: torch.from_numpy(given[field.name].copy()) for field in fields(cls)})
 
     @classmethod
@@ -93,7 +90,9 @@ class Transitions:
     def sample(self, size: int, generator: torch.Generator | None = None) -> Transitions:
         """As many transitions, drawn with replacement."""
         chosen = torch.randint(len(self), (size,), generator=generator)
-        return Transitions(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
+        drawn = copy.copy(self)  # without another check
+        vars(drawn).update({name: x[chosen] for name, x in vars(self).items()})
+        return drawn
 
 
 _DIMENSIONS = {
@@ -104,6 +103,23 @@ _DIMENSIONS = {
     "terminals": 1,
     "timeouts": 1,
 }
+
+
+def _check(given: Mapping[str, Array]) -> None:
+    observations = given["observations"]
+    for name, array in given.items():
+        if array.ndim != _DIMENSIONS[name]:
+            raise ValueError(f"{name} has shape {list(array.shape)}, expected {_DIMENSIONS[name]} dimension(s)")
+        if len(array) != len(observations):
+            raise ValueError(f"{name} has length {len(array)}, expected {len(observations)}")
+        if name == "next_observations" and array.shape != observations.shape:
+            shapes = [list(x.shape) for x in (array, observations)]
+            raise ValueError(f"next_observations has shape {shapes[0]}, expected {shapes[1]}, as observations")
+        bad = np.flatnonzero(~np.isfinite(array).all(tuple(range(1, array.ndim))))
+        if len(bad):
+            raise ValueError(f"{name} has NaN or infinity, first in row {bad[0]}")
+    if len(observations) == 0:
+        raise ValueError("the data set has no transition")
 
 
 def _with_next(given: dict[str, Array]) -> dict[str, Array]:
@@ -120,16 +136,26 @@ def _joined(episodes: list[Any]) -> dict[str, Array]:
     """Minari's episodes, which have an observation more than actions."""
     parts: dict[str, list[Array]] = {name: [] for name in _DIMENSIONS if name != "timeouts"}
     for episode in episodes:
-        missing = [name for name in ("observations", "actions", "rewards", "terminations") if name not in episode]
-        if missing:
-            raise ValueError(f"{episode.name} lacks {', '.join(missing)}")
-        observations = episode["observations"][()]
-        parts["observations"].append(observations[:-1])
-        parts["next_observations"].append(observations[1:])
-        parts["actions"].append(episode["actions"][()])
-        parts["rewards"].append(episode["rewards"][()])
-        parts["terminals"].append(episode["terminations"][()])
-    return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+        given = {}
+        for name in ("observations", "actions", "rewards", "terminations"):
+            if name not in episode:
+                raise ValueError(f"{episode.name} lacks {name}; it has {', '.join(sorted(episode)) or 'nothing'}")
+            if not _is_array(episode[name]):
+                raise ValueError(f"{episode.name}/{name} is a dict or a tuple, expected one array of numbers")
+            given[name] = episode[name][()]
+        for name, array in given.items():
+            expected = len(given["rewards"]) + (name == "observations")
+            if len(array) != expected:
+                raise ValueError(f"{episode.name}/{name} has length {len(array)}, expected {expected}")
+        parts["observations"].append(given["observations"][:-1])
+        parts["next_observations"].append(given["observations"][1:])
+        parts["actions"].append(given["actions"])
+        parts["rewards"].append(given["rewards"])
+        parts["terminals"].append(given["terminations"])
+    try:
+        return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+    except ValueError as error:
+        raise ValueError(f"the episodes' arrays do not fit together: {error}") from error
 
 
 def _is_array(item: Any) -> bool:

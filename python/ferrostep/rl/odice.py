@@ -53,18 +53,21 @@ class ODICE:
     With ``e(s, s') = r + discount * V(s') - V(s)``, V has the loss ``mean((1 - lam) * V(s) + lam * f*(e))``, of whose
     gradient the part through ``V(s')`` is projected on the normal plane of the part through ``V(s)`` over the whole
     network, and weighed by ``eta``; either part takes the other's value from a target network, the least of its two
-    heads. The policy maximizes the log-likelihood of actions, weighed by ``omega(e)``, with the heads' mean of e.
+    heads. The policy maximizes the log-likelihood of actions, weighed by ``omega(e)``, with the heads' mean of e, in
+    which V(s') is the target network's. Where all weights of a batch are 0 (as the official ones for Pearson's chi^2
+    are without a positive e), only the optimizer's momentum and weight decay still move the policy.
 
     Args:
         observation_size, action_size: of the data.
         mode: ``"rl"``: rewards are the data's. ``"imitation"``: they are an estimate of log(d_expert / d_data) by a
             network that is trained to tell both apart; ``update`` then takes experts' observations as well.
-        gradient: ``"orthogonal"``, or as ablations ``"semi"`` (without the part through V(s')) and ``"true"`` (neither
-            target network nor projection).
+        gradient: ``"orthogonal"``, or as ablations ``"semi"`` (without the part through V(s')) and ``"true"`` (the
+            loss's own gradient; the target network then serves the policy's weights only).
         divergence: ``"pearson_chi2"`` or ``"reverse_kl"``.
         weights: ``"official"`` or ``"paper"``, see :func:`weight`.
         lam: from 0 to 1, without both. The paper has it for each data set; default 0.6.
         eta: weight of the projected part; default 1.
+        eps: of :func:`ferrostep.gradients.orthogonal_`.
         reward_scale: factor of rewards, or of their estimate; default 1. f* is not linear, so it matters: the paper
             scales MuJoCo's rewards so that the returns of the data's best and worst episode lie 1000 apart.
         discount: default 0.99.
@@ -91,6 +94,7 @@ class ODICE:
         weights: str = "official",
         lam: float = 0.6,
         eta: float = 1.0,
+        eps: float = 1e-10,
         reward_scale: float = 1.0,
         discount: float = 0.99,
         tau: float = 0.005,
@@ -112,7 +116,8 @@ class ODICE:
                 raise ValueError(f"Invalid {name}: {value!r}; expected one of {', '.join(known)}")
         for name, number, fits in (
             ("lam", lam, 0 < lam < 1),
-            ("eta", eta, eta >= 0),
+            ("eta", eta, 0 <= eta < math.inf),
+            ("eps", eps, 0 <= eps < math.inf),
             ("reward_scale", reward_scale, 0 < reward_scale < math.inf),
             ("discount", discount, 0 <= discount <= 1),
             ("tau", tau, 0 <= tau <= 1),
@@ -134,7 +139,7 @@ class ODICE:
         self.value_optimizer = value_optimizer(self.value.parameters())
         self.policy_optimizer = policy_optimizer(self.policy.parameters())
         self.discriminator_optimizer = None if self.discriminator is None else _adam(self.discriminator.parameters())
-        self.orthogonal = OrthogonalGradient(self.value_optimizer, eta=eta)
+        self.orthogonal = OrthogonalGradient(self.value_optimizer, eta=eta, eps=eps)
 
     def fit(
         self,
@@ -296,5 +301,7 @@ class ODICE:
         for name, (tensor, size) in sizes.items():
             if tensor.ndim != 2 or tensor.shape[1] != size:
                 raise ValueError(f"{name} has shape {list(tensor.shape)}, expected (N, {size})")
+        if expert is not None and not (len(expert) > 0 and bool(expert.isfinite().all())):
+            raise ValueError("expert is empty or has NaN or infinity, expected finite observations")
         if not bool((data.actions.abs() <= 1 + 1e-6).all()):
             raise ValueError("actions go beyond -1 to 1: scale them by the environment's limits first")

@@ -281,7 +281,8 @@ unsafe fn fixed<T: Element, const N: usize>(
     unsafe { T::combine::<false, N>(isa, &inputs, &std::array::from_fn(|i| factors[i]), to, len) };
 }
 
-/// Moves the first list's tensors the share `tau` of the way to the second's. Where both are equal, nothing changes.
+/// Moves the first list's tensors the share `tau` of the way to the second's: exactly at 0, at 1, and where both are
+/// equal.
 ///
 /// # Safety
 /// As for [`combine`]; there are two inputs, none null, and the output is the first.
@@ -298,18 +299,24 @@ pub unsafe fn move_towards(positions: &[Position], tau: f64, threads: usize) {
 /// # Safety
 /// As for [`move_towards`], for `len` elements of type `T`.
 unsafe fn move_of<T: Element>(isa: Isa, inputs: &[*const u8], tau: f64, len: usize) {
-    let to = inputs[0].cast_mut().cast();
-    let inputs = [inputs[0].cast(), inputs[1].cast()];
+    let (target, source) = (inputs[0].cast(), inputs[1].cast());
+    // From the nearer end.
+    let (from, share) = match tau < 0.5 {
+        true => ([target, source], tau),
+        false => ([source, target], 1.0 - tau),
+    };
     // SAFETY: the caller's promise.
-    unsafe { T::combine::<true, 2>(isa, &inputs, &[1.0, -tau], to, len) };
+    unsafe { T::combine::<true, 2>(isa, &from, &[1.0, -share], target.cast_mut(), len) };
 }
 
-/// How much of the forward gradient the backward one has in it (arXiv 2402.00348): `<f, b> / max(<f, f>, eps)`.
+/// How much of the forward gradient the backward one has in it (arXiv 2402.00348): `<f, b> / max(<f, f>, eps)`, and 0
+/// where that divides by 0.
 pub fn kappa(products: &[f64], lists: usize, forward: usize, backward: usize, eps: f64) -> f64 {
     let square = products[forward * lists + forward];
     // Not `f64::max`, which would hide a NaN.
     let divisor = if square < eps { eps } else { square };
-    products[forward * lists + backward] / divisor
+    // By any number then, as the product is 0 too, or NaN.
+    products[forward * lists + backward] / if divisor == 0.0 { 1.0 } else { divisor }
 }
 
 #[cfg(test)]

@@ -84,5 +84,25 @@ fn missing_tensors_are_zeros() {
 fn kappa_keeps_nan_and_is_small_where_the_forward_gradient_vanishes() {
     assert_eq!(kappa(&[9.0, 1.0, 1.0, 10.0], 2, 0, 1, 1e-10), 1.0 / 9.0);
     assert_eq!(kappa(&[0.0, 0.0, 0.0, 1.0], 2, 0, 1, 1e-10), 0.0);
+    assert_eq!(kappa(&[0.0, 0.0, 0.0, 1.0], 2, 0, 1, 0.0), 0.0);
+    assert!(kappa(&[0.0, f64::NAN, f64::NAN, f64::NAN], 2, 0, 1, 0.0).is_nan());
     assert!(kappa(&[f64::NAN, 1.0, 1.0, 1.0], 2, 0, 1, 1e-10).is_nan());
+}
+
+#[test]
+fn targets_move_exactly_where_the_end_is_known() {
+    let (from, to) = (numbers(5000, 1), numbers(5000, 2));
+    for (tau, end) in [(0.0, &from), (1.0, &to)] {
+        let mut own = from.clone();
+        let target = own.as_mut_ptr().cast();
+        let positions = [Position {
+            dtype: DType::F64,
+            len: own.len(),
+            inputs: SmallVec::from_slice(&[target, to.as_ptr().cast_mut().cast()]),
+            outputs: smallvec![target],
+        }];
+        // SAFETY: the vectors live, and the output is the first input.
+        unsafe { move_towards(&positions, tau, 2) };
+        assert_eq!(&own, end);
+    }
 }

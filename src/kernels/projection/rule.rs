@@ -3,6 +3,9 @@
 use super::MAX_INPUTS;
 use crate::kernels::linear::Sums;
 
+/// A variance below this share of the mean square is none: it is a difference of sums, good to some 1e-13 of them.
+const ROUNDING: f64 = 1e-12;
+
 /// Factors of what is combined; see [`Rule`] for what that is.
 pub type Coefficients = [f64; MAX_INPUTS];
 
@@ -145,17 +148,27 @@ impl Guidance {
         }
         let covariance =
             |i: usize, j: usize| gram.products[i.min(j)][i.max(j)] - gram.sums[i] * gram.sums[j] / gram.count;
-        let mut variance = 0.0;
+        let told = |variance: f64, square: f64| {
+            if variance <= ROUNDING * square {
+                0.0
+            } else {
+                variance
+            }
+        };
+        let (mut variance, mut size) = (0.0, 0.0);
         for i in 0..self.inputs() {
+            size += coefficients[i].abs() * gram.products[i][i].sqrt();
             for j in 0..self.inputs() {
                 variance += coefficients[i] * coefficients[j] * covariance(i, j);
             }
         }
+        let variance = told(variance, size * size);
         // A constant result has no deviation to change.
-        if variance <= 0.0 {
+        if variance == 0.0 {
             return 1.0;
         }
-        self.rescale * (covariance(0, 0).max(0.0) / variance).sqrt() + (1.0 - self.rescale)
+        let goal = told(covariance(0, 0), gram.products[0][0]);
+        self.rescale * (goal / variance).sqrt() + (1.0 - self.rescale)
     }
 }
 

@@ -73,6 +73,19 @@ fn the_oracles_of_the_specification_hold() {
 }
 
 #[test]
+fn constant_results_are_not_rescaled() {
+    let guidance = Guidance {
+        rule: Rule::Cfg { scale: 5.3 },
+        rescale: 0.7,
+    };
+    for len in [1, 3, 4097, 100_000] {
+        let mut inputs = [vec![3.7; len], vec![1.1; len]];
+        let result = guide(&guidance, DType::F64, &mut inputs, 1, 1);
+        assert_close(&result[0], &vec![1.1 + 5.3 * 2.6; len], 1e-12);
+    }
+}
+
+#[test]
 fn the_momentum_is_kept() {
     let rule = Apg {
         momentum: Some(-0.5),

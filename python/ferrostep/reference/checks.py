@@ -1,0 +1,76 @@
+"""What the kernels check of their arguments, for plain torch: the same errors, before anything is changed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def wide(x: Tensor) -> Tensor:
+    """In the precision that sums are taken in: float64, or float32 on devices that lack it."""
+    return x.float() if x.device.type == "mps" else x.double()
+
+
+def finite(**numbers: float) -> None:
+    """Refuse NaN and infinity."""
+    for name, x in numbers.items():
+        if not math.isfinite(x):
+            raise ValueError(f"Invalid {name}: {x}; expected a finite number")
+
+
+def alike(tensors: Iterable[tuple[str, Any]], *, pairs: bool = False) -> None:
+    """Refuse what is no tensor of the first one's shape, dtype and device; or complex, without `pairs`."""
+    first: Tensor | None = None
+    for name, x in tensors:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor")
+        if x.layout != torch.strided:
+            raise RuntimeError(
+                f"{name} has layout {x.layout}; sparse tensors are not supported, expected torch.strided"
+            )
+        if x.dtype not in FLOATS and not (pairs and x.is_complex()):
+            raise ValueError(f"{name} has dtype {x.dtype}, expected float32, float64, bfloat16 or float16")
+        if first is None:
+            first = x
+        if x.shape != first.shape:
+            raise ValueError(f"{name} has shape {list(x.shape)}, expected {list(first.shape)}")
+        if x.dtype != first.dtype:
+            raise ValueError(f"{name} has dtype {x.dtype}, expected {first.dtype}")
+        if x.device != first.device:
+            raise ValueError(f"{name} is on device {x.device}, expected {first.device}")
+
+
+def lists(named: Iterable[tuple[str, Sequence[Any]]]) -> None:
+    """Refuse lists of tensors (or None) of which lengths, devices, or shapes and dtypes at one place, differ."""
+    given = list(named)
+    first, like = given[0] if given else ("", [])
+    for name, tensors in given:
+        if len(tensors) != len(like):
+            raise ValueError(f"{name} has {len(tensors)} tensors, expected {len(like)}, as {first} has")
+    present = [
+        [(f"{name}[{place}]", tensors[place]) for name, tensors in given if tensors[place] is not None]
+        for place in range(len(like))
+    ]
+    for tensors in present:
+        alike(tensors, pairs=True)
+    devices = [(name, x.device) for tensors in present for name, x in tensors]
+    for name, device in devices:
+        if device != devices[0][1]:
+            raise ValueError(f"{name} is on device {device}, expected {devices[0][1]}, as {devices[0][0]}")
+
+
+def dimensions(name: str, x: Tensor, dims: int | Sequence[int] | None) -> None:
+    """Refuse a tensor without a batch, and dimensions that it has not or that come twice."""
+    if x.ndim == 0:
+        raise ValueError(f"{name} has no dimension, expected one for the batch at least")
+    seen = set()
+    for dim in [] if dims is None else [dims] if isinstance(dims, int) else dims:
+        if not -x.ndim <= dim < x.ndim or dim % x.ndim in seen:
+            raise ValueError(f"Invalid dims: {dim}; expected each of {x.ndim} dimensions at most once")
+        seen.add(dim % x.ndim)
