@@ -1,4 +1,4 @@
-"""What is measured of matrix products: ours, full and symmetric, beside torch's, which is also the machine's ceiling."""
+"""What is measured of matrix products: ours, full and symmetric, beside torch's, the ceiling that others know of."""
 
 from __future__ import annotations
 
