@@ -17,7 +17,7 @@ others it does: the APG paper guides the denoised one, see :func:`to_denoised`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -58,13 +58,10 @@ def cfg(
             to 1: phi of arXiv 2305.08891, section 3.4.
         dims, out: see the module.
     """
-    return _guide(
-        _core.Guidance.cfg(scale, rescale),
-        {"cond": cond, "uncond": uncond},
-        dims,
-        out,
-        lambda: reference.cfg(cond, uncond, scale, rescale=rescale, dims=dims),
-    )
+    rule, inputs = _core.Guidance.cfg(scale, rescale), {"cond": cond, "uncond": uncond}
+    if _elsewhere(inputs, dims, out):
+        return _into(out, reference.cfg(cond, uncond, scale, rescale=rescale, dims=dims))
+    return _run(rule, inputs, dims, out)
 
 
 def apg(
@@ -101,12 +98,8 @@ def apg(
     inputs = {"cond": cond, "uncond": uncond}
     if momentum_buffer is not None:
         inputs["momentum_buffer"] = momentum_buffer.of(cond)
-    guided = _guide(
-        rule,
-        inputs,
-        dims,
-        out,
-        lambda: reference.apg(
+    if _elsewhere(inputs, dims, out):
+        guided = reference.apg(
             cond,
             uncond,
             scale,
@@ -116,11 +109,12 @@ def apg(
             dims=dims,
             base=base,
             rescale=rescale,
-        ),
-        written="momentum_buffer",
-    )
-    if momentum_buffer is not None and momentum_buffer.running_average is None:
+        )
+        return _into(out, guided)
+    guided = _run(rule, inputs, dims, out)
+    if momentum_buffer is not None:
         momentum_buffer.running_average = inputs["momentum_buffer"]
+        torch.autograd.graph.increment_version([inputs["momentum_buffer"]])
     return guided
 
 
@@ -135,13 +129,10 @@ def cfg_zero_star(
         cond, uncond, scale, rescale: as of :func:`cfg`.
         dims, out: see the module.
     """
-    return _guide(
-        _core.Guidance.cfg_zero_star(scale, rescale),
-        {"cond": cond, "uncond": uncond},
-        dims,
-        out,
-        lambda: reference.cfg_zero_star(cond, uncond, scale, rescale=rescale, dims=dims),
-    )
+    rule, inputs = _core.Guidance.cfg_zero_star(scale, rescale), {"cond": cond, "uncond": uncond}
+    if _elsewhere(inputs, dims, out):
+        return _into(out, reference.cfg_zero_star(cond, uncond, scale, rescale=rescale, dims=dims))
+    return _run(rule, inputs, dims, out)
 
 
 def tangential(
@@ -155,13 +146,10 @@ def tangential(
         cond, uncond, scale, rescale: as of :func:`cfg`.
         dims, out: see the module.
     """
-    return _guide(
-        _core.Guidance.tangential(scale, rescale),
-        {"cond": cond, "uncond": uncond},
-        dims,
-        out,
-        lambda: reference.tangential(cond, uncond, scale, rescale=rescale, dims=dims),
-    )
+    rule, inputs = _core.Guidance.tangential(scale, rescale), {"cond": cond, "uncond": uncond}
+    if _elsewhere(inputs, dims, out):
+        return _into(out, reference.tangential(cond, uncond, scale, rescale=rescale, dims=dims))
+    return _run(rule, inputs, dims, out)
 
 
 def perp_neg(
@@ -188,13 +176,11 @@ def perp_neg(
     negatives, weights = list(negatives), list(weights)
     if len(weights) != len(negatives):
         raise ValueError(f"weights has {len(weights)} numbers, expected {len(negatives)}: one for each of negatives")
-    return _guide(
-        _core.Guidance.perp_neg(scale, weights),
-        {"cond": cond, "uncond": uncond, **{f"negatives[{i}]": x for i, x in enumerate(negatives)}},
-        dims,
-        out,
-        lambda: reference.perp_neg(cond, uncond, negatives, scale, weights, dims=dims),
-    )
+    rule = _core.Guidance.perp_neg(scale, weights)
+    inputs = {"cond": cond, "uncond": uncond, **{f"negatives[{i}]": x for i, x in enumerate(negatives)}}
+    if _elsewhere(inputs, dims, out):
+        return _into(out, reference.perp_neg(cond, uncond, negatives, scale, weights, dims=dims))
+    return _run(rule, inputs, dims, out)
 
 
 def project(vector: Tensor, onto: Tensor, *, dims: Dims = None) -> tuple[Tensor, Tensor]:
@@ -214,27 +200,21 @@ def project(vector: Tensor, onto: Tensor, *, dims: Dims = None) -> tuple[Tensor,
     return outputs[0], outputs[1]
 
 
-def _guide(
-    rule: _core.Guidance,
-    inputs: dict[str, Tensor],
-    dims: Dims,
-    out: Tensor | None,
-    in_torch: Callable[[], Tensor],
-    written: str | None = None,
-) -> Tensor:
-    if _elsewhere(inputs if out is None else {**inputs, "out": out}, dims):
-        result = in_torch()
-        return result if out is None else out.copy_(result)
+def _run(rule: _core.Guidance, inputs: dict[str, Tensor], dims: Dims, out: Tensor | None) -> Tensor:
     to = torch.empty_like(inputs["cond"], requires_grad=False) if out is None else out
     rule.run(list(inputs.values()), [to], _dims(dims), torch.get_num_threads())
-    if out is not None or written is not None:
-        changed = [x for x in (out, inputs.get(written or "")) if x is not None]
-        torch.autograd.graph.increment_version(changed)
+    if out is not None:
+        torch.autograd.graph.increment_version([out])
     return to
 
 
-def _elsewhere(tensors: dict[str, Any], dims: Dims) -> bool:
+def _into(out: Tensor | None, result: Tensor) -> Tensor:
+    return result if out is None else out.copy_(result)
+
+
+def _elsewhere(inputs: dict[str, Any], dims: Dims, out: Tensor | None = None) -> bool:
     """Whether plain torch is to compute: on another device, or where autograd records. Then they are checked here."""
+    tensors = inputs if out is None else {**inputs, "out": out}
     recording, here = torch.is_grad_enabled(), True
     for x in tensors.values():
         if not isinstance(x, Tensor):

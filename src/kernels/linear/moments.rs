@@ -2,12 +2,11 @@
 //! instruction sets that have a fused multiply-add.
 
 use super::Element;
-use crate::kernels::vector::{Double, portable};
+use crate::kernels::vector::{Double, WIDENED as LANES, portable};
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::vector::{avx2, avx512};
 use crate::runtime::Isa;
 
-const LANES: usize = 16;
 /// The most vectors that hold so many lanes.
 const PARTS: usize = 4;
 
@@ -154,27 +153,34 @@ impl<V: Double, const DIFFERENCES: bool, const MEANS: bool, const N: usize> Lane
     /// The pointers are valid for reading `LANES` elements.
     #[inline(always)]
     unsafe fn add<T: Element>(&mut self, inputs: [*const T; N]) {
-        for part in 0..LANES / V::LANES {
+        let pairs = LANES / V::LANES / 2;
+        for pair in 0..pairs {
             // Not `map`: its closure is not always inlined, and by itself it lacks the instruction set.
-            let mut values = [V::splat(0.0); N];
-            for (value, input) in values.iter_mut().zip(inputs) {
+            let mut halves = [[V::splat(0.0); N]; 2];
+            for (n, input) in inputs.into_iter().enumerate() {
                 // SAFETY: the caller's promise.
-                *value = unsafe { T::widen(input.add(part * V::LANES)) };
+                [halves[0][n], halves[1][n]] = unsafe { T::widen(input, pair) };
             }
-            if DIFFERENCES {
-                let second = values[1];
-                values[1] = values[0] - second;
-                for other in &mut values[2..] {
-                    *other = *other - second;
-                }
+            self.add_part(pair, halves[0]);
+            self.add_part(pairs + pair, halves[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn add_part(&mut self, part: usize, mut values: [V; N]) {
+        if DIFFERENCES {
+            let second = values[1];
+            values[1] = values[0] - second;
+            for other in &mut values[2..] {
+                *other = *other - second;
             }
-            for i in 0..N {
-                if MEANS {
-                    self.sums[i][part] = self.sums[i][part] + values[i];
-                }
-                for j in i..N {
-                    self.products[i][j][part] = values[i].mul_add(values[j], self.products[i][j][part]);
-                }
+        }
+        for i in 0..N {
+            if MEANS {
+                self.sums[i][part] = self.sums[i][part] + values[i];
+            }
+            for j in i..N {
+                self.products[i][j][part] = values[i].mul_add(values[j], self.products[i][j][part]);
             }
         }
     }

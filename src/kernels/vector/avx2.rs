@@ -148,11 +148,16 @@ impl Double for F64 {
         Self(unsafe { _mm256_cvtps_pd(_mm_cvtph_ps(_mm_loadl_epi64(from.cast()))) })
     }
     #[inline(always)]
-    unsafe fn widen_bf16(from: *const bf16) -> Self {
-        // SAFETY: the CPU has AVX2 and F16C; the caller's promise covers the four elements.
+    unsafe fn widen_bf16(from: *const bf16) -> [Self; 2] {
+        // SAFETY: the CPU has AVX2 and F16C; the caller's promise covers the eight elements.
         unsafe {
-            let bits = _mm_cvtepu16_epi32(_mm_loadl_epi64(from.cast()));
-            Self(_mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32::<16>(bits))))
+            let bits = _mm_loadu_si128(from.cast());
+            let even = _mm_slli_epi32::<16>(bits);
+            let odd = _mm_and_si128(bits, _mm_set1_epi32(-0x1_0000));
+            [
+                Self(_mm256_cvtps_pd(_mm_castsi128_ps(even))),
+                Self(_mm256_cvtps_pd(_mm_castsi128_ps(odd))),
+            ]
         }
     }
     #[inline(always)]

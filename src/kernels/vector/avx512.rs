@@ -148,13 +148,16 @@ impl Double for F64 {
         Self(unsafe { _mm512_cvtps_pd(_mm256_cvtph_ps(_mm_loadu_si128(from.cast()))) })
     }
     #[inline(always)]
-    unsafe fn widen_bf16(from: *const bf16) -> Self {
-        // SAFETY: the CPU has AVX-512, AVX2 and F16C; the caller's promise covers the eight elements.
+    unsafe fn widen_bf16(from: *const bf16) -> [Self; 2] {
+        // SAFETY: the CPU has AVX-512, AVX2 and F16C; the caller's promise covers the sixteen elements.
         unsafe {
-            let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
-            Self(_mm512_cvtps_pd(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(
-                bits,
-            ))))
+            let bits = _mm256_loadu_si256(from.cast());
+            let even = _mm256_slli_epi32::<16>(bits);
+            let odd = _mm256_and_si256(bits, _mm256_set1_epi32(-0x1_0000));
+            [
+                Self(_mm512_cvtps_pd(_mm256_castsi256_ps(even))),
+                Self(_mm512_cvtps_pd(_mm256_castsi256_ps(odd))),
+            ]
         }
     }
     #[inline(always)]

@@ -102,30 +102,49 @@ pub trait Double: Vector {
     /// # Safety
     /// As for [`Stored::load`].
     unsafe fn widen_f16(from: *const f16) -> Self;
+    /// Of twice as many elements as there are lanes, the even-numbered and the odd-numbered ones: in pairs they lie as
+    /// the halves of 32 bits, which takes a third less time than one by one.
+    ///
     /// # Safety
-    /// As for [`Stored::load`].
-    unsafe fn widen_bf16(from: *const bf16) -> Self;
+    /// `from` is valid for reading `2 * LANES` elements.
+    unsafe fn widen_bf16(from: *const bf16) -> [Self; 2];
     /// `self * other + more`, rounded once where the instruction set can.
     fn mul_add(self, other: Self, more: Self) -> Self;
 }
 
+/// Elements that [`Widened::widen`] takes from, and lanes that it fills: on any instruction set the same with the same.
+pub const WIDENED: usize = 16;
+
 /// An element type as f64 numbers.
 pub trait Widened: Copy {
+    /// Vector number `i` of the lower half of the lanes, and of the upper half.
+    ///
     /// # Safety
-    /// As for [`Stored::load`].
-    unsafe fn widen<V: Double>(from: *const Self) -> V;
+    /// `from` is valid for reading [`WIDENED`] elements, and both vectors lie in the halves.
+    unsafe fn widen<V: Double>(from: *const Self, i: usize) -> [V; 2];
 }
 
 macro_rules! widened {
     ($($type:ty: $load:ident),*) => { $(impl Widened for $type {
         #[inline(always)]
-        unsafe fn widen<V: Double>(from: *const Self) -> V {
-            // SAFETY: the caller's promise is the same.
-            unsafe { V::$load(from) }
+        unsafe fn widen<V: Double>(from: *const Self, i: usize) -> [V; 2] {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let lower = from.add(i * V::LANES);
+                [V::$load(lower), V::$load(lower.add(WIDENED / 2))]
+            }
         }
     })* };
 }
-widened!(f64: load_f64, f32: widen_f32, f16: widen_f16, bf16: widen_bf16);
+widened!(f64: load_f64, f32: widen_f32, f16: widen_f16);
+
+impl Widened for bf16 {
+    #[inline(always)]
+    unsafe fn widen<V: Double>(from: *const Self, i: usize) -> [V; 2] {
+        // SAFETY: the caller's promise.
+        unsafe { V::widen_bf16(from.add(2 * i * V::LANES)) }
+    }
+}
 
 impl<V: Double> Stored<V> for f64 {
     #[inline(always)]

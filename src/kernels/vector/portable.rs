@@ -133,9 +133,10 @@ impl Double for F64 {
         unsafe { Lanes::<f16, 4>::read(from) }.map(f64::from)
     }
     #[inline(always)]
-    unsafe fn widen_bf16(from: *const bf16) -> Self {
+    unsafe fn widen_bf16(from: *const bf16) -> [Self; 2] {
         // SAFETY: the caller's promise is the same.
-        unsafe { Lanes::<bf16, 4>::read(from) }.map(f64::from)
+        let all = unsafe { Lanes::<bf16, 8>::read(from) };
+        from_fn(|odd| Lanes(from_fn(|i| all.0[2 * i + odd].into())))
     }
     #[inline(always)]
     fn mul_add(self, other: Self, more: Self) -> Self {
