@@ -79,7 +79,7 @@ class Muon(RuleOptimizer):
     State per parameter: ``momentum_buffer`` (4 bytes per element in float32); with NorMuon ``second_momentum_buffer``,
     one number per row. State dicts move both ways between this class and ``torch.optim.Muon``. Besides, the optimizer
     keeps working memory from step to step: 4 bytes (8 for float64, 6 for 16-bit state) for each element of the
-    matrices that are stepped together, 64 MB of float32 or the largest matrix, and for each thread some copies of the
+    matrices that are stepped together, 16 MB of float32 or the largest matrix, and for each thread some copies of the
     matrix that it works on.
 
     Raises:

@@ -18,7 +18,7 @@ use rows::Rows;
 pub use stages::{Apply, Momentum};
 
 /// Scratch memory is for so many elements, or for the largest matrix.
-const ELEMENTS_AT_ONCE: usize = 1 << 24;
+const ELEMENTS_AT_ONCE: usize = 1 << 22;
 
 /// How the learning rate follows from a matrix's shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
