@@ -53,6 +53,9 @@ pub fn multiply(
         let shape = out.shape.clone();
         return Err(refuse("out", Problem::Matrices { shape, expected }));
     }
+    if out.len == 0 {
+        return Ok(());
+    }
     let reads: SmallVec<[_; 2]> = (["a", "b"].into_iter())
         .zip([Some(&a), b.as_ref()].into_iter().flatten())
         .map(|(name, view)| Claim::new(view, name))
@@ -140,8 +143,11 @@ impl Call {
 /// # Safety
 /// The view is valid, of type `T`, and not written.
 unsafe fn view<'a, T>(view: &View) -> matmul::View<'a, T> {
-    // SAFETY: the caller's promise; `matrix` saw to it that the elements lie without gaps.
-    let data = unsafe { std::slice::from_raw_parts(view.data.cast(), view.len) };
+    let data = match view.len {
+        0 => &[][..], // without an address, perhaps
+        // SAFETY: the caller's promise; `matrix` saw to it that the elements lie without gaps.
+        len => unsafe { std::slice::from_raw_parts(view.data.cast(), len) },
+    };
     let [rows, cols] = [view.shape[0] as usize, view.shape[1] as usize];
     match view.is_contiguous() {
         true => matmul::View::row_major(data, rows, cols),

@@ -3,6 +3,10 @@
 //! `product` and `packed` hold the loops, which know nothing of instructions; `kernel` says what a micro-kernel is, and
 //! there is one thin file per instruction set. Sums run over the inner dimension in a fixed order, so that results
 //! depend neither on the number of threads nor on what else is computed.
+//!
+//! Ours because no crate has bf16 factors or a symmetric product at full rate. In GFLOP/s of useful operations, f32, two
+//! threads of a Zen 5 CPU, n = 768 and 2048, medians in one run: full products 229 and 209 with gemm 0.19, 408 and 420
+//! with faer 0.24, 417 and 422 here; symmetric ones 375 and 327 with faer's triangular product, 407 and 377 here.
 
 mod kernel;
 mod packed;
