@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,14 +17,6 @@ PLAIN: dict[str, Any] = {"lr": 1.0, "momentum": 0.0, "nesterov": False}
 DIAGONAL = torch.diag(torch.tensor([3.0, 4.0], dtype=torch.float64))
 
 both = pytest.mark.parametrize("backend", ["rust", "reference"])
-
-
-@pytest.fixture(params=_core.supported_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _core.isa()
-    _core.use_isa(request.param)
-    yield request.param
-    _core.use_isa(before)
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,6 @@ from torchjd.aggregation import MGDA, AlignedMTL, PCGrad
 
 import ferrostep.gradients
 import ferrostep.numpy
-from ferrostep import _core
 from ferrostep.gradients import (
     OrthogonalGradient,
     aligned_mtl_weights,
@@ -38,14 +37,6 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 SHAPES = ((3, 4), (5,), (), (0, 2), (70, 129), (2, 3, 4, 5))
 F, B = (1.0, 2.0, 2.0), (3.0, 0.0, -1.0)
-
-
-@pytest.fixture(params=_core.supported_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _core.isa()
-    _core.use_isa(request.param)
-    yield request.param
-    _core.use_isa(before)
 
 
 def tensors(seed: int, dtype: torch.dtype = torch.float64) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ferrostep.numpy
-from ferrostep import _core, guidance
+from ferrostep import guidance
 from ferrostep.guidance import MomentumBuffer
 from ferrostep.reference import guidance as reference
 
@@ -35,14 +35,6 @@ RULES: dict[str, Callable[..., Any]] = {
     "perp_neg": lambda m, c, u, n, **k: m.perp_neg(c, u, n, 5.0, [0.5, 1.5], **k),
 }
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-
-
-@pytest.fixture(params=_core.supported_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _core.isa()
-    _core.use_isa(request.param)
-    yield request.param
-    _core.use_isa(before)
 
 
 def gaussian(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import ml_dtypes
 import numpy as np
@@ -18,14 +17,6 @@ from ferrostep import _core, orthogonalize, reference
 SHAPES = ((64, 64), (48, 200), (200, 48), (1, 9), (9, 1), (33, 77))
 FORMS = ("standard", "gram", "auto")
 ELSEWHERE = torch.empty(2, 3, device="meta")
-
-
-@pytest.fixture(params=_core.supported_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _core.isa()
-    _core.use_isa(request.param)
-    yield request.param
-    _core.use_isa(before)
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:

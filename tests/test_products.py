@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,14 +11,6 @@ from torch import Tensor
 from ferrostep import _core
 
 SHAPES = ((1, 1, 1), (5, 7, 3), (96, 64, 97), (200, 130, 193), (3, 0, 4))
-
-
-@pytest.fixture(params=_core.supported_isas())
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    before = _core.isa()
-    _core.use_isa(request.param)
-    yield request.param
-    _core.use_isa(before)
 
 
 def gaussian(rows: int, cols: int, dtype: torch.dtype, seed: int) -> Tensor:
