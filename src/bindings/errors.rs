@@ -75,6 +75,12 @@ pub struct Refusal {
     pub problem: Problem,
 }
 
+/// The error for an argument that is not in a parameter group.
+pub fn refuse(argument: impl Into<String>, problem: Problem) -> PyErr {
+    let place = Place::named(argument.into());
+    Refusal { place, problem }.into()
+}
+
 impl Place {
     /// An argument that is not in a parameter group.
     pub fn named(argument: String) -> Place {

@@ -4,7 +4,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use smallvec::SmallVec;
 
-use super::errors::{Place, Problem, Refusal};
+use super::errors::{Place, Problem, refuse};
 use super::muon::unknown;
 use super::overlap::{self, Claim};
 use super::tensor::{Reader, View};
@@ -243,14 +243,6 @@ fn order(view: &View, dims: Option<&[i64]>) -> PyResult<(SmallVec<[usize; 4]>, u
     let mut order = view.order();
     order.sort_by_key(|&dim| reduced[dim]); // stable
     Ok((order, reduced.iter().filter(|&&is| !is).count()))
-}
-
-fn refuse(argument: String, problem: Problem) -> PyErr {
-    Refusal {
-        place: Place::named(argument),
-        problem,
-    }
-    .into()
 }
 
 #[derive(Default)]

@@ -6,7 +6,7 @@ use half::bf16;
 use pyo3::prelude::*;
 use smallvec::SmallVec;
 
-use super::errors::{Place, Problem, Refusal};
+use super::errors::{Place, Problem, refuse};
 use super::overlap::{self, Claim};
 use super::tensor::{Dims, Reader, View};
 use crate::kernels::elementwise::DType;
@@ -100,11 +100,6 @@ fn matrix(
         return Err(refuse(name, Problem::DType { dtype, expected }));
     }
     Ok(view)
-}
-
-fn refuse(argument: &str, problem: Problem) -> PyErr {
-    let place = Place::named(argument.into());
-    Refusal { place, problem }.into()
 }
 
 /// Checked arguments.

@@ -43,7 +43,7 @@ pub(super) fn product<K: Kernel>(
         Symmetry::None => grid(c.rows, c.cols).collect(),
         Symmetry::Lower => lower_blocks(c.rows),
     };
-    let result = Result::new(c);
+    let destination = Destination::new(c);
     pool::for_each(threads, blocks.len(), &|task| {
         let (row, col) = blocks[task];
         let job = Block::<K> {
@@ -51,7 +51,7 @@ pub(super) fn product<K: Kernel>(
             b,
             on_diagonal: symmetry == Symmetry::Lower && row == col,
             finish,
-            to: result.region(row, col),
+            to: destination.region(row, col),
             next: blocks.get(task + 1).copied().unwrap_or((row, col)),
         };
         // SAFETY: kernels are handed out by `engine` only for instruction sets that the CPU has.
@@ -63,11 +63,11 @@ pub(super) fn product<K: Kernel>(
 pub(super) fn mirror<K: Kernel>(c: Output<'_, K::Acc>, threads: usize) {
     assert!(c.rows == c.cols, "a symmetric result is square");
     let below: Vec<_> = grid(c.rows, c.cols).filter(|(row, col)| row > col).collect();
-    let result = Result::new(c);
+    let destination = Destination::new(c);
     pool::for_each(threads, below.len(), &|task| {
         let (row, col) = below[task];
         // SAFETY: kernels are handed out by `engine` only for instruction sets that the CPU has.
-        unsafe { K::enter(Mirror::<K>(result.region(row, col))) }
+        unsafe { K::enter(Mirror::<K>(destination.region(row, col))) }
     });
 }
 
@@ -88,16 +88,16 @@ pub(super) fn lower_blocks(size: usize) -> Vec<(usize, usize)> {
 }
 
 /// An output that tasks share, each writing its own blocks.
-struct Result<S> {
+struct Destination<S> {
     base: Shared<S>,
     rows: usize,
     cols: usize,
     stride: usize,
 }
 
-impl<S> Result<S> {
+impl<S> Destination<S> {
     fn new(c: Output<'_, S>) -> Self {
-        Result {
+        Destination {
             base: Shared::new(c.data.as_mut_ptr()),
             rows: c.rows,
             cols: c.cols,
@@ -107,7 +107,7 @@ impl<S> Result<S> {
 
     fn region(&self, row: usize, col: usize) -> Region<'_, S> {
         Region {
-            result: self,
+            destination: self,
             row,
             col,
             rows: BLOCK.min(self.rows - row),
@@ -118,7 +118,7 @@ impl<S> Result<S> {
 
 /// A block of an output.
 struct Region<'a, S> {
-    result: &'a Result<S>,
+    destination: &'a Destination<S>,
     row: usize,
     col: usize,
     rows: usize,
@@ -129,15 +129,15 @@ impl<S: Real> Region<'_, S> {
     /// Element (i, j) of the block.
     #[inline(always)]
     fn at(&self, i: usize, j: usize) -> *mut S {
-        let offset = (self.row + i) * self.result.stride + self.col + j;
-        self.result.base.get().wrapping_add(offset)
+        let offset = (self.row + i) * self.destination.stride + self.col + j;
+        self.destination.base.get().wrapping_add(offset)
     }
 
     /// Where element (i, j) of the block is mirrored to.
     #[inline(always)]
     fn mirrored(&self, i: usize, j: usize) -> *mut S {
-        let offset = (self.col + j) * self.result.stride + self.row + i;
-        self.result.base.get().wrapping_add(offset)
+        let offset = (self.col + j) * self.destination.stride + self.row + i;
+        self.destination.base.get().wrapping_add(offset)
     }
 
     /// Copies the block, or what of it is below the diagonal, to its mirror image.
@@ -147,7 +147,7 @@ impl<S: Real> Region<'_, S> {
     #[inline(always)]
     unsafe fn mirror<K: Kernel<Acc = S>>(&self) {
         const { assert!(size_of::<K::Unit>() == size_of::<S>()) };
-        let (side, stride) = (K::LANES, self.result.stride);
+        let (side, stride) = (K::LANES, self.destination.stride);
         let on_diagonal = self.row == self.col;
         for i in (0..self.rows).step_by(side) {
             let last = if on_diagonal { i + 1 } else { self.cols };
