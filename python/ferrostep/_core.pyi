@@ -148,24 +148,40 @@ class Batch:
         compensation: list[Any] | None = None,
         group: int | None = None,
         positions: list[int] | None = None,
+        skip_nonfinite: bool = False,
     ) -> None:
         """Check the tensors of a parameter group and take them in.
 
         ``params``, ``grads`` and each list of ``states`` (in the rule's order; the names are for error messages)
         go together, tensor by tensor: torch tensors or NumPy arrays of equal shape, of dtype float32, float64,
         bfloat16, float16 or complex. ``steps`` are one-element counters that the step advances; without them
-        ``step`` is the number of this step, from 1. ``compensation`` goes with ``rounding="kahan"``. ``group`` and
-        ``positions`` are the numbers by which error messages name a tensor.
+        ``step`` is the number of this step, from 1. ``compensation`` goes with ``rounding="kahan"`` (of the
+        parameter's dtype) and ``"split"`` (int16). ``group`` and ``positions`` are the numbers by which error messages
+        name a tensor. With ``skip_nonfinite`` nothing is updated, of no group, if a gradient of this one has a NaN or
+        infinity.
 
         Raises TypeError, ValueError or RuntimeError for a tensor that cannot be updated; nothing has changed then.
         """
 
-    def run(self, threads: int, *, skip_nonfinite: bool = False) -> bool:
+    def run(
+        self,
+        threads: int,
+        *,
+        copies: list[tuple[Any, Any]] = ...,
+        changed: list[Any] | None = None,
+    ) -> bool:
         """Update everything that was added, on up to ``threads`` threads, without the GIL; once.
 
-        Returns False, with nothing changed, if ``skip_nonfinite`` and a gradient has a NaN or infinity. Raises
-        ValueError if tensors share memory of which some is written.
+        Then copy to the first tensor of each of ``copies`` the second, and tell autograd of the ``changed`` ones: an
+        interrupt leaves nothing of this undone.
+
+        Returns False, with nothing changed, if a gradient that is not to be has a NaN or infinity. Raises ValueError
+        if tensors share memory of which some is written.
         """
+
+    @property
+    def finished(self) -> bool:
+        """Whether ``run`` has updated everything."""
 
     def counted(self) -> tuple[int, int]:
         """After ``run``: how many elements the rules counted, and how many elements there are."""

@@ -7,6 +7,7 @@ use pyo3::types::{PyDict, PyList};
 use smallvec::SmallVec;
 
 use super::errors::{Place, Problem, Refusal};
+use super::finish;
 use super::overlap::{self, Claim};
 use super::rules;
 use super::tensor::{Counter, Known, Reader, View};
@@ -24,13 +25,15 @@ pub struct Batch {
     groups: Vec<Group>,
     writes: Vec<Claim<Owner>>,
     reads: Vec<Claim<Owner>>,
+    /// The gradients in which to look for NaN and infinity.
     grads: Vec<Values>,
     pub counters: Vec<Counter>,
     staged: Vec<Staged>,
     /// What the views point into.
     tensors: Vec<Py<PyAny>>,
     known: Option<Py<Known>>,
-    done: bool,
+    started: bool,
+    finished: bool,
     counted: u64,
 }
 
@@ -40,6 +43,7 @@ struct Group {
     /// The names of the tensors of a parameter, in the order param, grad, states, compensation, step.
     arguments: Vec<String>,
     positions: Option<Vec<usize>>,
+    skip_nonfinite: bool,
 }
 
 /// Whose memory it is: group, tensor and argument by their numbers in [`Batch::groups`].
@@ -78,7 +82,7 @@ impl Batch {
 
     /// Adds a parameter group; the argument names are those of the error messages. See `_core.pyi`.
     #[pyo3(signature = (rule, params, grads, states, *, steps=None, step=0, rounding="nearest", seed=0,
-                        compensation=None, group=None, positions=None))]
+                        compensation=None, group=None, positions=None, skip_nonfinite=false))]
     #[allow(clippy::too_many_arguments)] // the Python signature
     fn add<'py>(
         &mut self,
@@ -93,6 +97,7 @@ impl Batch {
         compensation: Option<Bound<'py, PyList>>,
         group: Option<usize>,
         positions: Option<Vec<usize>>,
+        skip_nonfinite: bool,
     ) -> PyResult<()> {
         let rounding = match rounding {
             "nearest" => Rounding::Nearest,
@@ -114,6 +119,7 @@ impl Batch {
             number: group,
             arguments,
             positions,
+            skip_nonfinite,
         });
         rules::add(
             self,
@@ -130,11 +136,17 @@ impl Batch {
         )
     }
 
-    /// Runs the step, on up to `threads` threads and without the GIL. With `skip_nonfinite`, a step with a NaN or
-    /// infinite gradient changes nothing and returns False.
-    #[pyo3(signature = (threads, *, skip_nonfinite=false))]
-    fn run(&mut self, py: Python<'_>, threads: usize, skip_nonfinite: bool) -> PyResult<bool> {
-        if std::mem::replace(&mut self.done, true) {
+    /// Runs the step, on up to `threads` threads and without the GIL, then copies what was computed elsewhere and tells
+    /// autograd of all that has `changed`. See `_core.pyi`.
+    #[pyo3(signature = (threads, *, copies=Vec::new(), changed=None))]
+    fn run(
+        &mut self,
+        py: Python<'_>,
+        threads: usize,
+        copies: Vec<finish::Copy<'_>>,
+        changed: Option<Bound<'_, PyList>>,
+    ) -> PyResult<bool> {
+        if std::mem::replace(&mut self.started, true) {
             return Err(PyRuntimeError::new_err("this batch has run already"));
         }
         if let Some(known) = &self.known {
@@ -161,7 +173,7 @@ impl Batch {
             // nothing that is written is shared.
             unsafe {
                 staged.iter_mut().for_each(|copy| copy.load(threads));
-                if skip_nonfinite && !elementwise::all_finite(grads, threads) {
+                if !elementwise::all_finite(grads, threads) {
                     return None;
                 }
                 counters.iter().for_each(|counter| counter.advance());
@@ -176,8 +188,19 @@ impl Batch {
         if let Some(known) = &self.known {
             known.borrow_mut(py).workspace = workspace;
         }
-        self.counted = counted.unwrap_or(0);
-        Ok(counted.is_some())
+        let Some(counted) = counted else {
+            return Ok(false);
+        };
+        (self.counted, self.finished) = (counted, true);
+        finish::copy(&copies)
+            .and(finish::tell(py, changed.as_ref()))
+            .map(|()| true)
+    }
+
+    /// Whether `run` has updated everything: also after an interrupt that came meanwhile.
+    #[getter]
+    fn finished(&self) -> bool {
+        self.finished
     }
 
     /// After `run`: how many elements the rules counted, and how many there are.
@@ -406,8 +429,10 @@ impl Batch {
                 .as_ref()
                 .map_or(std::ptr::null_mut(), |view| self.stage(view, order, true)),
         };
-        let (dtype, len, data) = (buffers.dtype, buffers.len, buffers.grad);
-        self.grads.push(Values { dtype, len, data });
+        if self.groups.last().is_some_and(|group| group.skip_nonfinite) {
+            let (dtype, len, data) = (buffers.dtype, buffers.len, buffers.grad);
+            self.grads.push(Values { dtype, len, data });
+        }
         buffers
     }
 

@@ -3,6 +3,7 @@
 mod auon;
 mod batch;
 mod errors;
+mod finish;
 mod gradients;
 mod guidance;
 mod matmul;

@@ -12,7 +12,7 @@ use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyCapsule, PyCapsuleMethods, PyType};
+use pyo3::types::{PyCapsule, PyCapsuleMethods, PyType, PyWeakrefMethods, PyWeakrefReference};
 use smallvec::SmallVec;
 
 use super::errors::Problem;
@@ -202,16 +202,19 @@ pub struct Reader {
     /// DLPack capsules own what the views of their tensors point to.
     capsules: Vec<Py<PyAny>>,
     /// The lasting tensors of the last step in the order of their reading, and how many of them have been met again.
-    known: Vec<(Py<PyAny>, usize)>,
+    known: Vec<Seen>,
     met: usize,
 }
+
+/// A tensor that is not kept alive, so that whoever drops a state gets its memory, and where its data was.
+type Seen = (Py<PyWeakrefReference>, usize);
 
 /// What one step leaves to the next: memory to work in, and the states found to be free of lazy operations, and where
 /// their data was. Only a new tensor or new data can have one, so the next step need not ask again.
 #[pyclass(module = "ferrostep._core")]
 #[derive(Default)]
 pub struct Known {
-    tensors: Vec<(Py<PyAny>, usize)>,
+    tensors: Vec<Seen>,
     pub workspace: Workspace,
 }
 
@@ -277,7 +280,7 @@ impl Reader {
             }
             Ok(view) => {
                 if lasting {
-                    self.remember(object, &view);
+                    self.remember(object, &view)?;
                 }
                 Ok(view)
             }
@@ -287,16 +290,21 @@ impl Reader {
 
     /// Whether the tensor and the place of its data are those of the last step.
     fn remembers(&mut self, object: &Bound<'_, PyAny>, view: &View) -> bool {
-        let same = |(tensor, data): &(Py<PyAny>, usize)| tensor.is(object) && *data == view.data as usize;
+        let same = |(tensor, data): &Seen| {
+            let tensor = tensor.bind(object.py());
+            *data == view.data as usize && tensor.upgrade().is_some_and(|tensor| tensor.is(object))
+        };
         let found = self.known.get(self.met).is_some_and(same);
         self.met += usize::from(found);
         found
     }
 
-    fn remember(&mut self, object: &Bound<'_, PyAny>, view: &View) {
+    fn remember(&mut self, object: &Bound<'_, PyAny>, view: &View) -> PyResult<()> {
         self.known.truncate(self.met);
-        self.known.push((object.clone().unbind(), view.data as usize));
+        let tensor = PyWeakrefReference::new(object)?;
+        self.known.push((tensor.unbind(), view.data as usize));
         self.met += 1;
+        Ok(())
     }
 
     fn kind(&mut self, ty: &Bound<'_, PyType>) -> PyResult<Kind> {

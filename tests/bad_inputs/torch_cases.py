@@ -361,11 +361,7 @@ CASES: tuple[Case, ...] = (
         "state of a dtype without a kernel",
         ValueError,
         of_group_1("param", "cannot be updated: no kernel for .* parameters with .* state"),
-        lambda t: [
-            set_state(t, lambda m: m.double() if t.victim.dtype != torch.float64 else m.float(), name)
-            for name in t.state()
-            if name != "step"
-        ],
+        lambda t: [set_state(t, lambda m: m.half(), name) for name in t.state() if name != "step"],
     ),
     Case(
         "state with the negative bit",

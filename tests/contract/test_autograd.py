@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -218,15 +220,56 @@ def test_a_step_in_inference_mode(entry: Entry) -> None:
 
 
 @every_class
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_parameters_on_another_device_take_the_reference(entry: Entry, backend: str) -> None:
-    params = [Parameter(torch.ones(4, 3, device="meta")), Parameter(torch.ones(4, 3))]
-    optimizer = entry.build(params, backend=backend)
-    for p in params:
-        p.grad = torch.ones_like(p)
+@pytest.mark.parametrize("rounding", ["nearest", "kahan", "stochastic"])
+def test_fake_parameters_take_the_reference(entry: Entry, backend: str, device: str, rounding: str) -> None:
+    """As what estimates memory wants it; and what there is of other devices to test without one."""
+    with FakeTensorMode():
+        params = [Parameter(torch.ones(4, 3, device=device, dtype=torch.bfloat16)) for _ in range(2)]
+        optimizer = entry.build(params, backend=backend, rounding=rounding)
+        for _ in range(2):
+            for p in params:
+                p.grad = torch.ones_like(p)
+            optimizer.step()
+        state = optimizer.state[params[0]][entry.state]
+    assert state.device.type == device
+    assert state.shape == (4, 3)
+    assert all(isinstance(p, FakeTensor) for p in params)
+
+
+@every_class
+@pytest.mark.parametrize("fake_first", [False, True])
+def test_fake_parameters_beside_real_ones_are_refused(entry: Entry, fake_first: bool) -> None:
+    with FakeTensorMode():
+        fake = Parameter(torch.ones(4, 3))
+        fake.grad = torch.ones_like(fake)
+    real = Parameter(torch.ones(4, 3))
+    real.grad = torch.ones_like(real)
+    groups = [{"params": [real]}, {"params": [fake]}]
+    optimizer = entry.build(groups[::-1] if fake_first else groups)
+    with pytest.raises(RuntimeError, match="some parameters are fake tensors and others are real"):
+        optimizer.step()
+    assert (real == 1).all()
+    assert not optimizer.state
+
+
+@every_class
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"backend": "reference"}, {"skip_nonfinite": True}], ids=str)
+def test_parameters_without_memory_are_refused_until_they_get_some(entry: Entry, options: dict[str, Any]) -> None:
+    model = torch.nn.Linear(3, 4, bias=False, device="meta")
+    optimizer = entry.build(model.parameters(), **options)
+    model.weight.grad = torch.ones_like(model.weight)
+    # With `fused`, in torch's own words.
+    words = "`fused=True` requires all the params to be floating point Tensors of supported devices: "
+    where = "param of parameter 0 in group 0 is on device meta, which has no memory"
+    with pytest.raises(RuntimeError, match=f"^{words if options.get('fused') else ''}{where}"):
+        optimizer.step()
+    assert not optimizer.state
+    model.weight.grad = None
+    model.to_empty(device="cpu")
+    torch.nn.init.ones_(model.weight)
+    optimizer = entry.build(model.parameters(), **options)
+    model.weight.grad = torch.ones_like(model.weight)
     optimizer.step()
-    assert optimizer.state[params[0]][entry.state].device.type == "meta"
-    expected = Parameter(torch.ones(4, 3))
-    expected.grad = torch.ones(4, 3)
-    entry.build([expected], backend=backend).step()
-    assert bits(params[1]) == bits(expected)
+    assert (model.weight != 1).all()

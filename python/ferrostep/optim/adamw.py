@@ -62,12 +62,9 @@ class AdamW(RuleOptimizer):
         decoupled_weight_decay: bool = True,
         **options: Unpack[Options],
     ) -> None:
-        check_lr(lr, options)
-        check_range("epsilon value", eps, 0.0)
-        check_range("weight_decay value", weight_decay, 0.0)
         defaults = {
             "lr": lr,
-            "betas": checked_betas(betas, options),
+            "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
             "amsgrad": bool(amsgrad),
@@ -79,6 +76,9 @@ class AdamW(RuleOptimizer):
     def rule(self, group: dict[str, Any]) -> Rule:
         """AdamW or AMSGrad with the group's hyperparameters."""
         return adamw_rule(group)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_adamw_group(group)
 
 
 def adamw_rule(group: dict[str, Any]) -> Rule:
@@ -97,3 +97,11 @@ def adamw_rule(group: dict[str, Any]) -> Rule:
         states: tuple[str, ...] = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
         return Rule(_core.AmsGrad, reference.adamw, states, hyperparameters, counts_steps=True)
     return Rule(_core.AdamW, reference.adamw, ("exp_avg", "exp_avg_sq"), hyperparameters, counts_steps=True)
+
+
+def check_adamw_group(group: dict[str, Any]) -> None:
+    """Raise torch's errors for impossible hyperparameters."""
+    check_lr(group)
+    check_range("epsilon value", group["eps"], 0.0)
+    check_range("weight_decay value", group["weight_decay"], 0.0)
+    group["betas"] = checked_betas(group)

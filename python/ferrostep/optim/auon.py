@@ -84,7 +84,6 @@ class AuON(RuleOptimizer):
         maximize: bool = False,
         **options: Unpack[Options],
     ) -> None:
-        check_lr(lr, options)
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -97,22 +96,11 @@ class AuON(RuleOptimizer):
             "adjust_lr_fn": adjust_lr_fn,
             "maximize": bool(maximize),
         }
-        check_auon_group(defaults)
         super().__init__(params, defaults, options)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group.
-
-        Raises ValueError for an impossible hyperparameter, RuntimeError for a complex parameter, NotImplementedError
-        for a distributed one.
-        """
-        super().add_param_group(param_group)
-        try:
-            check_auon_group(self.param_groups[-1])
-            check_whole(self.param_groups[-1]["params"], "AuON")
-        except BaseException:
-            self.param_groups.pop()
-            raise
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_auon_group(group)
+        check_whole(group["params"], "AuON")
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """AuON with the group's hyperparameters."""
@@ -149,7 +137,7 @@ def adjust_lr_of(group: dict[str, Any]) -> str | None:
 
 def check_auon_group(group: dict[str, Any]) -> None:
     """Raise ValueError for an impossible hyperparameter of AuON or HybridAuON."""
-    check_lr(group["lr"], {})
+    check_lr(group)
     check_range("momentum value", group["momentum"], 0.0, 1.0)
     check_range("weight_decay value", group["weight_decay"], 0.0)
     check_range("epsilon value", group["eps"], 0.0, math.inf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import Optimizer
 
 from ferrostep import _core
-from ferrostep.optim.options import Options, checked_options
+from ferrostep.optim.options import Options, check_options, full_options
 
 if TYPE_CHECKING:
     from torch.optim.optimizer import ParamsT
@@ -24,12 +25,45 @@ SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 class InPlaceOptimizer(Optimizer):
     """An optimizer on Rust kernels: the step with its hooks, options, state and checkpoints.
 
-    Subclasses define :meth:`_update`.
+    Subclasses define :meth:`_check_group` and :meth:`_update`.
     """
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], options: Options) -> None:
-        super().__init__(params, {**defaults, **checked_options(type(self).__name__, defaults, options)})
+        defaults = {**defaults, **full_options(type(self).__name__, defaults, options)}
+        self._check_defaults(defaults)
+        super().__init__(params, defaults)
         self._known = _core.Known()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: an impossible argument, or a parameter that the class does not take;
+                the group is not added then.
+        """
+        super().add_param_group(param_group)
+        try:
+            self._check(self.param_groups[-1])
+        except BaseException:
+            self.param_groups.pop()
+            raise
+
+    def _check(self, group: dict[str, Any]) -> None:
+        check_options(group)
+        self._check_group(group)
+
+    def _check_defaults(self, defaults: dict[str, Any]) -> None:
+        """Check what a group has that says nothing."""
+        group = {"params": [], **defaults}
+        self._check(group)
+        defaults.update((name, group[name]) for name in defaults)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        """Raise for impossible hyperparameters of a group, and for parameters that the class does not take.
+
+        One-element tensors among the betas are squeezed in place.
+        """
+        raise NotImplementedError
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Perform one optimization step.
@@ -60,18 +94,11 @@ class InPlaceOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        new_state = NewState(self.state)
-        try:
-            updated = self._update(new_state)
-        except BaseException:
-            new_state.discard()
-            raise
-        if not updated:
-            new_state.discard()
+        self._update()
         return loss
 
-    def _update(self, new_state: NewState) -> bool:
-        """Update all groups, or none: what can fail comes before the first change. False if the step was skipped."""
+    def _update(self) -> None:
+        """Update all groups, or none: what can fail comes before the first change."""
         raise NotImplementedError
 
     def _group_defaults(self, group: dict[str, Any]) -> dict[str, Any]:
@@ -79,7 +106,7 @@ class InPlaceOptimizer(Optimizer):
         return self.defaults
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a pickled or loaded state; what a torch checkpoint lacks is filled in."""
+        """Take over a pickled or loaded state, or a part of one; what a torch checkpoint lacks is filled in."""
         super().__setstate__(state)
         self._known = _core.Known()
         for group in self.param_groups:
@@ -95,10 +122,16 @@ class InPlaceOptimizer(Optimizer):
 
         State tensors are copied, into the parameter's memory layout and the dtype that ``state_dtype`` selects: a
         float32 state stays float32 where torch would round it to the parameter's dtype.
+
+        Raises:
+            ValueError: groups of other numbers of parameters.
+            KeyError: a parameter's state lacks what the rule needs, as the state of another optimizer does. Nothing
+                has been changed then.
         """
         final: dict[str, Any] = {}
 
         def remember(_optimizer: Optimizer, loaded: dict[str, Any]) -> None:
+            self._check_loaded(loaded)
             final.update(loaded)
 
         handle = self.register_load_state_dict_pre_hook(remember)
@@ -111,6 +144,9 @@ class InPlaceOptimizer(Optimizer):
                 for name, value in final["state"].get(key, {}).items():
                     if isinstance(value, Tensor):
                         self.state[p][name] = loaded_state(name, value, p, group)
+
+    def _check_loaded(self, state_dict: dict[str, Any]) -> None:
+        """Raise KeyError for a state that is not this rule's."""
 
 
 def _step_of(optimizer: InPlaceOptimizer, closure: Callable[[], float] | None = None) -> float | None:
@@ -125,16 +161,20 @@ class NewState:
 
     def __init__(self, state: dict[Tensor, dict[str, Any]]) -> None:
         self.state = state
-        self.made: list[tuple[Tensor, str]] = []
+        self.before: list[tuple[Tensor, str, Tensor | None]] = []
 
-    def record(self, p: Tensor, name: str) -> None:
-        """Note that ``state[p][name]`` is new."""
-        self.made.append((p, name))
+    def set(self, p: Tensor, name: str, new: Tensor) -> None:
+        """Make ``new`` the parameter's state of this name."""
+        self.before.append((p, name, self.state[p].get(name)))
+        self.state[p][name] = new
 
     def discard(self) -> None:
-        """Remove what is new."""
-        for p, name in self.made:
-            del self.state[p][name]
+        """Take back what was set."""
+        for p, name, before in reversed(self.before):
+            if before is not None:
+                self.state[p][name] = before
+                continue
+            self.state[p].pop(name, None)
             if not self.state[p]:
                 del self.state[p]
 
@@ -142,6 +182,12 @@ class NewState:
 def has_16_bits(p: Tensor) -> bool:
     """Whether the parameter is less precise than the arithmetic."""
     return p.dtype in SIXTEEN_BIT
+
+
+def is_fake(p: Tensor) -> bool:
+    """Whether the tensor has a shape but no memory, as under ``FakeTensorMode``."""
+    module = sys.modules.get("torch._subclasses.fake_tensor")
+    return module is not None and isinstance(p, module.FakeTensor)
 
 
 def state_dtype(p: Tensor, group: dict[str, Any]) -> torch.dtype:
@@ -159,16 +205,23 @@ def arithmetic_dtype(p: Tensor) -> torch.dtype:
     return torch.float64 if p.dtype == torch.float64 else torch.float32
 
 
+def dtype_of(name: str, p: Tensor, group: dict[str, Any]) -> torch.dtype:
+    """The dtype of a state with the parameter's shape."""
+    if name == "kahan_comp":
+        return p.dtype
+    return torch.int16 if name == "master_low" else state_dtype(p, group)
+
+
 def zero_state(name: str, p: Tensor, group: dict[str, Any]) -> Tensor | None:
-    """A state tensor as it is before the first step; None for a compensation that the parameter does not need."""
+    """A state tensor as it is before the first step; None for what a parameter of its dtype does not need."""
     if name == "step":
         # torch's dtype for it, and like torch's on the CPU, unless its flags for other devices ask otherwise.
         device = p.device if group["capturable"] or group["fused"] else "cpu"
         double = torch.get_default_dtype() == torch.float64
         return torch.zeros((), dtype=torch.float64 if double else torch.float32, device=device)
-    if name == "kahan_comp":
-        return torch.zeros_like(p, memory_format=torch.preserve_format) if has_16_bits(p) else None
-    return torch.zeros_like(p, dtype=state_dtype(p, group), memory_format=torch.preserve_format)
+    if name in ("kahan_comp", "master_low") and not has_16_bits(p):
+        return None
+    return torch.zeros_like(p, dtype=dtype_of(name, p, group), memory_format=torch.preserve_format)
 
 
 def loaded_state(name: str, value: Tensor, p: Tensor, group: dict[str, Any]) -> Tensor:
@@ -177,7 +230,7 @@ def loaded_state(name: str, value: Tensor, p: Tensor, group: dict[str, Any]) -> 
         return value.detach().clone().to(device=p.device if group["capturable"] or group["fused"] else "cpu")
     if name == "second_momentum_buffer":  # small, hence always in the type of the arithmetic
         return value.detach().to(p.device, arithmetic_dtype(p), copy=True)
-    dtype = p.dtype if name == "kahan_comp" else state_dtype(p, group)
     if value.shape != p.shape:
         return value.detach().clone()  # the step will name it in its error
+    dtype = dtype_of(name, p, group)
     return torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format).copy_(value.detach())

@@ -8,7 +8,7 @@ from ferrostep import _core, reference
 from ferrostep.coefficients import Coefficients, schedule_of
 from ferrostep.optim.auon import adjust_lr_of, check_auon_group, gamma_of
 from ferrostep.optim.muon import KELLER, check_matrices
-from ferrostep.optim.options import Options, check_lr
+from ferrostep.optim.options import Options
 from ferrostep.optim.rules import Rule, RuleOptimizer
 
 if TYPE_CHECKING:
@@ -80,7 +80,6 @@ class HybridAuON(RuleOptimizer):
         maximize: bool = False,
         **options: Unpack[Options],
     ) -> None:
-        check_lr(lr, options)
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -97,28 +96,13 @@ class HybridAuON(RuleOptimizer):
             "flatten": bool(flatten),
             "maximize": bool(maximize),
         }
-        self._check(defaults)
         super().__init__(params, defaults, options)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group.
-
-        Raises ValueError for an impossible hyperparameter or a parameter of fewer than 2 dimensions, RuntimeError for
-        a complex one, NotImplementedError for a distributed one.
-        """
-        super().add_param_group(param_group)
-        group = self.param_groups[-1]
-        try:
-            self._check(group)
-            check_matrices({"params": group["params"], **layout_of(group)}, "HybridAuON")
-        except BaseException:
-            self.param_groups.pop()
-            raise
-
-    def _check(self, group: dict[str, Any]) -> None:
+    def _check_group(self, group: dict[str, Any]) -> None:
         check_auon_group(group)
         rule = self.rule(group)
         rule.kernel(**rule.hyperparameters)
+        check_matrices({"params": group["params"], **layout_of(group)}, "HybridAuON")
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """HybridAuON with the group's hyperparameters."""

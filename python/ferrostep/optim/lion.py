@@ -54,11 +54,9 @@ class Lion(RuleOptimizer):
         maximize: bool = False,
         **options: Unpack[Options],
     ) -> None:
-        check_lr(lr, options)
-        check_range("weight_decay value", weight_decay, 0.0)
         defaults = {
             "lr": lr,
-            "betas": checked_betas(betas, options),
+            "betas": betas,
             "weight_decay": weight_decay,
             "maximize": bool(maximize),
         }
@@ -75,3 +73,8 @@ class Lion(RuleOptimizer):
             "maximize": group["maximize"],
         }
         return Rule(_core.Lion, reference.lion, ("exp_avg",), hyperparameters, counts_steps=False)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_lr(group)
+        check_range("weight_decay value", group["weight_decay"], 0.0)
+        group["betas"] = checked_betas(group)

@@ -137,23 +137,11 @@ class Muon(RuleOptimizer):
             "cautious_weight_decay": bool(cautious_weight_decay),
             "skip_zero_grad": bool(skip_zero_grad),
         }
-        check_muon_group(defaults)
-        check_lr(lr, options)
         super().__init__(params, defaults, options)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group.
-
-        Raises ValueError for a parameter that is not the matrix or matrices that the options say, RuntimeError for a
-        complex one, NotImplementedError for a distributed one.
-        """
-        super().add_param_group(param_group)
-        try:
-            check_muon_group(self.param_groups[-1])
-            check_matrices(self.param_groups[-1])
-        except BaseException:
-            self.param_groups.pop()
-            raise
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_muon_group(group)
+        check_matrices(group)
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """Muon with the group's hyperparameters."""
@@ -198,11 +186,8 @@ def one_per_row(p: Tensor, ndim_policy: str) -> tuple[int, ...]:
 
 def check_muon_group(group: dict[str, Any]) -> None:
     """Raise torch's errors for impossible hyperparameters."""
-    lr = group["lr"]
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError("Tensor lr must be 1-element")
+    check_lr(group)
     for name, value in (
-        ("Learning rate", lr),
         ("momentum", group["momentum"]),
         ("weight decay", group["weight_decay"]),
         ("eps", group["eps"]),

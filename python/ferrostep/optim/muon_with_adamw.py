@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from ferrostep.optim.adamw import adamw_rule
+from ferrostep.optim.adamw import adamw_rule, check_adamw_group
 from ferrostep.optim.muon import KELLER, check_matrices, check_muon_group, muon_rule
-from ferrostep.optim.options import Options, check_lr, check_range, checked_betas
+from ferrostep.optim.options import Options, check_options
 from ferrostep.optim.rules import Rule, RuleOptimizer
 
 if TYPE_CHECKING:
@@ -91,21 +91,25 @@ class MuonWithAuxAdamW(RuleOptimizer):
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(own)}"
                 raise TypeError(f"a group for {kind} got an unexpected argument {name!r}; {hint}")
         super().add_param_group({**own, **param_group})
-        try:
-            check(self.param_groups[-1])
-        except BaseException:
-            self.param_groups.pop()
-            raise
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take over a pickled or loaded state; ValueError for a group that does not say ``use_muon``."""
-        for group in state["param_groups"]:
-            check_kind(group)
-        super().__setstate__(state)
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """Muon or AdamW with the group's hyperparameters."""
         return muon_rule(group) if group["use_muon"] else adamw_rule(group)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        if group["use_muon"]:
+            check_muon_group(group)
+            check_matrices(group, "MuonWithAuxAdamW")
+        else:
+            check_adamw_group(group)
+
+    def _check_defaults(self, defaults: dict[str, Any]) -> None:
+        check_options({"params": [], **defaults})  # the rest are those of each kind
+
+    def _check_loaded(self, state_dict: dict[str, Any]) -> None:
+        for group in state_dict["param_groups"]:
+            check_kind(group)
+        super()._check_loaded(state_dict)
 
     def _group_defaults(self, group: dict[str, Any]) -> dict[str, Any]:
         return {**self.defaults, **(MUON if group["use_muon"] else ADAMW)}
@@ -118,15 +122,3 @@ def check_kind(group: dict[str, Any]) -> None:
             "every parameter group must be a dict that says use_muon=True or use_muon=False; "
             "ferrostep.optim.muon_param_groups(model) makes such groups"
         )
-
-
-def check(group: dict[str, Any]) -> None:
-    """Raise for impossible hyperparameters and for parameters of the wrong shape."""
-    check_lr(group["lr"], cast("Options", group))
-    if group["use_muon"]:
-        check_muon_group(group)
-        check_matrices(group, "MuonWithAuxAdamW")
-        return
-    check_range("epsilon value", group["eps"], 0.0)
-    check_range("weight_decay value", group["weight_decay"], 0.0)
-    group["betas"] = checked_betas(group["betas"], {})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Iterable
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -16,14 +16,18 @@ class Options(TypedDict, total=False):
 
     rounding: how a result is rounded to a bfloat16 or float16 parameter: ``"nearest"`` (default), ``"stochastic"``
         (up or down at random, right in expectation, from ``seed``), or ``"kahan"`` (what rounding lost is kept in a
-        ``kahan_comp`` buffer of the parameter's dtype and added back). No effect on float32 and float64.
+        ``kahan_comp`` buffer of the parameter's dtype and added back, with which a bfloat16 weight has 16 bits: steps
+        below about 2**-18 of it still vanish). No effect on float32 and float64.
     state_dtype: dtype of the state. Default: float32 for bfloat16 and float16 parameters, else the parameter's.
         float32, bfloat16 and (for float16 parameters) float16 are possible; float64 parameters keep float64.
     seed: of stochastic rounding, from 0 to 2**64 - 1; default 0.
+    master_weights: ``"split"`` keeps the float32 weights of bfloat16 parameters without any loss: the parameter is
+        their upper half, rounded to the nearest, and ``master_low`` (int16) what is left. Updates are those of float32
+        parameters, bit for bit. Default None. No effect on float32 and float64.
     backend: ``"auto"`` (default: Rust for parameters on the CPU, plain torch elsewhere), ``"rust"`` (an error
         elsewhere), or ``"reference"`` (plain torch everywhere).
-    skip_nonfinite: leave everything as it is in a step whose gradients hold a NaN or infinity; default False. Costs
-        one more reading of the gradients.
+    skip_nonfinite: leave everything, in all groups, as it is in a step in which a gradient of this group holds a NaN or
+        infinity; default False. Costs one more reading of the group's gradients.
     foreach, fused, capturable: accepted for torch's sake and without effect: there is one implementation.
     differentiable: let autograd record the step; runs in plain torch.
     """
@@ -31,6 +35,7 @@ class Options(TypedDict, total=False):
     rounding: str
     state_dtype: torch.dtype | None
     seed: int
+    master_weights: str | None
     backend: str
     skip_nonfinite: bool
     foreach: bool | None
@@ -43,6 +48,7 @@ DEFAULT_OPTIONS: Options = {
     "rounding": "nearest",
     "state_dtype": None,
     "seed": 0,
+    "master_weights": None,
     "backend": "auto",
     "skip_nonfinite": False,
     "foreach": None,
@@ -51,36 +57,46 @@ DEFAULT_OPTIONS: Options = {
     "differentiable": False,
 }
 
-ROUNDINGS = ("nearest", "stochastic", "kahan")
-BACKENDS = ("auto", "rust", "reference")
-STATE_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16, torch.float64)
+ALLOWED: dict[str, tuple[Any, ...]] = {
+    "rounding": ("nearest", "stochastic", "kahan"),
+    "master_weights": (None, "split"),
+    "backend": ("auto", "rust", "reference"),
+    "state_dtype": (None, torch.float32, torch.bfloat16, torch.float16, torch.float64),
+}
+"""The values of the options that have a list of them."""
 
 
-def checked_options(owner: str, own: Iterable[str], options: Options) -> Options:
-    """The options with their defaults, for a class with arguments ``own``.
-
-    Raises TypeError for an unknown one, ValueError for an impossible value.
-    """
+def full_options(owner: str, own: Iterable[str], options: Options) -> Options:
+    """The options with their defaults, for a class with arguments ``own``; TypeError for an unknown one."""
     for name in options:
         if name not in DEFAULT_OPTIONS:
             near = difflib.get_close_matches(name, [*own, *DEFAULT_OPTIONS], n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(DEFAULT_OPTIONS)}"
             raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}{hint}")
-    full: Options = {**DEFAULT_OPTIONS, **options}
-    for name, value, allowed in (
-        ("rounding", full["rounding"], ROUNDINGS),
-        ("backend", full["backend"], BACKENDS),
-        ("state_dtype", full["state_dtype"], STATE_DTYPES),
-    ):
-        if value not in allowed:
-            raise ValueError(f"Invalid {name} value: {value!r}; expected one of {', '.join(map(repr, allowed))}")
-    if not 0 <= full["seed"] < 2**64:
-        raise ValueError(f"Invalid seed value: {full['seed']}; expected 0 to 2**64 - 1")
-    if full["fused"] and full["differentiable"]:
+    return {**DEFAULT_OPTIONS, **options}
+
+
+def check_options(group: dict[str, Any]) -> None:
+    """Raise ValueError for impossible options of a parameter group, RuntimeError for those that exclude each other."""
+    for name, allowed in ALLOWED.items():
+        if group[name] not in allowed:
+            raise ValueError(f"Invalid {name} value: {group[name]!r}; expected one of {', '.join(map(repr, allowed))}")
+    if not 0 <= group["seed"] < 2**64:
+        raise ValueError(f"Invalid seed value: {group['seed']}; expected 0 to 2**64 - 1")
+    if group["master_weights"] is not None:
+        if group["rounding"] != "nearest":
+            raise ValueError(
+                f"master_weights='split' rounds to the nearest and excludes rounding={group['rounding']!r}"
+            )
+        if group["differentiable"]:
+            raise RuntimeError("master_weights='split' does not support `differentiable`")
+        for i, p in enumerate(group["params"]):
+            if p.dtype == torch.float16:
+                raise ValueError(f"parameter {i} has dtype {p.dtype}, but master_weights='split' takes bfloat16 ones")
+    if group["fused"] and group["differentiable"]:
         raise RuntimeError("`fused` does not support `differentiable`")
-    if full["fused"] and full["foreach"]:
+    if group["fused"] and group["foreach"]:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
-    return full
 
 
 def check_range(name: str, value: float | Tensor, low: float, high: float | None = None) -> None:
@@ -107,27 +123,27 @@ def is_distributed(p: Tensor) -> bool:
     return module is not None and isinstance(p, module.DTensor)
 
 
-def check_lr(lr: float | Tensor, options: Options) -> None:
-    """Raise torch's errors for a learning rate."""
+def check_lr(group: dict[str, Any]) -> None:
+    """Raise torch's errors for a group's learning rate."""
+    lr = group["lr"]
     if isinstance(lr, Tensor):
-        if options.get("foreach") and not options.get("capturable"):
+        if group["foreach"] and not group["capturable"]:
             raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
         if lr.numel() != 1:
             raise ValueError("Tensor lr must be 1-element")
     check_range("learning rate", lr, 0.0)
 
 
-def checked_betas(
-    betas: tuple[float | Tensor, float | Tensor], options: Options
-) -> tuple[float | Tensor, float | Tensor]:
-    """The betas, one-element tensors squeezed; torch's errors for impossible ones."""
+def checked_betas(group: dict[str, Any]) -> tuple[float | Tensor, float | Tensor]:
+    """The group's betas, one-element tensors squeezed; torch's errors for impossible ones."""
+    betas = group["betas"]
     check_range("beta parameter at index 0", betas[0], 0.0, 1.0)
     check_range("beta parameter at index 1", betas[1], 0.0, 1.0)
     if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
         raise ValueError("betas must be either both floats or both Tensors")
     for i, beta in enumerate(betas):
         if isinstance(beta, Tensor):
-            if options.get("foreach") and not options.get("capturable"):
+            if group["foreach"] and not group["capturable"]:
                 raise ValueError(f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True")
             if beta.numel() != 1:
                 raise ValueError(f"Tensor betas[{i}] must be 1-element")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -10,7 +11,20 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core, reference
-from ferrostep.optim.base import InPlaceOptimizer, NewState, arithmetic_dtype, has_16_bits, zero_state
+from ferrostep.optim.base import (
+    InPlaceOptimizer,
+    NewState,
+    arithmetic_dtype,
+    has_16_bits,
+    is_fake,
+    loaded_state,
+    zero_state,
+)
+
+COMPENSATIONS = {"kahan": "kahan_comp", "split": "master_low"}
+"""The states that make up for rounding."""
+SINGLE = (torch.float32, torch.complex64)
+DOUBLE = (torch.float64, torch.complex128)
 
 
 class Rule(NamedTuple):
@@ -40,55 +54,81 @@ class Rule(NamedTuple):
 
 
 class RuleOptimizer(InPlaceOptimizer):
-    """An optimizer that hands each parameter group to one update rule. Subclasses define :meth:`rule`."""
+    """An optimizer that hands each parameter group to one update rule.
+
+    Subclasses define :meth:`rule` and :meth:`_check_group`.
+    """
+
+    _early_states: tuple[str, ...] = ()
+    """States that may be there before the first step."""
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """The update rule for a parameter group, with the group's present hyperparameters."""
         raise NotImplementedError
 
-    def _update(self, new_state: NewState) -> bool:
-        batch = _core.Batch(self._known)
-        native: list[Tensor] = []
-        elsewhere: list[Gathered] = []
-        for number, group in enumerate(self.param_groups):
-            on_cpu, others = with_gradient(group)
-            if on_cpu.params:
-                gathered = self._gather(number, group, on_cpu, new_state)
-                gathered.add_to(batch)
-                native += on_cpu.params
-            if others.params:
-                gathered = self._gather(number, group, others, new_state)
-                gathered.check_for_reference()
-                elsewhere.append(gathered)
-        skip = self.defaults["skip_nonfinite"]
-        if skip and not all(g.isfinite().all() for gathered in elsewhere for g in gathered.grads):
-            return False
-        if not batch.run(torch.get_num_threads(), skip_nonfinite=skip):
-            return False
-        if native:
-            torch.autograd.graph.increment_version(native)
-        for gathered in elsewhere:
-            gathered.run_reference()
-        self._after_update(batch, elsewhere)
-        return True
+    # Only here, so that a closure is compiled as any function. What Dynamo traced of this it would compile anew for
+    # every other number and kind of tensors.
+    @torch._disable_dynamo
+    def _update(self) -> None:
+        new_state = NewState(self.state)
+        batch = _core.Batch()
+        try:
+            try:
+                batch, ours, elsewhere = self._gather_all(new_state)
+            except ValueError:
+                if not self._convert_states(new_state):
+                    raise
+                batch, ours, elsewhere = self._gather_all(new_state)
+            if any(gathered.is_skipped() for gathered in elsewhere):
+                return
+            copies = [copy for gathered in elsewhere for copy in gathered.updates()]
+            # What autograd records of a differentiable step; parameters of other groups are detached.
+            recorded = any(gathered.group["differentiable"] for gathered in elsewhere)
+            with torch.set_grad_enabled(recorded) if elsewhere else nullcontext():
+                batch.run(torch.get_num_threads(), copies=copies, changed=ours)
+        finally:
+            if not batch.finished:
+                new_state.discard()
+        if batch.finished:
+            self._after_update(batch, elsewhere)
 
     def _after_update(self, batch: _core.Batch, elsewhere: list[Gathered]) -> None:
         """For subclasses: called when all groups have been updated."""
 
+    def _gather_all(self, new_state: NewState) -> tuple[_core.Batch, list[Tensor], list[Gathered]]:
+        """The checked batch for Rust with its parameters, and what is for plain torch, checked, too."""
+        batch = _core.Batch(self._known)
+        ours: list[Tensor] = []
+        elsewhere: list[Gathered] = []
+        for number, group in enumerate(self.param_groups):
+            on_cpu, others = with_gradient(group)
+            if on_cpu.params:
+                self._gather(number, group, on_cpu, new_state).add_to(batch)
+                ours += on_cpu.params
+            if others.params:
+                check_place(number, group, others)
+                gathered = self._gather(number, group, others, new_state)
+                gathered.check_for_reference()
+                elsewhere.append(gathered)
+        if ours and any(is_fake(gathered.params[0]) for gathered in elsewhere):
+            raise RuntimeError("some parameters are fake tensors and others are real ones, expected one kind")
+        return batch, ours, elsewhere
+
     def _gather(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> Gathered:
         rule = self.rule(group)
         names = rule.states
-        if rule.counts_steps or group["rounding"] == "stochastic":
+        rounding = "split" if group["master_weights"] else group["rounding"]
+        if rule.counts_steps or rounding == "stochastic":
             names = (*names, "step")
-        if group["rounding"] == "kahan":
-            names = (*names, "kahan_comp")
+        if rounding in COMPENSATIONS:
+            names = (*names, COMPENSATIONS[rounding])
         state_of = self.state
         try:
             states = [state_of.get(p) for p in found.params]
             columns = {name: [state[name] for state in states] for name in names}  # type: ignore[index]
         except (KeyError, TypeError):  # a parameter without state, or a state without all that is needed now
             columns = self._complete(number, group, found, rule, names, new_state)
-        return Gathered(number, group, rule, *found, columns)
+        return Gathered(number, group, rule, rounding, *found, columns)
 
     def _complete(
         self,
@@ -104,13 +144,40 @@ class RuleOptimizer(InPlaceOptimizer):
             if p.layout != torch.strided:
                 where = f"param of parameter {position} in group {number}"
                 raise RuntimeError(f"{where} has layout {p.layout}; sparse tensors are not supported")
+            self._check_state(number, position, rule, self.state.get(p, {}))
             for name in names:
                 if name not in self.state.get(p, ()):
                     new = rule.zero_state(name, p, group)
                     if new is not None:
-                        self.state[p][name] = new
-                        new_state.record(p, name)
+                        new_state.set(p, name, new)
         return {name: [self.state[p].get(name) for p in found.params] for name in names}
+
+    def _check_state(self, number: int, position: int, rule: Rule, state: Mapping[str, Any]) -> None:
+        """Raise KeyError for a state that has begun, but without all that the rule needs."""
+        missing = [name for name in rule.states if name not in state]
+        if missing and not set(state) <= {*self._early_states, *COMPENSATIONS.values()}:
+            raise KeyError(
+                f"state of parameter {position} in group {number} has {', '.join(map(str, state))}, but no "
+                f"{', '.join(missing)}: it is not that of {type(self).__name__}"
+            )
+
+    def _check_loaded(self, state_dict: dict[str, Any]) -> None:
+        for number, saved in enumerate(state_dict["param_groups"]):
+            rule = self.rule({**self._group_defaults(saved), **saved})
+            for position, key in enumerate(saved["params"]):
+                self._check_state(number, position, rule, state_dict["state"].get(key, {}))
+
+    def _convert_states(self, new_state: NewState) -> bool:
+        """Convert the states of parameters that have become float64 or float32, as loading does; whether any had."""
+        converted = False
+        for group in self.param_groups:
+            for p in group["params"]:
+                for name, value in tuple(self.state.get(p, {}).items()):
+                    other = DOUBLE if p.dtype in SINGLE else SINGLE if p.dtype in DOUBLE else ()
+                    if name != "step" and isinstance(value, Tensor) and value.dtype in other:
+                        new_state.set(p, name, loaded_state(name, value, p, group))
+                        converted = True
+        return converted
 
 
 class Gathered(NamedTuple):
@@ -119,10 +186,16 @@ class Gathered(NamedTuple):
     number: int
     group: dict[str, Any]
     rule: Rule
+    rounding: str
     positions: list[int]
     params: list[Tensor]
     grads: list[Tensor]
     columns: dict[str, list[Tensor]]
+
+    @property
+    def compensation(self) -> list[Tensor] | None:
+        """What makes up for the rounding of each parameter, if anything does."""
+        return self.columns.get(COMPENSATIONS.get(self.rounding, ""))
 
     def add_to(self, batch: _core.Batch) -> None:
         """Hand the tensors to the Rust engine, which checks them."""
@@ -132,21 +205,16 @@ class Gathered(NamedTuple):
             self.grads,
             {name: self.columns[name] for name in self.rule.states},
             steps=self.columns.get("step"),
-            rounding=self.group["rounding"],
+            rounding=self.rounding,
             seed=self.group["seed"],
-            compensation=self.columns.get("kahan_comp"),
+            compensation=self.compensation,
             group=self.number,
             positions=self.positions if len(self.params) < len(self.group["params"]) else None,
+            skip_nonfinite=self.group["skip_nonfinite"],
         )
 
     def check_for_reference(self) -> None:
         """Raise for what plain torch cannot update, or would by broadcasting."""
-        if self.group["backend"] == "rust":
-            if self.group["differentiable"]:
-                raise RuntimeError("differentiable=True runs in plain torch and excludes backend='rust'")
-            raise RuntimeError(
-                f"{self._place('param', 0)} is on device {self.params[0].device}, expected the CPU (backend='rust')"
-            )
         for i, (p, grad) in enumerate(zip(self.params, self.grads, strict=True)):
             if not (p.is_floating_point() or p.is_complex()):
                 raise ValueError(f"{self._place('param', i)} has dtype {p.dtype}, expected a floating-point one")
@@ -155,10 +223,19 @@ class Gathered(NamedTuple):
                 raise ValueError(f"{self._place('grad', i)} has dtype {grad.dtype}, expected {p.dtype}")
             for name, column in self.columns.items():
                 if name == "step":
-                    if column[i].numel() != 1 or column[i] < 0 or column[i] % 1 != 0:
-                        raise ValueError(f"{self._place(name, i)} is {column[i]}, expected one whole number")
+                    self._check_step(i, column[i])
                 elif column[i] is not None:
                     self._check_twin(name, i, column[i], self.rule.state_shape(name, p))
+            for name in self.rule.states:
+                if (self.columns[name][i].dtype in DOUBLE) != (p.dtype in DOUBLE):
+                    where = self._place(name, i)
+                    raise ValueError(
+                        f"{where} has dtype {self.columns[name][i].dtype}, but the parameter has {p.dtype}"
+                    )
+
+    def _check_step(self, i: int, step: Tensor) -> None:
+        if step.numel() != 1 or (not is_fake(step) and (step < 0 or step % 1 != 0)):
+            raise ValueError(f"{self._place('step', i)} is {step}, expected one whole number")
 
     def _check_twin(self, name: str, i: int, tensor: Tensor, shape: Sequence[int]) -> None:
         if not isinstance(tensor, Tensor):
@@ -172,26 +249,34 @@ class Gathered(NamedTuple):
     def _place(self, name: str, i: int) -> str:
         return f"{name} of parameter {self.positions[i]} in group {self.number}"
 
-    def run_reference(self) -> None:
-        """Update in plain torch."""
+    def is_skipped(self) -> bool:
+        """Whether a gradient holds a NaN or infinity where the group says to skip such a step."""
+        if not self.group["skip_nonfinite"] or is_fake(self.grads[0]):
+            return False
+        return not all(g.isfinite().all() for g in self.grads)
+
+    def updates(self) -> list[tuple[Tensor, Tensor]]:
+        """The tensors that plain torch updates, each with its new values."""
         with torch.set_grad_enabled(self.group["differentiable"]):
-            for i, (p, grad) in enumerate(zip(self.params, self.grads, strict=True)):
-                step = 0.0
-                if "step" in self.columns:
-                    self.columns["step"][i] += 1
-                    step = self.columns["step"][i].item()
-                reference.apply(
-                    self.rule.reference,
-                    p,
-                    grad,
-                    [self.columns[name][i] for name in self.rule.states],
-                    step,
-                    self.rule.hyperparameters,
-                    rounding=self.group["rounding"] if has_16_bits(p) else "nearest",
-                    compensation=self.columns["kahan_comp"][i] if "kahan_comp" in self.columns else None,
-                    seed=self.group["seed"],
-                    number=self.positions[i] | self.number << 32,
-                )
+            return [update for i in range(len(self.params)) for update in self._updates_of(i)]
+
+    def _updates_of(self, i: int) -> list[tuple[Tensor, Tensor]]:
+        counter = self.columns["step"][i] + 1 if "step" in self.columns else None
+        step = 0.0 if counter is None else 1.0 if is_fake(counter) else counter.item()
+        updates = reference.updates(
+            self.rule.reference,
+            # Detached, it may be written while autograd records what is written to others.
+            self.params[i] if self.group["differentiable"] else self.params[i].detach(),
+            self.grads[i],
+            [self.columns[name][i] for name in self.rule.states],
+            step,
+            self.rule.hyperparameters,
+            rounding=self.rounding if has_16_bits(self.params[i]) else "nearest",
+            compensation=None if self.compensation is None else self.compensation[i],
+            seed=self.group["seed"],
+            number=self.positions[i] | self.number << 32,
+        )
+        return updates if counter is None else [*updates, (self.columns["step"][i], counter)]
 
 
 class Found(NamedTuple):
@@ -206,8 +291,9 @@ def with_gradient(group: dict[str, Any]) -> tuple[Found, Found]:
     """The parameters that have a gradient: those for Rust, and those for plain torch."""
     on_cpu = Found([], [], [])
     others = Found([], [], [])
-    plain = group["backend"] == "reference" or group["differentiable"]
-    for position, p in enumerate(group["params"]):
+    params = group["params"]
+    plain = group["backend"] == "reference" or group["differentiable"] or (params and is_fake(params[0]))
+    for position, p in enumerate(params):
         grad = p.grad
         if grad is not None:
             positions, params, grads = others if plain or not p.is_cpu else on_cpu
@@ -215,3 +301,19 @@ def with_gradient(group: dict[str, Any]) -> tuple[Found, Found]:
             params.append(p)
             grads.append(grad)
     return on_cpu, others
+
+
+def check_place(number: int, group: dict[str, Any], found: Found) -> None:
+    """Raise RuntimeError for parameters where neither Rust nor plain torch can update them."""
+    for position, p in zip(found.positions, found.params, strict=True):
+        where = f"param of parameter {position} in group {number}"
+        if group["backend"] == "rust":
+            if group["differentiable"]:
+                raise RuntimeError("differentiable=True runs in plain torch and excludes backend='rust'")
+            raise RuntimeError(f"{where} is on device {p.device}, expected the CPU (backend='rust')")
+        if p.is_meta:
+            # In torch's words, for whoever looks for them.
+            fused = "`fused=True` requires all the params to be floating point Tensors of supported devices: "
+            raise RuntimeError(
+                f"{fused if group['fused'] else ''}{where} is on device meta, which has no memory; materialize it first"
+            )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ferrostep import _core, reference
 from ferrostep.optim.base import NewState, zero_state
+from ferrostep.optim.options import check_lr, check_range, checked_betas
 from ferrostep.optim.rules import Gathered, Rule, RuleOptimizer
 
 
@@ -41,13 +42,15 @@ class Refreshed(NamedTuple):
 class Sophia(RuleOptimizer):
     """The common part of :class:`SophiaG` and :class:`SophiaH`."""
 
+    _early_states = ("hessian",)
     _counted: tuple[tuple[int | Tensor, int], ...] = ()
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group; RuntimeError for complex parameters, whose curvature is no number per element."""
-        super().add_param_group(param_group)
-        if any(p.is_complex() for p in self.param_groups[-1]["params"]):
-            self.param_groups.pop()
+    def _check_group(self, group: dict[str, Any]) -> None:
+        check_lr(group)
+        check_range("weight_decay value", group["weight_decay"], 0.0)
+        check_positive("epsilon value", group["eps"])
+        group["betas"] = checked_betas(group)
+        if any(p.is_complex() for p in group["params"]):  # their curvature is no number per element
             raise RuntimeError(f"{type(self).__name__} does not support complex parameters")
 
     def unclipped_fraction(self) -> float:
@@ -80,6 +83,8 @@ class Sophia(RuleOptimizer):
         }
         return Rule(_core.Sophia, reference.sophia, ("exp_avg", "hessian"), hyperparameters, counts_steps=True)
 
+    @torch._disable_dynamo
+    @torch.no_grad()
     def _refresh(
         self,
         estimator: Estimator,
@@ -87,9 +92,9 @@ class Sophia(RuleOptimizer):
         scale: Callable[[dict[str, Any]], float],
     ) -> None:
         """Take new estimates into the averages of the parameters in ``inputs``, or into none if one cannot be."""
-        batch = _core.Batch()
-        elsewhere: list[tuple[dict[str, Any], list[Refreshed]]] = []
         new_state = NewState(self.state)
+        batch = _core.Batch()
+        copies: list[tuple[Tensor, Tensor]] = []
         try:
             for number, group in enumerate(self.param_groups):
                 hyperparameters = {
@@ -103,16 +108,14 @@ class Sophia(RuleOptimizer):
                     _add_to(batch, estimator, hyperparameters, number, native)
                 others = [one for one in found if not (one.param.is_cpu and group["backend"] != "reference")]
                 _check_for_reference(number, group, others)
-                elsewhere.append((hyperparameters, others))
-            batch.run(torch.get_num_threads())
-        except BaseException:
-            new_state.discard()
-            raise
-        with torch.no_grad():
-            for hyperparameters, others in elsewhere:
                 for _, _, h, own in others:
                     work = torch.float64 if h.dtype == torch.float64 else torch.float32
-                    h.copy_(estimator.reference(h.to(work), *(x.to(work) for x in own), **hyperparameters))
+                    new = estimator.reference(h.to(work), *(x.to(work) for x in own), **hyperparameters)
+                    copies.append((h, new))
+            batch.run(torch.get_num_threads(), copies=copies)
+        finally:
+            if not batch.finished:
+                new_state.discard()
 
     def _find(
         self, group: dict[str, Any], inputs: Mapping[Tensor, tuple[Tensor, ...]], new_state: NewState
@@ -120,11 +123,9 @@ class Sophia(RuleOptimizer):
         found = []
         for position, p in enumerate(group["params"]):
             if p in inputs:
-                state = self.state[p]
-                if "hessian" not in state:
-                    state["hessian"] = zero_state("hessian", p, group)
-                    new_state.record(p, "hessian")
-                found.append(Refreshed(position, p, state["hessian"], inputs[p]))
+                if "hessian" not in self.state.get(p, ()):
+                    new_state.set(p, "hessian", zero_state("hessian", p, group))
+                found.append(Refreshed(position, p, self.state[p]["hessian"], inputs[p]))
         return found
 
 

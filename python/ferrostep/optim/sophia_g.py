@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ferrostep.optim.options import Options, check_lr, check_range, checked_betas
+from ferrostep.optim.options import Options, check_range
 from ferrostep.optim.rules import Rule
 from ferrostep.optim.sophia import SQUARE, Sophia, check_positive
 
@@ -84,15 +84,9 @@ class SophiaG(Sophia):
         skip_nonfinite_hessian: bool = True,
         **options: Unpack[Options],
     ) -> None:
-        check_lr(lr, options)
-        check_range("rho value", rho, 0.0)
-        check_range("weight_decay value", weight_decay, 0.0)
-        check_positive("epsilon value", eps)
-        if bs is not None:
-            check_positive("bs value", bs)
         defaults = {
             "lr": lr,
-            "betas": checked_betas(betas, options),
+            "betas": betas,
             "rho": rho,
             "weight_decay": weight_decay,
             "bs": bs,
@@ -108,6 +102,12 @@ class SophiaG(Sophia):
         if bs is None:
             bs = AUTHORS_BS
         return self._sophia(group, group["rho"] * bs, add_eps=True)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        check_range("rho value", group["rho"], 0.0)
+        if group["bs"] is not None:
+            check_positive("bs value", group["bs"])
 
     def step(  # type: ignore[override]
         self, closure: Callable[[], float] | None = None, bs: float | None = None

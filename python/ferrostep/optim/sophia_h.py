@@ -11,7 +11,7 @@ from torch import Tensor
 from ferrostep.curvature import HutchinsonDiagonal
 from ferrostep.curvature.diagonal import count_ranks, mean_over_ranks
 from ferrostep.curvature.products import DISTRIBUTIONS, Loss
-from ferrostep.optim.options import Options, check_lr, check_range, checked_betas
+from ferrostep.optim.options import Options, check_range
 from ferrostep.optim.rules import Rule
 from ferrostep.optim.sophia import ESTIMATE, PRODUCT, Sophia, check_positive
 
@@ -85,18 +85,9 @@ class SophiaH(Sophia):
         skip_nonfinite_hessian: bool = True,
         **options: Unpack[Options],
     ) -> None:
-        check_lr(lr, options)
-        check_range("gamma value", gamma, 0.0)
-        check_range("weight_decay value", weight_decay, 0.0)
-        check_range("update_period value", update_period, 1)
-        check_range("num_samples value", num_samples, 1)
-        check_positive("epsilon value", eps)
-        if distribution not in DISTRIBUTIONS:
-            expected = " or ".join(map(repr, DISTRIBUTIONS))
-            raise ValueError(f"Invalid distribution value: {distribution!r}; expected {expected}")
         defaults = {
             "lr": lr,
-            "betas": checked_betas(betas, options),
+            "betas": betas,
             "gamma": gamma,
             "weight_decay": weight_decay,
             "update_period": update_period,
@@ -121,6 +112,15 @@ class SophiaH(Sophia):
     def rule(self, group: dict[str, Any]) -> Rule:
         """Sophia with the group's hyperparameters."""
         return self._sophia(group, group["gamma"], add_eps=False)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        super()._check_group(group)
+        check_range("gamma value", group["gamma"], 0.0)
+        check_range("update_period value", group["update_period"], 1)
+        check_range("num_samples value", group["num_samples"], 1)
+        if group["distribution"] not in DISTRIBUTIONS:
+            expected = " or ".join(map(repr, DISTRIBUTIONS))
+            raise ValueError(f"Invalid distribution value: {group['distribution']!r}; expected {expected}")
 
     def step(  # type: ignore[override]
         self,

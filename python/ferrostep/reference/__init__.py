@@ -6,7 +6,7 @@ They are what the Rust kernels are tested against, what runs on devices other th
 
 from ferrostep.reference.adamw import adamw
 from ferrostep.reference.auon import auon
-from ferrostep.reference.engine import ReferenceRule, apply
+from ferrostep.reference.engine import ReferenceRule, apply, updates
 from ferrostep.reference.lion import lion
 from ferrostep.reference.muon import matrices, muon
 from ferrostep.reference.newton_schulz import newton_schulz
@@ -26,4 +26,5 @@ __all__ = [
     "newton_schulz",
     "sophia",
     "unclipped",
+    "updates",
 ]

@@ -26,16 +26,31 @@ def apply(
     states: Sequence[Tensor],
     step: float,
     hyperparameters: Mapping[str, Any],
+    **rounding: Any,
+) -> None:
+    """Update ``param`` and ``states`` in place by ``rule``; see :func:`updates`."""
+    for tensor, new in updates(rule, param, grad, states, step, hyperparameters, **rounding):
+        tensor.copy_(new)
+
+
+def updates(
+    rule: ReferenceRule,
+    param: Tensor,
+    grad: Tensor,
+    states: Sequence[Tensor],
+    step: float,
+    hyperparameters: Mapping[str, Any],
     *,
     rounding: str = "nearest",
     compensation: Tensor | None = None,
     seed: int = 0,
     number: int = 0,
-) -> None:
-    """Update ``param`` and ``states`` in place by ``rule``, with the arithmetic in float32 for 16-bit parameters.
+) -> list[tuple[Tensor, Tensor]]:
+    """The tensors that ``rule`` updates, each with its new values; nothing is changed.
 
-    Autograd records the update if it is enabled. ``rounding``, ``compensation`` and ``seed`` are those of the
-    optimizers; ``number`` is the tensor's number in the stream of random numbers.
+    The arithmetic is in float32 for 16-bit parameters, and recorded by autograd if it is enabled. ``rounding``,
+    ``compensation`` and ``seed`` are those of the optimizers; ``number`` is the tensor's number in the stream of random
+    numbers.
     """
     if param.is_complex():
         param, grad = torch.view_as_real(param), torch.view_as_real(grad)
@@ -47,15 +62,36 @@ def apply(
     p = param.to(work, copy=copy)
     if rounding == "kahan" and compensation is not None:
         p = p + compensation.to(work)
+    elif rounding == "split" and compensation is not None:
+        p = _joined(param, compensation)
     p, new_states = rule(p, grad.to(work), tuple(s.to(work, copy=copy) for s in states), step, **hyperparameters)
-    for state, new in zip(states, new_states, strict=True):
-        state.copy_(new)
+    changed = [(state, new.to(state.dtype)) for state, new in zip(states, new_states, strict=True)]
     if rounding == "stochastic":
-        param.copy_(_round_stochastically(p, param, seed, number, int(step)))
-    else:
-        param.copy_(p)
-        if rounding == "kahan" and compensation is not None:
-            compensation.copy_(p - param.to(work))
+        return [*changed, (param, _round_stochastically(p, param, seed, number, int(step)))]
+    if compensation is None:
+        return [*changed, (param, p.to(param.dtype))]
+    rounded, rest = _split(p) if rounding == "split" else _rounded_with_loss(p, param.dtype)
+    return [*changed, (param, rounded), (compensation, rest)]
+
+
+def _rounded_with_loss(p: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The nearest number of the dtype, and what rounding lost, in the dtype, too."""
+    rounded = p.to(dtype)
+    return rounded, (p - rounded.to(p.dtype)).to(dtype)
+
+
+def _joined(param: Tensor, low: Tensor) -> Tensor:
+    """The float32 number of which a bfloat16 is the upper half, and an int16 what that is too high or too low by."""
+    upper = param.view(torch.int16).to(torch.int32) << 16
+    return (upper + low).view(torch.float32)
+
+
+def _split(p: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of :func:`_joined`, with the nearest bfloat16, of two the greater; NaN has no lower half."""
+    bits = p.view(torch.int32)
+    upper = (bits + 0x8000) >> 16
+    low = torch.where(p.isnan(), 0, bits - (upper << 16)).to(torch.int16)
+    return torch.where(p.isnan(), 0x7FC0, upper).to(torch.int16).view(torch.bfloat16), low
 
 
 def _round_stochastically(exact: Tensor, param: Tensor, seed: int, number: int, step: int) -> Tensor:

@@ -1,0 +1,31 @@
+//! What follows the kernels of a step, in Python's hands and yet not to be left half done: an interrupt comes up as an
+//! exception of whatever Python code runs next. So what raises is called once more, all of it is called, and only then
+//! is the first exception passed on.
+
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::PyList;
+
+/// A tensor, and the tensor that is to be copied to it.
+pub type Copy<'py> = (Bound<'py, PyAny>, Bound<'py, PyAny>);
+
+/// Copies what was computed in plain torch.
+pub fn copy(copies: &[Copy]) -> PyResult<()> {
+    let copied = |(to, from): &Copy| insist(|| to.call_method1(intern!(to.py(), "copy_"), (from,)));
+    copies.iter().map(copied).fold(Ok(()), PyResult::and)
+}
+
+/// Tells autograd that the tensors were changed.
+pub fn tell(py: Python<'_>, changed: Option<&Bound<'_, PyList>>) -> PyResult<()> {
+    static INCREMENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    let Some(changed) = changed.filter(|tensors| !tensors.is_empty()) else {
+        return Ok(());
+    };
+    let increment = INCREMENT.import(py, "torch.autograd.graph", "increment_version")?;
+    insist(|| increment.call1((changed,)))
+}
+
+fn insist<T>(call: impl Fn() -> PyResult<T>) -> PyResult<()> {
+    call().map(drop).inspect_err(|_| drop(call()))
+}
