@@ -67,6 +67,20 @@ def test_skip_nonfinite_leaves_everything_untouched(entry: Entry, boundary: str)
 
 
 @every_class
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_skip_nonfinite_of_a_group_looks_at_its_gradients(entry: Entry, backend: str) -> None:
+    params = parameters(entry.shapes[:2])
+    groups = [{"params": params[:1]}, {"params": params[1:], "skip_nonfinite": True, "backend": backend}]
+    optimizer = entry.build(groups)
+    for victim, is_skipped in ((1, True), (0, False)):
+        set_gradients(params, 0)
+        params[victim].grad.view(-1)[0] = float("nan")
+        before = [bits(p) for p in params]
+        optimizer.step()
+        assert ([bits(p) for p in params] == before) == is_skipped
+
+
+@every_class
 def test_skip_nonfinite_at_the_first_step_makes_no_state(entry: Entry) -> None:
     params = parameters(entry.shapes)
     optimizer = entry.build(params, skip_nonfinite=True)
@@ -142,6 +156,31 @@ def test_a_compiled_model_with_the_step_outside(entry: Entry) -> None:
             loss_of(net, step).backward()
             each.step()
     assert_same_bits(optimizer, other)
+
+
+@every_class
+def test_a_compiled_training_step_is_not_compiled_again(entry: Entry) -> None:
+    """Dynamo stays out of our step, as of torch's, whatever the tensors are."""
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8, bias=False), torch.nn.Linear(8, 2, bias=False))
+    optimizer = entry.build([{"params": [p]} for p in model.parameters()])
+    torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+
+    @torch.compile(backend="aot_eager")
+    def train_step(x: torch.Tensor) -> None:
+        model(x).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    before = model[0].weight.detach().clone()
+    compiled = []
+    for step in range(12):
+        model[0].weight.requires_grad_(step % 2 == 0)  # one gradient or two
+        train_step(torch.ones(3, 4))
+        compiled.append((counters["stats"]["unique_graphs"], sum(counters["graph_break"].values())))
+    assert (model[0].weight != before).any()
+    assert compiled[1:] == compiled[1:2] * 11
 
 
 @every_class_of_any_shape

@@ -19,6 +19,8 @@ IMPOSSIBLE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"weight_decay": -0.1}, "weight.decay.*: -0.1"),
     ({"rounding": "up"}, "Invalid rounding value: 'up'; expected one of 'nearest', 'stochastic', 'kahan'"),
     ({"rounding": None}, "Invalid rounding value: None"),
+    ({"master_weights": "bf16"}, "Invalid master_weights value: 'bf16'; expected one of None, 'split'"),
+    ({"master_weights": "split", "rounding": "kahan"}, "master_weights='split' .* excludes rounding='kahan'"),
     ({"backend": "cuda"}, "Invalid backend value: 'cuda'; expected one of 'auto', 'rust', 'reference'"),
     ({"state_dtype": torch.int8}, r"Invalid state_dtype value: torch.int8; expected one of None, torch.float32"),
     ({"state_dtype": "bf16"}, "Invalid state_dtype value: 'bf16'"),
@@ -39,6 +41,26 @@ IMPOSSIBLE_BETAS: tuple[tuple[Any, str], ...] = (
 def test_impossible_values(entry: Entry, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         entry.build(parameters([(3, 2)]), **arguments)
+
+
+@every_class
+@pytest.mark.parametrize(("arguments", "message"), IMPOSSIBLE, ids=lambda x: str(x)[:30])
+def test_impossible_values_in_a_group(entry: Entry, arguments: dict[str, Any], message: str) -> None:
+    first, second = parameters([(3, 2), (3, 2)])
+    with pytest.raises(ValueError, match=message):
+        entry.build([{"params": [first]}, {"params": [second], **arguments}])
+    optimizer = entry.build([first])
+    with pytest.raises(ValueError, match=message):
+        optimizer.add_param_group({"params": [second], **arguments})
+    assert len(optimizer.param_groups) == 1
+    optimizer.add_param_group({"params": [second]})
+
+
+@every(lambda entry: "betas" in entry.arguments and entry in one_of_each_class())
+@pytest.mark.parametrize(("betas", "message"), IMPOSSIBLE_BETAS, ids=str)
+def test_impossible_betas_in_a_group(entry: Entry, betas: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        entry.build([{"params": parameters([(3, 2)]), "betas": betas}])
 
 
 @every(lambda entry: "betas" in entry.arguments and entry in one_of_each_class())
@@ -87,9 +109,17 @@ def test_flags_for_other_implementations_have_no_effect(entry: Entry) -> None:
 
 
 @every_class
-@pytest.mark.parametrize("flags", [{"fused": True, "differentiable": True}, {"fused": True, "foreach": True}], ids=str)
-def test_flags_that_exclude_each_other(entry: Entry, flags: dict[str, bool]) -> None:
-    with pytest.raises(RuntimeError, match="fused"):
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"fused": True, "differentiable": True},
+        {"fused": True, "foreach": True},
+        {"master_weights": "split", "differentiable": True},
+    ],
+    ids=str,
+)
+def test_flags_that_exclude_each_other(entry: Entry, flags: dict[str, Any]) -> None:
+    with pytest.raises(RuntimeError, match=r"fused|differentiable"):
         entry.build(parameters([(3, 2)]), **flags)
 
 

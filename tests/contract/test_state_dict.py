@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,16 @@ import torch
 from torch.optim import Optimizer
 
 from ferrostep.optim import AdamW, Lion
-from tests.contract.registry import ADAMW, LION, Entry, every, every_class, every_class_of_any_shape, every_entry
+from tests.contract.registry import (
+    ADAMW,
+    LION,
+    Entry,
+    every,
+    every_class,
+    every_class_of_any_shape,
+    every_entry,
+    one_of_each_class,
+)
 from tests.contract.training import assert_close, assert_same_bits, contents, copies, parameters, train
 
 
@@ -210,6 +220,87 @@ def test_groups_that_do_not_fit_are_refused(entry: Entry) -> None:
     with pytest.raises(ValueError, match="doesn't match the size"):
         optimizer.load_state_dict(entry.build(parameters(entry.shapes[:-1])).state_dict())
     assert_same_bits(optimizer, before)
+
+
+FOREIGN: dict[str, Callable[[Any], dict[str, Any]]] = {
+    "Adagrad": lambda p: {"step": torch.tensor(3.0), "sum": torch.ones_like(p)},
+    "bitsandbytes' AdamW8bit": lambda p: {"step": 3, "state1": torch.zeros_like(p, dtype=torch.uint8)},
+    "a step count alone": lambda p: {"step": torch.tensor(3.0)},
+}
+
+
+@every_class
+@pytest.mark.parametrize("theirs", FOREIGN)
+def test_states_of_other_optimizers_are_refused(entry: Entry, theirs: str) -> None:
+    """As torch does, by a KeyError, but when they are loaded and with nothing changed."""
+    params = parameters(entry.shapes)
+    optimizer = entry.build(params)
+    train(optimizer, params, 2)
+    saved = optimizer.state_dict()
+    before = copies(optimizer)
+    saved["state"] = {**saved["state"], 1: FOREIGN[theirs](params[1])}
+    with pytest.raises(KeyError, match=rf"state of parameter 1 in group 0 has .*, but no {entry.state}"):
+        optimizer.load_state_dict(saved)
+    assert_same_bits(optimizer, before)
+    train(optimizer, params, 1, start=2)
+
+
+@every(lambda entry: entry.state == "exp_avg" and entry in one_of_each_class())
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sgds_checkpoint_is_refused(entry: Entry, momentum: float) -> None:
+    params = parameters(entry.shapes)
+    sgd = torch.optim.SGD(params, lr=0.1, momentum=momentum)
+    train(sgd, params, 1)
+    sgd.state[params[0]].setdefault("momentum_buffer", None)  # as torch had it until 2.3
+    with pytest.raises(KeyError, match="state of parameter 0 in group 0 has momentum_buffer, but no exp_avg"):
+        entry.build(params).load_state_dict(sgd.state_dict())
+
+
+@every_class
+def test_a_state_that_has_lost_a_part_is_refused(entry: Entry) -> None:
+    params = parameters(entry.shapes)
+    optimizer = entry.build(params, rounding="stochastic")
+    train(optimizer, params, 2)
+    del optimizer.state[params[1]][entry.state]
+    before = copies(optimizer)
+    with pytest.raises(KeyError, match=rf"state of parameter 1 in group 0 has .*step.*, but no {entry.state}"):
+        train(optimizer, params, 1)
+    assert_same_bits(optimizer, before)
+
+
+@every_class
+@pytest.mark.parametrize("drop", ["clear", "load"])
+def test_a_dropped_state_is_freed_at_once(entry: Entry, drop: str) -> None:
+    params = parameters(entry.shapes)
+    optimizer = entry.build(params)
+    train(optimizer, params, 2)
+    kept = weakref.ref(optimizer.state[params[0]][entry.state])
+    if drop == "clear":
+        optimizer.state.clear()
+    else:
+        optimizer.load_state_dict(optimizer.state_dict())
+    assert kept() is None
+    train(optimizer, params, 1)
+
+
+@every_class
+@pytest.mark.parametrize("backend", ["rust", "reference"])
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float64), (torch.float64, torch.float32)], ids=str)
+def test_a_model_that_changes_its_precision_goes_on(entry: Entry, backend: str, dtypes: Any) -> None:
+    """As if its state had been loaded: `model.double()` and `model.float()` keep the parameters that they convert."""
+    before, after = dtypes
+    params = parameters(entry.shapes, before)
+    optimizer = entry.build(params, backend=backend)
+    train(optimizer, params, 2)
+    expected = [torch.nn.Parameter(p.detach().to(after)) for p in params]
+    other = entry.build(expected, backend=backend)
+    other.load_state_dict(optimizer.state_dict())
+    for p in params:
+        p.data = p.data.to(after)
+    train(optimizer, params, 2, start=2)
+    train(other, expected, 2, start=2)
+    assert optimizer.state[params[0]][entry.state].dtype == after
+    assert_same_bits(optimizer, other)
 
 
 @every_class

@@ -165,7 +165,7 @@ class NewState:
 
     def set(self, p: Tensor, name: str, new: Tensor) -> None:
         """Make ``new`` the parameter's state of this name."""
-        self.before.append((p, name, self.state[p].get(name)))
+        self.before.append((p, name, self.state.get(p, {}).get(name)))
         self.state[p][name] = new
 
     def discard(self) -> None:

@@ -1,0 +1,142 @@
+"""An interrupt or an error within a step leaves all of it or nothing, wherever it comes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch.optim import Optimizer
+
+import ferrostep
+from ferrostep.optim import SophiaG, SophiaH
+from ferrostep.optim.rules import Gathered
+from tests.contract.registry import Entry, every_class
+from tests.contract.snapshot import Snapshot
+from tests.contract.training import assert_same_bits, copies, parameters, set_gradients, train
+
+FOLDERS = (str(Path(ferrostep.__file__).parent), str(Path(torch.autograd.graph.__file__)))
+PLACES = 40
+
+
+class Interrupts:
+    """Raises KeyboardInterrupt before instruction number ``at`` of the step's Python code; by default only counts."""
+
+    def __init__(self, at: int = sys.maxsize) -> None:
+        self.at = at
+        self.passed = 0
+
+    def _trace(self, frame: FrameType, event: str, _argument: object) -> Any:
+        if not frame.f_code.co_filename.startswith(FOLDERS):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            self.passed += 1
+            if self.passed == self.at:
+                raise KeyboardInterrupt
+        return self._trace
+
+    def run(self, call: Callable[[], object]) -> None:
+        """Call under interrupts."""
+        before = sys.gettrace()
+        sys.settrace(self._trace)
+        try:
+            call()
+        finally:
+            sys.settrace(before)
+
+
+def places(count: int) -> list[int]:
+    """Some of the instructions, and all of the last ones."""
+    return sorted({*range(1, count + 1, max(1, count // PLACES)), *range(max(1, count - PLACES), count + 1)})
+
+
+def mixed(entry: Entry, **options: Any) -> Optimizer:
+    """An optimizer of which one group is updated by Rust, the other in plain torch."""
+    params = parameters(entry.shapes[:2], torch.bfloat16)
+    groups = [{"params": params[:1]}, {"params": params[1:], "backend": "reference"}]
+    optimizer = entry.build(groups, rounding="kahan", **options)
+    set_gradients(params, 0)
+    return optimizer
+
+
+def params_of(optimizer: Optimizer) -> list[Any]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+@every_class
+@pytest.mark.parametrize("steps_before", [0, 1])
+def test_a_step_that_is_interrupted_is_whole_or_has_not_begun(entry: Entry, steps_before: int) -> None:
+    def build() -> Optimizer:
+        optimizer = mixed(entry)
+        train(optimizer, params_of(optimizer), steps_before)
+        set_gradients(params_of(optimizer), steps_before)
+        return optimizer
+
+    counting = Interrupts()
+    counting.run(build().step)
+    assert counting.passed > PLACES
+    expected = build()
+    expected.step()
+    seen = set()
+    for at in places(counting.passed):
+        optimizer = build()
+        before = Snapshot(optimizer)
+        versions = [p._version for p in params_of(optimizer)]
+        with suppress(KeyboardInterrupt):
+            Interrupts(at).run(optimizer.step)
+        has_moved = [p._version > version for p, version in zip(params_of(optimizer), versions, strict=True)]
+        seen.add(all(has_moved))
+        if not any(has_moved):
+            before.assert_unchanged()
+            optimizer.step()
+        assert_same_bits(optimizer, expected)
+    assert seen == {False, True}
+
+
+@every_class
+def test_a_step_whose_plain_torch_part_fails_has_not_begun(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as for want of memory on a device."""
+
+    def fail(_gathered: Gathered) -> list[Any]:
+        raise torch.OutOfMemoryError("no memory")
+
+    optimizer = mixed(entry)
+    before = Snapshot(optimizer)
+    monkeypatch.setattr(Gathered, "updates", fail)
+    with pytest.raises(torch.OutOfMemoryError, match="no memory"):
+        optimizer.step()
+    before.assert_unchanged()
+    monkeypatch.undo()
+    optimizer.step()
+    expected = mixed(entry)
+    expected.step()
+    assert_same_bits(optimizer, expected)
+
+
+@pytest.mark.parametrize("optimizer_class", [SophiaG, SophiaH])
+def test_a_refresh_that_is_interrupted_is_whole_or_has_not_begun(optimizer_class: type[Any]) -> None:
+    def build() -> tuple[Any, Callable[[], object]]:
+        params = parameters([(3, 2), (4,)])
+        optimizer = optimizer_class([{"params": params[:1]}, {"params": params[1:], "backend": "reference"}])
+        set_gradients(params, 0)
+        if optimizer_class is SophiaG:
+            return optimizer, lambda: optimizer.update_hessian(bs=4)
+        return optimizer, lambda: optimizer.update_hessian([p.grad for p in params])
+
+    counting = Interrupts()
+    counting.run(build()[1])
+    expected, refresh = build()
+    refresh()
+    for at in places(counting.passed):
+        optimizer, refresh = build()
+        before = copies(optimizer)
+        with suppress(KeyboardInterrupt):
+            Interrupts(at).run(refresh)
+        now = copies(optimizer)
+        assert_same_bits(now, expected if now.keys() != before.keys() else before)
