@@ -10,7 +10,7 @@ use super::errors::{Place, Problem, Refusal};
 use super::finish;
 use super::overlap::{self, Claim};
 use super::rules;
-use super::tensor::{Counter, Known, Reader, View};
+use super::tensor::{Counter, Elements, Known, Reader, View};
 use crate::kernels::elementwise::{self, Buffers, DType, Hyperparameters, Rounding, Rule as _, Values, Work};
 use crate::kernels::strided::Staged;
 use crate::kernels::whole::{Whole, Workspace};
@@ -103,8 +103,10 @@ impl Batch {
             "nearest" => Rounding::Nearest,
             "stochastic" => Rounding::Stochastic { seed },
             "kahan" => Rounding::Kahan,
+            "split" => Rounding::Split,
             other => {
-                let message = format!("rounding is {other:?}, expected 'nearest', 'stochastic' or 'kahan'");
+                let message =
+                    format!("rounding is {other:?}, expected 'nearest', 'stochastic', 'kahan' or 'split'");
                 return Err(PyValueError::new_err(message));
             }
         };
@@ -114,7 +116,11 @@ impl Batch {
             arguments.push(name.extract()?);
             lists.push(list.cast_into::<PyList>()?);
         }
-        arguments.extend(["kahan_comp".to_string(), "step".to_string()]);
+        let compensation_name = match rounding {
+            Rounding::Split => "master_low",
+            _ => "kahan_comp",
+        };
+        arguments.extend([compensation_name.to_string(), "step".to_string()]);
         self.groups.push(Group {
             number: group,
             arguments,
@@ -274,10 +280,9 @@ impl Batch {
             let message = format!("positions has {} numbers, expected {count}", positions.len());
             return Err(PyValueError::new_err(message));
         }
-        if inputs.compensation.is_none() && inputs.rounding == Rounding::Kahan {
-            return Err(PyValueError::new_err(
-                "rounding='kahan' needs compensation buffers",
-            ));
+        if inputs.compensation.is_none() && matches!(inputs.rounding, Rounding::Kahan | Rounding::Split) {
+            let message = format!("rounding='{}' needs compensation buffers", inputs.rounding.name());
+            return Err(PyValueError::new_err(message));
         }
         self.writes.reserve(count * (states + 2));
         self.tensors.reserve(count * (states + 3));
@@ -302,9 +307,14 @@ impl Batch {
             states.push(state);
         }
         let all = inputs.states.len();
-        let compensation = match &inputs.compensation {
-            Some(list) if rounding(&param, inputs) == Rounding::Kahan => {
-                let view = self.view(i, 2 + all, list, true)?;
+        let elements = match rounding(&param, inputs) {
+            Rounding::Kahan => Some(Elements::Floats),
+            Rounding::Split => Some(Elements::Int16),
+            Rounding::Nearest | Rounding::Stochastic { .. } => None,
+        };
+        let compensation = match (elements, &inputs.compensation) {
+            (Some(elements), Some(list)) => {
+                let view = self.view_of(elements, i, 2 + all, list, true)?;
                 self.check_twin(i, 2 + all, &view, &param, param.dtype)?;
                 Some(view)
             }
@@ -334,8 +344,20 @@ impl Batch {
         list: &Bound<'_, PyList>,
         writable: bool,
     ) -> PyResult<View> {
+        self.view_of(Elements::Floats, i, argument, list, writable)
+    }
+
+    fn view_of(
+        &mut self,
+        elements: Elements,
+        i: usize,
+        argument: usize,
+        list: &Bound<'_, PyList>,
+        writable: bool,
+    ) -> PyResult<View> {
         let tensor = list.get_item(i)?;
-        let view = match self.reader.view(&tensor, writable, argument >= 2)? {
+        let lasting = argument >= 2;
+        let view = match self.reader.view_of(elements, &tensor, writable, lasting)? {
             Ok(view) => view,
             Err(problem) => return Err(self.refuse(i, argument, *problem)),
         };

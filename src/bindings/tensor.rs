@@ -226,6 +226,39 @@ impl Known {
     }
 }
 
+/// What a tensor's elements are to be.
+#[derive(Clone, Copy)]
+pub enum Elements {
+    Floats,
+    /// The lower halves of float32 numbers.
+    Int16,
+}
+
+impl Elements {
+    /// How elements of a type of this name are stored, and whether in pairs. Lower halves are moved, but not looked at,
+    /// outside the kernel that joins them to the upper ones: any type of 16 bits serves.
+    fn stored(self, name: &str) -> Option<(DType, bool)> {
+        match (self, name) {
+            (Elements::Int16, "int16") => Some((DType::Bf16, false)),
+            (Elements::Int16, _) => None,
+            (Elements::Floats, "float32") => Some((DType::F32, false)),
+            (Elements::Floats, "float64") => Some((DType::F64, false)),
+            (Elements::Floats, "float16") => Some((DType::F16, false)),
+            (Elements::Floats, "bfloat16") => Some((DType::Bf16, false)),
+            (Elements::Floats, "complex64") => Some((DType::F32, true)),
+            (Elements::Floats, "complex128") => Some((DType::F64, true)),
+            _ => None,
+        }
+    }
+
+    fn names(self) -> &'static str {
+        match self {
+            Elements::Floats => "float32, float64, bfloat16 or float16",
+            Elements::Int16 => "int16",
+        }
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Kind {
     Exchange(FromPyObject),
@@ -264,14 +297,25 @@ impl Reader {
     /// The view is valid while the object lives, keeps its memory, and the reader lives. (Another thread that
     /// meanwhile replaces the memory, by `param.data = ...`, is the caller's mistake.)
     pub fn view(&mut self, object: &Bound<'_, PyAny>, writable: bool, lasting: bool) -> PyResult<Viewed> {
+        self.view_of(Elements::Floats, object, writable, lasting)
+    }
+
+    /// As `view`, of elements that may be other ones.
+    pub fn view_of(
+        &mut self,
+        elements: Elements,
+        object: &Bound<'_, PyAny>,
+        writable: bool,
+        lasting: bool,
+    ) -> PyResult<Viewed> {
         let viewed = match self.kind(&object.get_type())? {
-            Kind::Numpy => return numpy_view(object.cast::<PyUntypedArray>()?, writable),
+            Kind::Numpy => return numpy_view(elements, object.cast::<PyUntypedArray>()?, writable),
             Kind::Unknown => {
                 let kind = object.get_type().name()?.to_string();
                 return refuse(Problem::NotATensor { kind });
             }
-            Kind::Exchange(from_object) => exchanged_view(object, from_object)?,
-            Kind::Capsule => self.capsule_view(object)?,
+            Kind::Exchange(from_object) => exchanged_view(elements, object, from_object)?,
+            Kind::Capsule => self.capsule_view(elements, object)?,
         };
         Ok(match viewed {
             Ok(view) if lasting && self.remembers(object, &view) => Ok(view),
@@ -327,7 +371,7 @@ impl Reader {
         Ok(kind)
     }
 
-    fn capsule_view(&mut self, object: &Bound<'_, PyAny>) -> PyResult<Viewed> {
+    fn capsule_view(&mut self, elements: Elements, object: &Bound<'_, PyAny>) -> PyResult<Viewed> {
         let py = object.py();
         let exported = object
             .call_method0(intern!(py, "detach"))
@@ -338,13 +382,17 @@ impl Reader {
         let managed = capsule.pointer_checked(Some(c"dltensor"))?.cast::<DlTensor>();
         // SAFETY: a capsule of this name holds a DLManagedTensor, whose first field is the DLTensor; the capsule, kept
         // below, keeps it alive.
-        let view = unsafe { dlpack_view(managed.as_ref(), object) };
+        let view = unsafe { dlpack_view(elements, managed.as_ref(), object) };
         self.capsules.push(capsule.into_any().unbind());
         view
     }
 }
 
-fn exchanged_view(object: &Bound<'_, PyAny>, from_object: FromPyObject) -> PyResult<Viewed> {
+fn exchanged_view(
+    elements: Elements,
+    object: &Bound<'_, PyAny>,
+    from_object: FromPyObject,
+) -> PyResult<Viewed> {
     let mut tensor = DlTensor::EMPTY;
     // SAFETY: the function comes from the type of this very object; `tensor` is a place for its result.
     if unsafe { from_object(object.as_ptr().cast(), &mut tensor) } != 0 {
@@ -352,7 +400,7 @@ fn exchanged_view(object: &Bound<'_, PyAny>, from_object: FromPyObject) -> PyRes
         return refused_by_dlpack(object);
     }
     // SAFETY: the exchange succeeded, so the shape and strides point into the living tensor.
-    unsafe { dlpack_view(&tensor, object) }
+    unsafe { dlpack_view(elements, &tensor, object) }
 }
 
 /// Why torch would not export a tensor.
@@ -373,35 +421,35 @@ fn refused_by_dlpack(object: &Bound<'_, PyAny>) -> PyResult<Viewed> {
     } else {
         Problem::DType {
             dtype,
-            expected: FLOATS.into(),
+            expected: Elements::Floats.names().into(),
         }
     })
 }
 
-const FLOATS: &str = "float32, float64, bfloat16 or float16";
-
 /// # Safety
 /// The shape and strides of `tensor` are valid for its number of dimensions.
-unsafe fn dlpack_view(tensor: &DlTensor, object: &Bound<'_, PyAny>) -> PyResult<Viewed> {
+unsafe fn dlpack_view(elements: Elements, tensor: &DlTensor, object: &Bound<'_, PyAny>) -> PyResult<Viewed> {
     let attribute = |name: &str| -> PyResult<String> { Ok(object.getattr(name)?.str()?.to_string()) };
     if tensor.device.kind != CPU && tensor.device.kind != PINNED_HOST {
         return refuse(Problem::Device {
             device: attribute("device")?,
         });
     }
-    let (dtype, complex) = match (tensor.dtype.code, tensor.dtype.bits, tensor.dtype.lanes) {
-        (FLOAT, 32, 1) => (DType::F32, false),
-        (FLOAT, 64, 1) => (DType::F64, false),
-        (FLOAT, 16, 1) => (DType::F16, false),
-        (BFLOAT, 16, 1) => (DType::Bf16, false),
-        (COMPLEX, 64, 1) => (DType::F32, true),
-        (COMPLEX, 128, 1) => (DType::F64, true),
-        _ => {
-            return refuse(Problem::DType {
-                dtype: attribute("dtype")?,
-                expected: FLOATS.into(),
-            });
-        }
+    let name = match (tensor.dtype.code, tensor.dtype.bits, tensor.dtype.lanes) {
+        (FLOAT, 32, 1) => "float32",
+        (FLOAT, 64, 1) => "float64",
+        (FLOAT, 16, 1) => "float16",
+        (BFLOAT, 16, 1) => "bfloat16",
+        (COMPLEX, 64, 1) => "complex64",
+        (COMPLEX, 128, 1) => "complex128",
+        (INT, 16, 1) => "int16",
+        _ => "",
+    };
+    let Some((dtype, complex)) = elements.stored(name) else {
+        return refuse(Problem::DType {
+            dtype: attribute("dtype")?,
+            expected: elements.names().into(),
+        });
     };
     if complex
         && object
@@ -448,22 +496,14 @@ fn contiguous_strides(shape: &[i64]) -> Dims {
     strides
 }
 
-fn numpy_view(array: &Bound<'_, PyUntypedArray>, writable: bool) -> PyResult<Viewed> {
+fn numpy_view(elements: Elements, array: &Bound<'_, PyUntypedArray>, writable: bool) -> PyResult<Viewed> {
     let descriptor = array.dtype();
     let name: String = descriptor.getattr(intern!(array.py(), "name"))?.extract()?;
-    let (dtype, complex) = match name.as_str() {
-        "float32" => (DType::F32, false),
-        "float64" => (DType::F64, false),
-        "float16" => (DType::F16, false),
-        "bfloat16" => (DType::Bf16, false),
-        "complex64" => (DType::F32, true),
-        "complex128" => (DType::F64, true),
-        _ => {
-            return refuse(Problem::DType {
-                dtype: name,
-                expected: FLOATS.into(),
-            });
-        }
+    let Some((dtype, complex)) = elements.stored(&name) else {
+        return refuse(Problem::DType {
+            dtype: name,
+            expected: elements.names().into(),
+        });
     };
     if descriptor.is_native_byteorder() == Some(false) {
         return refuse(Problem::ByteOrder);
@@ -522,6 +562,7 @@ type FromPyObject = unsafe extern "C" fn(*mut c_void, *mut DlTensor) -> c_int;
 
 const CPU: i32 = 1;
 const PINNED_HOST: i32 = 3;
+const INT: u8 = 0;
 const FLOAT: u8 = 2;
 const BFLOAT: u8 = 4;
 const COMPLEX: u8 = 5;

@@ -164,6 +164,45 @@ def test_sixteen_bits_are_within_one_rounding_of_the_float32_result(
                 torch.testing.assert_close(after[f"0.{i}.{name}"], state, rtol=1e-6, atol=1e-6 * float(size))
 
 
+def masters(p: Tensor, low: Tensor) -> Tensor:
+    """The float32 numbers whose halves these are."""
+    return ((p.detach().view(torch.int16).int() << 16) + low).view(torch.float32)
+
+
+@every_near_the_reference
+@pytest.mark.parametrize("backend", ["rust", "reference"])
+def test_split_master_weights_are_those_of_float32_parameters(entry: Entry, backend: str, isa: str) -> None:
+    """Bit for bit, with the parameters next to them: nothing is ever lost."""
+    halves = parameters(entry.shapes, torch.bfloat16)
+    whole = [torch.nn.Parameter(p.detach().float()) for p in halves]
+    ours = entry.build(halves, lr=1e-6, master_weights="split", backend=backend)
+    other = entry.build(whole, lr=1e-6, backend=backend)
+    for step in range(STEPS):
+        set_gradients(halves, step)
+        for p, q in zip(halves, whole, strict=True):
+            q.grad = p.grad.float()
+        ours.step()
+        other.step()
+    for p, q in zip(halves, whole, strict=True):
+        assert bits(masters(p, ours.state[p]["master_low"])) == bits(q)
+        near = q.detach().bfloat16()
+        assert ((p == near) | ((p.float() - q).abs() == (near.float() - q).abs())).all()
+
+
+@every_elementwise_class
+@pytest.mark.parametrize("backend", ["rust", "reference"])
+def test_split_master_weights_pass_special_values(entry: Entry, backend: str, isa: str) -> None:
+    values = torch.tensor([0.0, -0.0, 1e-40, 3.38e38, float("inf"), -float("inf"), float("nan")])
+    p = torch.nn.Parameter(values.bfloat16())
+    q = torch.nn.Parameter(p.detach().float())
+    p.grad, q.grad = torch.ones_like(p), torch.ones_like(q)
+    ours = entry.build([p], master_weights="split", backend=backend)
+    ours.step()
+    entry.build([q], backend=backend).step()
+    torch.testing.assert_close(masters(p, ours.state[p]["master_low"]), q.detach(), rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(p.isnan(), q.isnan())
+
+
 @every_class
 def test_rounding_has_no_effect_on_float32(entry: Entry) -> None:
     results = []
