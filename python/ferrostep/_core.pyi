@@ -130,6 +130,14 @@ class Known:
 
     def __init__(self) -> None: ...
 
+def with_gradient(
+    params: list[Any], elsewhere: bool
+) -> tuple[tuple[list[int], list[Any], list[Any]], tuple[list[int], list[Any], list[Any]]]:
+    """The positions, parameters and gradients of those that have one: on the CPU, and the others; ``elsewhere`` all."""
+
+def columns(state: dict[Any, dict[str, Any]], params: list[Any], names: tuple[str, ...]) -> dict[str, list[Any]] | None:
+    """By name, the states of the parameters, or None if a parameter lacks one."""
+
 class Batch:
     """One optimizer step: ``add`` checks a group's tensors, ``run`` updates all groups or, on an error, none."""
 

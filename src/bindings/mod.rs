@@ -4,6 +4,7 @@ mod auon;
 mod batch;
 mod errors;
 mod finish;
+mod gather;
 mod gradients;
 mod guidance;
 mod matmul;
@@ -23,6 +24,8 @@ mod _core {
     use super::auon::AuON;
     #[pymodule_export]
     use super::batch::Batch;
+    #[pymodule_export]
+    use super::gather::{columns, with_gradient};
     #[pymodule_export]
     use super::gradients::{combine, ema, gram, orthogonal, orthogonal_combine};
     #[pymodule_export]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -71,21 +70,22 @@ class RuleOptimizer(InPlaceOptimizer):
     @torch._disable_dynamo
     def _update(self) -> None:
         new_state = NewState(self.state)
-        batch = _core.Batch()
+        batch = _core.Batch(self._known)
         try:
             try:
-                batch, ours, elsewhere = self._gather_all(new_state)
+                ours, elsewhere = self._gather_all(batch, new_state)
             except ValueError:
                 if not self._convert_states(new_state):
                     raise
-                batch, ours, elsewhere = self._gather_all(new_state)
-            if any(gathered.is_skipped() for gathered in elsewhere):
-                return
-            copies = [copy for gathered in elsewhere for copy in gathered.updates()]
-            # What autograd records of a differentiable step; parameters of other groups are detached.
-            recorded = any(gathered.group["differentiable"] for gathered in elsewhere)
-            with torch.set_grad_enabled(recorded) if elsewhere else nullcontext():
-                batch.run(torch.get_num_threads(), copies=copies, changed=ours)
+                batch = _core.Batch(self._known)
+                ours, elsewhere = self._gather_all(batch, new_state)
+            if not elsewhere:
+                batch.run(torch.get_num_threads(), changed=ours)
+            elif not any(gathered.is_skipped() for gathered in elsewhere):
+                copies = [copy for gathered in elsewhere for copy in gathered.updates()]
+                # What autograd records of a differentiable step; parameters of other groups are detached.
+                with torch.set_grad_enabled(any(gathered.group["differentiable"] for gathered in elsewhere)):
+                    batch.run(torch.get_num_threads(), copies=copies, changed=ours)
         finally:
             if not batch.finished:
                 new_state.discard()
@@ -95,24 +95,23 @@ class RuleOptimizer(InPlaceOptimizer):
     def _after_update(self, batch: _core.Batch, elsewhere: list[Gathered]) -> None:
         """For subclasses: called when all groups have been updated."""
 
-    def _gather_all(self, new_state: NewState) -> tuple[_core.Batch, list[Tensor], list[Gathered]]:
-        """The checked batch for Rust with its parameters, and what is for plain torch, checked, too."""
-        batch = _core.Batch(self._known)
+    def _gather_all(self, batch: _core.Batch, new_state: NewState) -> tuple[list[Tensor], list[Gathered]]:
+        """Hand all groups to Rust, which checks them; its parameters, and what is for plain torch, checked, too."""
         ours: list[Tensor] = []
         elsewhere: list[Gathered] = []
         for number, group in enumerate(self.param_groups):
-            on_cpu, others = with_gradient(group)
-            if on_cpu.params:
-                self._gather(number, group, on_cpu, new_state).add_to(batch)
-                ours += on_cpu.params
-            if others.params:
-                check_place(number, group, others)
-                gathered = self._gather(number, group, others, new_state)
+            on_cpu, others = _core.with_gradient(group["params"], is_for_plain_torch(group))
+            if on_cpu[0]:
+                self._gather(number, group, Found(*on_cpu), new_state).add_to(batch)
+                ours += on_cpu[1]
+            if others[0]:
+                check_place(number, group, Found(*others))
+                gathered = self._gather(number, group, Found(*others), new_state)
                 gathered.check_for_reference()
                 elsewhere.append(gathered)
         if ours and any(is_fake(gathered.params[0]) for gathered in elsewhere):
             raise RuntimeError("some parameters are fake tensors and others are real ones, expected one kind")
-        return batch, ours, elsewhere
+        return ours, elsewhere
 
     def _gather(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> Gathered:
         rule = self.rule(group)
@@ -122,11 +121,8 @@ class RuleOptimizer(InPlaceOptimizer):
             names = (*names, "step")
         if rounding in COMPENSATIONS:
             names = (*names, COMPENSATIONS[rounding])
-        state_of = self.state
-        try:
-            states = [state_of.get(p) for p in found.params]
-            columns = {name: [state[name] for state in states] for name in names}  # type: ignore[index]
-        except (KeyError, TypeError):  # a parameter without state, or a state without all that is needed now
+        columns = _core.columns(self.state, found.params, names)
+        if columns is None:
             columns = self._complete(number, group, found, rule, names, new_state)
         return Gathered(number, group, rule, rounding, *found, columns)
 
@@ -287,20 +283,10 @@ class Found(NamedTuple):
     grads: list[Tensor]
 
 
-def with_gradient(group: dict[str, Any]) -> tuple[Found, Found]:
-    """The parameters that have a gradient: those for Rust, and those for plain torch."""
-    on_cpu = Found([], [], [])
-    others = Found([], [], [])
+def is_for_plain_torch(group: dict[str, Any]) -> bool:
+    """Whether the group's parameters on the CPU, too, are for plain torch."""
     params = group["params"]
-    plain = group["backend"] == "reference" or group["differentiable"] or (params and is_fake(params[0]))
-    for position, p in enumerate(params):
-        grad = p.grad
-        if grad is not None:
-            positions, params, grads = others if plain or not p.is_cpu else on_cpu
-            positions.append(position)
-            params.append(p)
-            grads.append(grad)
-    return on_cpu, others
+    return bool(group["backend"] == "reference" or group["differentiable"] or (params and is_fake(params[0])))
 
 
 def check_place(number: int, group: dict[str, Any], found: Found) -> None:
