@@ -21,6 +21,9 @@ _core.adopt_openmp()
 
 SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 
+# As torch does with what it cannot trace, without loading Dynamo when it is defined.
+without_dynamo = torch._disable_dynamo  # type: ignore[attr-defined]
+
 
 class InPlaceOptimizer(Optimizer):
     """An optimizer on Rust kernels: the step with its hooks, options, state and checkpoints.
@@ -163,8 +166,10 @@ class NewState:
         self.state = state
         self.before: list[tuple[Tensor, str, Tensor | None]] = []
 
-    def set(self, p: Tensor, name: str, new: Tensor) -> None:
-        """Make ``new`` the parameter's state of this name."""
+    def set(self, p: Tensor, name: str, new: Tensor | None) -> None:
+        """Make ``new`` the parameter's state of this name; nothing without one."""
+        if new is None:
+            return
         self.before.append((p, name, self.state.get(p, {}).get(name)))
         self.state[p][name] = new
 

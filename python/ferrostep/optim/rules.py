@@ -17,6 +17,7 @@ from ferrostep.optim.base import (
     has_16_bits,
     is_fake,
     loaded_state,
+    without_dynamo,
     zero_state,
 )
 
@@ -67,7 +68,7 @@ class RuleOptimizer(InPlaceOptimizer):
 
     # Only here, so that a closure is compiled as any function. What Dynamo traced of this it would compile anew for
     # every other number and kind of tensors.
-    @torch._disable_dynamo
+    @without_dynamo
     def _update(self) -> None:
         new_state = NewState(self.state)
         batch = _core.Batch(self._known)
@@ -143,9 +144,7 @@ class RuleOptimizer(InPlaceOptimizer):
             self._check_state(number, position, rule, self.state.get(p, {}))
             for name in names:
                 if name not in self.state.get(p, ()):
-                    new = rule.zero_state(name, p, group)
-                    if new is not None:
-                        new_state.set(p, name, new)
+                    new_state.set(p, name, rule.zero_state(name, p, group))
         return {name: [self.state[p].get(name) for p in found.params] for name in names}
 
     def _check_state(self, number: int, position: int, rule: Rule, state: Mapping[str, Any]) -> None:

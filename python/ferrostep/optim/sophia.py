@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core, reference
-from ferrostep.optim.base import NewState, zero_state
+from ferrostep.optim.base import NewState, without_dynamo, zero_state
 from ferrostep.optim.options import check_lr, check_range, checked_betas
 from ferrostep.optim.rules import Gathered, Rule, RuleOptimizer
 
@@ -83,7 +83,7 @@ class Sophia(RuleOptimizer):
         }
         return Rule(_core.Sophia, reference.sophia, ("exp_avg", "hessian"), hyperparameters, counts_steps=True)
 
-    @torch._disable_dynamo
+    @without_dynamo
     @torch.no_grad()
     def _refresh(
         self,
