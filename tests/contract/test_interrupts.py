@@ -43,12 +43,13 @@ class Interrupts:
 
     def run(self, call: Callable[[], object]) -> None:
         """Call under interrupts."""
-        before = sys.gettrace()
+        before = sys.gettrace(), torch.is_grad_enabled()
         sys.settrace(self._trace)
         try:
             call()
         finally:
-            sys.settrace(before)
+            sys.settrace(before[0])
+            torch.set_grad_enabled(before[1])  # at the end of a `with`, Python itself takes no interrupts
 
 
 def places(count: int) -> list[int]:
