@@ -38,7 +38,7 @@ def adamw_(
         lr, betas, eps, weight_decay, decoupled_weight_decay, maximize: as of the class.
         rounding: to a 16-bit parameter: "nearest", "stochastic" (from ``seed`` and ``step``) or "kahan" (with
             ``kahan_comp``, an array like ``param``, zeros at first; updated in place).
-        num_threads: at most; default the number of CPUs.
+        num_threads: at most; default the CPUs that the process may use.
     """
     rule = _core.AdamW if max_exp_avg_sq is None else _core.AmsGrad
     states = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
@@ -91,7 +91,7 @@ def lion_(
         rounding: to a 16-bit parameter: "nearest", "stochastic" (from ``seed`` and ``step``) or "kahan" (with
             ``kahan_comp``, an array like ``param``, zeros at first; updated in place).
         step: used by stochastic rounding only: another number for every call.
-        num_threads: at most; default the number of CPUs.
+        num_threads: at most; default the CPUs that the process may use.
     """
     beta1, beta2 = betas
     for name, value, high in (
