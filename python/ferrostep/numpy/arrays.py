@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from operator import index
 from typing import Any, TypeAlias
 
@@ -24,10 +25,24 @@ def threads(most: int | None) -> int:
     """
     if most is None:
         return _core.available_cpus()
+    return min(whole("num_threads", most, 1), MOST_THREADS)
+
+
+def whole(name: str, value: int, low: int, high: float = math.inf) -> int:
+    """A whole number from ``low`` to below ``high``; TypeError or ValueError, by its name, for anything else."""
     try:
-        number = index(most)
+        number = index(value)
     except TypeError:
-        raise TypeError(f"num_threads is a {type(most).__name__}, expected an integer or None") from None
-    if number < 1:
-        raise ValueError(f"num_threads is {number}, expected at least 1, or None for all that the process may use")
-    return min(number, MOST_THREADS)
+        raise TypeError(f"{name} is a {type(value).__name__}, expected an integer") from None
+    check(name, number, low, high)
+    return number
+
+
+def check(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """Raise TypeError or ValueError unless it is a number from ``low`` to below ``high``."""
+    try:
+        fits = low <= value < high
+    except TypeError:
+        raise TypeError(f"{name} is a {type(value).__name__}, expected a number") from None
+    if not fits:
+        raise ValueError(f"Invalid {name}: {value}; expected {low} <= {name} < {high}")
