@@ -371,7 +371,7 @@ def test_what_is_not_needed_is_not_read(name: str, tmp_path: Path) -> None:
         ("data.h5", {"rewards": h5py.Empty("f")}, "^rewards is not one array of numbers"),
         ("data.npz", {"discrete_action": True, "version": "1.0"}, "^discrete_action is true, expected actions that"),
         ("data.h5", {"discrete_action": True, "version": "1.0"}, "^discrete_action is true, expected actions that"),
-        ("data.h5", {"discrete_action": False}, "^data.h5 is of d3rlpy before 1.0"),
+        ("data.h5", {"discrete_action": False}, "^data.h5 has no version: it is of d3rlpy before 1.0"),
         ("data.h5", {"episode_terminals": np.zeros(9)}, "^episode_terminals has length 9, expected 10$"),
     ],
 )

@@ -45,8 +45,8 @@ class Transitions:
         """Of arrays by D4RL's names, checked.
 
         Without ``next_observations`` the next row's observation is taken, and the last row of every episode left out
-        whose end does not tell what followed: which is not one of the ``terminals``, but of the ``timeouts`` or
-        d3rlpy's ``episode_terminals``. Without these an episode that a time limit ended seems to go on with the first
+        that ended at a time limit, as what followed is not there. ``timeouts`` say which these are, or d3rlpy's
+        ``episode_terminals``, which stand at every end. Without both, such an episode seems to go on with the first
         observation of the next one.
 
         Raises:
@@ -69,7 +69,7 @@ class Transitions:
 
     @classmethod
     def load(cls, path: str | Path) -> Transitions:
-        """Of a file: NPZ or HDF5 with D4RL's names or those of d3rlpy 1, or Minari's HDF5 (a group for each episode).
+        """Of a file: NPZ or HDF5 with D4RL's names or d3rlpy 1's, or Minari's HDF5 (a group for each episode).
 
         HDF5 needs h5py. Arrays of other names are not read.
 
@@ -91,7 +91,8 @@ class Transitions:
             raise ValueError(f"{path.name} is not an HDF5 file")
         with h5py.File(path) as file:
             if "discrete_action" in file and "version" not in file:
-                raise ValueError(f"{path.name} is of d3rlpy before 1.0, in which rewards belonged to other rows")
+                # Their rewards lie a row later: github.com/takuseno/d3rlpy/issues/135.
+                raise ValueError(f"{path.name} has no version: it is of d3rlpy before 1.0, expected 1.0 or newer")
             groups = {name: item for name, item in file.items() if isinstance(item, Mapping)}
             episodes = [groups[name] for name in sorted(filter(_EPISODE.fullmatch, groups), key=_number)]
             return cls.of(_joined(episodes) if episodes else file)
