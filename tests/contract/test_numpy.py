@@ -117,6 +117,31 @@ def test_equals_the_torch_class_to_the_bit(twin: Twin, dtype: torch.dtype, round
         assert data(more["kahan_comp"]) == bits(optimizer.state[p]["kahan_comp"])
 
 
+@every_twin
+def test_split_master_weights_equal_the_torch_class_to_the_bit(twin: Twin) -> None:
+    shape = (7, 19)
+    arrays = arrays_for(twin, shape, torch.bfloat16)
+    low = np.zeros(shape, np.int16)
+    p = torch.nn.Parameter(normal(shape, torch.bfloat16, 1))
+    optimizer = twin.optimizer([p], **twin.options, master_weights="split")
+    for step in range(1, 6):
+        p.grad = normal(shape, torch.bfloat16, 2, step)
+        arrays["grad"] = as_numpy(p.grad)
+        optimizer.step()
+        call(twin, arrays, step, master_low=low)
+    assert data(arrays["param"]) == bits(p)
+    assert data(low) == bits(optimizer.state[p]["master_low"])
+    before = data(arrays["param"])
+    for rounding, wrong, message in (
+        ("kahan", low, "excludes rounding='kahan'"),
+        ("nearest", low.astype(np.int32), "master_low has dtype int32, expected int16"),
+        ("nearest", low[1:], "master_low has shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call(twin, arrays, 6, master_low=wrong, rounding=rounding)
+    assert data(arrays["param"]) == before
+
+
 def with_gaps(array: Any) -> Any:
     base = np.full([2 * size for size in array.shape], np.nan, dtype=array.dtype)
     view = base[tuple(slice(1, None, 2) for _ in array.shape)]

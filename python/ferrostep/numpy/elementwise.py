@@ -24,6 +24,7 @@ def adamw_(
     maximize: bool = False,
     rounding: str = "nearest",
     kahan_comp: Array | None = None,
+    master_low: Array | None = None,
     seed: int = 0,
     num_threads: int | None = None,
 ) -> None:
@@ -38,6 +39,8 @@ def adamw_(
         lr, betas, eps, weight_decay, decoupled_weight_decay, maximize: as of the class.
         rounding: to a 16-bit parameter: "nearest", "stochastic" (from ``seed`` and ``step``) or "kahan" (with
             ``kahan_comp``, an array like ``param``, zeros at first; updated in place).
+        master_low: makes a bfloat16 ``param`` the upper half of float32 master weights: the lower half, int16, zeros at
+            first; updated in place. Goes with rounding to the nearest.
         num_threads: at most; default the CPUs that the process may use.
     """
     rule = _core.AdamW if max_exp_avg_sq is None else _core.AmsGrad
@@ -63,7 +66,7 @@ def adamw_(
         decoupled=decoupled_weight_decay,
         maximize=maximize,
     )
-    _update(kernel, param, grad, states, step, rounding, kahan_comp, seed, num_threads)
+    _update(kernel, param, grad, states, step, rounding, kahan_comp, master_low, seed, num_threads)
 
 
 def lion_(
@@ -77,6 +80,7 @@ def lion_(
     maximize: bool = False,
     rounding: str = "nearest",
     kahan_comp: Array | None = None,
+    master_low: Array | None = None,
     seed: int = 0,
     step: int = 0,
     num_threads: int | None = None,
@@ -90,6 +94,8 @@ def lion_(
         lr, betas, weight_decay, maximize: as of the class.
         rounding: to a 16-bit parameter: "nearest", "stochastic" (from ``seed`` and ``step``) or "kahan" (with
             ``kahan_comp``, an array like ``param``, zeros at first; updated in place).
+        master_low: makes a bfloat16 ``param`` the upper half of float32 master weights: the lower half, int16, zeros at
+            first; updated in place. Goes with rounding to the nearest.
         step: used by stochastic rounding only: another number for every call.
         num_threads: at most; default the CPUs that the process may use.
     """
@@ -102,7 +108,7 @@ def lion_(
     ):
         check(name, value, 0.0, high)
     kernel = _core.Lion(lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay, maximize=maximize)
-    _update(kernel, param, grad, {"exp_avg": exp_avg}, step, rounding, kahan_comp, seed, num_threads)
+    _update(kernel, param, grad, {"exp_avg": exp_avg}, step, rounding, kahan_comp, master_low, seed, num_threads)
 
 
 def _pair(betas: tuple[float, float]) -> tuple[float, float]:
@@ -121,9 +127,15 @@ def _update(
     step: int,
     rounding: str,
     kahan_comp: Array | None,
+    master_low: Array | None,
     seed: int,
     num_threads: int | None,
 ) -> None:
+    compensation = kahan_comp
+    if master_low is not None:
+        if rounding != "nearest":
+            raise ValueError(f"master_low rounds to the nearest and excludes rounding={rounding!r}")
+        rounding, compensation = "split", master_low
     batch = _core.Batch()
     batch.add(
         kernel,
@@ -133,6 +145,6 @@ def _update(
         step=whole("step", step, 0, 2**63),
         rounding=rounding,
         seed=whole("seed", seed, 0, 2**64),
-        compensation=None if kahan_comp is None else [kahan_comp],
+        compensation=None if compensation is None else [compensation],
     )
     batch.run(threads(num_threads))
