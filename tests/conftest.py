@@ -8,7 +8,7 @@ import pytest
 
 from ferrostep import _core
 
-ISAS = ("portable", "avx2", "avx512", "avx512bf16")
+ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amxbf16")
 
 
 @pytest.fixture(params=ISAS)

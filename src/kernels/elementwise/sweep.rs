@@ -151,7 +151,7 @@ impl<V: Single> Mode<V, bf16> for Split {
 pub fn double<R: Rule<N>, const N: usize>(isa: Isa) -> Kernel<R, N> {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => with_avx512::<avx512::F64, f64, f64, Nearest, R, N>,
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::AmxBf16 => with_avx512::<avx512::F64, f64, f64, Nearest, R, N>,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => with_avx2::<avx2::F64, f64, f64, Nearest, R, N>,
         _ => sweep::<portable::F64, f64, f64, Nearest, R, N>,
@@ -162,7 +162,7 @@ pub fn double<R: Rule<N>, const N: usize>(isa: Isa) -> Kernel<R, N> {
 pub fn single<P: Element, S: Element, M: Rounds<P>, R: Rule<N>, const N: usize>(isa: Isa) -> Kernel<R, N> {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => with_avx512::<avx512::F32, P, S, M, R, N>,
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::AmxBf16 => with_avx512::<avx512::F32, P, S, M, R, N>,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => with_avx2::<avx2::F32, P, S, M, R, N>,
         _ => sweep::<portable::F32, P, S, M, R, N>,

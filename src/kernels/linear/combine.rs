@@ -37,7 +37,7 @@ macro_rules! combine {
             unsafe {
                 match isa {
                     #[cfg(target_arch = "x86_64")]
-                    Isa::Avx512 | Isa::Avx512Bf16 => {
+                    Isa::Avx512 | Isa::Avx512Bf16 | Isa::AmxBf16 => {
                         with_avx512::<avx512::$float, Self, DIFFERENCES, N>(inputs, factors, to, len)
                     }
                     #[cfg(target_arch = "x86_64")]

@@ -69,7 +69,9 @@ unsafe fn of<T: Element, const DIFFERENCES: bool, const MEANS: bool, const N: us
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 => with_avx512::<T, DIFFERENCES, MEANS, N>(inputs, len),
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::AmxBf16 => {
+                with_avx512::<T, DIFFERENCES, MEANS, N>(inputs, len)
+            }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => with_avx2::<T, DIFFERENCES, MEANS, N>(inputs, len),
             _ => sweep::<portable::F64, T, DIFFERENCES, MEANS, N>(inputs, len),

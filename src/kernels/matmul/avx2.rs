@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::kernel::{Kernel, Takes, block};
+use super::kernel::{Kernel, Takes, Vectors, block};
 use super::round;
 
 #[derive(Clone, Copy)]
@@ -14,8 +14,6 @@ impl Kernel for F32 {
     type Value = f32;
     type Unit = f32;
     type Acc = f32;
-    type Factor = __m256;
-    type Sum = __m256;
     const DEPTH: usize = 1;
     const LANES: usize = 8;
     block!(4 x 3, "avx2,fma,f16c");
@@ -33,6 +31,12 @@ impl Kernel for F32 {
         // SAFETY: the caller's promises are the same; any 32 bits will do.
         unsafe { transpose8(from.cast(), stride, to.cast(), to_stride) }
     }
+}
+
+impl Vectors for F32 {
+    type Factor = __m256;
+    type Sum = __m256;
+
     #[inline(always)]
     unsafe fn zero() -> __m256 {
         // SAFETY: within `enter`.
@@ -88,8 +92,6 @@ impl Kernel for F64 {
     type Value = f64;
     type Unit = f64;
     type Acc = f64;
-    type Factor = __m256d;
-    type Sum = __m256d;
     const DEPTH: usize = 1;
     const LANES: usize = 4;
     block!(4 x 3, "avx2,fma,f16c");
@@ -98,6 +100,12 @@ impl Kernel for F64 {
     fn unit(first: f64, _: f64) -> f64 {
         first
     }
+}
+
+impl Vectors for F64 {
+    type Factor = __m256d;
+    type Sum = __m256d;
+
     #[inline(always)]
     unsafe fn zero() -> __m256d {
         // SAFETY: within `enter`.

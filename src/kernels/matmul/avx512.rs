@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::kernel::{Kernel, Takes, block};
+use super::kernel::{Kernel, Takes, Vectors, block};
 use super::round;
 
 #[derive(Clone, Copy)]
@@ -14,8 +14,6 @@ impl Kernel for F32 {
     type Value = f32;
     type Unit = f32;
     type Acc = f32;
-    type Factor = __m512;
-    type Sum = __m512;
     const DEPTH: usize = 1;
     const LANES: usize = 16;
     block!(8 x 2, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
@@ -33,6 +31,12 @@ impl Kernel for F32 {
         // SAFETY: the caller's promises are the same; any 32 bits will do.
         unsafe { transpose16(from.cast(), stride, to.cast(), to_stride) }
     }
+}
+
+impl Vectors for F32 {
+    type Factor = __m512;
+    type Sum = __m512;
+
     #[inline(always)]
     unsafe fn zero() -> __m512 {
         // SAFETY: within `enter`.
@@ -88,8 +92,6 @@ impl Kernel for F64 {
     type Value = f64;
     type Unit = f64;
     type Acc = f64;
-    type Factor = __m512d;
-    type Sum = __m512d;
     const DEPTH: usize = 1;
     const LANES: usize = 8;
     block!(8 x 2, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
@@ -98,6 +100,12 @@ impl Kernel for F64 {
     fn unit(first: f64, _: f64) -> f64 {
         first
     }
+}
+
+impl Vectors for F64 {
+    type Factor = __m512d;
+    type Sum = __m512d;
+
     #[inline(always)]
     unsafe fn zero() -> __m512d {
         // SAFETY: within `enter`.

@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use half::bf16;
 
 use super::avx512::transpose16;
-use super::kernel::{Kernel, Takes, block};
+use super::kernel::{Kernel, Takes, Vectors, block};
 use super::round;
 
 /// A unit is a pair along the summed dimension. `vdpbf16ps` takes subnormal inputs and results as zero.
@@ -16,8 +16,6 @@ impl Kernel for Dot {
     type Value = u16;
     type Unit = u32;
     type Acc = f32;
-    type Factor = __m512bh;
-    type Sum = __m512;
     const DEPTH: usize = 2;
     const LANES: usize = 16;
     block!(8 x 2, "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c");
@@ -45,6 +43,12 @@ impl Kernel for Dot {
         // SAFETY: the caller's promises are the same; any 32 bits will do.
         unsafe { transpose16(from.cast(), stride, to.cast(), to_stride) }
     }
+}
+
+impl Vectors for Dot {
+    type Factor = __m512bh;
+    type Sum = __m512;
+
     #[inline(always)]
     unsafe fn zero() -> __m512 {
         // SAFETY: within `enter`.

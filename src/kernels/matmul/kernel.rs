@@ -4,8 +4,10 @@ use crate::kernels::matmul::Real;
 
 /// An instruction set's vector operations and the shape of its register block.
 ///
-/// Both operands of a product are packed alike, so that one copy serves on either side: panels of `WIDTH` rows, each
-/// panel a run of `WIDTH`-long columns of units. A unit is `DEPTH` consecutive values along the summed dimension.
+/// An operand is packed into panels of `WIDTH` rows. A unit is `DEPTH` consecutive values along the summed dimension,
+/// and `GROUP` units follow one another there in a group. For the right side, a panel is a run of `WIDTH`-long columns
+/// of units; for the left side, a run of groups, each `WIDTH` rows of `GROUP` units. With groups of one unit both are
+/// the same, so that one copy serves on either side.
 /// The register block takes `ROWS` rows of a panel of the left operand and a whole panel of the right one.
 ///
 /// The operations are `unsafe` because they need the CPU to have the instruction set, which [`Kernel::enter`] states
@@ -17,12 +19,10 @@ pub trait Kernel: Copy + Send + Sync + 'static {
     type Unit: Copy + Default;
     /// What is summed.
     type Acc: Real;
-    /// A vector of units.
-    type Factor: Copy;
-    /// A vector of sums.
-    type Sum: Copy;
 
     const DEPTH: usize;
+    const GROUP: usize = 1;
+    /// Rows and columns of units that [`Kernel::transpose`] takes.
     const LANES: usize;
     const ROWS: usize;
     const WIDTH: usize;
@@ -54,7 +54,8 @@ pub trait Kernel: Copy + Send + Sync + 'static {
     /// Adds (or, when `first`, writes) `units` units of the product to the `ROWS` x `WIDTH` block at `tile`.
     ///
     /// # Safety
-    /// Called within `enter`. `a` and `b` point to `units` columns of packed panels (`a` possibly some rows down),
+    /// Called within `enter`. `a` and `b` point to `units` units, whole groups, of panels packed for the left and the
+    /// right side (`a` possibly some rows down),
     /// `tile` to a block whose rows are `stride` apart.
     unsafe fn micro(
         units: usize,
@@ -83,6 +84,14 @@ pub trait Kernel: Copy + Send + Sync + 'static {
             }
         }
     }
+}
+
+/// A kernel whose register block is made of vectors.
+pub trait Vectors: Kernel {
+    /// A vector of units.
+    type Factor: Copy;
+    /// A vector of sums.
+    type Sum: Copy;
 
     /// # Safety
     /// Called within `enter`.
@@ -127,12 +136,12 @@ pub trait Takes<T>: Kernel {
     unsafe fn convert(from: &[T], to: &mut [Self::Value]);
 }
 
-/// The body of every [`Kernel::micro`]: `MR` x `NV` vectors of sums that stay in registers.
+/// The body of [`Kernel::micro`] for vectors: `MR` x `NV` vectors of sums that stay in registers.
 ///
 /// # Safety
 /// As [`Kernel::micro`].
 #[inline(always)]
-pub unsafe fn register_block<K: Kernel, const MR: usize, const NV: usize>(
+pub unsafe fn register_block<K: Vectors, const MR: usize, const NV: usize>(
     units: usize,
     mut a: *const K::Unit,
     mut b: *const K::Unit,

@@ -15,6 +15,8 @@ mod product;
 mod round;
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -30,8 +32,8 @@ use half::bf16;
 use crate::runtime::Isa;
 pub(crate) use kernel::Job;
 use kernel::{Kernel, Takes};
-pub use packed::Packed;
 pub(crate) use packed::Shared;
+pub use packed::{Packed, Sides};
 
 /// What sums are kept in.
 pub trait Real:
@@ -233,9 +235,9 @@ pub enum Factors {
 /// Products on one instruction set.
 pub trait Engine<T: Element>: Sync {
     /// Packs `source`, whose columns are the inner dimension of the products that it will be a factor of.
-    fn pack(&self, source: View<'_, T>, symmetry: Symmetry, into: &mut Packed, threads: usize);
+    fn pack(&self, source: View<'_, T>, symmetry: Symmetry, sides: Sides, into: &mut Packed, threads: usize);
 
-    /// `a * bᵀ`, finished into `c`. Both factors packed by this engine.
+    /// `a * bᵀ`, finished into `c`. Both factors packed by this engine, for their sides.
     fn product(
         &self,
         a: &Packed,
@@ -265,8 +267,8 @@ struct On<K> {
 }
 
 impl<T: Element, K: Takes<T> + Kernel<Acc = T::Acc>> Engine<T> for On<K> {
-    fn pack(&self, source: View<'_, T>, symmetry: Symmetry, into: &mut Packed, threads: usize) {
-        into.fill::<K, T>(source, symmetry, self.round, threads);
+    fn pack(&self, source: View<'_, T>, symmetry: Symmetry, sides: Sides, into: &mut Packed, threads: usize) {
+        into.fill::<K, T>(source, symmetry, sides, self.round, threads);
     }
 
     fn product(
@@ -311,7 +313,7 @@ pub(crate) fn run_on<J: Job>(isa: Isa, job: J) {
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 | Isa::Avx512 => avx512::F32::enter(job),
+            Isa::AmxBf16 | Isa::Avx512Bf16 | Isa::Avx512 => avx512::F32::enter(job),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => avx2::F32::enter(job),
             _ => portable::Portable::<f32>::enter(job),
@@ -325,11 +327,13 @@ impl Element for f32 {
         check(isa);
         match (isa, factors) {
             #[cfg(target_arch = "x86_64")]
+            (Isa::AmxBf16, Factors::Bf16) => on!(amx::Tiles, false),
+            #[cfg(target_arch = "x86_64")]
             (Isa::Avx512Bf16, Factors::Bf16) => on!(avx512bf16::Dot, false),
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512, Factors::Bf16) => on!(avx512::F32, true),
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512Bf16 | Isa::Avx512, Factors::Exact) => on!(avx512::F32, false),
+            (Isa::AmxBf16 | Isa::Avx512Bf16 | Isa::Avx512, Factors::Exact) => on!(avx512::F32, false),
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx2, Factors::Bf16) => on!(avx2::F32, true),
             #[cfg(target_arch = "x86_64")]
@@ -345,6 +349,8 @@ impl Element for bf16 {
     fn engine(isa: Isa, _: Factors) -> &'static dyn Engine<bf16> {
         check(isa);
         match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::AmxBf16 => on!(amx::Tiles, false),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Bf16 => on!(avx512bf16::Dot, false),
             #[cfg(target_arch = "x86_64")]
@@ -363,7 +369,7 @@ impl Element for f64 {
         check(isa);
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 | Isa::Avx512 => on!(avx512::F64, false),
+            Isa::AmxBf16 | Isa::Avx512Bf16 | Isa::Avx512 => on!(avx512::F64, false),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => on!(avx2::F64, false),
             _ => on!(portable::Portable::<f64>::NEW, false),
@@ -385,8 +391,8 @@ pub fn multiply<T: Element>(
     threads: usize,
 ) {
     let engine = T::engine(isa, Factors::Exact);
-    engine.pack(a, Symmetry::None, left, threads);
-    engine.pack(b.t(), Symmetry::None, right, threads);
+    engine.pack(a, Symmetry::None, Sides::Left, left, threads);
+    engine.pack(b.t(), Symmetry::None, Sides::Right, right, threads);
     let finish = Finish {
         alpha,
         beta,
@@ -408,7 +414,7 @@ pub fn multiply_by_transpose<T: Element>(
     threads: usize,
 ) {
     let engine = T::engine(isa, Factors::Exact);
-    engine.pack(a, Symmetry::None, packed, threads);
+    engine.pack(a, Symmetry::None, Sides::Both, packed, threads);
     let finish = Finish {
         alpha,
         beta,

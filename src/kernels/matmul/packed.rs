@@ -12,44 +12,86 @@ const STRETCH: usize = 2 * BLOCK;
 const PANELS: usize = 4;
 /// Values along the summed dimension that are turned at a time.
 const TURN: usize = BLOCK;
-/// The widest panel of any kernel.
+/// The widest panel of any kernel, and the most units of a group.
 const WIDEST: usize = 32;
+const LONGEST: usize = 16;
 
 /// 64 bytes, so that panels start at cache lines.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([u64; 8]);
 
-/// A matrix packed for a kernel, and the memory for it, which is kept from one use to the next.
+/// The sides of products on which a packed matrix can stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sides {
+    Left,
+    Right,
+    #[default]
+    Both,
+}
+
+/// A matrix packed for a kernel, and the memory for it, which is kept from one use to the next. For both sides of a
+/// kernel whose groups have more than one unit, the left side's panels come first, then the right side's.
 #[derive(Default)]
 pub struct Packed {
     lines: Vec<Line>,
     pub(super) rows: usize,
     pub(super) depth: usize,
+    sides: Sides,
     kernel: Option<TypeId>,
 }
 
 impl Packed {
-    /// Units of one panel: the summed dimension, filled up to whole units.
+    /// Units of one panel: the summed dimension, filled up to whole groups.
     pub(super) fn units<K: Kernel>(&self) -> usize {
-        self.depth.div_ceil(K::DEPTH)
+        self.depth.div_ceil(K::DEPTH).next_multiple_of(K::GROUP)
     }
 
-    /// The first unit of the panel that holds row `row`, and how far down `row` is.
-    pub(super) fn panel<K: Kernel>(&self, row: usize) -> *const K::Unit {
+    /// The first unit of the panel for the left side that holds row `row`, and how far down `row` is.
+    pub(super) fn left<K: Kernel>(&self, row: usize) -> *const K::Unit {
+        assert!(
+            K::GROUP == 1 || self.sides != Sides::Right,
+            "packed for the right side"
+        );
+        self.panel::<K>(0, row)
+    }
+
+    /// [`Packed::left`] for the right side.
+    pub(super) fn right<K: Kernel>(&self, row: usize) -> *const K::Unit {
+        assert!(
+            K::GROUP == 1 || self.sides != Sides::Left,
+            "packed for the left side"
+        );
+        self.panel::<K>(self.right_start::<K>(), row)
+    }
+
+    fn panel<K: Kernel>(&self, start: usize, row: usize) -> *const K::Unit {
         assert!(
             self.kernel == Some(TypeId::of::<K>()),
             "operand packed for another kernel"
         );
         assert!(row < self.rows.next_multiple_of(K::WIDTH));
-        let start = row / K::WIDTH * K::WIDTH * self.units::<K>() + row % K::WIDTH;
+        let at = start + row / K::WIDTH * K::WIDTH * self.units::<K>() + row % K::WIDTH;
         // SAFETY: `reserve` made room for all panels, and `row` is in one of them.
-        unsafe { self.lines.as_ptr().cast::<K::Unit>().add(start) }
+        unsafe { self.lines.as_ptr().cast::<K::Unit>().add(at) }
     }
 
-    fn reserve<K: Kernel>(&mut self, rows: usize, depth: usize) {
-        (self.rows, self.depth, self.kernel) = (rows, depth, Some(TypeId::of::<K>()));
-        let units = rows.next_multiple_of(K::WIDTH) * self.units::<K>();
+    /// Units of the panels for one side.
+    fn side<K: Kernel>(&self) -> usize {
+        self.rows.next_multiple_of(K::WIDTH) * self.units::<K>()
+    }
+
+    fn right_start<K: Kernel>(&self) -> usize {
+        match self.sides {
+            Sides::Both if K::GROUP > 1 => self.side::<K>(),
+            _ => 0,
+        }
+    }
+
+    fn reserve<K: Kernel>(&mut self, rows: usize, depth: usize, sides: Sides) {
+        (self.rows, self.depth, self.sides) = (rows, depth, sides);
+        self.kernel = Some(TypeId::of::<K>());
+        let units = self.right_start::<K>() + self.side::<K>();
         let lines = (units * size_of::<K::Unit>()).div_ceil(size_of::<Line>());
         if self.lines.len() < lines {
             self.lines.resize(lines, Line([0; 8]));
@@ -62,13 +104,18 @@ impl Packed {
         &mut self,
         source: View<'_, T>,
         symmetry: Symmetry,
+        sides: Sides,
         round: bool,
         threads: usize,
     ) {
-        const { assert!(K::WIDTH <= WIDEST && K::DEPTH <= 2 && BLOCK.is_multiple_of(K::DEPTH)) };
-        self.reserve::<K>(source.rows, source.cols);
+        const { assert!(K::WIDTH <= WIDEST && K::DEPTH <= 2 && K::GROUP <= LONGEST) };
+        const { assert!(TURN.is_multiple_of(K::DEPTH * K::GROUP) && K::WIDTH.is_multiple_of(K::GROUP)) };
+        self.reserve::<K>(source.rows, source.cols, sides);
+        let base: *mut K::Unit = self.lines.as_mut_ptr().cast();
         let filling = Filling::<K> {
-            base: Shared::new(self.lines.as_mut_ptr().cast()),
+            left: (K::GROUP > 1 && sides != Sides::Right).then(|| Shared::new(base)),
+            right: (K::GROUP == 1 || sides != Sides::Left)
+                .then(|| Shared::new(base.wrapping_add(self.right_start::<K>()))),
             units: self.units::<K>(),
             round,
         };
@@ -99,9 +146,10 @@ impl Packed {
     }
 }
 
-/// Panels being filled, by several tasks.
+/// Panels being filled, by several tasks. With groups of one unit, those of the right side are all.
 struct Filling<K: Kernel> {
-    base: Shared<K::Unit>,
+    left: Option<Shared<K::Unit>>,
+    right: Option<Shared<K::Unit>>,
     units: usize,
     round: bool,
 }
@@ -115,14 +163,23 @@ impl<K: Kernel> Filling<K> {
     where
         K: Takes<T>,
     {
-        let units = source.cols.div_ceil(K::DEPTH);
+        let units = source.cols.div_ceil(K::DEPTH).next_multiple_of(K::GROUP);
         for first in (0..source.rows).step_by(PANELS * K::WIDTH) {
             let rows = first..source.rows.min(first + PANELS * K::WIDTH);
-            let mut to: [&mut [K::Unit]; PANELS] = Default::default();
+            let mut to: [Stretch<'_, K::Unit>; PANELS] = Default::default();
             for (start, to) in rows.clone().step_by(K::WIDTH).zip(&mut to) {
                 let at = (row + start) * self.units + col / K::DEPTH * K::WIDTH;
-                // SAFETY: the caller's promise.
-                *to = unsafe { std::slice::from_raw_parts_mut(self.base.get().add(at), units * K::WIDTH) };
+                let side = |base: &Option<Shared<K::Unit>>| match base {
+                    // SAFETY: the caller's promise.
+                    Some(base) => unsafe {
+                        std::slice::from_raw_parts_mut(base.get().add(at), units * K::WIDTH)
+                    },
+                    None => &mut [],
+                };
+                *to = Stretch {
+                    left: side(&self.left),
+                    right: side(&self.right),
+                };
             }
             let source = source.part(rows, 0..source.cols);
             let round = self.round;
@@ -130,6 +187,13 @@ impl<K: Kernel> Filling<K> {
             unsafe { K::enter(Pack::<K, T> { source, to, round }) };
         }
     }
+}
+
+/// Whole groups of a panel, for each side; empty for one that is not wanted.
+#[derive(Default)]
+struct Stretch<'a, U> {
+    left: &'a mut [U],
+    right: &'a mut [U],
 }
 
 /// A pointer that tasks share, each writing its own part.
@@ -150,7 +214,7 @@ impl<T> Shared<T> {
 /// A stretch of a few panels.
 struct Pack<'a, K: Kernel, T> {
     source: View<'a, T>,
-    to: [&'a mut [K::Unit]; PANELS],
+    to: [Stretch<'a, K::Unit>; PANELS],
     round: bool,
 }
 
@@ -175,41 +239,59 @@ impl<K: Takes<T>, T> Job for Pack<'_, K, T> {
 
 /// Columns are contiguous: `DEPTH` of them at a time become a packed column of every panel.
 #[inline(always)]
-fn interleave<K: Takes<T>, T>(source: View<'_, T>, to: &mut [&mut [K::Unit]; PANELS], round: bool) {
-    let mut values = [[K::Value::default(); WIDEST]; 2];
-    for unit in 0..source.cols.div_ceil(K::DEPTH) {
+fn interleave<K: Takes<T>, T>(source: View<'_, T>, to: &mut [Stretch<'_, K::Unit>; PANELS], round: bool) {
+    let mut group = [K::Unit::default(); WIDEST * LONGEST];
+    for first in (0..source.cols.div_ceil(K::DEPTH)).step_by(K::GROUP) {
         for (row, to) in (0..source.rows).step_by(K::WIDTH).zip(&mut *to) {
-            let rows = K::WIDTH.min(source.rows - row);
-            for d in 0..K::DEPTH {
-                let values = &mut values[d];
-                let column = unit * K::DEPTH + d;
-                if column >= source.cols {
-                    values.fill(K::Value::default());
-                } else if rows == K::WIDTH {
-                    // The same with a length that the compiler knows.
-                    take::<K, T>(
-                        &source.column(column)[row..][..K::WIDTH],
-                        &mut values[..K::WIDTH],
-                        round,
-                    );
-                } else {
-                    values.fill(K::Value::default());
-                    take::<K, T>(&source.column(column)[row..], &mut values[..rows], round);
+            let source = source.part(row..source.rows.min(row + K::WIDTH), 0..source.cols);
+            let part = first * K::WIDTH..(first + K::GROUP) * K::WIDTH;
+            let columns = match to.right.is_empty() {
+                true => &mut group[..K::GROUP * K::WIDTH],
+                false => &mut to.right[part.clone()],
+            };
+            for (unit, to) in columns.chunks_exact_mut(K::WIDTH).enumerate() {
+                column::<K, T>(source, (first + unit) * K::DEPTH, to, round);
+            }
+            if !to.left.is_empty() {
+                let to = &mut to.left[part];
+                for row in (0..K::WIDTH).step_by(K::GROUP) {
+                    // SAFETY: within `enter`; a square of the group on either side.
+                    unsafe {
+                        let to = to.as_mut_ptr().add(row * K::GROUP);
+                        K::transpose(columns.as_ptr().add(row), K::WIDTH, to, K::GROUP);
+                    }
                 }
             }
-            let to = &mut to[unit * K::WIDTH..][..K::WIDTH];
-            // SAFETY: within `enter`.
-            unsafe { K::units(&values[0], &values[1], to) };
         }
     }
 }
 
+/// A packed column: `DEPTH` contiguous columns of the source from `first`, or zeros beyond the last.
+#[inline(always)]
+fn column<K: Takes<T>, T>(source: View<'_, T>, first: usize, to: &mut [K::Unit], round: bool) {
+    let mut values = [[K::Value::default(); WIDEST]; 2];
+    for (column, values) in (first..first + K::DEPTH).zip(&mut values) {
+        if column >= source.cols {
+            continue;
+        }
+        let from = source.column(column);
+        // The same with a length that the compiler knows.
+        match from.len() == K::WIDTH {
+            true => take::<K, T>(&from[..K::WIDTH], &mut values[..K::WIDTH], round),
+            false => take::<K, T>(from, &mut values[..from.len()], round),
+        }
+    }
+    // SAFETY: within `enter`.
+    unsafe { K::units(&values[0], &values[1], to) };
+}
+
 /// Rows are contiguous (or nothing is): a stretch of every row is converted, then turned.
 #[inline(always)]
-fn turn<K: Takes<T>, T>(source: View<'_, T>, to: &mut [K::Unit], round: bool) {
+fn turn<K: Takes<T>, T>(source: View<'_, T>, to: Stretch<'_, K::Unit>, round: bool) {
     let mut values = [[K::Value::default(); TURN]; WIDEST];
-    for (piece, to) in to.chunks_mut(TURN / K::DEPTH * K::WIDTH).enumerate() {
-        let start = piece * TURN;
+    let whole = const { TURN / K::DEPTH * K::WIDTH };
+    let Stretch { left, right } = to;
+    for (piece, start) in (0..source.cols).step_by(TURN).enumerate() {
         let count = TURN.min(source.cols - start);
         for (row, values) in values.iter_mut().enumerate().take(source.rows) {
             if source.col_stride != 1 {
@@ -223,26 +305,51 @@ fn turn<K: Takes<T>, T>(source: View<'_, T>, to: &mut [K::Unit], round: bool) {
             }
             values[count..].fill(K::Value::default());
         }
-        let units = to.len() / K::WIDTH;
-        let squares = units - units % K::LANES;
-        for unit in (0..squares).step_by(K::LANES) {
-            for row in (0..K::WIDTH).step_by(K::LANES) {
-                // SAFETY: within `enter`; both blocks are inside `values` and `to`; a row of values is a row of units.
-                unsafe {
-                    let from = values
-                        .as_ptr()
-                        .cast::<K::Value>()
-                        .add(row * TURN + unit * K::DEPTH);
-                    let to = to.as_mut_ptr().add(unit * K::WIDTH + row);
-                    K::transpose(from.cast(), TURN / K::DEPTH, to, K::WIDTH);
-                }
+        if let Some(to) = left.chunks_mut(whole).nth(piece) {
+            rows_of_groups::<K>(&values, to);
+        }
+        if let Some(to) = right.chunks_mut(whole).nth(piece) {
+            columns::<K>(&values, to);
+        }
+    }
+}
+
+/// Values of every row to the left side's groups.
+#[inline(always)]
+fn rows_of_groups<K: Kernel>(values: &[[K::Value; TURN]; WIDEST], to: &mut [K::Unit]) {
+    for (group, to) in to.chunks_exact_mut(K::GROUP * K::WIDTH).enumerate() {
+        for (to, values) in to.chunks_exact_mut(K::GROUP).zip(values) {
+            let from = values[group * K::GROUP * K::DEPTH..][..K::GROUP * K::DEPTH].as_ptr();
+            // SAFETY: a row of values is a row of units, which need not be aligned there.
+            unsafe {
+                std::ptr::copy_nonoverlapping(from.cast::<u8>(), to.as_mut_ptr().cast(), size_of_val(to))
+            };
+        }
+    }
+}
+
+/// Values of every row to the right side's columns.
+#[inline(always)]
+fn columns<K: Kernel>(values: &[[K::Value; TURN]; WIDEST], to: &mut [K::Unit]) {
+    let units = to.len() / K::WIDTH;
+    let squares = units - units % K::LANES;
+    for unit in (0..squares).step_by(K::LANES) {
+        for row in (0..K::WIDTH).step_by(K::LANES) {
+            // SAFETY: within `enter`; both blocks are inside `values` and `to`; a row of values is a row of units.
+            unsafe {
+                let from = values
+                    .as_ptr()
+                    .cast::<K::Value>()
+                    .add(row * TURN + unit * K::DEPTH);
+                let to = to.as_mut_ptr().add(unit * K::WIDTH + row);
+                K::transpose(from.cast(), TURN / K::DEPTH, to, K::WIDTH);
             }
         }
-        for (unit, to) in to.chunks_exact_mut(K::WIDTH).enumerate().skip(squares) {
-            let (first, second) = (unit * K::DEPTH, unit * K::DEPTH + K::DEPTH - 1);
-            for (to, values) in to.iter_mut().zip(&values) {
-                *to = K::unit(values[first], values[second]);
-            }
+    }
+    for (unit, to) in to.chunks_exact_mut(K::WIDTH).enumerate().skip(squares) {
+        let (first, second) = (unit * K::DEPTH, unit * K::DEPTH + K::DEPTH - 1);
+        for (to, values) in to.iter_mut().zip(values) {
+            *to = K::unit(values[first], values[second]);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use half::bf16;
 
-use super::kernel::{Ahead, Job, Kernel, Takes, register_block};
+use super::kernel::{Ahead, Job, Kernel, Takes, Vectors, register_block};
 use super::{Real, round};
 
 #[derive(Clone, Copy)]
@@ -20,8 +20,6 @@ impl<T: Real> Kernel for Portable<T> {
     type Value = T;
     type Unit = T;
     type Acc = T;
-    type Factor = [T; LANES];
-    type Sum = [T; LANES];
     const DEPTH: usize = 1;
     const LANES: usize = LANES;
     const ROWS: usize = 4;
@@ -55,6 +53,12 @@ impl<T: Real> Kernel for Portable<T> {
             *value = value.to_bf16();
         }
     }
+}
+
+impl<T: Real> Vectors for Portable<T> {
+    type Factor = [T; LANES];
+    type Sum = [T; LANES];
+
     #[inline(always)]
     unsafe fn zero() -> [T; LANES] {
         [T::ZERO; LANES]

@@ -226,12 +226,12 @@ impl<K: Kernel> Block<'_, K> {
             let count = STRETCH.min(units - start);
             let mut calls = 0;
             for col in (0..self.to.cols).step_by(K::WIDTH) {
-                let b = self.b.panel::<K>(self.to.col + col);
+                let b = self.b.right::<K>(self.to.col + col);
                 for row in (0..self.to.rows)
                     .step_by(K::ROWS)
                     .filter(|&row| self.needed(row, col))
                 {
-                    let a = self.a.panel::<K>(self.to.row + row);
+                    let a = self.a.left::<K>(self.to.row + row);
                     // SAFETY: the panels hold `units` units, and the tile whole register blocks.
                     unsafe {
                         let (a, b) = (a.add(start * K::WIDTH), b.add(start * K::WIDTH));
@@ -260,11 +260,10 @@ impl<K: Kernel> Block<'_, K> {
             false => (self.next, 0),
         };
         let down = number / calls_per_panel * K::WIDTH;
-        let (operand, row) = match down < BLOCK {
-            true => (self.a, row + down),
-            false => (self.b, col + down - BLOCK),
+        let panel = match down < BLOCK {
+            true => self.a.left::<K>((row + down).min(self.a.rows - 1)),
+            false => self.b.right::<K>((col + down - BLOCK).min(self.b.rows - 1)),
         };
-        let panel = operand.panel::<K>(row.min(operand.rows - 1));
         let at = panel.wrapping_add(start * K::WIDTH).cast::<u8>();
         Ahead {
             at: at.wrapping_add(number % calls_per_panel * count * step),

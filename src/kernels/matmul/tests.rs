@@ -176,7 +176,7 @@ fn terms_are_added_and_threads_change_nothing() {
             let engine = f32::engine(isa, factors);
             let mut packed = Packed::default();
             let mut square = vec![0.0f32; m * m];
-            engine.pack(view, Symmetry::None, &mut packed, 1);
+            engine.pack(view, Symmetry::None, Sides::Both, &mut packed, 1);
             let plain = Finish {
                 alpha: 1.0,
                 beta: 0.0,
@@ -194,7 +194,7 @@ fn terms_are_added_and_threads_change_nothing() {
                 .into_iter()
                 .map(|threads| {
                     let mut c = square.clone();
-                    engine.pack(view, Symmetry::None, &mut packed, threads);
+                    engine.pack(view, Symmetry::None, Sides::Both, &mut packed, threads);
                     let to = Output::row_major(&mut c, m, m);
                     engine.product(&packed, &packed, Symmetry::Lower, &finish, to, threads);
                     c
@@ -234,7 +234,13 @@ fn lower_packs_alike<T: Test>() {
             let engine = T::engine(isa, Factors::Exact);
             let results = [(&whole, Symmetry::None), (&lower, Symmetry::Lower)].map(|(values, symmetry)| {
                 let mut packed = Packed::default();
-                engine.pack(View::row_major(values, m, m), symmetry, &mut packed, 2);
+                engine.pack(
+                    View::row_major(values, m, m),
+                    symmetry,
+                    Sides::Both,
+                    &mut packed,
+                    2,
+                );
                 let mut c = vec![T::Acc::ZERO; m * m];
                 let finish = Finish {
                     alpha: T::Acc::ONE,
@@ -289,6 +295,7 @@ fn factors_of_another_kernel_are_refused() {
     f32::engine(Isa::Portable, Factors::Exact).pack(
         View::row_major(&data, 2, 2),
         Symmetry::None,
+        Sides::Both,
         &mut packed,
         1,
     );
@@ -330,9 +337,14 @@ fn rates_of<T: Test>(name: &str, n: usize, factors: Factors) {
             let (mut packing, mut all) = (f64::MAX, f64::MAX);
             for _ in 0..(40_000_000_000 / (2 * n * n * n)).clamp(3, 200) {
                 let start = std::time::Instant::now();
-                engine.pack(view, Symmetry::None, &mut a, threads);
+                let sides = if symmetry == Symmetry::None {
+                    Sides::Left
+                } else {
+                    Sides::Both
+                };
+                engine.pack(view, Symmetry::None, sides, &mut a, threads);
                 if symmetry == Symmetry::None {
-                    engine.pack(view.t(), Symmetry::None, &mut b, threads);
+                    engine.pack(view.t(), Symmetry::None, Sides::Right, &mut b, threads);
                 }
                 let packed = start.elapsed().as_secs_f64();
                 let right = if symmetry == Symmetry::None { &b } else { &a };

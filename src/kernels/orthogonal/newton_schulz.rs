@@ -7,7 +7,7 @@
 
 use super::plan::Plan;
 use super::schedule::Triple;
-use crate::kernels::matmul::{Element, Engine, Finish, Output, Packed, Real, Symmetry, View};
+use crate::kernels::matmul::{Element, Engine, Finish, Output, Packed, Real, Sides, Symmetry, View};
 
 /// Memory for one matrix at a time, kept from one to the next.
 #[derive(Default)]
@@ -52,11 +52,11 @@ impl<S: Real> Symmetric<S> {
         Output::new(&mut self.values, self.size, self.size, self.stride)
     }
 
-    fn pack(&self, engine: &dyn Engine<S>, into: &mut Packed, threads: usize)
+    fn pack(&self, engine: &dyn Engine<S>, sides: Sides, into: &mut Packed, threads: usize)
     where
         S: Element<Acc = S>,
     {
-        engine.pack(self.view(), Symmetry::Lower, into, threads);
+        engine.pack(self.view(), Symmetry::Lower, sides, into, threads);
     }
 
     /// Moves `by` from the diagonal of `values` to the shift.
@@ -163,10 +163,10 @@ impl<S: Element<Acc = S> + Real> Iteration<'_, S> {
         } = &mut *self.scratch;
         step.center();
         if goes_on || !fresh {
-            step.pack(engine, step_packed, threads);
+            step.pack(engine, Sides::Right, step_packed, threads);
         }
         if !fresh {
-            total.pack(engine, right, threads);
+            total.pack(engine, Sides::Left, right, threads);
             // Q <- Q (aI + Z), where it stands.
             let finish = Finish {
                 alpha: S::ONE,
@@ -187,11 +187,11 @@ impl<S: Element<Acc = S> + Real> Iteration<'_, S> {
         if goes_on {
             if triple[2] == 0.0 {
                 // Otherwise `form_step` has left it packed.
-                gram.pack(engine, left, threads);
+                gram.pack(engine, Sides::Left, left, threads);
             }
             multiply(engine, (left, step_packed), gram, step, a, half, threads);
             half.center();
-            half.pack(engine, right, threads);
+            half.pack(engine, Sides::Left, right, threads);
             multiply(engine, (right, step_packed), half, step, a, gram, threads);
             gram.center();
         }
@@ -206,7 +206,7 @@ impl<S: Element<Acc = S> + Real> Iteration<'_, S> {
         let Scratch { gram, left, .. } = &mut *self.scratch;
         let x = View::row_major(self.x, self.rows, self.cols);
         let x = if self.rows <= self.cols { x } else { x.t() };
-        engine.pack(x, Symmetry::None, left, self.threads);
+        engine.pack(x, Symmetry::None, Sides::Both, left, self.threads);
         let finish = Finish {
             alpha: S::ONE,
             beta: S::ZERO,
@@ -230,7 +230,7 @@ impl<S: Element<Acc = S> + Real> Iteration<'_, S> {
             }
             return;
         }
-        gram.pack(engine, left, self.threads);
+        gram.pack(engine, Sides::Both, left, self.threads);
         let finish = Finish {
             alpha: c,
             beta: S::ZERO,
@@ -250,17 +250,22 @@ impl<S: Element<Acc = S> + Real> Iteration<'_, S> {
             ..
         } = &mut *self.scratch;
         let q = if total { product } else { step };
+        let wide = self.rows <= self.cols;
+        let (q_side, x_side) = match wide {
+            true => (Sides::Left, Sides::Right),
+            false => (Sides::Right, Sides::Left),
+        };
+        q.pack(engine, q_side, left, threads);
         let x = View::row_major(self.x, self.rows, self.cols);
-        q.pack(engine, left, threads);
-        let x = if self.rows <= self.cols { x.t() } else { x };
-        engine.pack(x, Symmetry::None, right, threads);
+        let x = if wide { x.t() } else { x };
+        engine.pack(x, Symmetry::None, x_side, right, threads);
         let finish = Finish {
             alpha: S::ONE,
             beta: q.shift,
             terms: &[],
         };
         let to = Output::row_major(self.x, self.rows, self.cols);
-        let (left, right) = if self.rows <= self.cols {
+        let (left, right) = if wide {
             (&*left, &*right)
         } else {
             (&*right, &*left)

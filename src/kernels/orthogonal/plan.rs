@@ -39,7 +39,7 @@ impl<S: Element<Acc = S> + Real> Plan<S> {
             Precision::Bfloat16 => true,
             Precision::Auto => {
                 size_of::<S>() == 4
-                    && isa == Isa::Avx512Bf16
+                    && isa.has_fast_bf16()
                     && rows.min(cols) >= BF16_FROM
                     && !options.schedule.needs_exact_factors()
             }

@@ -14,7 +14,7 @@ macro_rules! on_every_isa {
                 #[cfg(target_arch = "x86_64")]
                 Isa::Avx2 => $function::<avx2::F32 $(, $($generic),*)?>(isa, $($argument),*),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 | Isa::Avx512Bf16 => $function::<avx512::F32 $(, $($generic),*)?>(isa, $($argument),*),
+                Isa::Avx512 | Isa::Avx512Bf16 | Isa::AmxBf16 => $function::<avx512::F32 $(, $($generic),*)?>(isa, $($argument),*),
                 #[cfg(not(target_arch = "x86_64"))]
                 _ => {}
             }
