@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 from torch import Tensor, nn
 from torchjd.aggregation import MGDA, AlignedMTL, PCGrad
 
@@ -455,17 +456,86 @@ def test_aligned_mtl_is_torchjds() -> None:
     assert aligned.isfinite().all()
 
 
-@pytest.mark.parametrize("c", [0.0, 0.3, 0.9])
-def test_cagrad_has_the_best_worst_gain(c: float) -> None:
-    for seed in range(4):
-        j = jacobian(3, 6, seed=seed)
-        d = combined(j, cagrad_weights(j @ j.T, c=c))
-        mean = j.mean(0)
-        assert float((d - mean).norm()) == pytest.approx(c * float(mean.norm()), abs=1e-9)
-        generator = torch.Generator().manual_seed(seed)
-        others = torch.randn(4000, 6, generator=generator, dtype=torch.float64)
-        others = mean + c * mean.norm() * others / others.norm(dim=1, keepdim=True)
-        assert float((j @ d).min()) >= float((others @ j.T).amin(1).max()) - 1e-9
+C = (0.0, 0.2, 0.5, 0.99, 1.0, 1.01, 1.5, 3.0, 10.0)
+SPOILS: dict[str, Callable[[Tensor], Any]] = {
+    "any": lambda j: None,
+    "duplicate": lambda j: j[-1].copy_(j[0]),
+    "zero": lambda j: j[-1].zero_(),
+    "conflict": lambda j: j[-1].copy_(-1.7 * j[0]),
+    "opposite": lambda j: j[-1].copy_(-j[0]),
+    "sizes": lambda j: j.mul_(10.0 ** (torch.arange(len(j)) % 4 - 2).unsqueeze(1)),
+    "tiny": lambda j: j.mul_(1e-12),
+}
+
+
+def best_worst_gain(j: Any, radius: float) -> float:
+    """Of a step in the ball about the mean gradient, by a solver for convex problems."""
+    mean, size = j.mean(0), np.linalg.norm(j, axis=1).max()
+    j, center, radius = j / size, mean / size, radius / size
+    result = minimize(
+        lambda x: -x[-1],
+        np.append(center, (j @ center).min()),
+        jac=lambda x: np.append(0 * center, -1.0),
+        method="SLSQP",
+        constraints=[
+            {
+                "type": "ineq",
+                "fun": lambda x: j @ x[:-1] - x[-1],
+                "jac": lambda x: np.pad(j, ((0, 0), (0, 1)), constant_values=-1.0),
+            },
+            {
+                "type": "ineq",
+                "fun": lambda x: radius**2 - ((x[:-1] - center) ** 2).sum(),
+                "jac": lambda x: np.append(-2 * (x[:-1] - center), 0.0),
+            },
+        ],
+        options={"maxiter": 500, "ftol": 1e-15},
+    )
+    step = result.x[:-1] - center
+    within = center + step * min(1.0, radius / max(float(np.linalg.norm(step)), 1e-300))
+    return float((j @ within).min()) * size**2
+
+
+@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
+@pytest.mark.parametrize(("tasks", "size"), [(2, 2), (2, 5), (3, 2), (3, 6), (5, 2), (8, 3), (4, 1)])
+def test_cagrad_has_the_best_worst_gain_in_its_ball(tasks: int, size: int, spoil: Callable[[Tensor], Any]) -> None:
+    for seed in range(2):
+        j = jacobian(tasks, size, seed=seed) * (1 + seed)
+        spoil(j)
+        largest = float(j.norm(dim=1).max())
+        for dtype in (torch.float64, torch.float32):
+            given_ = j.to(dtype)
+            exact = given_.double()
+            mean = exact.mean(0)
+            lists: list[list[Tensor | None]] = [[row.clone()] for row in given_]
+            for c in C:
+                w = cagrad_weights(gram(lists), c=c)
+                (d,) = combine(lists, w)
+                assert d is not None
+                # A sum of float32 numbers is as exact as its terms.
+                rounded = 1e-9 if dtype == torch.float64 else 2**-22 * max(1.0, float(w.abs().max()))
+                radius = c * float(mean.norm())
+                assert float((d.double() - mean).norm()) <= radius + rounded * largest
+                gain = float((exact @ d.double()).min())
+                assert gain >= best_worst_gain(exact.numpy(), radius) - (1e-6 + 2 * rounded) * largest**2
+
+
+@pytest.mark.parametrize("function", [cagrad_weights, weights.cagrad_weights])
+@pytest.mark.parametrize("c", [1.0, 1.5, 10.0])
+def test_cagrad_stands_still_where_no_task_can_gain(function: Callable[..., Any], c: float) -> None:
+    for j in ([[1, 0], [-1, 1], [-0.3, -1]], [[2.0], [-1.0], [3.0]], [[0, 1], [0, -1], [1, 0], [-1, 0], [0, 0]]):
+        matrix = torch.tensor(j, dtype=torch.float64)
+        products = matrix @ matrix.T
+        w = torch.as_tensor(function(products if function is cagrad_weights else products.numpy(), c=c))
+        assert float((w @ matrix).norm()) < 1e-9
+        assert float(w.abs().max()) < 3.0
+
+
+def test_cagrad_goes_where_no_task_loses() -> None:
+    """The second component of the mean is good for one task and bad for none."""
+    j = torch.tensor([[1, 0], [-2, 0], [0, 1]], dtype=torch.float64)
+    for c in (1.0, 3.0):
+        torch.testing.assert_close(cagrad_weights(j @ j.T, c=c) @ j, torch.tensor([0, 1 / 3]).double())
 
 
 @pytest.mark.parametrize("function", [weights.min_norm_weights, weights.cagrad_weights, weights.aligned_mtl_weights])

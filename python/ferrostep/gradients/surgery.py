@@ -71,7 +71,9 @@ def cagrad_weights(gram: Tensor, *, c: float = 0.5) -> Tensor:
         c: how far from the mean gradient, as a share of its norm, from 0; 0 is the mean itself.
 
     Returns:
-        T numbers, float64, of which the update is ``combine(gradients, weights)``, not rescaled.
+        T numbers, float64, of which the update is ``combine(gradients, weights)``, not rescaled. Where no task can gain
+        without another's loss (as of more tasks than dimensions), the update is the one nearest to the mean gradient
+        in which none loses, with ``c >= 1`` none at all if need be.
     """
     return torch.from_numpy(weights.cagrad_weights(gram.cpu().numpy(), c=c))
 
