@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import Parameter
+from torch.nn.utils import parametrizations
+from torch.nn.utils import weight_norm as older_weight_norm
 
 from ferrostep.optim import MuonWithAuxAdamW, muon_param_groups
 
@@ -117,6 +122,160 @@ def test_norms_biases_and_tables_go_to_adamw_whatever_their_shape() -> None:
     assert [name for name, optimizer in chosen.items() if optimizer == "Muon"] == ["d.weight"]
     assert "rel_pos_h" in chosen
     assert routes(muon_param_groups([("x.bias", Parameter(torch.ones(4, 4)))])) == {"x.bias": "AdamW"}
+
+
+PARAMETRIZED: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[str, str]]]] = {
+    "weight_norm": (
+        lambda: parametrizations.weight_norm(nn.Linear(8, 6, bias=False)),
+        {"original0": ("AdamW", "magnitude of weight_norm"), "original1": ("Muon", "matrix")},
+    ),
+    "weight_norm over columns": (
+        lambda: parametrizations.weight_norm(nn.Linear(8, 6, bias=False), dim=1),
+        {"original0": ("AdamW", "magnitude of weight_norm"), "original1": ("Muon", "matrix")},
+    ),
+    "weight_norm over all": (
+        lambda: parametrizations.weight_norm(nn.Linear(8, 6, bias=False), dim=None),
+        {"original0": ("AdamW", "0 dimensions"), "original1": ("Muon", "matrix")},
+    ),
+    "weight_norm of a convolution": (
+        lambda: parametrizations.weight_norm(nn.Conv2d(3, 6, 3, bias=False)),
+        {"original0": ("AdamW", "magnitude of weight_norm"), "original1": ("Muon", "convolution")},
+    ),
+    "weight_norm of an embedding": (
+        lambda: parametrizations.weight_norm(nn.Embedding(8, 6)),
+        {"original0": ("AdamW", "magnitude of weight_norm"), "original1": ("AdamW", "embedding")},
+    ),
+    "the older weight_norm": (
+        lambda: older_weight_norm(nn.Linear(8, 6, bias=False)),
+        {"weight_g": ("AdamW", "magnitude of weight_norm"), "weight_v": ("Muon", "matrix")},
+    ),
+    "the older weight_norm of a convolution": (
+        lambda: older_weight_norm(nn.Conv1d(3, 6, 3, bias=False)),
+        {"weight_g": ("AdamW", "magnitude of weight_norm"), "weight_v": ("Muon", "convolution")},
+    ),
+    "orthogonal": (
+        lambda: parametrizations.orthogonal(nn.Linear(8, 6, bias=False)),
+        {"original": ("Muon", "matrix")},
+    ),
+    "spectral_norm of a convolution": (
+        lambda: parametrizations.spectral_norm(nn.ConvTranspose2d(3, 6, 3, bias=False)),
+        {"original": ("Muon", "convolution")},
+    ),
+    "spectral_norm of a norm": (
+        lambda: parametrizations.spectral_norm(nn.LayerNorm((4, 4), bias=False)),
+        {"original": ("AdamW", "norm")},
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize("case", PARAMETRIZED)
+def test_parametrized_weights_go_where_the_weight_would(case: str, inside: bool) -> None:
+    make, expected = PARAMETRIZED[case]
+    module = nn.ModuleDict({"layer": make()}) if inside else make()
+    groups = muon_param_groups(module)
+    assert {route.name.rpartition(".")[2]: (route.optimizer, route.reason) for route in groups.routes} == expected
+    MuonWithAuxAdamW(groups)
+
+
+def test_a_factor_beside_another_is_no_magnitude() -> None:
+    named = [("a.original0", Parameter(torch.ones(6, 2))), ("a.original1", Parameter(torch.ones(6, 8)))]
+    named += [("lora_g", Parameter(torch.ones(4, 3)))]
+    assert routes(muon_param_groups(named)) == dict.fromkeys(("a.original0", "a.original1", "lora_g"), "Muon")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transformer.wte.weight",
+        "transformer.wpe.weight",
+        "wpe",
+        "bert.embeddings.word_embeddings.weight",
+        "model.embed_tokens.weight",
+        "tok_embeddings.weight",
+        "decoder.position_embeddings.weight",
+        "pos_emb.weight",
+        "shared.weight",
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+        "wte.parametrizations.weight.original",
+    ],
+)
+def test_names_of_embeddings_decide_where_no_module_does(name: str) -> None:
+    named = [(name, Parameter(torch.ones(4, 4))), ("time_emb_proj.weight", Parameter(torch.ones(4, 4)))]
+    groups = muon_param_groups(named, exclude=())
+    assert routes(groups) == {name: "AdamW", "time_emb_proj.weight": "Muon"}
+    assert routes(muon_param_groups(nn.ModuleDict({"shared": nn.Linear(4, 4)})))["shared.weight"] == "Muon"
+
+
+TINY: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+
+
+def gpt2(transformers: Any) -> nn.Module:
+    return transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(
+            vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+        )
+    )
+
+
+ARCHITECTURES: dict[str, tuple[str, Callable[[Any], nn.Module], int, tuple[str, ...]]] = {
+    "GPT-2": ("transformers", gpt2, 4, ("transformer.wte.weight", "transformer.wpe.weight")),
+    "BERT": (
+        "transformers",
+        lambda t: t.BertForMaskedLM(t.BertConfig(**TINY)),
+        7,
+        ("bert.embeddings.word_embeddings.weight", "bert.embeddings.position_embeddings.weight"),
+    ),
+    "Llama": (
+        "transformers",
+        lambda t: t.LlamaForCausalLM(t.LlamaConfig(**TINY)),
+        7,
+        ("model.embed_tokens.weight", "lm_head.weight"),
+    ),
+    "T5": (
+        "transformers",
+        lambda t: t.T5ForConditionalGeneration(
+            t.T5Config(vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+        ),
+        16,
+        ("shared.weight", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"),
+    ),
+    "UNet": (
+        "diffusers",
+        lambda d: d.UNet2DModel(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            norm_num_groups=4,
+        ),
+        49,
+        ("time_embedding.linear_1.weight", "conv_norm_out.weight"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_architectures_in_use(name: str) -> None:
+    package, build, matrices, with_adamw = ARCHITECTURES[name]
+    model = build(pytest.importorskip(package))
+    by_module = muon_param_groups(model)
+    found = routes(by_module)
+    assert [found[each] for each in with_adamw] == len(with_adamw) * ["AdamW"]
+    assert sum(optimizer == "Muon" for optimizer in found.values()) == matrices
+    MuonWithAuxAdamW(by_module)
+    # What convolutions are cannot be told from names, all else can.
+    assert routes(muon_param_groups(model.named_parameters(), muon={"ndim_policy": "flatten"})) == found
 
 
 def test_nothing_to_route() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -296,6 +297,101 @@ def test_next_observations_are_found() -> None:
     assert torch.equal(data.next_observations, observations[[row + 1 for row in rows]])
 
 
+def of_d3rlpy() -> dict[str, Any]:
+    """The arrays of d3rlpy 1: three episodes, of which the first ended for good, the others at a time limit."""
+    given = without("next_observations")
+    return {
+        **given,
+        "terminals": np.arange(10) == 3,
+        "episode_terminals": np.isin(np.arange(10), (3, 6, 9)),
+        "discrete_action": False,
+        "version": "1.0",
+    }
+
+
+def fill(group: Any, given: Mapping[str, Any]) -> None:
+    """Put arrays into a group of an HDF5 file, dicts as groups."""
+    for name, value in given.items():
+        if isinstance(value, dict):
+            fill(group.create_group(name), value)
+        else:
+            group[name] = value
+
+
+def write(path: Path, given: Mapping[str, Any]) -> None:
+    """An NPZ or HDF5 file."""
+    if path.suffix == ".npz":
+        np.savez(path, **given)
+        return
+    with h5py.File(path, "w") as file:
+        fill(file, given)
+
+
+@pytest.mark.parametrize("name", ["data.npz", "data.h5"])
+def test_the_first_format_of_d3rlpy(name: str, tmp_path: Path) -> None:
+    write(tmp_path / name, of_d3rlpy())
+    data = Transitions.load(tmp_path / name)
+    rows = [0, 1, 2, 3, 4, 5, 7, 8]  # not those after which a time limit ended an episode
+    given = of_d3rlpy()
+    assert data.observations.tolist() == given["observations"][rows].tolist()
+    assert data.rewards.tolist() == given["rewards"][rows].tolist()
+    assert data.next_observations.tolist() == given["observations"][[row + 1 for row in rows]].tolist()
+    assert data.terminals.nonzero().tolist() == [[3]]
+
+
+@pytest.mark.parametrize("name", ["data.npz", "data.h5"])
+def test_what_is_not_needed_is_not_read(name: str, tmp_path: Path) -> None:
+    more = {"infos": {"goal": "none"}, "episode_0": np.zeros(3), "algorithm": "none"}
+    if name.endswith("npz"):
+        more["episode_ids"] = np.array([{"a": 1}, None], dtype=object)  # pickled
+    write(tmp_path / name, {**arrays(), **more})
+    assert torch.equal(Transitions.load(tmp_path / name).observations, walk(10).observations)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("data.csv", None, r"^data.csv is neither .npz nor .hdf5 nor .h5$"),
+        ("data.npz", None, "^data.npz is not an NPZ file$"),
+        ("data.h5", None, "^data.h5 is not an HDF5 file$"),
+        ("data.hdf5", None, "^data.hdf5 is not an HDF5 file$"),
+        ("data.npz", {}, "lacks observations, actions, rewards, terminals; it has nothing$"),
+        ("data.h5", {}, "lacks observations, actions, rewards, terminals; it has nothing$"),
+        ("data.h5", {f"rewards_{i}": np.zeros(1) for i in range(30)}, "it has rewards_0, .*, rewards_19 and 18 more$"),
+        (
+            "data.npz",
+            {"rewards": np.array([1, None], dtype=object)},
+            "^rewards is not one array of numbers: .*allow_pickle",
+        ),
+        ("data.npz", {"rewards": np.array(["1"] * 10)}, "^rewards is not one array of numbers: Cannot cast"),
+        ("data.npz", {"rewards": np.ones(10, complex)}, "^rewards is not one array of numbers: Cannot cast"),
+        ("data.npz", {"actions": np.array(1.0)}, "^actions is not one array of numbers: it is 1.0$"),
+        ("data.h5", {"rewards": ["1"] * 10}, "^rewards is not one array of numbers: Cannot cast"),
+        ("data.h5", {"observations": {"position": 1.0}}, "^observations is not one array of numbers: it is a dict"),
+        ("data.h5", {"rewards": h5py.Empty("f")}, "^rewards is not one array of numbers"),
+        ("data.npz", {"discrete_action": True, "version": "1.0"}, "^discrete_action is true, expected actions that"),
+        ("data.h5", {"discrete_action": True, "version": "1.0"}, "^discrete_action is true, expected actions that"),
+        ("data.h5", {"discrete_action": False}, "^data.h5 is of d3rlpy before 1.0"),
+        ("data.h5", {"episode_terminals": np.zeros(9)}, "^episode_terminals has length 9, expected 10$"),
+    ],
+)
+def test_malformed_files(name: str, given: Mapping[str, Any] | None, message: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if given is None:
+        path.write_text("observations")
+    else:
+        whole = bool(given) and not any(key.startswith("rewards_") for key in given)
+        write(path, {**(arrays() if whole else {}), **given})
+    with pytest.raises(ValueError, match=message):
+        Transitions.load(path)
+
+
+@pytest.mark.parametrize("name", ["data.npz", "data.h5"])
+def test_a_file_that_is_not_there(name: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=name):
+        Transitions.load(tmp_path / name)
+
+
 def without(name: str) -> dict[str, Any]:
     return {key: value for key, value in arrays().items() if key != name}
 
@@ -328,7 +424,7 @@ def test_malformed_data(given: dict[str, Any], message: str) -> None:
         Transitions.of(given)
 
 
-def test_data_that_do_not_fit_the_agent(tmp_path: Path) -> None:
+def test_data_that_do_not_fit_the_agent() -> None:
     agent = ODICE(1, 1, **SMALL)
     before = [p.detach().clone() for p in agent.value.parameters()]
     data = walk(10)
@@ -345,8 +441,6 @@ def test_data_that_do_not_fit_the_agent(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             agent.fit(bad, 1)
     assert all(torch.equal(p, was) for p, was in zip(agent.value.parameters(), before, strict=True))
-    with pytest.raises(ValueError, match="neither"):
-        Transitions.load(tmp_path / "data.csv")
     imitator = ODICE(1, 1, mode="imitation", **SMALL)
     for expert in (torch.zeros(0, 1), torch.full((3, 1), torch.nan)):
         with pytest.raises(ValueError, match="expert is empty or has NaN"):
@@ -384,8 +478,15 @@ EPISODE: dict[str, Any] = {
     ("change", "message"),
     [
         ({"rewards": None}, "episode_1 lacks rewards; it has actions"),
-        ({"observations": {"position": np.zeros((4, 1))}}, "episode_1/observations is a dict"),
-        ({"actions": {"_index_0": np.zeros((3, 1))}}, "episode_1/actions is a dict or a tuple"),
+        (
+            {"observations": {"position": np.zeros((4, 1))}},
+            "episode_1/observations is not one array of numbers: it is a dict or a tuple",
+        ),
+        (
+            {"actions": {"_index_0": np.zeros((3, 1))}},
+            "episode_1/actions is not one array of numbers: it is a dict or a tuple",
+        ),
+        ({"rewards": np.array(1.0)}, "episode_1/rewards is not one array of numbers: it is 1.0"),
         ({"observations": np.zeros((3, 1))}, "episode_1/observations has length 3, expected 4"),
         ({"actions": np.zeros((4, 1))}, "episode_1/actions has length 4, expected 3"),
         ({"observations": np.zeros((4, 2))}, "do not fit together"),
@@ -393,14 +494,7 @@ EPISODE: dict[str, Any] = {
     ],
 )
 def test_malformed_files_of_minari(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "main_data.hdf5", "w") as file:
-        for i in range(2):
-            group = file.create_group(f"episode_{i}")
-            for name, array in {**EPISODE, **(change if i == 1 else {})}.items():
-                if isinstance(array, dict):
-                    for key, each in array.items():
-                        group.create_group(name)[key] = each
-                elif array is not None:
-                    group[name] = array
+    changed = {name: value for name, value in {**EPISODE, **change}.items() if value is not None}
+    write(tmp_path / "main_data.hdf5", {"episode_0": EPISODE, "episode_1": changed})
     with pytest.raises(ValueError, match=message):
         Transitions.load(tmp_path / "main_data.hdf5")

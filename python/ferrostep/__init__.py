@@ -24,11 +24,12 @@ __version__: str = _core.__version__
 def info() -> dict[str, str | int | list[str] | None]:
     """What this installation runs on: the versions, the instruction set in use and those the CPU has, the threads.
 
-    ``threads`` is what a torch optimizer's step would use now (``torch.get_num_threads()``), or the number of CPUs
-    where torch is not installed. ``FERROSTEP_ISA`` at import time forces a lower instruction set.
+    ``threads`` is what a torch optimizer's step would use now (``torch.get_num_threads()``), ``numpy_threads`` what the
+    functions for NumPy arrays use by default: as many as there are CPUs that the process may use, by affinity and
+    quota, of the machine's ``cpus``. ``FERROSTEP_ISA`` at import time forces a lower instruction set.
     """
     with_torch = importlib.util.find_spec("torch") is not None
-    threads = os.cpu_count() or 1
+    threads = numpy_threads = _core.available_cpus()
     if with_torch:
         import torch
 
@@ -40,6 +41,7 @@ def info() -> dict[str, str | int | list[str] | None]:
         "instruction_set": _core.isa(),
         "supported": _core.supported_isas(),
         "threads": threads,
+        "numpy_threads": numpy_threads,
         "cpus": os.cpu_count(),
     }
 

@@ -242,6 +242,9 @@ def multiply(a: Any, b: Any | None, out: Any, *, threads: int) -> None:
     Raises TypeError, ValueError or RuntimeError, with nothing changed.
     """
 
+def available_cpus() -> int:
+    """How many CPUs the process may use: its affinity and its cgroup's quota count."""
+
 def isa() -> str: ...
 def supported_isas() -> list[str]: ...
 def use_isa(name: str) -> None: ...

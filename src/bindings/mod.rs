@@ -39,7 +39,7 @@ mod _core {
     #[pymodule_export]
     use super::rules::{AdamW, AmsGrad, HessianEstimate, HessianProduct, HessianSquare, Lion, Sophia};
     #[pymodule_export]
-    use super::runtime::{adopt_openmp, isa, supported_isas, use_isa};
+    use super::runtime::{adopt_openmp, available_cpus, isa, supported_isas, use_isa};
     #[pymodule_export]
     use super::tensor::{Known, use_exchange_api};
 
@@ -54,7 +54,7 @@ mod runtime {
     use pyo3::exceptions::PyValueError;
     use pyo3::prelude::*;
 
-    use crate::runtime::{Isa, openmp};
+    use crate::runtime::{Isa, cpus, openmp};
 
     pub fn start(module: &Bound<'_, PyModule>) -> PyResult<()> {
         module.add("__version__", env!("CARGO_PKG_VERSION"))?;
@@ -64,6 +64,12 @@ mod runtime {
         isa.select();
         log::debug!("instruction set {}, of {:?}", isa.name(), supported_isas());
         Ok(())
+    }
+
+    /// How many CPUs the process may use: its affinity and its cgroup's quota count.
+    #[pyfunction]
+    pub fn available_cpus() -> usize {
+        cpus::available()
     }
 
     /// The instruction set in use.

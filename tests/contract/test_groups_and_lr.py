@@ -8,8 +8,11 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import Parameter
-from torch.optim import Optimizer, lr_scheduler
+from torch.optim import Optimizer, lr_scheduler, swa_utils
 
+from ferrostep.optim import AdamW, Muon, MuonWithAuxAdamW
+from ferrostep.optim.muon_with_adamw import ADAMW as ADAMW_GROUP
+from ferrostep.optim.muon_with_adamw import MUON as MUON_GROUP
 from tests.contract.registry import Entry, every, every_class, one_of_each_class
 from tests.contract.training import (
     assert_close,
@@ -211,13 +214,114 @@ class HalvingLR(lr_scheduler.LRScheduler):
         return [base * 0.5**self.last_epoch for base in self.base_lrs]
 
 
+def lists(name: str, optimizer: Optimizer) -> dict[str, list[float]]:
+    """An argument of a scheduler for each group."""
+    return {name: [(i + 1) / 20 for i, _ in enumerate(optimizer.param_groups)]}
+
+
+VARIANTS: dict[str, Callable[[Optimizer], Any]] = {
+    "CyclicLR without momentum": lambda o: lr_scheduler.CyclicLR(o, 1e-3, 1e-2, 3, cycle_momentum=False),
+    "CyclicLR of lists": lambda o: lr_scheduler.CyclicLR(
+        o, 1e-3, step_size_up=3, **lists("max_lr", o), **lists("base_momentum", o)
+    ),
+    "OneCycleLR without momentum": lambda o: lr_scheduler.OneCycleLR(o, 0.02, 10, cycle_momentum=False),
+    "OneCycleLR of lists": lambda o: lr_scheduler.OneCycleLR(
+        o, total_steps=10, three_phase=True, **lists("max_lr", o), **lists("base_momentum", o)
+    ),
+    "SWALR": lambda o: swa_utils.SWALR(o, swa_lr=0.05, anneal_epochs=4),
+}
+every_scheduler = pytest.mark.parametrize("name", SCHEDULERS | VARIANTS)
+
+
+def schedule(name: str, optimizer: Optimizer) -> Callable[[], None]:
+    """A scheduler's step."""
+    scheduler = (SCHEDULERS | VARIANTS)[name](optimizer)
+    return lambda: scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
+
+
+def cycled(group: dict[str, Any]) -> float:
+    """What schedulers cycle beside the learning rate."""
+    found = group["momentum"] if "momentum" in group else group["betas"][0]
+    assert isinstance(found, float)
+    return found
+
+
 def test_all_schedulers_are_tested() -> None:
     assert set(SCHEDULERS) == set(lr_scheduler.__all__)
 
 
+@every_class
+@every_scheduler
+def test_schedulers_give_every_class_what_they_give_torchs(entry: Entry, name: str) -> None:
+    params = parameters(entry.shapes)
+    optimizer = entry.build([{"params": params[:1]}, {"params": params[1:], "lr": 0.05}])
+    groups = [{"params": [Parameter(torch.ones(1))], "lr": group["lr"]} for group in optimizer.param_groups]
+    own = {key: value for key, value in optimizer.param_groups[0].items() if key in ("momentum", "betas")}
+    peer = (torch.optim.SGD if "momentum" in own else torch.optim.AdamW)(groups, **own)
+    step, peer_step = schedule(name, optimizer), schedule(name, peer)
+    for number in range(9):
+        set_gradients(params, number)
+        for each in (optimizer.step, peer.step, step, peer_step):
+            each()
+        for found, expected in zip(optimizer.param_groups, peer.param_groups, strict=True):
+            assert (found["lr"], cycled(found)) == (expected["lr"], cycled(expected))
+
+
+@every_scheduler
+def test_schedulers_of_muon_and_adamw_together_are_those_of_both_apart(name: str) -> None:
+    together, apart = parameters([(5, 3), (7,)]), parameters([(5, 3), (7,)])
+    groups = [{"params": together[:1], "use_muon": True}, {"params": together[1:], "use_muon": False}]
+    one = MuonWithAuxAdamW(groups)
+    muon, adamw = Muon(apart[:1], **MUON_GROUP), AdamW(apart[1:], **ADAMW_GROUP)
+    # Each of both has the other's place, too, so that lists of arguments fit.
+    muon.add_param_group({"params": []})
+    adamw.param_groups.insert(0, {**adamw.param_groups[0], "params": []})
+    steps = [schedule(name, optimizer) for optimizer in (one, muon, adamw)]
+    for number in range(9):
+        set_gradients(together, number)
+        set_gradients(apart, number)
+        for each in (one.step, muon.step, adamw.step, *steps):
+            each()
+        assert [group["lr"] for group in one.param_groups] == [
+            muon.param_groups[0]["lr"],
+            adamw.param_groups[1]["lr"],
+        ]
+        assert [bits(p) for p in together] == [bits(p) for p in apart]
+    set_gradients(together, 9)
+    one.step()
+    assert one.param_groups[1]["betas"] == adamw.param_groups[1]["betas"]
+    assert "momentum" not in one.param_groups[1]
+
+
+def test_a_checkpoint_within_a_cycle_goes_on_to_the_bit() -> None:
+    together, resumed = parameters([(5, 3), (7,)]), parameters([(5, 3), (7,)])
+
+    def make(params: list[Parameter]) -> tuple[MuonWithAuxAdamW, lr_scheduler.OneCycleLR]:
+        groups = [{"params": params[:1], "use_muon": True}, {"params": params[1:], "use_muon": False}]
+        optimizer = MuonWithAuxAdamW(groups)
+        return optimizer, lr_scheduler.OneCycleLR(optimizer, 0.02, 10)
+
+    optimizer, scheduler = make(together)
+    for number in range(9):
+        if number == 4:
+            again, scheduler_again = make(resumed)
+            again.load_state_dict(optimizer.state_dict())
+            scheduler_again.load_state_dict(scheduler.state_dict())
+            for p, q in zip(resumed, together, strict=True):
+                p.data.copy_(q.data)
+        set_gradients(together, number)
+        optimizer.step()
+        scheduler.step()
+        if number >= 4:
+            set_gradients(resumed, number)
+            again.step()
+            scheduler_again.step()
+    assert_same_bits(optimizer, again)
+
+
 @every(lambda entry: entry.peer and entry in one_of_each_class())
 @pytest.mark.parametrize("tensor_lr", [False, True], ids=["float", "tensor"])
-@pytest.mark.parametrize("name", SCHEDULERS)
+@every_scheduler
 def test_schedulers(entry: Entry, name: str, tensor_lr: bool) -> None:
     ours, theirs = parameters([(7,)], torch.float64), parameters([(7,)], torch.float64)
     optimizer, peer = entry.build(ours), entry.peer(theirs)
@@ -225,11 +329,11 @@ def test_schedulers(entry: Entry, name: str, tensor_lr: bool) -> None:
         group = optimizer.param_groups[0]
         group["lr"] = torch.tensor(group["lr"], dtype=torch.float64)
     for params, each in ((ours, optimizer), (theirs, peer)):
-        scheduler = SCHEDULERS[name](each)
+        scheduler_step = schedule(name, each)
         for step in range(9):
             set_gradients(params, step)
             each.step()
-            scheduler.step(*([1.0] if name == "ReduceLROnPlateau" else []))
+            scheduler_step()
     assert float(optimizer.param_groups[0]["lr"]) == pytest.approx(peer.param_groups[0]["lr"], rel=1e-12)
     assert optimizer.param_groups[0]["betas"] == pytest.approx(peer.param_groups[0]["betas"], rel=1e-12)
     assert_close(optimizer, peer, 1e-12)

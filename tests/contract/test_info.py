@@ -20,6 +20,7 @@ def test_info() -> None:
     assert found["instruction_set"] == _core.isa()
     assert found["supported"] == _core.supported_isas()
     assert found["threads"] == 1
+    assert found["numpy_threads"] == _core.available_cpus() <= found["cpus"]
     json.dumps(found)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import re
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 import ferrostep.numpy
+from ferrostep import _core
 from ferrostep.optim import AdamW, Lion
 from tests.bad_inputs.numpy_cases import CASES, SHAPE, Case
 from tests.contract.subprocesses import run_python
@@ -180,6 +183,89 @@ def test_any_number_of_threads_gives_the_same_bits(twin: Twin) -> None:
     assert found[0] == found[1] == found[2] == found[3]
 
 
+f = ferrostep.numpy
+THREADED: dict[str, Callable[..., object]] = {
+    "adamw_": lambda a, b, c, d, **n: f.adamw_(a, b, c, d, step=1, **n),
+    "apg": lambda a, b, c, d, **n: f.apg(a, b, 2.0, momentum=0.5, momentum_buffer=c, out=d, **n),
+    "cfg": lambda a, b, c, d, **n: f.cfg(a, b, 2.0, out=c, **n),
+    "cfg_zero_star": lambda a, b, c, d, **n: f.cfg_zero_star(a, b, 2.0, out=c, **n),
+    "combine": lambda a, b, c, d, **n: f.combine([[a], [b]], [1.0, 2.0], [c], **n),
+    "ema_": lambda a, b, c, d, **n: f.ema_([a], [b], 0.5, **n),
+    "gram": lambda a, b, c, d, **n: f.gram([[a], [b]], **n),
+    "lion_": lambda a, b, c, d, **n: f.lion_(a, b, c, **n),
+    "orthogonal_": lambda a, b, c, d, **n: f.orthogonal_([a], [b], **n),
+    "orthogonal_combine_": lambda a, b, c, d, **n: f.orthogonal_combine_([a], [b], [c], **n),
+    "orthogonalize": lambda a, b, c, d, **n: f.orthogonalize(a, out=b, **n),
+    "pcgrad_": lambda a, b, c, d, **n: f.pcgrad_([[a], [b]], **n),
+    "perp_neg": lambda a, b, c, d, **n: f.perp_neg(a, b, [c], 2.0, [0.5], out=d, **n),
+    "project": lambda a, b, c, d, **n: f.project(a, b, **n),
+    "tangential": lambda a, b, c, d, **n: f.tangential(a, b, 2.0, out=c, **n),
+}
+
+
+def test_all_functions_with_threads_are_tested() -> None:
+    with_threads = {name for name in f.__all__ if "num_threads" in inspect.signature(getattr(f, name)).parameters}
+    assert set(THREADED) == with_threads
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "message"),
+    [
+        (0, ValueError, "^Invalid num_threads: 0; expected 1 <= num_threads"),
+        (-1, ValueError, "^Invalid num_threads: -1; expected 1 <= num_threads"),
+        (1.0, TypeError, "^num_threads is a float, expected an integer$"),
+        ("2", TypeError, "^num_threads is a str, expected an integer$"),
+        (np.ones(2), TypeError, "^num_threads is a ndarray, expected an integer$"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", THREADED)
+def test_impossible_numbers_of_threads_change_nothing(
+    name: str, number: Any, error: type[Exception], message: str
+) -> None:
+    arrays = [as_numpy(normal(SHAPE, torch.float32, i)) for i in range(4)]
+    before = [data(array) for array in arrays]
+    with pytest.raises(error, match=message):
+        THREADED[name](*arrays, num_threads=number)
+    assert [data(array) for array in arrays] == before
+
+
+@pytest.mark.parametrize("name", THREADED)
+def test_possible_numbers_of_threads_give_the_same_bits(name: str) -> None:
+    found = []
+    for number in (None, 1, np.int64(3), 2**80):
+        arrays = [np.abs(as_numpy(normal((60, 70), torch.float32, i))) for i in range(4)]
+        THREADED[name](*arrays, num_threads=number)
+        found.append([data(array) for array in arrays])
+    assert found[1:] == 3 * found[:1]
+
+
+WORKERS = """
+import logging, os
+os.sched_setaffinity(0, {CPUS})
+messages = []
+handler = logging.Handler()
+handler.emit = lambda record: messages.append(record.getMessage())
+logging.basicConfig(level=logging.DEBUG, handlers=[handler])
+import numpy as np, ferrostep, ferrostep.numpy as f
+p = np.ones(1_000_000, np.float32)
+f.lion_(p, p.copy(), np.zeros_like(p))
+started = [message.split()[1] for message in messages if message.startswith("starting")]
+print(*started or [0], ferrostep._core.available_cpus(), ferrostep.info()["numpy_threads"])
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+print(ferrostep._core.available_cpus(), ferrostep.info()["numpy_threads"])
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity")
+@pytest.mark.parametrize("most", [1, 2])
+def test_the_default_is_the_cpus_that_the_process_may_use(most: int) -> None:
+    cpus = sorted(os.sched_getaffinity(0))[:most]
+    available = min(len(cpus), _core.available_cpus())
+    printed = run_python(WORKERS.replace("CPUS", ", ".join(map(str, cpus)))).split()
+    assert list(map(int, printed)) == [available - 1, available, available, 1, 1]
+
+
 @every_twin
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
 def test_bad_input_changes_nothing(twin: Twin, case: Case) -> None:
@@ -194,22 +280,48 @@ def test_bad_input_changes_nothing(twin: Twin, case: Case) -> None:
 
 @every_twin
 @pytest.mark.parametrize(
-    ("name", "value"), [("lr", -1.0), ("lr", float("nan")), ("betas", (0.9, 1.0)), ("weight_decay", -0.1)]
+    ("name", "value", "error", "message"),
+    [
+        ("lr", -1.0, ValueError, "^Invalid lr: -1.0; expected 0.0 <= lr < inf$"),
+        ("lr", float("nan"), ValueError, "^Invalid lr: nan"),
+        ("lr", "1e-3", TypeError, "^lr is a str, expected a number$"),
+        ("lr", None, TypeError, "^lr is a NoneType, expected a number$"),
+        ("betas", (0.9, 1.0), ValueError, r"^Invalid betas\[1\]: 1.0"),
+        ("betas", (0.9, "x"), TypeError, r"^betas\[1\] is a str, expected a number$"),
+        ("betas", 0.9, TypeError, "^betas is 0.9, expected two numbers$"),
+        ("betas", (0.9, 0.9, 0.9), TypeError, r"^betas is \(0.9, 0.9, 0.9\), expected two numbers$"),
+        ("weight_decay", -0.1, ValueError, "^Invalid weight_decay: -0.1"),
+        ("seed", -1, ValueError, "^Invalid seed: -1; expected 0 <= seed < 18446744073709551616$"),
+        ("seed", 2**64, ValueError, "^Invalid seed"),
+        ("seed", 0.5, TypeError, "^seed is a float, expected an integer$"),
+        ("rounding", "up", ValueError, "^rounding is .up., expected"),
+    ],
 )
-def test_impossible_hyperparameters_change_nothing(twin: Twin, name: str, value: Any) -> None:
+def test_impossible_hyperparameters_change_nothing(
+    twin: Twin, name: str, value: Any, error: type[Exception], message: str
+) -> None:
     arrays = arrays_for(twin, SHAPE, torch.float32)
     before = {name: data(a) for name, a in arrays.items()}
     spoiled = twin._replace(arguments=twin.arguments | {name: value})
-    with pytest.raises(ValueError, match=f"Invalid {name}"):
+    with pytest.raises(error, match=message):
         call(spoiled, arrays, 1)
     assert {name: data(a) for name, a in arrays.items()} == before
 
 
-@pytest.mark.parametrize("step", [0, -1])
-def test_steps_count_from_one(step: int) -> None:
+@pytest.mark.parametrize(
+    ("step", "error", "message"),
+    [
+        (0, ValueError, "^Invalid step: 0; expected 1 <= step"),
+        (-1, ValueError, "^Invalid step: -1"),
+        (2**63, ValueError, "^Invalid step"),
+        (1.0, TypeError, "^step is a float, expected an integer$"),
+        ("1", TypeError, "^step is a str, expected an integer$"),
+    ],
+)
+def test_steps_count_from_one(step: Any, error: type[Exception], message: str) -> None:
     arrays = arrays_for(TWINS["adamw"], SHAPE, torch.float32)
     before = data(arrays["param"])
-    with pytest.raises(ValueError, match="Invalid step"):
+    with pytest.raises(error, match=message):
         call(TWINS["adamw"], arrays, step)
     assert data(arrays["param"]) == before
 

@@ -91,6 +91,21 @@ def test_a_copied_optimizer_resumes_to_the_bit(entry: Entry, how: Callable[[Any]
 
 
 @every_class
+@pytest.mark.parametrize(
+    "parts", [(), ("state",), ("param_groups",), ("defaults",), ("state", "param_groups")], ids=str
+)
+def test_a_part_of_the_state_may_be_set(entry: Entry, parts: tuple[str, ...]) -> None:
+    params, expected = parameters(entry.shapes), parameters(entry.shapes)
+    optimizer, untouched = entry.build(params), entry.build(expected)
+    train(optimizer, params, 2)
+    train(untouched, expected, 4)
+    whole = optimizer.__getstate__()
+    optimizer.__setstate__({part: whole[part] for part in parts})
+    train(optimizer, params, 2, start=2)
+    assert_same_bits(optimizer, untouched)
+
+
+@every_class
 def test_loading_copies(entry: Entry) -> None:
     params, others = parameters(entry.shapes), parameters(entry.shapes)
     optimizer, other = entry.build(params), entry.build(others)

@@ -5,6 +5,10 @@ complex128. Those of one call have the same shape, but where it says otherwise. 
 parameter's dtype; states have one dtype together: the parameter's, or float32 for 16-bit parameters, or bfloat16. The
 arithmetic is float64 for float64 and complex128, else float32.
 
+A call uses at most ``num_threads`` threads: by default as many as there are CPUs that the process may use, by its
+affinity (``taskset``) and its cgroup's quota (a container's). ``OMP_NUM_THREADS`` and ``torch.set_num_threads`` do not
+count here, and the results do not depend on the number.
+
 Every function raises TypeError or ValueError, with nothing changed, for arrays that do not fit: wrong dtype or shape,
 read-only, or sharing memory.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ferrostep import _core
-from ferrostep.numpy.arrays import Array, threads
+from ferrostep.numpy.arrays import Array, check, threads, whole
 
 
 def adamw_(
@@ -38,14 +38,14 @@ def adamw_(
         lr, betas, eps, weight_decay, decoupled_weight_decay, maximize: as of the class.
         rounding: to a 16-bit parameter: "nearest", "stochastic" (from ``seed`` and ``step``) or "kahan" (with
             ``kahan_comp``, an array like ``param``, zeros at first; updated in place).
-        num_threads: at most; default the number of CPUs.
+        num_threads: at most; default the CPUs that the process may use.
     """
     rule = _core.AdamW if max_exp_avg_sq is None else _core.AmsGrad
     states = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     if max_exp_avg_sq is not None:
         states["max_exp_avg_sq"] = max_exp_avg_sq
-    beta1, beta2 = betas
-    _check("step", step, 1)
+    beta1, beta2 = _pair(betas)
+    whole("step", step, 1, 2**63)
     for name, value, high in (
         ("lr", lr, np.inf),
         ("betas[0]", beta1, 1.0),
@@ -53,7 +53,7 @@ def adamw_(
         ("eps", eps, np.inf),
         ("weight_decay", weight_decay, np.inf),
     ):
-        _check(name, value, 0.0, high)
+        check(name, value, 0.0, high)
     kernel = rule(
         lr=lr,
         beta1=beta1,
@@ -91,23 +91,26 @@ def lion_(
         rounding: to a 16-bit parameter: "nearest", "stochastic" (from ``seed`` and ``step``) or "kahan" (with
             ``kahan_comp``, an array like ``param``, zeros at first; updated in place).
         step: used by stochastic rounding only: another number for every call.
-        num_threads: at most; default the number of CPUs.
+        num_threads: at most; default the CPUs that the process may use.
     """
-    beta1, beta2 = betas
+    beta1, beta2 = _pair(betas)
     for name, value, high in (
         ("lr", lr, np.inf),
         ("betas[0]", beta1, 1.0),
         ("betas[1]", beta2, 1.0),
         ("weight_decay", weight_decay, np.inf),
     ):
-        _check(name, value, 0.0, high)
+        check(name, value, 0.0, high)
     kernel = _core.Lion(lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay, maximize=maximize)
     _update(kernel, param, grad, {"exp_avg": exp_avg}, step, rounding, kahan_comp, seed, num_threads)
 
 
-def _check(name: str, value: float, low: float, high: float = np.inf) -> None:
-    if not low <= value < high:
-        raise ValueError(f"Invalid {name}: {value}; expected {low} <= {name} < {high}")
+def _pair(betas: tuple[float, float]) -> tuple[float, float]:
+    try:
+        first, second = betas
+    except (TypeError, ValueError):
+        raise TypeError(f"betas is {betas!r}, expected two numbers") from None
+    return first, second
 
 
 def _update(
@@ -127,9 +130,9 @@ def _update(
         [param],
         [grad],
         {name: [state] for name, state in states.items()},
-        step=step,
+        step=whole("step", step, 0, 2**63),
         rounding=rounding,
-        seed=seed,
+        seed=whole("seed", seed, 0, 2**64),
         compensation=None if kahan_comp is None else [kahan_comp],
     )
     batch.run(threads(num_threads))

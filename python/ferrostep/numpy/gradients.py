@@ -1,7 +1,7 @@
 """Gradients of several losses, as :mod:`ferrostep.gradients`, for NumPy arrays.
 
 A gradient is a list of arrays; None stands for zeros, but not in what is written. ``num_threads`` are used at most
-(default: the number of CPUs).
+(default: as many as the process may use CPUs).
 """
 
 from __future__ import annotations

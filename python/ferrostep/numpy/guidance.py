@@ -2,7 +2,7 @@
 
 The arrays of a call have one shape and dtype; the first dimension is the batch, ``dims`` are the dimensions that sums
 go over (default: all but the first), ``out`` takes the result and may be an input, ``num_threads`` are used at most
-(default: the number of CPUs).
+(default: as many as the process may use CPUs).
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def orthogonalize(
         arrays: an array of shape (..., rows, columns), or several.
         steps, coefficients, precision, algorithm, restarts, eps: as of :func:`ferrostep.orthogonalize`.
         out: where the results go, of the shapes and dtypes of ``arrays``, which may be ``arrays`` themselves.
-        num_threads: at most; default the number of CPUs.
+        num_threads: at most; default the CPUs that the process may use.
 
     Returns:
         The results, in ``out`` or new arrays.

@@ -62,6 +62,10 @@ class MuonWithAuxAdamW(RuleOptimizer):
 
     Unlike the original, parameters without a gradient are skipped.
 
+    torch's ``OneCycleLR`` and ``CyclicLR`` take one ``max_lr`` for all groups or a list with one for each, which both
+    kinds are likely to want. With ``cycle_momentum`` they cycle the momentum of Muon's groups and the first beta of
+    AdamW's: what they write as a group's ``"momentum"`` becomes ``betas[0]`` in the next step.
+
     Args:
         param_groups: dicts with ``params``, ``use_muon`` and arguments.
         **options: see :class:`ferrostep.optim.options.Options`; for all groups that do not say otherwise.
@@ -79,6 +83,7 @@ class MuonWithAuxAdamW(RuleOptimizer):
 
     def __init__(self, param_groups: Iterable[dict[str, Any]], **options: Unpack[Options]) -> None:
         super().__init__(param_groups, {}, options)
+        self.defaults["momentum"] = MUON["momentum"]  # where torch's schedulers look for what there is to cycle
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, which says ``use_muon``. Raises as the constructor."""
@@ -91,10 +96,16 @@ class MuonWithAuxAdamW(RuleOptimizer):
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(own)}"
                 raise TypeError(f"a group for {kind} got an unexpected argument {name!r}; {hint}")
         super().add_param_group({**own, **param_group})
+        if not param_group["use_muon"]:
+            self.param_groups[-1].pop("momentum", None)  # of the defaults
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """Muon or AdamW with the group's hyperparameters."""
-        return muon_rule(group) if group["use_muon"] else adamw_rule(group)
+        if group["use_muon"]:
+            return muon_rule(group)
+        if "momentum" in group:  # a scheduler's, see above
+            group["betas"] = (group.pop("momentum"), group["betas"][1])
+        return adamw_rule(group)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         if group["use_muon"]:
@@ -112,7 +123,8 @@ class MuonWithAuxAdamW(RuleOptimizer):
         super()._check_loaded(state_dict)
 
     def _group_defaults(self, group: dict[str, Any]) -> dict[str, Any]:
-        return {**self.defaults, **(MUON if group["use_muon"] else ADAMW)}
+        options = {name: value for name, value in self.defaults.items() if name not in MUON}
+        return {**options, **(MUON if group["use_muon"] else ADAMW)}
 
 
 def check_kind(group: dict[str, Any]) -> None:

@@ -13,8 +13,14 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTran
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 NORMS = re.compile(r"Norm(\dd)?$")
 """What torch's and transformers' classes of norms end in."""
+NAMED_EMBEDDINGS = ("*embed*", "*_emb", "emb", "wte", "wpe", "shared", "*attention_bias")
+"""What embeddings, or their parameters, are called where no module says what they are; the last two are T5's."""
 TABLES = ("*bias*", "*position*", "*pos_*", "*_token")
 """Names that parameters have which are no factor of a matrix product, whatever their shape."""
+PARAMETRIZATION = re.compile(r"parametrizations\.([^.]+)\.original\d*$")
+"""What torch's parametrizations make of the end of a parameter's name."""
+WEIGHT_NORM = (("original0", "original1"), ("_g", "_v"))
+"""Ends of the names of magnitudes and directions in torch's weight_norm, the parametrization and the older hook."""
 
 
 class Route(NamedTuple):
@@ -51,16 +57,19 @@ def muon_param_groups(
 
     A parameter goes to AdamW if it has fewer than 2 dimensions, if it belongs to an ``nn.Embedding``,
     ``nn.EmbeddingBag`` or norm (a class whose name ends in Norm, Norm1d, ...), if its own name is that of a bias, a
-    position table or a learned token, or if one of the parts of its name matches a pattern of ``exclude``; under any of
-    its names, where several modules share it (an output layer tied to the embedding). An output layer with a name of
-    its own must be excluded by that name. Convolutions are flattened to (out, in * kernel).
+    position table or a learned token, if it is the magnitude of ``weight_norm``, or if one of the parts of its name
+    matches a pattern of ``exclude``; under any of its names, where several modules share it (an output layer tied to
+    the embedding). An output layer with a name of its own must be excluded by that name. Convolutions are flattened to
+    (out, in * kernel). What torch's parametrizations made of a weight (``weight_norm``'s direction, the original of
+    ``spectral_norm`` or ``orthogonal``) goes where the weight would.
 
     Weights that are stored as (in, out), those of transposed convolutions and of transformers' ``Conv1D`` (GPT-2), are
     taken as they lie. Their update is orthogonalized all the same, but ``adjust_lr_fn`` and NorMuon take in for out:
     with ``adjust_lr_fn="match_rms_adamw"`` and without NorMuon there is no difference.
 
     Args:
-        model: a module, or ``(name, parameter)`` pairs as from ``named_parameters(remove_duplicate=False)``.
+        model: a module, or ``(name, parameter)`` pairs as from ``named_parameters(remove_duplicate=False)``. Pairs do
+            not say what is an embedding: the usual names (``wte``, ``wpe``, ``...embed...``, ``..._emb``) do then.
         exclude: shell-style patterns for parts of names (``layers.0.weight`` has three parts). Default: embeddings and
             heads.
         muon: arguments of the Muon groups. ``ndim_policy`` says what parameters of more than 2 dimensions are that
@@ -76,7 +85,9 @@ def muon_param_groups(
     """
     muon = dict(muon or {})
     owners: dict[Tensor, list[tuple[str, nn.Module | None]]] = {}
-    for name, p, module in _named(model):
+    named = list(_named(model))
+    params = {name: p for name, p, _ in named}
+    for name, p, module in named:
         if p.requires_grad:
             owners.setdefault(p, []).append((name, module))
     if not owners:
@@ -85,7 +96,7 @@ def muon_param_groups(
     routes = []
     for p, owned in owners.items():
         name = owned[0][0]
-        reason = _reason_for_adamw(p, owned, exclude)
+        reason = "magnitude of weight_norm" if _is_magnitude(name, p, params) else _reason_for_adamw(p, owned, exclude)
         kind = "adamw" if reason else _kind(name, p, owned[0][1], "ndim_policy" in muon)
         groups[kind].append((name, p))
         if kind == "adamw":
@@ -106,20 +117,40 @@ def _named(model: nn.Module | Iterable[tuple[str, Tensor]]) -> Iterable[tuple[st
         for name, p in model:
             yield name, p, None
         return
-    for prefix, module in model.named_modules(remove_duplicate=False):
-        for name, p in module.named_parameters(recurse=False, remove_duplicate=False):
-            yield f"{prefix}.{name}" if prefix else name, p, module
+    modules = dict(model.named_modules(remove_duplicate=False))
+    for prefix, module in modules.items():
+        for own, p in module.named_parameters(recurse=False, remove_duplicate=False):
+            name = f"{prefix}.{own}" if prefix else own
+            yield name, p, modules[_without_parametrization(name).rpartition(".")[0]]
+
+
+def _without_parametrization(name: str) -> str:
+    """The name that the parameter had before torch parametrized it."""
+    return PARAMETRIZATION.sub(r"\1", name)
+
+
+def _is_magnitude(name: str, p: Tensor, params: Mapping[str, Tensor]) -> bool:
+    """Whether it is weight_norm's: a number for each slice of the direction, which lies beside it."""
+    for end, of_direction in WEIGHT_NORM:
+        direction = params.get(name.removesuffix(end) + of_direction) if name.endswith(end) else None
+        if direction is not None and direction.ndim == p.ndim:
+            fits = all(size in (1, whole) for size, whole in zip(p.shape, direction.shape, strict=True))
+            return fits and sum(size != 1 for size in p.shape) <= 1
+    return False
 
 
 def _reason_for_adamw(p: Tensor, owned: Sequence[tuple[str, nn.Module | None]], exclude: Sequence[str]) -> str:
     """Why AdamW takes a parameter; empty if Muon does."""
     for name, module in owned:
+        *_, owner, own = ["", *_without_parametrization(name).split(".")]
         tied = "" if name == owned[0][0] else f" (tied to {name})"
         if isinstance(module, EMBEDDINGS):
             return f"embedding{tied}"
+        if module is None and any(fnmatchcase(part, each) for part in (owner, own) for each in NAMED_EMBEDDINGS):
+            return f"embedding by its name{tied}"
         if NORMS.search(type(module).__name__):
             return f"norm{tied}"
-        if any(fnmatchcase(name.rpartition(".")[2], pattern) for pattern in TABLES):
+        if any(fnmatchcase(own, pattern) for pattern in TABLES):
             return f"bias, position or token{tied}"
         for pattern in exclude:
             if any(fnmatchcase(part, pattern) for part in name.split(".")):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -43,18 +45,20 @@ class Transitions:
         """Of arrays by D4RL's names, checked.
 
         Without ``next_observations`` the next row's observation is taken, and the last row of every episode left out
-        whose end (``terminals`` or ``timeouts``) does not tell what followed. Without ``timeouts`` either, an episode
-        that a time limit ended seems to go on with the first observation of the next one.
+        whose end does not tell what followed: which is not one of the ``terminals``, but of the ``timeouts`` or
+        d3rlpy's ``episode_terminals``. Without these an episode that a time limit ended seems to go on with the first
+        observation of the next one.
 
         Raises:
-            ValueError: a name is missing, lengths or dimensions do not fit, or a number is not finite.
+            ValueError: a name is missing, an array is not one of numbers, lengths or dimensions do not fit, a number is
+                not finite, or ``discrete_action`` (d3rlpy's) says that actions are indices.
         """
         missing = [name for name in ("observations", "actions", "rewards", "terminals") if name not in arrays]
         if missing:
-            raise ValueError(
-                f"the data set lacks {', '.join(missing)}; it has {', '.join(sorted(arrays)) or 'nothing'}"
-            )
-        given = {name: np.asarray(arrays[name], dtype=np.float32) for name in arrays if name in _DIMENSIONS}
+            raise ValueError(f"the data set lacks {', '.join(missing)}; it has {_listed(arrays)}")
+        if "discrete_action" in arrays and np.any(arrays["discrete_action"]):
+            raise ValueError("discrete_action is true, expected actions that are vectors, not indices")
+        given = {name: _numbers(arrays, name) for name in arrays if name in _DIMENSIONS}
         for name, array in given.items():
             if array.ndim == 2 and array.shape[1] == 1 and _DIMENSIONS[name] == 1:
                 given[name] = array[:, 0]
@@ -65,24 +69,32 @@ class Transitions:
 
     @classmethod
     def load(cls, path: str | Path) -> Transitions:
-        """Of a file: NPZ or HDF5 with D4RL's names, or Minari's HDF5 (a group for each episode; needs h5py).
+        """Of a file: NPZ or HDF5 with D4RL's names or those of d3rlpy 1, or Minari's HDF5 (a group for each episode).
+
+        HDF5 needs h5py. Arrays of other names are not read.
 
         Raises:
             ValueError: the file is of another kind, or as of :meth:`of`.
         """
         path = Path(path)
-        if path.suffix == ".npz":
-            with np.load(path) as arrays:
-                return cls.of(dict(arrays))
-        if path.suffix not in (".hdf5", ".h5"):
+        if path.suffix not in (".npz", ".hdf5", ".h5"):
             raise ValueError(f"{path.name} is neither .npz nor .hdf5 nor .h5")
+        path.stat()  # no file is not one of another kind
+        if path.suffix == ".npz":
+            if not zipfile.is_zipfile(path):
+                raise ValueError(f"{path.name} is not an NPZ file")
+            with np.load(path) as arrays:
+                return cls.of(arrays)
         import h5py
 
+        if not h5py.is_hdf5(path):
+            raise ValueError(f"{path.name} is not an HDF5 file")
         with h5py.File(path) as file:
-            episodes = [file[name] for name in sorted(file, key=_number) if name.startswith("episode_")]
-            return cls.of(
-                _joined(episodes) if episodes else {name: file[name][()] for name in file if _is_array(file[name])}
-            )
+            if "discrete_action" in file and "version" not in file:
+                raise ValueError(f"{path.name} is of d3rlpy before 1.0, in which rewards belonged to other rows")
+            groups = {name: item for name, item in file.items() if isinstance(item, Mapping)}
+            episodes = [groups[name] for name in sorted(filter(_EPISODE.fullmatch, groups), key=_number)]
+            return cls.of(_joined(episodes) if episodes else file)
 
     def __len__(self) -> int:
         return len(self.rewards)
@@ -102,7 +114,13 @@ _DIMENSIONS = {
     "next_observations": 2,
     "terminals": 1,
     "timeouts": 1,
+    "episode_terminals": 1,
 }
+_ENDS = ("timeouts", "episode_terminals")
+_EPISODE = re.compile(r"episode_\d+")
+"""Minari's name of a group."""
+_MOST_LISTED = 12
+"""Some files have thousands of arrays."""
 
 
 def _check(given: Mapping[str, Array]) -> None:
@@ -127,22 +145,22 @@ def _with_next(given: dict[str, Array]) -> dict[str, Array]:
     following = np.concatenate([given["observations"][1:], given["observations"][-1:]])
     last = np.zeros(len(following), bool)
     last[-1:] = True
-    ended = given["timeouts"] > 0 if "timeouts" in given else np.zeros(len(following), bool)
-    known = (given["terminals"] > 0) | ~(ended | last)
+    for name in _ENDS:
+        if name in given:
+            last |= given[name] > 0
+    known = (given["terminals"] > 0) | ~last
     return {name: array[known] for name, array in {**given, "next_observations": following}.items()}
 
 
 def _joined(episodes: list[Any]) -> dict[str, Array]:
     """Minari's episodes, which have an observation more than actions."""
-    parts: dict[str, list[Array]] = {name: [] for name in _DIMENSIONS if name != "timeouts"}
+    parts: dict[str, list[Array]] = {name: [] for name in _DIMENSIONS if name not in _ENDS}
     for episode in episodes:
         given = {}
         for name in ("observations", "actions", "rewards", "terminations"):
             if name not in episode:
-                raise ValueError(f"{episode.name} lacks {name}; it has {', '.join(sorted(episode)) or 'nothing'}")
-            if not _is_array(episode[name]):
-                raise ValueError(f"{episode.name}/{name} is a dict or a tuple, expected one array of numbers")
-            given[name] = episode[name][()]
+                raise ValueError(f"{episode.name} lacks {name}; it has {_listed(episode)}")
+            given[name] = _numbers(episode, name, f"{episode.name}/")
         for name, array in given.items():
             expected = len(given["rewards"]) + (name == "observations")
             if len(array) != expected:
@@ -158,10 +176,25 @@ def _joined(episodes: list[Any]) -> dict[str, Array]:
         raise ValueError(f"the episodes' arrays do not fit together: {error}") from error
 
 
-def _is_array(item: Any) -> bool:
-    return hasattr(item, "dtype") and item.dtype.kind in "fiub"
+def _numbers(arrays: Mapping[str, Any], name: str, place: str = "") -> Array:
+    """One of the arrays, float32; ValueError for what is no array of numbers, a pickled one included."""
+    try:
+        found = arrays[name]
+        if isinstance(found, Mapping):
+            raise TypeError("it is a dict or a tuple")
+        array = np.asarray(found)
+        if array.ndim == 0:
+            raise TypeError(f"it is {array}")
+        return array.astype(np.float32, casting="same_kind", copy=False)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place}{name} is not one array of numbers: {error}") from error
 
 
-def _number(name: str) -> tuple[int, str]:
-    digits = "".join(c for c in name if c.isdigit())
-    return int(digits or 0), name
+def _listed(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _MOST_LISTED} more" if len(ordered) > _MOST_LISTED else ""
+    return (", ".join(ordered[:_MOST_LISTED]) or "nothing") + more
+
+
+def _number(name: str) -> int:
+    return int(name.removeprefix("episode_"))
