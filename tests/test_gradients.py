@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -605,6 +606,114 @@ def test_a_list_of_the_callers_is_left_alone_when_refused() -> None:
         stepped.combine()
     stepped.eta = 1.0
     assert stepped.combine() == pytest.approx(1 / 9)  # from the gradients that were kept
+
+
+WRITTEN: dict[str, Callable[[Any], object]] = {
+    "backward": lambda x: orthogonal_(x, X),
+    "backward in plain torch": lambda x: orthogonal_(x, [each.to("meta") for each in X]),
+    "out": lambda x: orthogonal_combine_(x, X, X),
+    "out of combine": lambda x: combine([X, X], [1.0, 2.0], out=x),
+    "gradients[1]": lambda x: pcgrad_([clones(X), x]),
+}
+READ: dict[str, Callable[[Any], object]] = {
+    "forward": lambda x: orthogonal_(clones(X), x),
+    "forward of both": lambda x: orthogonal_combine_(clones(X), x, X),
+    "backward": lambda x: orthogonal_combine_(clones(X), X, x),
+    "gradients": gram,
+    "gradients[1]": lambda x: gram([X, x]),
+    "gradients of combine": lambda x: combine(x, [1.0]),
+    "gradients[0]": lambda x: combine([x], [1.0]),
+    "gradients of pcgrad": pcgrad_,
+    "target": lambda x: ema_(x, X, 0.5),
+    "source": lambda x: ema_(clones(X), x, 0.5),
+    "tensors": ferrostep.orthogonalize,
+    "out of orthogonalize": lambda x: ferrostep.orthogonalize([torch.ones(2, 3)], out=3.0 if x is None else x),
+}
+ARRAYS = [x.numpy() for x in X]
+READ_BY_NUMPY: dict[str, Callable[[Any], object]] = {
+    "backward": lambda x: ferrostep.numpy.orthogonal_(x, ARRAYS),
+    "forward": lambda x: ferrostep.numpy.orthogonal_(ARRAYS, x),
+    "out": lambda x: ferrostep.numpy.orthogonal_combine_(x, ARRAYS, ARRAYS),
+    "out of combine": lambda x: ferrostep.numpy.combine([ARRAYS], [1.0], x),
+    "gradients": ferrostep.numpy.gram,
+    "gradients[0]": lambda x: ferrostep.numpy.pcgrad_([x]),
+    "target": lambda x: ferrostep.numpy.ema_(x, ARRAYS, 0.5),
+    "out of orthogonalize": lambda x: ferrostep.numpy.orthogonalize([ARRAYS[0]], out=3.0 if x is None else x),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in WRITTEN if "plain torch" not in name])
+def test_tuples_are_written_in_place(name: str) -> None:
+    call = WRITTEN[name]
+    lists, tuples = clones(X), tuple(clones(X))
+    call(lists)
+    versions = [x._version for x in tuples]
+    call(tuples)
+    assert all(torch.equal(x, y) for x, y in zip(tuples, lists, strict=True))
+    assert all(x._version > version for x, version in zip(tuples, versions, strict=True))
+
+
+@pytest.mark.parametrize(("name", "call"), WRITTEN.items(), ids=WRITTEN)
+def test_a_tuple_takes_no_new_tensor(name: str, call: Callable[[Any], object]) -> None:
+    given_ = (torch.full((2, 3), 3.0), None)
+    name = name.split()[0]
+    with pytest.raises(TypeError, match=re.escape(f"{name}[1] is None, which a tuple cannot")):
+        call(given_)
+    assert torch.equal(given_[0], torch.full((2, 3), 3.0)) and given_[0]._version == 0
+    with pytest.raises(TypeError, match=re.escape(f"{name} is a generator, expected a list")):
+        call(x for x in clones(X))
+
+
+NO_LISTS = [
+    (name, call, given_)
+    for name, call in (*WRITTEN.items(), *READ.items(), *READ_BY_NUMPY.items())
+    for given_ in (X[1], None, 3.0)
+    if not (given_ is None and name == "out of combine") and not (given_ is X[1] and name == "tensors")
+]
+
+
+@pytest.mark.parametrize(("name", "call", "given_"), NO_LISTS)
+def test_what_is_no_list_is_refused_by_name(name: str, call: Callable[[Any], object], given_: Any) -> None:
+    before = [x._version for x in X]
+    with pytest.raises(
+        TypeError, match=rf"^{re.escape(name.split()[0])} is a (Tensor|NoneType|float), expected a list"
+    ):
+        call(given_)
+    assert all(torch.equal(x, torch.ones_like(x)) for x in X) and before == [x._version for x in X]
+
+
+@pytest.mark.parametrize("module", [ferrostep.gradients, ferrostep.numpy], ids=["torch", "numpy"])
+def test_weights_of_a_combination_are_numbers(module: Any) -> None:
+    lists = [X] if module is ferrostep.gradients else [ARRAYS]
+    out = clones(X) if module is ferrostep.gradients else [x.copy() for x in ARRAYS]
+    bad: Any
+    for bad, message in (
+        (None, "^weights is a NoneType, expected numbers"),
+        ([None], r"^weights\[0\] is a NoneType, expected a number"),
+        (1.0, "^weights is a float"),
+        ("1", "^weights is a str"),
+        (torch.ones(1, 1), r"^weights has shape \[1, 1\]"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            module.combine(lists, bad, out=out)
+    assert all((x == 1).all() for x in out)
+
+
+@pytest.mark.parametrize(
+    "function", [min_norm_weights, cagrad_weights, aligned_mtl_weights, pcgrad_weights, weights.min_norm_weights]
+)
+def test_weights_take_numbers_and_no_gradients(function: Callable[..., Any]) -> None:
+    rows = [[2.0, 0.5], [0.5, 1]]
+    array = function is weights.min_norm_weights
+    given_ = np.array(rows) if array else torch.tensor(rows)
+    assert np.array_equal(function(rows), function(given_))
+    bad: Any
+    for bad in ([X, X], [[torch.ones(())] * 2] * 2, X, [None], None, "gram", [["1", "2"]]):
+        with pytest.raises(TypeError, match=r"^gram (is|has) a .* expected a square matrix of numbers"):
+            function(bad)
+    for bad in ([1.0, 2.0], [], 3.0, torch.ones(2, 3).numpy()):
+        with pytest.raises(ValueError, match="square"):
+            function(bad)
 
 
 META = [x.to("meta") for x in X]

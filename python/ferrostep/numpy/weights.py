@@ -5,8 +5,9 @@ For the arguments see the functions of the same names in :mod:`ferrostep.gradien
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Real
 
 import numpy as np
 
@@ -20,7 +21,7 @@ MOST = 1e6
 
 def pcgrad_weights(gram: Array, orders: Sequence[Sequence[int]]) -> Array:
     """PCGrad: ``orders[i]`` is the order in which task i meets the others (itself is passed over)."""
-    gram = _checked(gram)
+    gram = checked(gram)
     rows = np.eye(len(gram))
     for i, order in enumerate(orders):
         for j in order:
@@ -32,7 +33,7 @@ def pcgrad_weights(gram: Array, orders: Sequence[Sequence[int]]) -> Array:
 
 def min_norm_weights(gram: Array) -> Array:
     """MGDA: the point of least norm in the convex hull."""
-    gram = _checked(gram)
+    gram = checked(gram)
     return _least_on_simplex(gram, np.zeros(len(gram)))
 
 
@@ -47,11 +48,11 @@ def cagrad_weights(gram: Array, *, c: float = 0.5) -> Array:
     """
     if not (c >= 0 and np.isfinite(c)):
         raise ValueError(f"Invalid c: {c}; expected a number of at least 0")
-    gram = _checked(gram)
+    gram = checked(gram)
     count = len(gram)
     mean = np.full(count, 1 / count)
-    along, length = gram @ mean, np.sqrt(max(mean @ gram @ mean, 0.0))
-    high = np.sqrt(gram.diagonal().max())
+    along, length = gram @ mean, _norm(gram, mean)
+    high = float(np.sqrt(gram.diagonal().max()))
     if c * length == 0 or high == 0:
         return mean
     low = _norm(gram, _least_on_simplex(gram, np.zeros(count)))
@@ -74,7 +75,7 @@ def cagrad_weights(gram: Array, *, c: float = 0.5) -> Array:
 
 def aligned_mtl_weights(gram: Array) -> Array:
     """Aligned-MTL: the mean of the gradients after their singular values were made equal to the least."""
-    gram = _checked(gram)
+    gram = checked(gram)
     values, vectors = np.linalg.eigh(gram)
     kept = values > values[-1] * len(gram) * np.finfo(np.float64).eps
     mean = np.full(len(gram), 1 / len(gram))
@@ -85,8 +86,8 @@ def aligned_mtl_weights(gram: Array) -> Array:
     return result
 
 
-def _norm(gram: Array, w: Array) -> Any:
-    return np.sqrt(max(w @ gram @ w, 0.0))
+def _norm(gram: Array, w: Array) -> float:
+    return math.sqrt(max(w @ gram @ w, 0.0))
 
 
 def _least_on_simplex(quadratic: Array, linear: Array) -> Array:
@@ -131,10 +132,22 @@ def _towards(w: Array, active: Array, quadratic: Array, linear: Array) -> Array:
         w[first], active[first] = 0.0, False
 
 
-def _checked(gram: Array) -> Array:
+def checked(gram: Array) -> Array:
+    """The matrix in float64; TypeError or ValueError unless it is square and finite."""
+    if not isinstance(gram, np.ndarray):
+        _check_numbers(gram)
     matrix = np.asarray(gram, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) == 0:
         raise ValueError(f"gram has shape {list(matrix.shape)}, expected a square matrix")
     if not np.isfinite(matrix).all():
         raise ValueError("gram has NaN or infinity, expected finite numbers")
     return matrix
+
+
+def _check_numbers(gram: object) -> None:
+    """Refuse what is no matrix, such as the gradients themselves."""
+    for row in gram if isinstance(gram, Iterable) else [gram]:
+        for x in row if isinstance(row, Iterable) else [row]:
+            if not isinstance(x, Real):
+                what = f"is a {type(gram).__name__}" if x is gram else f"has a {type(x).__name__} in it"
+                raise TypeError(f"gram {what}, expected a square matrix of numbers, as of gram(gradients)")

@@ -65,8 +65,8 @@ def lists(named: Iterable[tuple[str, Sequence[Any]]]) -> None:
             raise ValueError(f"{name} is on device {device}, expected {devices[0][1]}, as {devices[0][0]}")
 
 
-def dimensions(name: str, x: Tensor, dims: int | Sequence[int] | None) -> None:
-    """Refuse a tensor without a batch, and dimensions that it has not or that come twice."""
+def dimensions(name: str, x: Tensor, dims: int | Sequence[int] | None, *, scaled: bool = False) -> None:
+    """Refuse a tensor without a batch, and dimensions that it has not, that come twice, or the batch's if `scaled`."""
     if x.ndim == 0:
         raise ValueError(f"{name} has no dimension, expected one for the batch at least")
     seen = set()
@@ -74,3 +74,5 @@ def dimensions(name: str, x: Tensor, dims: int | Sequence[int] | None) -> None:
         if not -x.ndim <= dim < x.ndim or dim % x.ndim in seen:
             raise ValueError(f"Invalid dims: {dim}; expected each of {x.ndim} dimensions at most once")
         seen.add(dim % x.ndim)
+    if scaled and 0 in seen:
+        raise ValueError("Invalid dims: 0 is the dimension of the samples, each of which has its own scale")
