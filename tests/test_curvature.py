@@ -15,8 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.utils.checkpoint import checkpoint
 
 from ferrostep.curvature import (
+    HessianProduct,
+    HutchinsonDiagonal,
+    gauss_newton_bartlett,
     hutchinson_diagonal,
     hutchinson_trace,
     lanczos,
@@ -24,6 +28,7 @@ from ferrostep.curvature import (
     sampled_squared_error,
     top_eigenvalue,
 )
+from ferrostep.gradients import OrthogonalGradient
 from ferrostep.optim import SophiaG, SophiaH
 
 
@@ -112,6 +117,76 @@ def test_bad_losses() -> None:
         hutchinson_diagonal((p.detach() ** 2).sum(), [p])
     with pytest.raises(ValueError, match="num_samples"):
         hutchinson_diagonal((p**2).sum(), [p], num_samples=0)
+
+
+ESTIMATES: dict[str, Callable[[Callable[[], Tensor], list[Any]], object]] = {
+    "HessianProduct": HessianProduct,
+    "hutchinson_diagonal": hutchinson_diagonal,
+    "HutchinsonDiagonal": lambda loss, params: HutchinsonDiagonal(params).add(loss),
+    "hutchinson_trace": lambda loss, params: hutchinson_trace(loss, params, num_samples=1),
+    "top_eigenvalue": lambda loss, params: top_eigenvalue(loss, params, steps=2),
+    "gauss_newton_bartlett": lambda loss, params: gauss_newton_bartlett(loss, 4, params),
+    "SophiaH": lambda loss, params: SophiaH(params).estimate_hessian(loss),
+    "OrthogonalGradient": lambda loss, params: OrthogonalGradient(torch.optim.SGD(params, lr=0.1)).step(loss(), loss()),
+}
+every_estimate = pytest.mark.parametrize("estimate", ESTIMATES.values(), ids=ESTIMATES)
+
+
+@every_estimate
+def test_a_loss_that_hides_parameters_is_refused(estimate: Callable[..., object]) -> None:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    outer, unused = Parameter(torch.ones(3)), Parameter(torch.ones(2))
+    x = torch.randn(4, 3, requires_grad=True)
+
+    def loss(reentrant: bool, scale: Any = 1.0) -> Tensor:
+        return (checkpoint(block, x, use_reentrant=reentrant) * scale).square().mean()
+
+    before = [p.clone() for p in block.parameters()]
+    for scale, params in ((1.0, block.parameters()), (outer, [*block.parameters(), outer])):
+        with pytest.raises(RuntimeError, match=r"went through torch\.utils\.checkpoint .*use_reentrant=False"):
+            estimate(lambda scale=scale: loss(True, scale), list(params))
+    with pytest.raises(RuntimeError, match="reaches none of the parameters"):
+        estimate(lambda: loss(False), [unused])
+    assert all(torch.equal(p, q) for p, q in zip(block.parameters(), before, strict=True))
+    estimate(lambda: loss(False), [*block.parameters(), unused])
+
+
+@pytest.mark.parametrize("name", [name for name in ESTIMATES if name not in ("SophiaH", "OrthogonalGradient")])
+def test_what_is_no_parameter_is_refused_by_name(name: str) -> None:
+    """torch.optim checks those of optimizers."""
+    estimate = ESTIMATES[name]
+    p = gaussian(3).requires_grad_()
+    loss = lambda: (p**2).sum()  # noqa: E731
+    estimate(loss, [("weight", p)])
+    bad: Any
+    for bad in (p, None, 3.0, [p, None], [p, 1.0], [("weight", 1.0)], []):
+        with pytest.raises((TypeError, ValueError), match=r"^params(\[.\])? is (a|empty)"):
+            estimate(loss, bad)
+
+
+@pytest.mark.parametrize("name", [name for name in ESTIMATES if name != "OrthogonalGradient"])
+def test_a_sparse_gradient_is_refused_by_the_parameters_number(name: str) -> None:
+    embedding, p = nn.Embedding(4, 2, sparse=True), Parameter(torch.ones(2))
+    loss = lambda: (embedding(torch.tensor([1, 2])) * p).square().sum()  # noqa: E731
+    with pytest.raises(RuntimeError, match=r"gradient of parameter 1 has layout torch\.sparse_coo"):
+        ESTIMATES[name](loss, [p, embedding.weight])
+
+
+@pytest.mark.parametrize("name", ["hutchinson_trace", "top_eigenvalue"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_curvature_that_is_not_finite_is_refused(name: str, value: float) -> None:
+    p = gaussian(3).requires_grad_()
+    with pytest.raises(ValueError, match=r"not finite .*the loss or its derivatives have NaN or infinity"):
+        ESTIMATES[name](lambda: (value * p**3).sum(), [p])
+    with pytest.raises(ValueError, match="not finite"):
+        lanczos(lambda x: value * x, torch.ones(3), 2)
+
+
+def test_vectors_of_another_number_are_refused() -> None:
+    p = gaussian(3).requires_grad_()
+    with pytest.raises(ValueError, match="got 2 vectors, expected 1"):
+        HessianProduct((p**2).sum(), [p])([p, p])
 
 
 class Saved:
@@ -257,6 +332,7 @@ import os, sys, torch, torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from ferrostep.curvature import hutchinson_diagonal, sampled_cross_entropy
+from ferrostep.gradients import OrthogonalGradient
 from ferrostep.optim import SophiaG, SophiaH
 
 def probes():

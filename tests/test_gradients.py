@@ -185,6 +185,9 @@ def test_empty_lists() -> None:
     assert orthogonal_(clones(one), one, per_tensor=True) == [0.0, 1.0]
     assert torch.equal(gram([[None], [None]]), torch.zeros(2, 2).double())
     ema_([], [], 0.5)
+    for m in (ferrostep.gradients, reference):
+        out = [torch.ones(2)]
+        assert m.combine([[None], [None]], [1.0, 2.0], out=out) == out and not out[0].any()
     for call in (lambda: gram([]), lambda: combine([], []), lambda: pcgrad_([])):
         with pytest.raises(ValueError, match="gradients is empty"):
             call()

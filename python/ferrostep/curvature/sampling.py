@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ferrostep.curvature.diagonal import count_ranks, mean_over_ranks
-from ferrostep.curvature.products import Loss, evaluated, work_dtype
+from ferrostep.curvature.products import Loss, evaluated, first_derivatives, listed_parameters, work_dtype
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -99,7 +99,8 @@ def gauss_newton_bartlett(
     Args:
         loss: the mean over sampled labels, from :func:`sampled_cross_entropy` or :func:`sampled_squared_error`.
         labels: their number ``B``.
-        params: the parameters, each requiring gradients. Those that the loss does not use have zeros.
+        params: the parameters, or (name, parameter) pairs. Those that the loss does not use, or that require no
+            gradients, have zeros.
         retain_graph: keep the graph of the loss. Default False.
         grad_scale: what the loss has been multiplied by. Default 1.
         all_reduce: average the gradient over the ranks of this process group, or of the default one (True) where
@@ -109,14 +110,18 @@ def gauss_newton_bartlett(
     Returns:
         ``B * g^2``, one tensor like each parameter, float32 for bfloat16 and float16 ones.
 
+    Raises:
+        TypeError, ValueError, RuntimeError: as of :class:`HessianProduct`.
+
     Example:
         >>> logits = model(x)  # doctest: +SKIP
         >>> d = gauss_newton_bartlett(*sampled_cross_entropy(logits, y), model.parameters())  # doctest: +SKIP
     """
-    params = list(params)
-    gradients = torch.autograd.grad(
-        evaluated(loss), params, retain_graph=retain_graph, allow_unused=True, materialize_grads=True
-    )
-    scaled = [g.to(work_dtype(g)) / grad_scale for g in gradients]
+    params = listed_parameters(params)
+    gradients = first_derivatives(evaluated(loss), params, retain_graph=retain_graph)
+    whole = [
+        torch.zeros_like(p, requires_grad=False) if g is None else g for p, g in zip(params, gradients, strict=True)
+    ]
+    scaled = [g.to(work_dtype(g)) / grad_scale for g in whole]
     mean = mean_over_ranks(scaled, all_reduce)
     return [labels * count_ranks(all_reduce) * g * g for g in mean]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ferrostep.curvature.products import HessianProduct, Loss, draw_probes
+from ferrostep.curvature.products import HessianProduct, Loss, draw_probes, listed_parameters
 
 
 class Trace(NamedTuple):
@@ -56,6 +56,10 @@ def hutchinson_trace(
         generator: for the probes; default torch's global one.
         retain_graph: keep the loss's graph. Default False.
 
+    Raises:
+        ValueError: ``num_samples < 1``, or a product that is not finite, as of a loss that is NaN.
+        TypeError, RuntimeError: as of :class:`HessianProduct`.
+
     Example:
         >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
         >>> hutchinson_trace((w**3).sum(), [w], num_samples=2)
@@ -68,7 +72,7 @@ def hutchinson_trace(
     for sample in range(num_samples):
         probes = draw_probes(product.params, distribution, generator)
         products = product(probes, retain_graph=retain_graph or sample < num_samples - 1)
-        samples.append(sum(_dot(u, h) for u, h in zip(probes, products, strict=True)))
+        samples.append(_finite(sum(_dot(u, h) for u, h in zip(probes, products, strict=True))))
     values = torch.tensor(samples, dtype=torch.float64)
     error = values.std().item() / math.sqrt(num_samples) if num_samples > 1 else math.nan
     return Trace(values.mean().item(), error)
@@ -93,7 +97,7 @@ def lanczos(
         The diagonal and the off-diagonal, as long as products were made.
 
     Raises:
-        ValueError: ``steps < 1``, or a first vector that is empty, zero or not finite.
+        ValueError: ``steps < 1``, or a first vector that is empty, zero or not finite, or a product that is not finite.
     """
     if steps < 1:
         raise ValueError(f"Invalid steps value: {steps}; expected at least 1")
@@ -106,6 +110,7 @@ def lanczos(
     for k in range(len(basis)):
         basis[k] = vector
         w = multiply(vector)
+        _finite(_dot(w, w))
         alphas.append(_dot(vector, w))
         for _ in range(2):  # the second pass removes what rounding left of the first
             w = w - basis[: k + 1].T @ (basis[: k + 1] @ w)
@@ -136,14 +141,15 @@ def top_eigenvalue(
         generator: for the first vector; default torch's global one.
 
     Raises:
-        ValueError: ``steps < 1``, or parameters of 16 bits.
+        ValueError: ``steps < 1``, parameters of 16 bits, or a product that is not finite, as of a loss that is NaN.
+        TypeError, RuntimeError: as of :class:`HessianProduct`.
 
     Example:
         >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
         >>> round(top_eigenvalue((w**3).sum(), [w]).value, 4)
         12.0
     """
-    params = list(params)
+    params = listed_parameters(params)
     if steps < 1:
         raise ValueError(f"Invalid steps value: {steps}; expected at least 1")
     for i, p in enumerate(params):
@@ -172,6 +178,15 @@ def _top(found: Tridiagonal) -> tuple[float, float]:
     matrix = torch.diag(found.alphas) + torch.diag(between, 1) + torch.diag(between, -1)
     values, vectors = torch.linalg.eigh(matrix)
     return values[-1].item(), (found.betas[-1] * vectors[-1, -1].abs()).item()
+
+
+def _finite(value: float) -> float:
+    """The number, which comes from a product of the matrix and a vector."""
+    if not math.isfinite(value):
+        raise ValueError(
+            f"a product of the matrix is not finite ({value}): the loss or its derivatives have NaN or infinity"
+        )
+    return value
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:

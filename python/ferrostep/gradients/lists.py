@@ -121,6 +121,6 @@ def settle(given: Any, values: Gradient) -> None:
             there = given[place]
             if there is None and value is not None:
                 given[place] = value
-            elif there is not value and value is not None:
-                there.copy_(value)
+            elif there is not value:
+                there.copy_(torch.zeros(()) if value is None else value)
     torch.autograd.graph.increment_version([x for x in values if x is not None])

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ferrostep import _core
+from ferrostep.curvature.products import check_reached
 from ferrostep.gradients.lists import Gradient, elsewhere, settle, written
 from ferrostep.numpy.arrays import listed
 from ferrostep.reference import gradients as reference
@@ -128,13 +129,22 @@ class OrthogonalGradient:
         """Evaluate the gradients and keep them, added to those that are kept already.
 
         Frees the graph of the last loss, with what the others share with it; the rest goes with the losses.
+
+        Raises:
+            RuntimeError: a loss reaches none of the parameters, or lacks some of them and went through
+                ``torch.utils.checkpoint`` with ``use_reentrant=True``.
         """
-        losses = [forward_loss, backward_loss] if extra_loss is None else [forward_loss, backward_loss, extra_loss]
+        losses = {"forward_loss": forward_loss, "backward_loss": backward_loss}
+        if extra_loss is not None:
+            losses["extra_loss"] = extra_loss
+        for name, loss in losses.items():
+            if not isinstance(loss, Tensor):
+                raise TypeError(f"{name} is a {type(loss).__name__}, expected a torch.Tensor")
         params = self._params()
-        found: list[list[Tensor | None]] = [
-            list(torch.autograd.grad(loss, params, retain_graph=i + 1 < len(losses), allow_unused=True))
-            for i, loss in enumerate(losses)
-        ]
+        found: list[list[Tensor | None]] = []
+        for i, (name, loss) in enumerate(losses.items()):
+            found.append(list(torch.autograd.grad(loss, params, retain_graph=i + 1 < len(losses), allow_unused=True)))
+            check_reached(name, loss, found[-1])
         if extra_loss is None:
             found.append([None] * len(params))
         if self._gradients is None:

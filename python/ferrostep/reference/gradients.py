@@ -159,9 +159,11 @@ def _real(x: Tensor) -> Tensor:
 
 def _write(to: list[Tensor | None], place: int, value: Tensor | None, *like: Tensor | None) -> None:
     """In place, or as a new tensor like another where there is none."""
-    if value is None:
-        return
     there = to[place]
+    if value is None:
+        if there is not None:
+            there.zero_()
+        return
     if there is None:
         to[place] = there = torch.empty_like(next(x for x in like if x is not None), requires_grad=False)
     _real(there).copy_(value)
