@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
+import pickle
 import socket
 import subprocess
 import sys
@@ -29,7 +31,9 @@ from ferrostep.curvature import (
     top_eigenvalue,
 )
 from ferrostep.gradients import OrthogonalGradient
+from ferrostep.guidance import MomentumBuffer, apg
 from ferrostep.optim import SophiaG, SophiaH
+from ferrostep.rl import ODICE, Transitions
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -189,6 +193,75 @@ def test_vectors_of_another_number_are_refused() -> None:
         HessianProduct((p**2).sum(), [p])([p, p])
 
 
+def sophia() -> tuple[SophiaH, Callable[[Any], Tensor]]:
+    p = Parameter(gaussian(5))
+    optimizer = SophiaH([p], num_samples=2, generator=torch.Generator().manual_seed(3))
+
+    def draw(optimizer: SophiaH) -> Tensor:
+        (q,) = optimizer.param_groups[0]["params"]
+        optimizer.estimate_hessian((q.sum() ** 4), accumulate=True)
+        optimizer.update_hessian()
+        hessian: Tensor = optimizer.state[q]["hessian"]
+        return hessian
+
+    optimizer.estimate_hessian(p.sum() ** 4)
+    return optimizer, draw
+
+
+def diagonal() -> tuple[HutchinsonDiagonal, Callable[[Any], Tensor]]:
+    made = HutchinsonDiagonal([gaussian(5).requires_grad_()], generator=torch.Generator().manual_seed(3))
+
+    def draw(diagonal: HutchinsonDiagonal) -> Tensor:
+        diagonal.add(diagonal.params[0].sum() ** 4)
+        return diagonal.mean()[0]
+
+    draw(made)
+    return made, draw
+
+
+def projection() -> tuple[OrthogonalGradient, Callable[[Any], Tensor]]:
+    p = Parameter(gaussian(5))
+    made = OrthogonalGradient(torch.optim.SGD([p], lr=0.1), eta=0.5)
+
+    def draw(orthogonal: OrthogonalGradient) -> Tensor:
+        orthogonal.combine()
+        grad: Tensor = orthogonal.optimizer.param_groups[0]["params"][0].grad
+        return grad
+
+    made.backward(p.square().sum(), p.sum())
+    return made, draw
+
+
+def momentum() -> tuple[MomentumBuffer, Callable[[Any], Tensor]]:
+    made = MomentumBuffer(-0.5)
+
+    def draw(buffer: MomentumBuffer) -> Tensor:
+        return apg(gaussian(2, 3), gaussian(2, 3, seed=1), 5.0, momentum_buffer=buffer)
+
+    draw(made)
+    return made, draw
+
+
+def agent() -> tuple[ODICE, Callable[[Any], Tensor]]:
+    def draw(agent: ODICE) -> Tensor:
+        data = Transitions(torch.ones(4, 2), torch.zeros(4, 1), torch.ones(4), torch.ones(4, 2), torch.zeros(4))
+        agent.update(data)
+        return agent.act(torch.ones(3, 2), deterministic=False)
+
+    return ODICE(2, 1, value_hidden=(4,), policy_hidden=(4,)), draw
+
+
+@pytest.mark.parametrize("make", [sophia, diagonal, projection, momentum, agent])
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+def test_a_copy_goes_on_as_the_original(how: Callable[[Any], Any], make: Callable[[], Any]) -> None:
+    original, draw = make()
+    other = how(original)
+    torch.manual_seed(0)
+    expected = draw(original)
+    torch.manual_seed(1)
+    assert torch.equal(draw(other), expected)
+
+
 class Saved:
     """What autograd has saved for a backward pass, counted while it lives."""
 
@@ -333,7 +406,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from ferrostep.curvature import hutchinson_diagonal, sampled_cross_entropy
 from ferrostep.gradients import OrthogonalGradient
+from ferrostep.guidance import MomentumBuffer, apg
 from ferrostep.optim import SophiaG, SophiaH
+from ferrostep.rl import ODICE, Transitions
 
 def probes():
     return torch.Generator().manual_seed(3)

@@ -96,7 +96,8 @@ def orthogonalize(
         threads=torch.get_num_threads(),
     )
     if not elsewhere:
-        _core.complete(call, lambda _: given is None or torch.autograd.graph.increment_version(outputs))
+        changed = [] if given is None else outputs
+        _core.complete(call, lambda _: torch.autograd.graph.increment_version(changed))
         return outputs[0] if single else outputs
     call()  # checks the arguments
     triples = schedule.triples()

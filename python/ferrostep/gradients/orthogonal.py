@@ -78,7 +78,9 @@ def orthogonal_combine_(
     forwards, backwards = listed("forward", forward), listed("backward", backward)
     to = written("out", out, [forwards, backwards], torch.zeros_like)
     call, values = _combined(to, to, forwards, backwards, eta, eps, per_tensor, False)
-    return _kappa(_core.complete(call, lambda _: settle(out, values)), per_tensor)
+    kappas = _core.complete(call, lambda _: settle(out, values))
+    assert kappas is not None
+    return _kappa(kappas, per_tensor)
 
 
 class OrthogonalGradient:

@@ -87,7 +87,7 @@ def aligned_mtl_weights(gram: Array) -> Array:
 
 
 def _norm(gram: Array, w: Array) -> float:
-    return math.sqrt(max(w @ gram @ w, 0.0))
+    return math.sqrt(max(float(w @ gram @ w), 0.0))
 
 
 def _least_on_simplex(quadratic: Array, linear: Array) -> Array:
