@@ -187,6 +187,49 @@ def test_curvature_that_is_not_finite_is_refused(name: str, value: float) -> Non
         lanczos(lambda x: value * x, torch.ones(3), 2)
 
 
+W = torch.tensor([1.0, 2.0], requires_grad=True)
+Z = torch.ones(2, dtype=torch.complex64, requires_grad=True)
+
+
+def cubic() -> Tensor:
+    return (W**3).sum()
+
+
+BAD: dict[str, tuple[type[Exception], str, Callable[..., object]]] = {
+    "no loss": (ValueError, "^the loss is a NoneType", lambda: hutchinson_diagonal(None, [W])),  # type: ignore[arg-type]
+    "no losses": (ValueError, "^the loss is a NoneType", lambda: hutchinson_diagonal([None], [W])),  # type: ignore[list-item]
+    "samples": (TypeError, "^num_samples is a float", lambda: hutchinson_diagonal(cubic, [W], num_samples=1.5)),  # type: ignore[arg-type]
+    "samples of a trace": (TypeError, "^num_samples is a", lambda: hutchinson_trace(cubic, [W], num_samples=None)),  # type: ignore[arg-type]
+    "scale": (ValueError, "^Invalid grad_scale value: 0", lambda: hutchinson_diagonal(cubic, [W], grad_scale=0)),
+    "no scale": (TypeError, "^grad_scale is a", lambda: hutchinson_diagonal(cubic, [W], grad_scale=None)),  # type: ignore[arg-type]
+    "twice": (ValueError, r"^params\[1\] has come before", lambda: hutchinson_diagonal(cubic, [W, W])),
+    "complex": (ValueError, "^parameter 0 has dtype", lambda: hutchinson_trace(lambda: Z.abs().sum(), [Z])),
+    "steps": (TypeError, "^steps is a NoneType", lambda: top_eigenvalue(cubic, [W], steps=None)),  # type: ignore[arg-type]
+    "tolerance": (TypeError, "^tolerance is a str", lambda: top_eigenvalue(cubic, [W], tolerance="a")),  # type: ignore[arg-type]
+    "matrix": (ValueError, r"first vector has shape \[2, 2\]", lambda: lanczos(lambda x: x, torch.ones(2, 2), 2)),
+    "integers": (ValueError, "dtype torch.int64", lambda: lanczos(lambda x: x, torch.ones(2).long(), 2)),
+    "product": (ValueError, r"product .* shape \[1\]", lambda: lanczos(lambda x: x[:1], torch.ones(2), 2)),
+    "no product": (ValueError, "type NoneType", lambda: lanczos(lambda x: None, torch.ones(2), 2)),  # type: ignore[arg-type,return-value]
+    "labels": (TypeError, "^labels is a", lambda: gauss_newton_bartlett(cubic, None, [W])),  # type: ignore[arg-type]
+    "fewer labels": (ValueError, "^Invalid labels: -1", lambda: gauss_newton_bartlett(cubic, -1, [W])),
+    "logits": (TypeError, "^logits is a", lambda: sampled_cross_entropy(None)),  # type: ignore[arg-type]
+    "integer logits": (ValueError, "^logits has dtype", lambda: sampled_cross_entropy(torch.ones(2, 3).long())),
+    "one logit": (ValueError, r"^logits has shape \[\]", lambda: sampled_cross_entropy(torch.ones(()))),
+    "targets": (TypeError, "^targets is a list", lambda: sampled_cross_entropy(torch.ones(1, 3), [1])),  # type: ignore[arg-type]
+    "outputs": (ValueError, "^outputs has dtype", lambda: sampled_squared_error(torch.ones(2).long())),
+}
+
+
+@pytest.mark.parametrize(("error", "message", "call"), BAD.values(), ids=BAD)
+def test_bad_arguments_are_named(error: type[Exception], message: str, call: Callable[[], object]) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_no_outputs_draw_no_labels() -> None:
+    assert sampled_squared_error(torch.ones(0)) == (0.0, 0)
+
+
 def test_vectors_of_another_number_are_refused() -> None:
     p = gaussian(3).requires_grad_()
     with pytest.raises(ValueError, match="got 2 vectors, expected 1"):

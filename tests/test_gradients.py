@@ -586,6 +586,21 @@ CASES: dict[str, tuple[str, Callable[[], object]]] = {
     "tau": ("tau", lambda: ema_(clones(X), X, 1.5)),
     "weights": ("weights", lambda: combine([X, OTHER[:1] + X[1:]], [1.0])),
     "gram": (r"gradients\[1\]\[1\] has shape", lambda: gram([X, OTHER])),
+    "tau None": ("tau|real number", lambda: ema_(clones(X), X, None)),  # type: ignore[arg-type]
+    "one None": (r"one of target\[0\] and source\[0\] is None", lambda: ema_([None], [X[0]], 0.5)),  # type: ignore[list-item]
+    "c None": ("^c is a NoneType", lambda: cagrad_weights(torch.eye(2), c=None)),  # type: ignore[arg-type]
+    "c negative": ("^Invalid c: -1", lambda: cagrad_weights(torch.eye(2), c=-1.0)),
+    "complex gram": ("^gram has dtype", lambda: min_norm_weights(torch.eye(2, dtype=torch.complex64))),
+    "no array": (r"^backward\[0\] is None", lambda: ferrostep.numpy.orthogonal_([None], [np.ones(2)])),  # type: ignore[list-item]
+    "no array in out": (r"^out\[0\] is None", lambda: ferrostep.numpy.combine([[np.ones(2)]], [1.0], [None])),  # type: ignore[list-item]
+    "no array in both": (
+        r"^out\[0\] is None",
+        lambda: ferrostep.numpy.orthogonal_combine_([None], [np.ones(2)], [None]),  # type: ignore[list-item]
+    ),
+    "no array of a task": (
+        r"^gradients\[0\]\[0\] is None",
+        lambda: ferrostep.numpy.pcgrad_([[None], [np.ones(2)]]),  # type: ignore[list-item]
+    ),
     "sparse": ("sparse", lambda: orthogonal_([X[0].to_sparse()], [X[0]])),
 }
 
@@ -737,6 +752,9 @@ ELSEWHERE: dict[str, tuple[str, Callable[[], object]]] = {
     "eps": ("eps", lambda: reference.orthogonal_(clones(X), X, eps=-1.0)),
     "eps NaN": ("eps", lambda: reference.orthogonal_(clones(X), X, eps=float("nan"))),
     "eta": ("eta", lambda: reference.orthogonal_combine_(clones(X), X, clones(X), eta=float("nan"))),
+    "one None": (r"one of target\[1\]", lambda: ema_([META[0], None], META, 0.5)),  # type: ignore[list-item]
+    "tau None": ("^tau is a NoneType", lambda: ema_(META, META, None)),  # type: ignore[arg-type]
+    "scale None": ("^scale is a", lambda: orthogonal_([*META], META, scale=None)),  # type: ignore[arg-type]
     "tau": ("tau", lambda: reference.ema_(clones(X), X, float("nan"))),
 }
 

@@ -230,6 +230,13 @@ def test_apg_is_that_of_diffusers(dtype: torch.dtype, allowed: float, momentum: 
     assert float((paper.double() - original.double()).abs().max()) <= 4 * allowed * float(paper.double().abs().max())
 
 
+def test_dims_may_be_an_iterator() -> None:
+    c, u, _ = predictions(2, 3, 4)
+    for x in (c, c.clone().requires_grad_()):
+        found = guidance.cfg(x, u, 5.0, rescale=0.5, dims=(dim for dim in (1,)))  # type: ignore[arg-type]
+        close(found.detach(), guidance.cfg(c, u, 5.0, rescale=0.5, dims=1))
+
+
 def test_norm_dims_are_those_of_diffusers() -> None:
     c, u, _ = predictions(2, 4, 3, 16, 17)
     for dims in (2, (-1, -2), (1, 3, 4)):
@@ -497,6 +504,13 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     ),
     "dims": (ValueError, "dims", lambda: guidance.apg(X, X, 5.0, dims=2)),
     "dims that are none": (TypeError, "^dims is a float", lambda: guidance.cfg(X, X, 5.0, dims=1.0)),  # type: ignore[arg-type]
+    "dims that are no integers": (TypeError, r"^dims\[0\] is a", lambda: guidance.cfg(X, X, 5.0, dims=[None])),  # type: ignore[list-item]
+    "complex scales": (TypeError, "^scale has dtype", lambda: guidance.cfg(X, X, torch.ones(2, dtype=torch.complex64))),
+    "no momentum": (
+        TypeError,
+        "^momentum is a NoneType",
+        lambda: guidance.apg(X, X, 5.0, momentum_buffer=MomentumBuffer(None)),  # type: ignore[arg-type]
+    ),
     "eta None": (TypeError, "eta", lambda: guidance.apg(X, X, 5.0, eta=None)),  # type: ignore[arg-type]
     "rescale None": (TypeError, "rescale", lambda: guidance.cfg(X, X, 5.0, rescale=None)),  # type: ignore[arg-type]
     "weights None": (TypeError, "^weights is a", lambda: guidance.perp_neg(X, X, [X], 5.0, None)),  # type: ignore[arg-type]
@@ -585,6 +599,13 @@ def test_denoised_predictions(prediction_type: str) -> None:
     how: dict[str, Any] = {"prediction_type": prediction_type, "alpha": alpha, "sigma": sigma}
     torch.testing.assert_close(guidance.to_denoised(prediction, sample, **how), x0)
     torch.testing.assert_close(guidance.from_denoised(x0, sample, **how), prediction)
+    for change, message in (
+        ({"sigma": None}, "^sigma is a NoneType"),
+        ({"prediction": None}, "^prediction is a NoneType"),
+        ({"sample": sample[:1]}, "^sample has shape"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            guidance.to_denoised(**{"prediction": prediction, "sample": sample, **how, **change})
     with pytest.raises(ValueError, match="prediction_type"):
         guidance.to_denoised(prediction, sample, prediction_type="x", sigma=1.0)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ferrostep import _core, reference
 from ferrostep.coefficients import Coefficients, schedule_of
-from ferrostep.numpy.arrays import listed
+from ferrostep.numpy.arrays import integers, listed
 
 
 @overload
@@ -92,7 +92,7 @@ def orthogonalize(
         eps=eps,
         algorithm=algorithm,
         precision=precision,
-        restarts=list(restarts),
+        restarts=integers("restarts", restarts),
         threads=torch.get_num_threads(),
     )
     if not elsewhere:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from ferrostep.curvature.products import HessianProduct, Loss, draw_probes, listed_parameters, work_dtype
+from ferrostep.numpy.arrays import whole
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -37,10 +38,8 @@ class HutchinsonDiagonal:
         distribution: str = "rademacher",
         generator: torch.Generator | None = None,
     ) -> None:
-        if num_samples < 1:
-            raise ValueError(f"Invalid num_samples value: {num_samples}; expected at least 1")
         self.params = listed_parameters(params)
-        self.num_samples = num_samples
+        self.num_samples = whole("num_samples", num_samples, 1)
         self.distribution = distribution
         self.generator = generator
         self.count = 0
@@ -122,7 +121,7 @@ def hutchinson_diagonal(
         [tensor([ 6., 12.])]
     """
     diagonal = HutchinsonDiagonal(params, num_samples=num_samples, distribution=distribution, generator=generator)
-    losses = [loss] if isinstance(loss, Tensor) or callable(loss) else loss
+    losses = loss if isinstance(loss, Iterable) and not isinstance(loss, Tensor) else [loss]
     for one in losses:
         diagonal.add(one, retain_graph=retain_graph, grad_scale=grad_scale)
     return mean_over_ranks(diagonal.mean(), all_reduce)

@@ -52,6 +52,10 @@ class HessianProduct:
 
     def __init__(self, loss: Loss, params: Iterable[Tensor], *, grad_scale: float = 1.0) -> None:
         self.params = listed_parameters(params)
+        if not hasattr(grad_scale, "__float__"):
+            raise TypeError(f"grad_scale is a {type(grad_scale).__name__}, expected a number")
+        if not grad_scale > 0.0:
+            raise ValueError(f"Invalid grad_scale value: {grad_scale}; expected a number above 0")
         self.grad_scale = grad_scale
         self._trainable = [i for i, p in enumerate(self.params) if p.requires_grad]
         gradients = first_derivatives(evaluated(loss), self.params, create_graph=True)
@@ -103,7 +107,7 @@ def work_dtype(p: Tensor) -> torch.dtype:
 
 def evaluated(loss: Loss) -> Tensor:
     """The loss as a scalar tensor with a graph."""
-    if not isinstance(loss, Tensor):
+    if not isinstance(loss, Tensor) and callable(loss):
         with torch.enable_grad(), double_backward():
             loss = loss()
     if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -119,15 +123,17 @@ def evaluated(loss: Loss) -> Tensor:
 
 def listed_parameters(params: Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> list[Tensor]:
     """The parameters, given as such or in pairs with their names."""
-    found = []
+    found: dict[int, Tensor] = {}
     for i, item in enumerate(listed("params", params)):
         p = item[1] if isinstance(item, tuple) and len(item) == 2 else item
         if not isinstance(p, Tensor):
             raise TypeError(f"params[{i}] is a {type(item).__name__}, expected a torch.Tensor or (name, torch.Tensor)")
-        found.append(p)
+        if id(p) in found:
+            raise ValueError(f"params[{i}] has come before, expected each parameter once")
+        found[id(p)] = p
     if not found:
         raise ValueError("params is empty, expected at least one parameter")
-    return found
+    return list(found.values())
 
 
 def first_derivatives(loss: Tensor, params: Sequence[Tensor], **options: Any) -> list[Tensor | None]:
@@ -186,6 +192,10 @@ def draw_probes(
     if distribution not in DISTRIBUTIONS:
         expected = " or ".join(map(repr, DISTRIBUTIONS))
         raise ValueError(f"Invalid distribution value: {distribution!r}; expected {expected}")
+    params = list(params)
+    for i, p in enumerate(params):
+        if p.is_complex():
+            raise ValueError(f"parameter {i} has dtype {p.dtype}, expected a real one")
     with torch.no_grad():
         probes = [torch.empty_like(p, requires_grad=False) for p in params]
         for probe in probes:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ferrostep.curvature.diagonal import count_ranks, mean_over_ranks
 from ferrostep.curvature.products import Loss, evaluated, first_derivatives, listed_parameters, work_dtype
+from ferrostep.numpy.arrays import whole
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -53,8 +54,13 @@ def sampled_cross_entropy(
         >>> f"{loss.item():.4f}", labels
         ('1.6094', 3)
     """
+    _check_predictions("logits", logits)
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"logits has shape {list(logits.shape)}, expected classes in the last dimension")
     rows = logits.reshape(-1, logits.shape[-1])
     if targets is not None:
+        if not isinstance(targets, Tensor):
+            raise TypeError(f"targets is a {type(targets).__name__}, expected a torch.Tensor")
         if targets.shape != logits.shape[:-1]:
             expected = list(logits.shape[:-1])
             raise ValueError(f"targets has shape {list(targets.shape)}, expected {expected} for these logits")
@@ -79,8 +85,11 @@ def sampled_squared_error(outputs: Tensor, *, generator: torch.Generator | None 
         generator: for the noise; default torch's global one.
 
     Returns:
-        The mean loss and the number of labels, one per element.
+        The mean loss and the number of labels, one per element; 0 and 0 without any.
     """
+    _check_predictions("outputs", outputs)
+    if outputs.numel() == 0:
+        return outputs.sum(), 0
     noise = torch.empty_like(outputs, requires_grad=False).normal_(generator=generator)
     return 0.5 * F.mse_loss(outputs, outputs.detach() + noise), outputs.numel()
 
@@ -117,11 +126,18 @@ def gauss_newton_bartlett(
         >>> logits = model(x)  # doctest: +SKIP
         >>> d = gauss_newton_bartlett(*sampled_cross_entropy(logits, y), model.parameters())  # doctest: +SKIP
     """
-    params = listed_parameters(params)
+    params, labels = listed_parameters(params), whole("labels", labels, 0)
     gradients = first_derivatives(evaluated(loss), params, retain_graph=retain_graph)
-    whole = [
+    dense = [
         torch.zeros_like(p, requires_grad=False) if g is None else g for p, g in zip(params, gradients, strict=True)
     ]
-    scaled = [g.to(work_dtype(g)) / grad_scale for g in whole]
+    scaled = [g.to(work_dtype(g)) / grad_scale for g in dense]
     mean = mean_over_ranks(scaled, all_reduce)
     return [labels * count_ranks(all_reduce) * g * g for g in mean]
+
+
+def _check_predictions(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor")
+    if not x.is_floating_point():
+        raise ValueError(f"{name} has dtype {x.dtype}, expected a floating-point one")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ferrostep.curvature.products import HessianProduct, Loss, draw_probes, listed_parameters
+from ferrostep.numpy.arrays import check, whole
 
 
 class Trace(NamedTuple):
@@ -65,8 +66,7 @@ def hutchinson_trace(
         >>> hutchinson_trace((w**3).sum(), [w], num_samples=2)
         Trace(value=18.0, standard_error=0.0)
     """
-    if num_samples < 1:
-        raise ValueError(f"Invalid num_samples value: {num_samples}; expected at least 1")
+    num_samples = whole("num_samples", num_samples, 1)
     product = HessianProduct(loss, params)
     samples = []
     for sample in range(num_samples):
@@ -99,8 +99,11 @@ def lanczos(
     Raises:
         ValueError: ``steps < 1``, or a first vector that is empty, zero or not finite, or a product that is not finite.
     """
-    if steps < 1:
-        raise ValueError(f"Invalid steps value: {steps}; expected at least 1")
+    steps = whole("steps", steps, 1)
+    if start.ndim != 1 or not start.is_floating_point():
+        raise ValueError(
+            f"the first vector has shape {list(start.shape)} and dtype {start.dtype}, expected one floating-point row"
+        )
     if not 0.0 < start.norm() < math.inf:
         raise ValueError(f"the norm of the first vector is {start.norm().item()}, expected one above 0 and finite")
     alphas: list[float] = []
@@ -110,6 +113,9 @@ def lanczos(
     for k in range(len(basis)):
         basis[k] = vector
         w = multiply(vector)
+        if not isinstance(w, Tensor) or w.shape != start.shape:
+            what = f"shape {list(w.shape)}" if isinstance(w, Tensor) else f"type {type(w).__name__}"
+            raise ValueError(f"the product of the matrix has {what}, expected a tensor of shape {list(start.shape)}")
         _finite(_dot(w, w))
         alphas.append(_dot(vector, w))
         for _ in range(2):  # the second pass removes what rounding left of the first
@@ -150,8 +156,8 @@ def top_eigenvalue(
         12.0
     """
     params = listed_parameters(params)
-    if steps < 1:
-        raise ValueError(f"Invalid steps value: {steps}; expected at least 1")
+    steps = whole("steps", steps, 1)
+    check("tolerance", tolerance, 0.0)
     for i, p in enumerate(params):
         if p.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"parameter {i} has dtype {p.dtype}, expected float32 or float64")

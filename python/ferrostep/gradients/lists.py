@@ -67,6 +67,9 @@ def ema_(target: Iterable[Tensor], source: Iterable[Tensor], tau: float) -> None
         tau: the share, from 0 to 1.
     """
     targets, sources = listed("target", target), listed("source", source)
+    for i, (one, other) in enumerate(zip(targets, sources, strict=False)):
+        if one is None or other is None:
+            raise TypeError(f"one of target[{i}] and source[{i}] is None, expected two tensors")
     if elsewhere({"target": targets, "source": sources}):
         _core.complete(partial(reference.moved, targets, sources, tau), lambda values: settle(targets, values))
     else:

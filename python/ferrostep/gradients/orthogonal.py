@@ -143,6 +143,8 @@ class OrthogonalGradient:
             if not isinstance(loss, Tensor):
                 raise TypeError(f"{name} is a {type(loss).__name__}, expected a torch.Tensor")
         params = self._params()
+        if not params:
+            raise RuntimeError("no parameter of the optimizer requires gradients")
         found: list[list[Tensor | None]] = []
         for i, (name, loss) in enumerate(losses.items()):
             found.append(list(torch.autograd.grad(loss, params, retain_graph=i + 1 < len(losses), allow_unused=True)))

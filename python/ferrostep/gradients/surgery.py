@@ -104,4 +104,8 @@ def aligned_mtl_weights(gram: Tensor) -> Tensor:
 
 
 def _array(gram: Tensor) -> Array:
-    return weights.checked(gram.detach().double().cpu().numpy() if isinstance(gram, Tensor) else gram)
+    if not isinstance(gram, Tensor):
+        return weights.checked(gram)
+    if gram.is_complex():
+        raise TypeError(f"gram has dtype {gram.dtype}, expected real numbers")
+    return weights.checked(gram.detach().double().cpu().numpy())

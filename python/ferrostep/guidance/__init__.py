@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ from torch import Tensor
 from ferrostep import _core
 from ferrostep.guidance.momentum import MomentumBuffer
 from ferrostep.guidance.parameterization import from_denoised, to_denoised
-from ferrostep.numpy.arrays import listed, numbers, scales
+from ferrostep.numpy.arrays import integers, listed, numbers, scales
 from ferrostep.reference import checks
 from ferrostep.reference import guidance as reference
 
@@ -67,7 +68,7 @@ def cfg(
             to 1: phi of arXiv 2305.08891, section 3.4.
         dims, out: see the module.
     """
-    inputs = {"cond": cond, "uncond": uncond}
+    inputs, dims = {"cond": cond, "uncond": uncond}, _dims(dims)
     rule = _core.Guidance.cfg(_scales(scale, inputs), rescale)
     if _elsewhere(inputs, dims, out, scale):
         return _into(out, reference.cfg(cond, uncond, scale, rescale=rescale, dims=dims))
@@ -103,7 +104,7 @@ def apg(
             as diffusers has it; the two agree where ``d`` is unchanged and ``eta=1``.
         rescale: as of :func:`cfg`.
     """
-    inputs = {"cond": cond, "uncond": uncond}
+    inputs, dims = {"cond": cond, "uncond": uncond}, _dims(dims)
     each = _scales(scale, inputs)
     momentum = None
     if momentum_buffer is not None:
@@ -111,6 +112,7 @@ def apg(
             what = type(momentum_buffer).__name__
             raise TypeError(f"momentum_buffer is a {what}, expected a ferrostep.guidance.MomentumBuffer")
         momentum, inputs["momentum_buffer"] = momentum_buffer.momentum, momentum_buffer.of(cond)
+        checks.finite(momentum=momentum)
     rule = _core.Guidance.apg(each, eta, norm_threshold or 0.0, momentum, base, rescale)
     if _elsewhere(inputs, dims, out, scale):
         call = partial(
@@ -155,7 +157,7 @@ def cfg_zero_star(
         cond, uncond, scale, rescale: as of :func:`cfg`.
         dims, out: see the module.
     """
-    inputs = {"cond": cond, "uncond": uncond}
+    inputs, dims = {"cond": cond, "uncond": uncond}, _dims(dims)
     rule = _core.Guidance.cfg_zero_star(_scales(scale, inputs), rescale)
     if _elsewhere(inputs, dims, out, scale):
         return _into(out, reference.cfg_zero_star(cond, uncond, scale, rescale=rescale, dims=dims))
@@ -179,7 +181,7 @@ def tangential(
         cond, uncond, scale, rescale: as of :func:`cfg`.
         dims, out: see the module.
     """
-    inputs = {"cond": cond, "uncond": uncond}
+    inputs, dims = {"cond": cond, "uncond": uncond}, _dims(dims)
     rule = _core.Guidance.tangential(_scales(scale, inputs), rescale)
     if _elsewhere(inputs, dims, out, scale):
         return _into(out, reference.tangential(cond, uncond, scale, rescale=rescale, dims=dims))
@@ -211,7 +213,7 @@ def perp_neg(
     if len(weights) != len(negatives):
         raise ValueError(f"weights has {len(weights)} numbers, expected {len(negatives)}: one for each of negatives")
     inputs = {"cond": cond, "uncond": uncond, **{f"negatives[{i}]": x for i, x in enumerate(negatives)}}
-    rule = _core.Guidance.perp_neg(_scales(scale, inputs), weights)
+    rule, dims = _core.Guidance.perp_neg(_scales(scale, inputs), weights), _dims(dims)
     if _elsewhere(inputs, dims, out, scale):
         return _into(out, reference.perp_neg(cond, uncond, negatives, scale, weights, dims=dims))
     return _run(rule, inputs, dims, out)
@@ -227,24 +229,24 @@ def project(vector: Tensor, onto: Tensor, *, dims: Dims = None) -> tuple[Tensor,
     Returns:
         The parallel component and the orthogonal one, which sum up to ``vector``.
     """
-    inputs = {"onto": onto, "vector": vector}
+    inputs, dims = {"onto": onto, "vector": vector}, _dims(dims)
     _check(inputs)
     if _elsewhere(inputs, dims):
         return reference.project(vector, onto, dims=dims)
     outputs = [torch.empty_like(vector, requires_grad=False) for _ in range(2)]
-    _core.Guidance.project().run([onto, vector], outputs, _dims(dims), torch.get_num_threads())
+    _core.Guidance.project().run([onto, vector], outputs, dims, torch.get_num_threads())
     return outputs[0], outputs[1]
 
 
 def _run(
     rule: _core.Guidance,
     inputs: dict[str, Tensor],
-    dims: Dims,
+    dims: list[int] | None,
     out: Tensor | None,
     momentum_buffer: MomentumBuffer | None = None,
 ) -> Tensor:
     to = torch.empty_like(inputs["cond"], requires_grad=False) if out is None else out
-    call = partial(rule.run, list(inputs.values()), [to], _dims(dims), torch.get_num_threads())
+    call = partial(rule.run, list(inputs.values()), [to], dims, torch.get_num_threads())
     if out is None and momentum_buffer is None:
         call()
         return to
@@ -289,9 +291,9 @@ def _elsewhere(inputs: dict[str, Tensor], dims: Dims, out: Tensor | None = None,
     if here:
         return False
     checks.alike(tensors.items())
-    checks.dimensions(*next(iter(tensors.items())), dims, scaled=isinstance(scale, Tensor) and scale.numel() > 1)
+    checks.dimensions(*next(iter(tensors.items())), dims, scaled=prod(getattr(scale, "shape", ())) > 1)
     return True
 
 
 def _dims(dims: Dims) -> list[int] | None:
-    return None if dims is None else [dims] if isinstance(dims, int) else listed("dims", dims)
+    return None if dims is None else integers("dims", [dims] if isinstance(dims, int) else dims)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from numbers import Real
 from operator import index
 from typing import Any, TypeAlias
 
@@ -29,7 +30,7 @@ def threads(most: int | None) -> int:
     return min(whole("num_threads", most, 1), MOST_THREADS)
 
 
-def whole(name: str, value: int, low: int, high: float = math.inf) -> int:
+def whole(name: str, value: int, low: float, high: float = math.inf) -> int:
     """A whole number from ``low`` to below ``high``; TypeError or ValueError, by its name, for anything else."""
     try:
         number = index(value)
@@ -56,6 +57,15 @@ def listed(name: str, given: Any) -> list[Any]:
     return list(given)
 
 
+def writable(name: str, given: Any) -> list[Any]:
+    """As :func:`listed`, of what is changed in place: TypeError where there is nothing to change."""
+    arrays = listed(name, given)
+    for place, array in enumerate(arrays):
+        if array is None:
+            raise TypeError(f"{name}[{place}] is None, expected an array to write to")
+    return arrays
+
+
 def nested(name: str, given: Any) -> list[list[Any]]:
     """The elements of lists in a list; at least one list."""
     lists = [listed(f"{name}[{i}]", each) for i, each in enumerate(listed(name, given))]
@@ -66,15 +76,18 @@ def nested(name: str, given: Any) -> list[list[Any]]:
 
 def scales(scale: Any, like: Any) -> list[float]:
     """The scale as one number, or one for each sample of an array or tensor; TypeError or ValueError for others."""
-    shape = list(getattr(scale, "shape", []))
     if not hasattr(scale, "__float__"):
         raise TypeError(f"scale is a {type(scale).__name__}, expected a number, or an array of one for each sample")
-    if math.prod(shape) == 1:
-        return [float(scale.item() if shape else scale)]
+    shape = list(getattr(scale, "shape", []))
+    if not shape:
+        return [float(scale)]
     samples, *others = like.shape or [1]
-    if shape not in ([samples], [samples] + [1] * len(others)):
+    if math.prod(shape) != 1 and shape not in ([samples], [samples] + [1] * len(others)):
         raise ValueError(f"scale has shape {shape}, expected {[samples]}: one for each sample of {list(like.shape)}")
-    return [float(x) for x in scale.reshape(-1).tolist()]
+    each = scale.reshape(-1).tolist()
+    if not all(isinstance(x, Real) for x in each):
+        raise TypeError(f"scale has dtype {scale.dtype}, expected real numbers")
+    return [float(x) for x in each]
 
 
 def numbers(name: str, given: Any) -> list[float]:
@@ -89,3 +102,8 @@ def numbers(name: str, given: Any) -> list[float]:
             raise TypeError(f"{name}[{i}] is a {type(x).__name__}, expected a number")
         row.append(float(x))
     return row
+
+
+def integers(name: str, given: Any) -> list[int]:
+    """The elements as integers; TypeError, by their name, for anything else."""
+    return [whole(f"{name}[{i}]", x, -math.inf) for i, x in enumerate(listed(name, given))]

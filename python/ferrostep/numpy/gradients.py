@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ferrostep import _core
-from ferrostep.numpy.arrays import Array, listed, nested, numbers, threads
+from ferrostep.numpy.arrays import Array, listed, nested, numbers, threads, writable
 from ferrostep.numpy.weights import pcgrad_weights
 
 Gradient = Sequence[Array | None]
@@ -29,7 +29,7 @@ def orthogonal_(
     """``backward <- scale * (backward - kappa * forward)``, as :func:`ferrostep.gradients.orthogonal_`."""
     kappas = _core.orthogonal(
         listed("forward", forward),
-        listed("backward", backward),
+        writable("backward", backward),
         scale=scale,
         eps=eps,
         per_tensor=per_tensor,
@@ -49,7 +49,7 @@ def orthogonal_combine_(
     num_threads: int | None = None,
 ) -> float | list[float]:
     """``out += forward + eta * (backward - kappa * forward)``: :func:`ferrostep.gradients.orthogonal_combine_`."""
-    outputs = listed("out", out)
+    outputs = writable("out", out)
     kappas = _core.orthogonal_combine(
         outputs,
         listed("forward", forward),
@@ -79,7 +79,7 @@ def combine(
 ) -> None:
     """Write to ``out`` the sum of gradients, each times its weight, as :func:`ferrostep.gradients.combine`."""
     row = numbers("weights", weights)
-    _core.combine(nested("gradients", gradients), [listed("out", out)], [row], threads(num_threads))
+    _core.combine(nested("gradients", gradients), [writable("out", out)], [row], threads(num_threads))
 
 
 def pcgrad_(
@@ -90,7 +90,7 @@ def pcgrad_(
 ) -> None:
     """Project conflicting gradients, in place, as :func:`ferrostep.gradients.pcgrad_`."""
     generator = np.random.default_rng() if generator is None else generator
-    lists = nested("gradients", gradients)
+    lists = [writable(f"gradients[{i}]", own) for i, own in enumerate(nested("gradients", gradients))]
     products = gram(lists, num_threads=num_threads)
     matrix = pcgrad_weights(products, [generator.permutation(len(lists)).tolist() for _ in lists])
     _core.combine(lists, lists, matrix.tolist(), threads(num_threads))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ferrostep import _core
-from ferrostep.numpy.arrays import Array, listed, numbers, scales, threads
+from ferrostep.numpy.arrays import Array, integers, listed, numbers, scales, threads
 
 Dims = int | Sequence[int] | None
 
@@ -139,4 +139,4 @@ def _checked(**inputs: Array) -> list[Array]:
 
 
 def _dims(dims: Dims) -> list[int] | None:
-    return None if dims is None else [dims] if isinstance(dims, int) else listed("dims", dims)
+    return None if dims is None else integers("dims", [dims] if isinstance(dims, int) else dims)

@@ -8,7 +8,7 @@ import numpy as np
 
 from ferrostep import _core
 from ferrostep.coefficients import Coefficients, schedule_of
-from ferrostep.numpy.arrays import Array, listed, threads
+from ferrostep.numpy.arrays import Array, integers, listed, threads
 
 
 def orthogonalize(
@@ -45,7 +45,7 @@ def orthogonalize(
         eps=eps,
         algorithm=algorithm,
         precision=precision,
-        restarts=list(restarts),
+        restarts=integers("restarts", restarts),
         threads=threads(num_threads),
     )
     return outputs[0] if single else outputs

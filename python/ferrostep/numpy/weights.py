@@ -11,7 +11,7 @@ from numbers import Real
 
 import numpy as np
 
-from ferrostep.numpy.arrays import Array
+from ferrostep.numpy.arrays import Array, check
 
 HULL = 1e-7
 """The hull's least norm is 0 below this part of the largest: a gram of float64 tells no more than its root of 1e-16."""
@@ -46,8 +46,8 @@ def cagrad_weights(gram: Array, *, c: float = 0.5) -> Array:
     With 0 in the hull no task gains without another's loss, so one that has nothing to gain changes nothing, and ``t
     g_w`` ends where no task loses any more, at the latest at -g_0: there t stays finite, where ``r / |g_w|`` would not.
     """
-    if not (c >= 0 and np.isfinite(c)):
-        raise ValueError(f"Invalid c: {c}; expected a number of at least 0")
+    check("c", c, 0.0)
+    c = float(c)
     gram = checked(gram)
     count = len(gram)
     mean = np.full(count, 1 / count)
@@ -136,6 +136,8 @@ def checked(gram: Array) -> Array:
     """The matrix in float64; TypeError or ValueError unless it is square and finite."""
     if not isinstance(gram, np.ndarray):
         _check_numbers(gram)
+    elif gram.dtype.kind not in "fiub":
+        raise TypeError(f"gram has dtype {gram.dtype}, expected real numbers")
     matrix = np.asarray(gram, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) == 0:
         raise ValueError(f"gram has shape {list(matrix.shape)}, expected a square matrix")

@@ -18,8 +18,10 @@ def wide(x: Tensor) -> Tensor:
 
 
 def finite(**numbers: float) -> None:
-    """Refuse NaN and infinity."""
+    """Refuse NaN and infinity, and what is no number."""
     for name, x in numbers.items():
+        if not hasattr(x, "__float__"):
+            raise TypeError(f"{name} is a {type(x).__name__}, expected a number")
         if not math.isfinite(x):
             raise ValueError(f"Invalid {name}: {x}; expected a finite number")
 

@@ -108,6 +108,8 @@ def combined(
 @torch.no_grad()
 def moved(target: Sequence[Tensor], source: Sequence[Tensor], tau: float) -> list[Tensor]:
     """A target network, moved towards another."""
+    if not hasattr(tau, "__float__"):
+        raise TypeError(f"tau is a {type(tau).__name__}, expected a number")
     if not 0 <= tau <= 1:
         raise ValueError(f"Invalid tau: {tau}; expected 0 <= tau <= 1")
     return [_between(t, s, tau) for t, s in zip(target, source, strict=True)]

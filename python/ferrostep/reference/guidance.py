@@ -144,9 +144,9 @@ def project(vector: Tensor, onto: Tensor, *, dims: Dims = None) -> tuple[Tensor,
 
 def _each(scale: float | Tensor, cond: Tensor) -> float | Tensor:
     """A scale for each sample in a form that broadcasts."""
-    if not isinstance(scale, Tensor):
+    if not hasattr(scale, "shape"):
         return scale
-    scale = wide(scale.to(cond.device))
+    scale = wide(torch.as_tensor(scale, device=cond.device))
     return scale.reshape(-1, *[1] * (cond.ndim - 1)) if scale.numel() > 1 else scale.reshape(())
 
 
