@@ -385,7 +385,7 @@ def test_trace_and_largest_eigenvalue() -> None:
 @pytest.mark.parametrize(
     ("start", "steps", "message"),
     [
-        (torch.ones(3), 0, "steps value: 0"),
+        (torch.ones(3), 0, "Invalid steps: 0"),
         (torch.ones(0), 2, r"norm of the first vector is 0\.0"),
         (torch.zeros(3), 2, r"norm of the first vector is 0\.0"),
         (torch.tensor([1.0, float("nan")]), 2, "norm of the first vector is nan"),

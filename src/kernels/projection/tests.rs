@@ -103,11 +103,9 @@ fn each_sample_may_have_its_own_scale() {
             let together = with(scales.to_vec(), threads);
             for (sample, scale) in scales.into_iter().enumerate() {
                 let here = sample * 20_000..(sample + 1) * 20_000;
-                assert_eq!(
-                    together[here.clone()],
-                    with(vec![scale], threads)[here],
-                    "{rule:?}"
-                );
+                let alone = with(vec![scale], threads);
+                // Not to a bit: another test may choose another instruction set meanwhile.
+                assert_close(&together[here.clone()], &alone[here], 1e-12);
             }
         }
     }
