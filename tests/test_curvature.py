@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
+import pickle
 import socket
 import subprocess
 import sys
@@ -15,8 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.utils.checkpoint import checkpoint
 
 from ferrostep.curvature import (
+    HessianProduct,
+    HutchinsonDiagonal,
+    gauss_newton_bartlett,
     hutchinson_diagonal,
     hutchinson_trace,
     lanczos,
@@ -24,7 +30,10 @@ from ferrostep.curvature import (
     sampled_squared_error,
     top_eigenvalue,
 )
+from ferrostep.gradients import OrthogonalGradient
+from ferrostep.guidance import MomentumBuffer, apg
 from ferrostep.optim import SophiaG, SophiaH
+from ferrostep.rl import ODICE, Transitions
 
 
 def gaussian(*shape: int, seed: int = 0) -> Tensor:
@@ -114,6 +123,188 @@ def test_bad_losses() -> None:
         hutchinson_diagonal((p**2).sum(), [p], num_samples=0)
 
 
+ESTIMATES: dict[str, Callable[[Callable[[], Tensor], list[Any]], object]] = {
+    "HessianProduct": HessianProduct,
+    "hutchinson_diagonal": hutchinson_diagonal,
+    "HutchinsonDiagonal": lambda loss, params: HutchinsonDiagonal(params).add(loss),
+    "hutchinson_trace": lambda loss, params: hutchinson_trace(loss, params, num_samples=1),
+    "top_eigenvalue": lambda loss, params: top_eigenvalue(loss, params, steps=2),
+    "gauss_newton_bartlett": lambda loss, params: gauss_newton_bartlett(loss, 4, params),
+    "SophiaH": lambda loss, params: SophiaH(params).estimate_hessian(loss),
+    "OrthogonalGradient": lambda loss, params: OrthogonalGradient(torch.optim.SGD(params, lr=0.1)).step(loss(), loss()),
+}
+every_estimate = pytest.mark.parametrize("estimate", ESTIMATES.values(), ids=ESTIMATES)
+
+
+@every_estimate
+def test_a_loss_that_hides_parameters_is_refused(estimate: Callable[..., object]) -> None:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(3, 3), nn.Tanh())
+    outer, unused = Parameter(torch.ones(3)), Parameter(torch.ones(2))
+    x = torch.randn(4, 3, requires_grad=True)
+
+    def loss(reentrant: bool, scale: Any = 1.0) -> Tensor:
+        return (checkpoint(block, x, use_reentrant=reentrant) * scale).square().mean()
+
+    before = [p.clone() for p in block.parameters()]
+    for scale, params in ((1.0, block.parameters()), (outer, [*block.parameters(), outer])):
+        with pytest.raises(RuntimeError, match=r"went through torch\.utils\.checkpoint .*use_reentrant=False"):
+            estimate(lambda scale=scale: loss(True, scale), list(params))
+    with pytest.raises(RuntimeError, match="reaches none of the parameters"):
+        estimate(lambda: loss(False), [unused])
+    assert all(torch.equal(p, q) for p, q in zip(block.parameters(), before, strict=True))
+    estimate(lambda: loss(False), [*block.parameters(), unused])
+
+
+@pytest.mark.parametrize("name", [name for name in ESTIMATES if name not in ("SophiaH", "OrthogonalGradient")])
+def test_what_is_no_parameter_is_refused_by_name(name: str) -> None:
+    """torch.optim checks those of optimizers."""
+    estimate = ESTIMATES[name]
+    p = gaussian(3).requires_grad_()
+    loss = lambda: (p**2).sum()  # noqa: E731
+    estimate(loss, [("weight", p)])
+    bad: Any
+    for bad in (p, None, 3.0, [p, None], [p, 1.0], [("weight", 1.0)], []):
+        with pytest.raises((TypeError, ValueError), match=r"^params(\[.\])? is (a|empty)"):
+            estimate(loss, bad)
+
+
+@pytest.mark.parametrize("name", [name for name in ESTIMATES if name != "OrthogonalGradient"])
+def test_a_sparse_gradient_is_refused_by_the_parameters_number(name: str) -> None:
+    embedding, p = nn.Embedding(4, 2, sparse=True), Parameter(torch.ones(2))
+    loss = lambda: (embedding(torch.tensor([1, 2])) * p).square().sum()  # noqa: E731
+    with pytest.raises(RuntimeError, match=r"gradient of parameter 1 has layout torch\.sparse_coo"):
+        ESTIMATES[name](loss, [p, embedding.weight])
+
+
+@pytest.mark.parametrize("name", ["hutchinson_trace", "top_eigenvalue"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_curvature_that_is_not_finite_is_refused(name: str, value: float) -> None:
+    p = gaussian(3).requires_grad_()
+    with pytest.raises(ValueError, match=r"not finite .*the loss or its derivatives have NaN or infinity"):
+        ESTIMATES[name](lambda: (value * p**3).sum(), [p])
+    with pytest.raises(ValueError, match="not finite"):
+        lanczos(lambda x: value * x, torch.ones(3), 2)
+
+
+W = torch.tensor([1.0, 2.0], requires_grad=True)
+Z = torch.ones(2, dtype=torch.complex64, requires_grad=True)
+
+
+def cubic() -> Tensor:
+    return (W**3).sum()
+
+
+BAD: dict[str, tuple[type[Exception], str, Callable[..., object]]] = {
+    "no loss": (ValueError, "^the loss is a NoneType", lambda: hutchinson_diagonal(None, [W])),  # type: ignore[arg-type]
+    "no losses": (ValueError, "^the loss is a NoneType", lambda: hutchinson_diagonal([None], [W])),  # type: ignore[list-item]
+    "samples": (TypeError, "^num_samples is a float", lambda: hutchinson_diagonal(cubic, [W], num_samples=1.5)),  # type: ignore[arg-type]
+    "samples of a trace": (TypeError, "^num_samples is a", lambda: hutchinson_trace(cubic, [W], num_samples=None)),  # type: ignore[arg-type]
+    "scale": (ValueError, "^Invalid grad_scale value: 0", lambda: hutchinson_diagonal(cubic, [W], grad_scale=0)),
+    "no scale": (TypeError, "^grad_scale is a", lambda: hutchinson_diagonal(cubic, [W], grad_scale=None)),  # type: ignore[arg-type]
+    "twice": (ValueError, r"^params\[1\] has come before", lambda: hutchinson_diagonal(cubic, [W, W])),
+    "complex": (ValueError, "^parameter 0 has dtype", lambda: hutchinson_trace(lambda: Z.abs().sum(), [Z])),
+    "steps": (TypeError, "^steps is a NoneType", lambda: top_eigenvalue(cubic, [W], steps=None)),  # type: ignore[arg-type]
+    "tolerance": (TypeError, "^tolerance is a str", lambda: top_eigenvalue(cubic, [W], tolerance="a")),  # type: ignore[arg-type]
+    "matrix": (ValueError, r"first vector has shape \[2, 2\]", lambda: lanczos(lambda x: x, torch.ones(2, 2), 2)),
+    "integers": (ValueError, "dtype torch.int64", lambda: lanczos(lambda x: x, torch.ones(2).long(), 2)),
+    "product": (ValueError, r"product .* shape \[1\]", lambda: lanczos(lambda x: x[:1], torch.ones(2), 2)),
+    "no product": (ValueError, "type NoneType", lambda: lanczos(lambda x: None, torch.ones(2), 2)),  # type: ignore[arg-type,return-value]
+    "labels": (TypeError, "^labels is a", lambda: gauss_newton_bartlett(cubic, None, [W])),  # type: ignore[arg-type]
+    "fewer labels": (ValueError, "^Invalid labels: -1", lambda: gauss_newton_bartlett(cubic, -1, [W])),
+    "logits": (TypeError, "^logits is a", lambda: sampled_cross_entropy(None)),  # type: ignore[arg-type]
+    "integer logits": (ValueError, "^logits has dtype", lambda: sampled_cross_entropy(torch.ones(2, 3).long())),
+    "one logit": (ValueError, r"^logits has shape \[\]", lambda: sampled_cross_entropy(torch.ones(()))),
+    "targets": (TypeError, "^targets is a list", lambda: sampled_cross_entropy(torch.ones(1, 3), [1])),  # type: ignore[arg-type]
+    "outputs": (ValueError, "^outputs has dtype", lambda: sampled_squared_error(torch.ones(2).long())),
+}
+
+
+@pytest.mark.parametrize(("error", "message", "call"), BAD.values(), ids=BAD)
+def test_bad_arguments_are_named(error: type[Exception], message: str, call: Callable[[], object]) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_no_outputs_draw_no_labels() -> None:
+    assert sampled_squared_error(torch.ones(0)) == (0.0, 0)
+
+
+def test_vectors_of_another_number_are_refused() -> None:
+    p = gaussian(3).requires_grad_()
+    with pytest.raises(ValueError, match="got 2 vectors, expected 1"):
+        HessianProduct((p**2).sum(), [p])([p, p])
+
+
+def sophia() -> tuple[SophiaH, Callable[[Any], Tensor]]:
+    p = Parameter(gaussian(5))
+    optimizer = SophiaH([p], num_samples=2, generator=torch.Generator().manual_seed(3))
+
+    def draw(optimizer: SophiaH) -> Tensor:
+        (q,) = optimizer.param_groups[0]["params"]
+        optimizer.estimate_hessian((q.sum() ** 4), accumulate=True)
+        optimizer.update_hessian()
+        hessian: Tensor = optimizer.state[q]["hessian"]
+        return hessian
+
+    optimizer.estimate_hessian(p.sum() ** 4)
+    return optimizer, draw
+
+
+def diagonal() -> tuple[HutchinsonDiagonal, Callable[[Any], Tensor]]:
+    made = HutchinsonDiagonal([gaussian(5).requires_grad_()], generator=torch.Generator().manual_seed(3))
+
+    def draw(diagonal: HutchinsonDiagonal) -> Tensor:
+        diagonal.add(diagonal.params[0].sum() ** 4)
+        return diagonal.mean()[0]
+
+    draw(made)
+    return made, draw
+
+
+def projection() -> tuple[OrthogonalGradient, Callable[[Any], Tensor]]:
+    p = Parameter(gaussian(5))
+    made = OrthogonalGradient(torch.optim.SGD([p], lr=0.1), eta=0.5)
+
+    def draw(orthogonal: OrthogonalGradient) -> Tensor:
+        orthogonal.combine()
+        grad: Tensor = orthogonal.optimizer.param_groups[0]["params"][0].grad
+        return grad
+
+    made.backward(p.square().sum(), p.sum())
+    return made, draw
+
+
+def momentum() -> tuple[MomentumBuffer, Callable[[Any], Tensor]]:
+    made = MomentumBuffer(-0.5)
+
+    def draw(buffer: MomentumBuffer) -> Tensor:
+        return apg(gaussian(2, 3), gaussian(2, 3, seed=1), 5.0, momentum_buffer=buffer)
+
+    draw(made)
+    return made, draw
+
+
+def agent() -> tuple[ODICE, Callable[[Any], Tensor]]:
+    def draw(agent: ODICE) -> Tensor:
+        data = Transitions(torch.ones(4, 2), torch.zeros(4, 1), torch.ones(4), torch.ones(4, 2), torch.zeros(4))
+        agent.update(data)
+        return agent.act(torch.ones(3, 2), deterministic=False)
+
+    return ODICE(2, 1, value_hidden=(4,), policy_hidden=(4,)), draw
+
+
+@pytest.mark.parametrize("make", [sophia, diagonal, projection, momentum, agent])
+@pytest.mark.parametrize("how", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))], ids=["copy", "pickle"])
+def test_a_copy_goes_on_as_the_original(how: Callable[[Any], Any], make: Callable[[], Any]) -> None:
+    original, draw = make()
+    other = how(original)
+    torch.manual_seed(0)
+    expected = draw(original)
+    torch.manual_seed(1)
+    assert torch.equal(draw(other), expected)
+
+
 class Saved:
     """What autograd has saved for a backward pass, counted while it lives."""
 
@@ -194,7 +385,7 @@ def test_trace_and_largest_eigenvalue() -> None:
 @pytest.mark.parametrize(
     ("start", "steps", "message"),
     [
-        (torch.ones(3), 0, "steps value: 0"),
+        (torch.ones(3), 0, "Invalid steps: 0"),
         (torch.ones(0), 2, r"norm of the first vector is 0\.0"),
         (torch.zeros(3), 2, r"norm of the first vector is 0\.0"),
         (torch.tensor([1.0, float("nan")]), 2, "norm of the first vector is nan"),
@@ -257,7 +448,10 @@ import os, sys, torch, torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from ferrostep.curvature import hutchinson_diagonal, sampled_cross_entropy
+from ferrostep.gradients import OrthogonalGradient
+from ferrostep.guidance import MomentumBuffer, apg
 from ferrostep.optim import SophiaG, SophiaH
+from ferrostep.rl import ODICE, Transitions
 
 def probes():
     return torch.Generator().manual_seed(3)

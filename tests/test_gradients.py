@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 from torch import Tensor, nn
 from torchjd.aggregation import MGDA, AlignedMTL, PCGrad
 
@@ -183,6 +185,9 @@ def test_empty_lists() -> None:
     assert orthogonal_(clones(one), one, per_tensor=True) == [0.0, 1.0]
     assert torch.equal(gram([[None], [None]]), torch.zeros(2, 2).double())
     ema_([], [], 0.5)
+    for m in (ferrostep.gradients, reference):
+        out = [torch.ones(2)]
+        assert m.combine([[None], [None]], [1.0, 2.0], out=out) == out and not out[0].any()
     for call in (lambda: gram([]), lambda: combine([], []), lambda: pcgrad_([])):
         with pytest.raises(ValueError, match="gradients is empty"):
             call()
@@ -455,17 +460,86 @@ def test_aligned_mtl_is_torchjds() -> None:
     assert aligned.isfinite().all()
 
 
-@pytest.mark.parametrize("c", [0.0, 0.3, 0.9])
-def test_cagrad_has_the_best_worst_gain(c: float) -> None:
-    for seed in range(4):
-        j = jacobian(3, 6, seed=seed)
-        d = combined(j, cagrad_weights(j @ j.T, c=c))
-        mean = j.mean(0)
-        assert float((d - mean).norm()) == pytest.approx(c * float(mean.norm()), abs=1e-9)
-        generator = torch.Generator().manual_seed(seed)
-        others = torch.randn(4000, 6, generator=generator, dtype=torch.float64)
-        others = mean + c * mean.norm() * others / others.norm(dim=1, keepdim=True)
-        assert float((j @ d).min()) >= float((others @ j.T).amin(1).max()) - 1e-9
+C = (0.0, 0.2, 0.5, 0.99, 1.0, 1.01, 1.5, 3.0, 10.0)
+SPOILS: dict[str, Callable[[Tensor], Any]] = {
+    "any": lambda j: None,
+    "duplicate": lambda j: j[-1].copy_(j[0]),
+    "zero": lambda j: j[-1].zero_(),
+    "conflict": lambda j: j[-1].copy_(-1.7 * j[0]),
+    "opposite": lambda j: j[-1].copy_(-j[0]),
+    "sizes": lambda j: j.mul_(10.0 ** (torch.arange(len(j)) % 4 - 2).unsqueeze(1)),
+    "tiny": lambda j: j.mul_(1e-12),
+}
+
+
+def best_worst_gain(j: Any, radius: float) -> float:
+    """Of a step in the ball about the mean gradient, by a solver for convex problems."""
+    mean, size = j.mean(0), np.linalg.norm(j, axis=1).max()
+    j, center, radius = j / size, mean / size, radius / size
+    result = minimize(
+        lambda x: -x[-1],
+        np.append(center, (j @ center).min()),
+        jac=lambda x: np.append(0 * center, -1.0),
+        method="SLSQP",
+        constraints=[
+            {
+                "type": "ineq",
+                "fun": lambda x: j @ x[:-1] - x[-1],
+                "jac": lambda x: np.pad(j, ((0, 0), (0, 1)), constant_values=-1.0),
+            },
+            {
+                "type": "ineq",
+                "fun": lambda x: radius**2 - ((x[:-1] - center) ** 2).sum(),
+                "jac": lambda x: np.append(-2 * (x[:-1] - center), 0.0),
+            },
+        ],
+        options={"maxiter": 500, "ftol": 1e-15},
+    )
+    step = result.x[:-1] - center
+    within = center + step * min(1.0, radius / max(float(np.linalg.norm(step)), 1e-300))
+    return float((j @ within).min()) * size**2
+
+
+@pytest.mark.parametrize("spoil", SPOILS.values(), ids=SPOILS)
+@pytest.mark.parametrize(("tasks", "size"), [(2, 2), (2, 5), (3, 2), (3, 6), (5, 2), (8, 3), (4, 1)])
+def test_cagrad_has_the_best_worst_gain_in_its_ball(tasks: int, size: int, spoil: Callable[[Tensor], Any]) -> None:
+    for seed in range(2):
+        j = jacobian(tasks, size, seed=seed) * (1 + seed)
+        spoil(j)
+        largest = float(j.norm(dim=1).max())
+        for dtype in (torch.float64, torch.float32):
+            given_ = j.to(dtype)
+            exact = given_.double()
+            mean = exact.mean(0)
+            lists: list[list[Tensor | None]] = [[row.clone()] for row in given_]
+            for c in C:
+                w = cagrad_weights(gram(lists), c=c)
+                (d,) = combine(lists, w)
+                assert d is not None
+                # A sum of float32 numbers is as exact as its terms.
+                rounded = 1e-9 if dtype == torch.float64 else 2**-22 * max(1.0, float(w.abs().max()))
+                radius = c * float(mean.norm())
+                assert float((d.double() - mean).norm()) <= radius + rounded * largest
+                gain = float((exact @ d.double()).min())
+                assert gain >= best_worst_gain(exact.numpy(), radius) - (1e-6 + 2 * rounded) * largest**2
+
+
+@pytest.mark.parametrize("function", [cagrad_weights, weights.cagrad_weights])
+@pytest.mark.parametrize("c", [1.0, 1.5, 10.0])
+def test_cagrad_stands_still_where_no_task_can_gain(function: Callable[..., Any], c: float) -> None:
+    for j in ([[1, 0], [-1, 1], [-0.3, -1]], [[2.0], [-1.0], [3.0]], [[0, 1], [0, -1], [1, 0], [-1, 0], [0, 0]]):
+        matrix = torch.tensor(j, dtype=torch.float64)
+        products = matrix @ matrix.T
+        w = torch.as_tensor(function(products if function is cagrad_weights else products.numpy(), c=c))
+        assert float((w @ matrix).norm()) < 1e-9
+        assert float(w.abs().max()) < 3.0
+
+
+def test_cagrad_goes_where_no_task_loses() -> None:
+    """The second component of the mean is good for one task and bad for none."""
+    j = torch.tensor([[1, 0], [-2, 0], [0, 1]], dtype=torch.float64)
+    for c in (1.0, 3.0):
+        torch.testing.assert_close(cagrad_weights(j @ j.T, c=c) @ j, torch.tensor([0, 1 / 3]).double())
 
 
 @pytest.mark.parametrize("function", [weights.min_norm_weights, weights.cagrad_weights, weights.aligned_mtl_weights])
@@ -512,6 +586,21 @@ CASES: dict[str, tuple[str, Callable[[], object]]] = {
     "tau": ("tau", lambda: ema_(clones(X), X, 1.5)),
     "weights": ("weights", lambda: combine([X, OTHER[:1] + X[1:]], [1.0])),
     "gram": (r"gradients\[1\]\[1\] has shape", lambda: gram([X, OTHER])),
+    "tau None": ("tau|real number", lambda: ema_(clones(X), X, None)),  # type: ignore[arg-type]
+    "one None": (r"one of target\[0\] and source\[0\] is None", lambda: ema_([None], [X[0]], 0.5)),  # type: ignore[list-item]
+    "c None": ("^c is a NoneType", lambda: cagrad_weights(torch.eye(2), c=None)),  # type: ignore[arg-type]
+    "c negative": ("^Invalid c: -1", lambda: cagrad_weights(torch.eye(2), c=-1.0)),
+    "complex gram": ("^gram has dtype", lambda: min_norm_weights(torch.eye(2, dtype=torch.complex64))),
+    "no array": (r"^backward\[0\] is None", lambda: ferrostep.numpy.orthogonal_([None], [np.ones(2)])),  # type: ignore[list-item]
+    "no array in out": (r"^out\[0\] is None", lambda: ferrostep.numpy.combine([[np.ones(2)]], [1.0], [None])),  # type: ignore[list-item]
+    "no array in both": (
+        r"^out\[0\] is None",
+        lambda: ferrostep.numpy.orthogonal_combine_([None], [np.ones(2)], [None]),  # type: ignore[list-item]
+    ),
+    "no array of a task": (
+        r"^gradients\[0\]\[0\] is None",
+        lambda: ferrostep.numpy.pcgrad_([[None], [np.ones(2)]]),  # type: ignore[list-item]
+    ),
     "sparse": ("sparse", lambda: orthogonal_([X[0].to_sparse()], [X[0]])),
 }
 
@@ -537,6 +626,114 @@ def test_a_list_of_the_callers_is_left_alone_when_refused() -> None:
     assert stepped.combine() == pytest.approx(1 / 9)  # from the gradients that were kept
 
 
+WRITTEN: dict[str, Callable[[Any], object]] = {
+    "backward": lambda x: orthogonal_(x, X),
+    "backward in plain torch": lambda x: orthogonal_(x, [each.to("meta") for each in X]),
+    "out": lambda x: orthogonal_combine_(x, X, X),
+    "out of combine": lambda x: combine([X, X], [1.0, 2.0], out=x),
+    "gradients[1]": lambda x: pcgrad_([clones(X), x]),
+}
+READ: dict[str, Callable[[Any], object]] = {
+    "forward": lambda x: orthogonal_(clones(X), x),
+    "forward of both": lambda x: orthogonal_combine_(clones(X), x, X),
+    "backward": lambda x: orthogonal_combine_(clones(X), X, x),
+    "gradients": gram,
+    "gradients[1]": lambda x: gram([X, x]),
+    "gradients of combine": lambda x: combine(x, [1.0]),
+    "gradients[0]": lambda x: combine([x], [1.0]),
+    "gradients of pcgrad": pcgrad_,
+    "target": lambda x: ema_(x, X, 0.5),
+    "source": lambda x: ema_(clones(X), x, 0.5),
+    "tensors": ferrostep.orthogonalize,
+    "out of orthogonalize": lambda x: ferrostep.orthogonalize([torch.ones(2, 3)], out=3.0 if x is None else x),
+}
+ARRAYS = [x.numpy() for x in X]
+READ_BY_NUMPY: dict[str, Callable[[Any], object]] = {
+    "backward": lambda x: ferrostep.numpy.orthogonal_(x, ARRAYS),
+    "forward": lambda x: ferrostep.numpy.orthogonal_(ARRAYS, x),
+    "out": lambda x: ferrostep.numpy.orthogonal_combine_(x, ARRAYS, ARRAYS),
+    "out of combine": lambda x: ferrostep.numpy.combine([ARRAYS], [1.0], x),
+    "gradients": ferrostep.numpy.gram,
+    "gradients[0]": lambda x: ferrostep.numpy.pcgrad_([x]),
+    "target": lambda x: ferrostep.numpy.ema_(x, ARRAYS, 0.5),
+    "out of orthogonalize": lambda x: ferrostep.numpy.orthogonalize([ARRAYS[0]], out=3.0 if x is None else x),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in WRITTEN if "plain torch" not in name])
+def test_tuples_are_written_in_place(name: str) -> None:
+    call = WRITTEN[name]
+    lists, tuples = clones(X), tuple(clones(X))
+    call(lists)
+    versions = [x._version for x in tuples]
+    call(tuples)
+    assert all(torch.equal(x, y) for x, y in zip(tuples, lists, strict=True))
+    assert all(x._version > version for x, version in zip(tuples, versions, strict=True))
+
+
+@pytest.mark.parametrize(("name", "call"), WRITTEN.items(), ids=WRITTEN)
+def test_a_tuple_takes_no_new_tensor(name: str, call: Callable[[Any], object]) -> None:
+    given_ = (torch.full((2, 3), 3.0), None)
+    name = name.split()[0]
+    with pytest.raises(TypeError, match=re.escape(f"{name}[1] is None, which a tuple cannot")):
+        call(given_)
+    assert torch.equal(given_[0], torch.full((2, 3), 3.0)) and given_[0]._version == 0
+    with pytest.raises(TypeError, match=re.escape(f"{name} is a generator, expected a list")):
+        call(x for x in clones(X))
+
+
+NO_LISTS = [
+    (name, call, given_)
+    for name, call in (*WRITTEN.items(), *READ.items(), *READ_BY_NUMPY.items())
+    for given_ in (X[1], None, 3.0)
+    if not (given_ is None and name == "out of combine") and not (given_ is X[1] and name == "tensors")
+]
+
+
+@pytest.mark.parametrize(("name", "call", "given_"), NO_LISTS)
+def test_what_is_no_list_is_refused_by_name(name: str, call: Callable[[Any], object], given_: Any) -> None:
+    before = [x._version for x in X]
+    with pytest.raises(
+        TypeError, match=rf"^{re.escape(name.split()[0])} is a (Tensor|NoneType|float), expected a list"
+    ):
+        call(given_)
+    assert all(torch.equal(x, torch.ones_like(x)) for x in X) and before == [x._version for x in X]
+
+
+@pytest.mark.parametrize("module", [ferrostep.gradients, ferrostep.numpy], ids=["torch", "numpy"])
+def test_weights_of_a_combination_are_numbers(module: Any) -> None:
+    lists = [X] if module is ferrostep.gradients else [ARRAYS]
+    out = clones(X) if module is ferrostep.gradients else [x.copy() for x in ARRAYS]
+    bad: Any
+    for bad, message in (
+        (None, "^weights is a NoneType, expected numbers"),
+        ([None], r"^weights\[0\] is a NoneType, expected a number"),
+        (1.0, "^weights is a float"),
+        ("1", "^weights is a str"),
+        (torch.ones(1, 1), r"^weights has shape \[1, 1\]"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            module.combine(lists, bad, out=out)
+    assert all((x == 1).all() for x in out)
+
+
+@pytest.mark.parametrize(
+    "function", [min_norm_weights, cagrad_weights, aligned_mtl_weights, pcgrad_weights, weights.min_norm_weights]
+)
+def test_weights_take_numbers_and_no_gradients(function: Callable[..., Any]) -> None:
+    rows = [[2.0, 0.5], [0.5, 1]]
+    array = function is weights.min_norm_weights
+    given_ = np.array(rows) if array else torch.tensor(rows)
+    assert np.array_equal(function(rows), function(given_))
+    bad: Any
+    for bad in ([X, X], [[torch.ones(())] * 2] * 2, X, [None], None, "gram", [["1", "2"]]):
+        with pytest.raises(TypeError, match=r"^gram (is|has) a .* expected a square matrix of numbers"):
+            function(bad)
+    for bad in ([1.0, 2.0], [], 3.0, torch.ones(2, 3).numpy()):
+        with pytest.raises(ValueError, match="square"):
+            function(bad)
+
+
 META = [x.to("meta") for x in X]
 ELSEWHERE: dict[str, tuple[str, Callable[[], object]]] = {
     "length": ("backward has 1 tensors, expected 2, as forward has", lambda: orthogonal_(META[:1], META)),
@@ -555,6 +752,9 @@ ELSEWHERE: dict[str, tuple[str, Callable[[], object]]] = {
     "eps": ("eps", lambda: reference.orthogonal_(clones(X), X, eps=-1.0)),
     "eps NaN": ("eps", lambda: reference.orthogonal_(clones(X), X, eps=float("nan"))),
     "eta": ("eta", lambda: reference.orthogonal_combine_(clones(X), X, clones(X), eta=float("nan"))),
+    "one None": (r"one of target\[1\]", lambda: ema_([META[0], None], META, 0.5)),  # type: ignore[list-item]
+    "tau None": ("^tau is a NoneType", lambda: ema_(META, META, None)),  # type: ignore[arg-type]
+    "scale None": ("^scale is a", lambda: orthogonal_([*META], META, scale=None)),  # type: ignore[arg-type]
     "tau": ("tau", lambda: reference.ema_(clones(X), X, float("nan"))),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +35,8 @@ RULES: dict[str, Callable[..., Any]] = {
     "tangential": lambda m, c, u, n, **k: m.tangential(c, u, 5.0, **k),
     "perp_neg": lambda m, c, u, n, **k: m.perp_neg(c, u, n, 5.0, [0.5, 1.5], **k),
 }
+X = torch.randn(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+META = torch.empty(2, 6, device="meta", dtype=torch.float64)
 every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
 
@@ -104,6 +107,82 @@ def test_oracles_of_the_other_rules(m: Any) -> None:
     torch.testing.assert_close(m.perp_neg(row(3, 4), row(1, 1), [row(4, 2)], 5.0, [0.5]), expected)
 
 
+SCALED: dict[str, Callable[..., Any]] = {
+    "cfg": lambda m, c, u, n, s, **k: m.cfg(c, u, s, **k),
+    "cfg rescaled": lambda m, c, u, n, s, **k: m.cfg(c, u, s, rescale=0.7, **k),
+    "apg": lambda m, c, u, n, s, **k: m.apg(c, u, s, eta=0.3, norm_threshold=1.5, **k),
+    "apg from uncond": lambda m, c, u, n, s, **k: m.apg(c, u, s, base="uncond", **k),
+    "cfg_zero_star": lambda m, c, u, n, s, **k: m.cfg_zero_star(c, u, s, **k),
+    "tangential": lambda m, c, u, n, s, **k: m.tangential(c, u, s, **k),
+    "perp_neg": lambda m, c, u, n, s, **k: m.perp_neg(c, u, n, s, [0.5, 1.5], **k),
+}
+every_scaled_rule = pytest.mark.parametrize("rule", SCALED.values(), ids=SCALED)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@every_scaled_rule
+def test_each_sample_may_have_its_own_scale(isa: str, rule: Callable[..., Any], dtype: torch.dtype) -> None:
+    values = (2.0, 7.5, -1.0)
+    for shape in ((3, 2, 5, 7), (3, 20_000), (3,)):
+        c, u, negatives = predictions(*shape, dtype=dtype)
+        swapped_ = [x.transpose(0, -1).contiguous().transpose(0, -1) for x in (c, u, *negatives)]
+        for form in ([3], [3, *[1] * (len(shape) - 1)]):
+            scale = torch.tensor(values).reshape(form)
+            together = rule(guidance, c, u, negatives, scale)
+            for i, value in enumerate(values):
+                alone = rule(guidance, c[i : i + 1], u[i : i + 1], [n[i : i + 1] for n in negatives], value)
+                assert torch.equal(together[i : i + 1], alone)
+            close(together, rule(reference, c, u, negatives, scale))
+            close(rule(guidance, swapped_[0], swapped_[1], swapped_[2:], scale), together)
+            if dtype != torch.bfloat16:
+                arrays = rule(ferrostep.numpy, c.numpy(), u.numpy(), [n.numpy() for n in negatives], scale.numpy())
+                assert np.array_equal(arrays, together.numpy())
+        for dims in ([-1], [1], []) if len(shape) > 2 and rule is not SCALED["cfg rescaled"] else ():
+            inputs = c.double(), u.double(), [n.double() for n in negatives]
+            expected = rule(reference, *inputs, torch.tensor(values), dims=dims)
+            close(rule(guidance, *inputs, torch.tensor(values), dims=dims), expected, double=1e-9)
+            backwards = swapped_[0].double(), swapped_[1].double(), [n.double() for n in swapped_[2:]]
+            close(rule(guidance, *backwards, torch.tensor(values), dims=dims), expected, double=1e-9)
+        for one in (torch.tensor(2.0), torch.tensor([2.0]), np.float32(2), 2):
+            assert torch.equal(rule(guidance, c, u, negatives, one), rule(guidance, c, u, negatives, 2.0))
+
+
+@every_scaled_rule
+def test_gradients_flow_to_the_scale(rule: Callable[..., Any]) -> None:
+    c, u, negatives = predictions(3, 4)
+    scale = torch.tensor([2.0, 3.0, 5.0], dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda s: rule(guidance, c, u, negatives, s), [scale])
+
+
+@every_scaled_rule
+def test_what_is_no_scale_or_prediction_is_refused_by_name(rule: Callable[..., Any]) -> None:
+    grad = X.clone().requires_grad_()
+    for m, x in ((guidance, X), (guidance, grad), (guidance, META), (ferrostep.numpy, X.numpy())):
+        array = torch.tensor if m is guidance else np.array
+        for scale, error, message in (
+            (None, TypeError, "^scale is a NoneType, expected a number"),
+            ("5", TypeError, "^scale is a str"),
+            ([5.0, 5.0], TypeError, "^scale is a list"),
+            (1j, TypeError, "^scale is a complex"),
+            (array([1.0, 2.0, 3.0]), ValueError, r"^scale has shape \[3\], expected \[2\]"),
+            (array([[1.0, 2.0]]), ValueError, r"^scale has shape \[1, 2\], expected \[2\]"),
+            (array([1.0, np.nan]), ValueError, "^Invalid scale: (nan|NaN)"),
+        ):
+            with pytest.raises(error, match=message):
+                rule(m, x, x, [x, x], scale)
+        with pytest.raises(ValueError, match="Invalid dims: 0 is the dimension of the samples"):
+            rule(m, x, x, [x, x], array([1.0, 2.0]), dims=0)
+        for name, inputs in {
+            "cond": (None, x, [x, x]),
+            "uncond": (x, None, [x, x]),
+            "negatives[1]": (x, x, [x, None]),
+            "negatives": (x, x, x),
+        }.items():
+            if rule is SCALED["perp_neg"] or "uncond" in name or name == "cond":
+                with pytest.raises(TypeError, match=rf"^{re.escape(name)} is a (NoneType|Tensor|ndarray), expected"):
+                    rule(m, *inputs, 5.0)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @every_rule
 def test_kernel_agrees_with_the_reference(isa: str, rule: Callable[..., Tensor], dtype: torch.dtype) -> None:
@@ -149,6 +228,13 @@ def test_apg_is_that_of_diffusers(dtype: torch.dtype, allowed: float, momentum: 
     original = normalized_guidance(c, u, 6.5, None, 0.2, 0.0, True)
     paper = guidance.apg(c, u, 7.5, eta=0.2)
     assert float((paper.double() - original.double()).abs().max()) <= 4 * allowed * float(paper.double().abs().max())
+
+
+def test_dims_may_be_an_iterator() -> None:
+    c, u, _ = predictions(2, 3, 4)
+    for x in (c, c.clone().requires_grad_()):
+        found = guidance.cfg(x, u, 5.0, rescale=0.5, dims=(dim for dim in (1,)))  # type: ignore[arg-type]
+        close(found.detach(), guidance.cfg(c, u, 5.0, rescale=0.5, dims=1))
 
 
 def test_norm_dims_are_those_of_diffusers() -> None:
@@ -399,7 +485,6 @@ def test_a_buffer_of_other_predictions_is_refused(change: Callable[[Tensor], Ten
         guidance.apg(change(c), change(u), 5.0, momentum_buffer=buffer)
 
 
-X = gaussian(2, 6)
 CASES: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     "shape": (ValueError, "uncond has shape", lambda: guidance.cfg(X, X[:1].clone(), 5.0)),
     "dtype": (ValueError, "uncond has dtype", lambda: guidance.cfg(X, X.float(), 5.0)),
@@ -418,6 +503,26 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
         lambda: guidance.apg(X, X, 5.0, momentum_buffer=MomentumBuffer(float("nan"))),
     ),
     "dims": (ValueError, "dims", lambda: guidance.apg(X, X, 5.0, dims=2)),
+    "dims that are none": (TypeError, "^dims is a float", lambda: guidance.cfg(X, X, 5.0, dims=1.0)),  # type: ignore[arg-type]
+    "dims that are no integers": (TypeError, r"^dims\[0\] is a", lambda: guidance.cfg(X, X, 5.0, dims=[None])),  # type: ignore[list-item]
+    "complex scales": (TypeError, "^scale has dtype", lambda: guidance.cfg(X, X, torch.ones(2, dtype=torch.complex64))),
+    "no momentum": (
+        TypeError,
+        "^momentum is a NoneType",
+        lambda: guidance.apg(X, X, 5.0, momentum_buffer=MomentumBuffer(None)),  # type: ignore[arg-type]
+    ),
+    "eta None": (TypeError, "eta", lambda: guidance.apg(X, X, 5.0, eta=None)),  # type: ignore[arg-type]
+    "rescale None": (TypeError, "rescale", lambda: guidance.cfg(X, X, 5.0, rescale=None)),  # type: ignore[arg-type]
+    "weights None": (TypeError, "^weights is a", lambda: guidance.perp_neg(X, X, [X], 5.0, None)),  # type: ignore[arg-type]
+    "out no tensor": (TypeError, "^out is a float", lambda: guidance.cfg(X, X, 5.0, out=1.0)),  # type: ignore[arg-type]
+    "out a list": (TypeError, "^out is a list", lambda: guidance.cfg(X, X, 5.0, out=[X])),  # type: ignore[arg-type]
+    "no buffer": (
+        TypeError,
+        "^momentum_buffer is a DiffusersBuffer|^momentum_buffer is a MomentumBuffer, expected a ferrostep",
+        lambda: guidance.apg(X, X, 5.0, momentum_buffer=DiffusersBuffer(-0.5)),
+    ),
+    "no vector": (TypeError, "^vector is a NoneType", lambda: guidance.project(None, X)),  # type: ignore[arg-type]
+    "sparse": (RuntimeError, "uncond has layout", lambda: guidance.cfg(X, X.to_sparse(), 5.0)),
     "dims twice": (ValueError, "dims", lambda: guidance.apg(X, X, 5.0, dims=(1, -1))),
     "weights": (ValueError, "weights has 2", lambda: guidance.perp_neg(X, X, [X], 5.0, [1.0, 2.0])),
     "no negatives": (ValueError, "negatives has 0", lambda: guidance.perp_neg(X, X, [], 5.0, [])),
@@ -433,7 +538,6 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
 
 
 G = gaussian(2, 6).requires_grad_()
-META = torch.empty(2, 6, device="meta", dtype=torch.float64)
 CASES |= {
     "shape with gradients": (
         ValueError,
@@ -495,6 +599,13 @@ def test_denoised_predictions(prediction_type: str) -> None:
     how: dict[str, Any] = {"prediction_type": prediction_type, "alpha": alpha, "sigma": sigma}
     torch.testing.assert_close(guidance.to_denoised(prediction, sample, **how), x0)
     torch.testing.assert_close(guidance.from_denoised(x0, sample, **how), prediction)
+    for change, message in (
+        ({"sigma": None}, "^sigma is a NoneType"),
+        ({"prediction": None}, "^prediction is a NoneType"),
+        ({"sample": sample[:1]}, "^sample has shape"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            guidance.to_denoised(**{"prediction": prediction, "sample": sample, **how, **change})
     with pytest.raises(ValueError, match="prediction_type"):
         guidance.to_denoised(prediction, sample, prediction_type="x", sigma=1.0)
 

@@ -1,7 +1,9 @@
 """The Rust module. Private: its interface may change between any two versions."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 __version__: str
 
@@ -194,21 +196,31 @@ class Batch:
     def counted(self) -> tuple[int, int]:
         """After ``run``: how many elements the rules counted, and how many elements there are."""
 
+def complete(call: Callable[[], T], then: Callable[[T], object]) -> T:
+    """Call the first function and, with its result, which is returned, the second: there, too, if an interrupt comes.
+
+    No Python code runs between both, so an interrupt comes up in one of them. If ``call`` raises, that is all. If
+    ``then`` raises, it is called once more, before the exception is passed on.
+    """
+
 class Guidance:
-    """A rule of guidance with its numbers; each maker refuses impossible ones with ValueError."""
+    """A rule of guidance with its numbers; each maker refuses impossible ones with ValueError.
+
+    ``scales`` is one number for all samples, or one for each.
+    """
 
     @staticmethod
-    def cfg(scale: float, rescale: float) -> Guidance: ...
+    def cfg(scales: list[float], rescale: float) -> Guidance: ...
     @staticmethod
     def apg(
-        scale: float, eta: float, norm_threshold: float, momentum: float | None, base: str, rescale: float
+        scales: list[float], eta: float, norm_threshold: float, momentum: float | None, base: str, rescale: float
     ) -> Guidance: ...
     @staticmethod
-    def cfg_zero_star(scale: float, rescale: float) -> Guidance: ...
+    def cfg_zero_star(scales: list[float], rescale: float) -> Guidance: ...
     @staticmethod
-    def tangential(scale: float, rescale: float) -> Guidance: ...
+    def tangential(scales: list[float], rescale: float) -> Guidance: ...
     @staticmethod
-    def perp_neg(scale: float, weights: list[float]) -> Guidance: ...
+    def perp_neg(scales: list[float], weights: list[float]) -> Guidance: ...
     @staticmethod
     def project() -> Guidance: ...
     def run(self, inputs: list[Any], outputs: list[Any], dims: list[int] | None, threads: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import overload
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ferrostep import _core, reference
 from ferrostep.coefficients import Coefficients, schedule_of
+from ferrostep.numpy.arrays import integers, listed
 
 
 @overload
@@ -72,28 +74,35 @@ def orthogonalize(
             been changed then.
     """
     single = isinstance(tensors, Tensor)
-    inputs = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-    given = [out] if isinstance(out, Tensor) else out
-    outputs = [torch.empty_like(x, requires_grad=False) for x in inputs] if given is None else list(given)
+    inputs = [tensors] if isinstance(tensors, Tensor) else listed("tensors", tensors)
+    given = [out] if single and isinstance(out, Tensor) else out
+    if given is None:
+        outputs = [torch.empty_like(x, requires_grad=False) if isinstance(x, Tensor) else x for x in inputs]
+    else:
+        outputs = listed("out", given)
     schedule = schedule_of(coefficients, steps)
     elsewhere = any(isinstance(x, Tensor) and not x.is_cpu for x in inputs)
     if elsewhere:
         _check_for_reference(inputs, outputs)
-    _core.orthogonalize(
+    call = partial(
+        _core.orthogonalize,
         [] if elsewhere else inputs,
         [] if elsewhere else outputs,
         schedule=schedule,
         eps=eps,
         algorithm=algorithm,
         precision=precision,
-        restarts=list(restarts),
+        restarts=integers("restarts", restarts),
         threads=torch.get_num_threads(),
     )
-    if elsewhere:
-        for x, to in zip(inputs, outputs, strict=True):
-            to.copy_(reference.newton_schulz(x, schedule.triples(), eps=eps, precision=precision))
-    elif given is not None:
-        torch.autograd.graph.increment_version(outputs)
+    if not elsewhere:
+        changed = [] if given is None else outputs
+        _core.complete(call, lambda _: torch.autograd.graph.increment_version(changed))
+        return outputs[0] if single else outputs
+    call()  # checks the arguments
+    triples = schedule.triples()
+    results = [reference.newton_schulz(x, triples, eps=eps, precision=precision) for x in inputs]
+    _core.complete(lambda: results, lambda _: [to.copy_(x) for to, x in zip(outputs, results, strict=True)])
     return outputs[0] if single else outputs
 
 

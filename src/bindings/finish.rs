@@ -1,4 +1,4 @@
-//! What follows the kernels of a step, in Python's hands and yet not to be left half done: an interrupt comes up as an
+//! What follows the kernels of a call, in Python's hands and yet not to be left half done: an interrupt comes up as an
 //! exception of whatever Python code runs next. So what raises is called once more, all of it is called, and only then
 //! is the first exception passed on.
 
@@ -24,6 +24,14 @@ pub fn tell(py: Python<'_>, changed: Option<&Bound<'_, PyList>>) -> PyResult<()>
     };
     let increment = INCREMENT.import(py, "torch.autograd.graph", "increment_version")?;
     insist(|| increment.call1((changed,)))
+}
+
+/// Calls `call` and then `then` with its result, which it returns; see `_core.pyi`.
+#[pyfunction]
+pub fn complete<'py>(call: &Bound<'py, PyAny>, then: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let result = call.call0()?;
+    insist(|| then.call1((&result,)))?;
+    Ok(result)
 }
 
 fn insist<T>(call: impl Fn() -> PyResult<T>) -> PyResult<()> {

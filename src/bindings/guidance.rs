@@ -15,11 +15,18 @@ use crate::kernels::strided::Staged;
 #[pyclass(frozen, module = "ferrostep._core")]
 pub struct Guidance(projection::Guidance);
 
-fn guidance(rule: Rule, rescale: f64) -> PyResult<Guidance> {
+fn guidance(rule: Rule, scales: Vec<f64>, rescale: f64) -> PyResult<Guidance> {
+    for &scale in &scales {
+        finite("scale", scale)?;
+    }
     if !(0.0..=1.0).contains(&rescale) {
         return Err(invalid("rescale", rescale, "a number from 0 to 1"));
     }
-    Ok(Guidance(projection::Guidance { rule, rescale }))
+    Ok(Guidance(projection::Guidance {
+        rule,
+        scales,
+        rescale,
+    }))
 }
 
 fn finite(name: &str, value: f64) -> PyResult<f64> {
@@ -36,14 +43,13 @@ fn invalid(name: &str, value: f64, expected: &str) -> PyErr {
 #[pymethods]
 impl Guidance {
     #[staticmethod]
-    fn cfg(scale: f64, rescale: f64) -> PyResult<Self> {
-        let scale = finite("scale", scale)?;
-        guidance(Rule::Cfg { scale }, rescale)
+    fn cfg(scales: Vec<f64>, rescale: f64) -> PyResult<Self> {
+        guidance(Rule::Cfg, scales, rescale)
     }
 
     #[staticmethod]
     fn apg(
-        scale: f64,
+        scales: Vec<f64>,
         eta: f64,
         norm_threshold: f64,
         momentum: Option<f64>,
@@ -59,7 +65,6 @@ impl Guidance {
             other => return Err(unknown("base", other, "'cond' or 'uncond'")),
         };
         let apg = Apg {
-            scale: finite("scale", scale)?,
             eta: finite("eta", eta)?,
             threshold: norm_threshold,
             momentum: momentum
@@ -67,23 +72,21 @@ impl Guidance {
                 .transpose()?,
             from_uncond,
         };
-        guidance(Rule::Apg(apg), rescale)
+        guidance(Rule::Apg(apg), scales, rescale)
     }
 
     #[staticmethod]
-    fn cfg_zero_star(scale: f64, rescale: f64) -> PyResult<Self> {
-        let scale = finite("scale", scale)?;
-        guidance(Rule::ZeroStar { scale }, rescale)
+    fn cfg_zero_star(scales: Vec<f64>, rescale: f64) -> PyResult<Self> {
+        guidance(Rule::ZeroStar, scales, rescale)
     }
 
     #[staticmethod]
-    fn tangential(scale: f64, rescale: f64) -> PyResult<Self> {
-        let scale = finite("scale", scale)?;
-        guidance(Rule::Tangential { scale }, rescale)
+    fn tangential(scales: Vec<f64>, rescale: f64) -> PyResult<Self> {
+        guidance(Rule::Tangential, scales, rescale)
     }
 
     #[staticmethod]
-    fn perp_neg(scale: f64, weights: Vec<f64>) -> PyResult<Self> {
+    fn perp_neg(scales: Vec<f64>, weights: Vec<f64>) -> PyResult<Self> {
         let most = MAX_INPUTS - 2;
         if weights.is_empty() || weights.len() > most {
             return Err(PyValueError::new_err(format!(
@@ -94,13 +97,12 @@ impl Guidance {
         for (i, &weight) in weights.iter().enumerate() {
             finite(&format!("weights[{i}]"), weight)?;
         }
-        let scale = finite("scale", scale)?;
-        guidance(Rule::PerpNeg { scale, weights }, 0.0)
+        guidance(Rule::PerpNeg { weights }, scales, 0.0)
     }
 
     #[staticmethod]
     fn project() -> PyResult<Self> {
-        guidance(Rule::Project, 0.0)
+        guidance(Rule::Project, vec![1.0], 0.0)
     }
 
     /// Computes the outputs; see `_core.pyi`.
@@ -140,14 +142,15 @@ impl Guidance {
             )));
         }
         let (order, kept) = order(cond, dims.as_deref())?;
+        let first = order[..kept].iter().position(|&dim| dim == 0);
+        self.check_scales(cond, first)?;
         self.check_overlaps(&views)?;
         if cond.len == 0 {
             return Ok(());
         }
-        let groups = order[..kept]
-            .iter()
-            .map(|&dim| cond.shape[dim] as usize)
-            .product();
+        let product = |dims: &[usize]| dims.iter().map(|&dim| cond.shape[dim] as usize).product();
+        let groups = product(&order[..kept]);
+        let per_sample = first.map_or(groups, |first| product(&order[first + 1..kept]));
         let (dtype, len) = (cond.dtype, cond.len / groups);
         let mut pointers = tensors.stage(&views, &order, self.0.inputs(), self.0.momentum().is_some());
         let outputs = pointers.split_off(self.0.inputs());
@@ -155,6 +158,7 @@ impl Guidance {
             dtype,
             groups,
             len,
+            per_sample,
             inputs: pointers,
             outputs,
         };
@@ -189,6 +193,24 @@ impl Guidance {
             (Rule::Project, 0) => "parallel".into(),
             (Rule::Project, _) => "orthogonal".into(),
             _ => "out".into(),
+        }
+    }
+
+    /// Refuses scales that are not one for each sample, and samples of which `dims` make one.
+    fn check_scales(&self, cond: &View, first_kept: Option<usize>) -> PyResult<()> {
+        let (given, expected) = (self.0.scales.len(), cond.shape[0]);
+        if given == 1 {
+            return Ok(());
+        }
+        if given as i64 != expected {
+            let message = format!("scale has {given} numbers, expected {expected}: one for each sample");
+            return Err(PyValueError::new_err(message));
+        }
+        match first_kept {
+            Some(_) => Ok(()),
+            None => Err(PyValueError::new_err(
+                "Invalid dims: 0 is the dimension of the samples, each of which has its own scale",
+            )),
         }
     }
 

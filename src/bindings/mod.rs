@@ -25,6 +25,8 @@ mod _core {
     #[pymodule_export]
     use super::batch::Batch;
     #[pymodule_export]
+    use super::finish::complete;
+    #[pymodule_export]
     use super::gather::{columns, with_gradient};
     #[pymodule_export]
     use super::gradients::{combine, ema, gram, orthogonal, orthogonal_combine};

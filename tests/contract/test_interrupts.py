@@ -7,13 +7,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 import ferrostep
+from ferrostep import gradients, guidance
 from ferrostep.optim import SophiaG, SophiaH
 from ferrostep.optim.rules import Gathered
 from tests.contract.registry import Entry, every_class
@@ -141,3 +143,80 @@ def test_a_refresh_that_is_interrupted_is_whole_or_has_not_begun(optimizer_class
             Interrupts(at).run(refresh)
         now = copies(optimizer)
         assert_same_bits(now, expected if now.keys() != before.keys() else before)
+
+
+def whole(*seeds: int) -> list[Any]:
+    return [torch.full((2, 3), float(seed)) for seed in seeds]
+
+
+class Written(NamedTuple):
+    """What a function changes, and the call."""
+
+    tensors: list[Any]
+    call: Callable[[], object]
+
+
+def orthogonal_gradient() -> Written:
+    params = [nn.Parameter(x) for x in whole(1, 2)]
+    stepped = gradients.OrthogonalGradient(torch.optim.SGD(params, lr=0.1))
+    stepped.backward(params[0].square().sum(), params[0].sum() + params[1].sum())
+    return Written(params, stepped.combine)
+
+
+def with_momentum() -> Written:
+    c, u, kept, out = whole(3, 1, 2, 0)
+    buffer = guidance.MomentumBuffer(0.5)
+    buffer.running_average = kept
+    return Written([kept, out], lambda: guidance.apg(c, u, 2.0, momentum_buffer=buffer, out=out))
+
+
+def lists(call: Callable[[list[Any]], object], *seeds: int | None) -> Callable[[], Written]:
+    def make() -> Written:
+        given = [None if seed is None else whole(seed)[0] for seed in seeds]
+        return Written(given, lambda: call(given))
+
+    return make
+
+
+WRITERS: dict[str, Callable[[], Written]] = {
+    "orthogonal_": lists(lambda x: gradients.orthogonal_(x, whole(1, 2, 1)), 3, 1, None),
+    "orthogonal_combine_": lists(lambda x: gradients.orthogonal_combine_(x, whole(1, 2), whole(3, 1)), None, 1),
+    "combine": lists(lambda x: gradients.combine([whole(1, 2), whole(3, 1)], [1.0, 2.0], out=x), None, 1),
+    "pcgrad_": lists(lambda x: gradients.pcgrad_([x[:2], x[2:]]), 1, -2, -1, 2),
+    "ema_": lists(lambda x: gradients.ema_(x, whole(3, 4), 0.5), 1, 2),
+    "orthogonalize": lists(lambda x: ferrostep.orthogonalize(x, out=x), 1, 2),
+    "cfg": lists(lambda x: guidance.cfg(x[0], x[1], 3.0, out=x[0]), 1, 2),
+    "apg": with_momentum,
+    "OrthogonalGradient.combine": orthogonal_gradient,
+}
+
+
+@pytest.mark.parametrize("make", WRITERS.values(), ids=WRITERS)
+def test_what_is_written_in_place_is_written_as_a_whole_and_autograd_told(make: Callable[[], Written]) -> None:
+    def seen(written: Written) -> list[Any]:
+        return [(x, None if x is None else x.grad) for x in written.tensors]
+
+    def same(one: list[Any], other: list[Any]) -> bool:
+        return all(
+            (a is None) == (b is None) and (a is None or torch.equal(a, b))
+            for pairs in zip(one, other, strict=True)
+            for a, b in zip(*pairs, strict=True)
+        )
+
+    counting = Interrupts()
+    expected, untouched = make(), make()
+    counting.run(expected.call)
+    ends = set()
+    for at in places(counting.passed):
+        written = make()
+        given = list(written.tensors)
+        versions = [None if x is None else x._version for x in given]
+        with suppress(KeyboardInterrupt):
+            Interrupts(at).run(written.call)
+        changed = not same(seen(written), seen(untouched))
+        ends.add(changed)
+        assert same(seen(written), seen(expected if changed else untouched))
+        for x, before, now, version in zip(given, seen(untouched), seen(written), versions, strict=True):
+            if x is not None and not torch.equal(before[0], now[0]):
+                assert x._version > version
+    assert ends == {False, True}

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from ferrostep.curvature.products import HessianProduct, Loss, draw_probes, work_dtype
+from ferrostep.curvature.products import HessianProduct, Loss, draw_probes, listed_parameters, work_dtype
+from ferrostep.numpy.arrays import whole
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -37,10 +38,8 @@ class HutchinsonDiagonal:
         distribution: str = "rademacher",
         generator: torch.Generator | None = None,
     ) -> None:
-        if num_samples < 1:
-            raise ValueError(f"Invalid num_samples value: {num_samples}; expected at least 1")
-        self.params = list(params)
-        self.num_samples = num_samples
+        self.params = listed_parameters(params)
+        self.num_samples = whole("num_samples", num_samples, 1)
         self.distribution = distribution
         self.generator = generator
         self.count = 0
@@ -98,7 +97,7 @@ def hutchinson_diagonal(
         loss: a scalar tensor with its graph, a function that returns one (called once, with attention in a form that
             can be differentiated twice), or an iterable of either, such as the mean losses of micro-batches, of which
             the mean is estimated; a generator keeps only one graph alive at a time.
-        params: the parameters, each once. Those that the loss does not use have zeros.
+        params: the parameters, each once, or (name, parameter) pairs. Those that the loss does not use have zeros.
         num_samples: probes to average, each costing about two backward passes. Default 1.
         distribution: ``"rademacher"`` (default; variance ``sum_{j != i} H_ij^2``) or ``"gaussian"`` (``2 H_ii^2``
             more).
@@ -113,8 +112,8 @@ def hutchinson_diagonal(
         One tensor like each parameter, float32 for bfloat16 and float16 ones; entries may be negative.
 
     Raises:
-        ValueError: an impossible argument, or a loss that is not a scalar.
-        RuntimeError: the loss has no graph, or no second derivative.
+        TypeError, ValueError: an impossible argument, or a loss that is not a scalar.
+        RuntimeError: as of :class:`HessianProduct`.
 
     Example:
         >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -122,7 +121,7 @@ def hutchinson_diagonal(
         [tensor([ 6., 12.])]
     """
     diagonal = HutchinsonDiagonal(params, num_samples=num_samples, distribution=distribution, generator=generator)
-    losses = [loss] if isinstance(loss, Tensor) or callable(loss) else loss
+    losses = loss if isinstance(loss, Iterable) and not isinstance(loss, Tensor) else [loss]
     for one in losses:
         diagonal.add(one, retain_graph=retain_graph, grad_scale=grad_scale)
     return mean_over_ranks(diagonal.mean(), all_reduce)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ferrostep.numpy.arrays import listed
 
 Loss: TypeAlias = "Tensor | Callable[[], Tensor]"
 
@@ -33,8 +35,8 @@ class HessianProduct:
     Args:
         loss: a scalar tensor with its graph, or a function without arguments that returns one; the function is called
             once, with gradients enabled and under :func:`double_backward`.
-        params: the parameters in which to differentiate. One that the loss does not use, or that does not require
-            gradients, has zeros for its part of the Hessian.
+        params: the parameters in which to differentiate, or (name, parameter) pairs. One that the loss does not use,
+            or that does not require gradients, has zeros for its part of the Hessian.
         grad_scale: what the loss has been multiplied by (``GradScaler.get_scale()``); products are divided by it.
 
     The graph is kept while the object lives, for any number of products; dropout and the like are those of the one
@@ -42,25 +44,24 @@ class HessianProduct:
 
     Raises:
         ValueError: the loss is not a scalar, or ``params`` is empty.
-        RuntimeError: the loss has no graph; or, in a call, it went through an operation without a second derivative.
+        TypeError: ``params`` has something else than parameters.
+        RuntimeError: the loss has no graph, reaches none of the parameters, or lacks some of them and went through
+            ``torch.utils.checkpoint`` with ``use_reentrant=True``; a gradient is sparse; or, in a call, the loss went
+            through an operation without a second derivative.
     """
 
     def __init__(self, loss: Loss, params: Iterable[Tensor], *, grad_scale: float = 1.0) -> None:
-        self.params = list(params)
+        self.params = listed_parameters(params)
+        if not hasattr(grad_scale, "__float__"):
+            raise TypeError(f"grad_scale is a {type(grad_scale).__name__}, expected a number")
+        if not grad_scale > 0.0:
+            raise ValueError(f"Invalid grad_scale value: {grad_scale}; expected a number above 0")
         self.grad_scale = grad_scale
-        if not self.params:
-            raise ValueError("params is empty, expected at least one parameter")
-        self._gradients: dict[int, Tensor] = {}
-        """Those that have a derivative, by the positions of their parameters."""
         self._trainable = [i for i, p in enumerate(self.params) if p.requires_grad]
-        loss = evaluated(loss)
-        if self._trainable:
-            trainable = [self.params[i] for i in self._trainable]
-            gradients = torch.autograd.grad(loss, trainable, create_graph=True, allow_unused=True)
-            for i, gradient in zip(self._trainable, gradients, strict=True):
-                # A gradient without a graph is constant: the loss is linear in the parameter.
-                if gradient is not None and gradient.requires_grad:
-                    self._gradients[i] = gradient
+        gradients = first_derivatives(evaluated(loss), self.params, create_graph=True)
+        # A gradient without a graph is constant: the loss is linear in the parameter.
+        self._gradients = {i: g for i, g in enumerate(gradients) if g is not None and g.requires_grad}
+        """Those that have a derivative, by the positions of their parameters."""
 
     def __call__(self, vectors: Sequence[Tensor], *, retain_graph: bool = True) -> list[Tensor]:
         """The product with ``vectors``, one per parameter, of its shape and dtype; detached.
@@ -68,6 +69,8 @@ class HessianProduct:
         ``retain_graph=False`` frees the graph, for the loss's own ``backward``, too. With a ``grad_scale``, products of
         bfloat16 and float16 parameters are float32.
         """
+        if len(vectors) != len(self.params):
+            raise ValueError(f"got {len(vectors)} vectors, expected {len(self.params)}: one per parameter")
         products: list[Tensor | None] = [None] * len(self.params)
         if self._gradients:
             try:
@@ -104,7 +107,7 @@ def work_dtype(p: Tensor) -> torch.dtype:
 
 def evaluated(loss: Loss) -> Tensor:
     """The loss as a scalar tensor with a graph."""
-    if not isinstance(loss, Tensor):
+    if not isinstance(loss, Tensor) and callable(loss):
         with torch.enable_grad(), double_backward():
             loss = loss()
     if not isinstance(loss, Tensor) or loss.numel() != 1:
@@ -118,6 +121,66 @@ def evaluated(loss: Loss) -> Tensor:
     return loss
 
 
+def listed_parameters(params: Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> list[Tensor]:
+    """The parameters, given as such or in pairs with their names."""
+    found: dict[int, Tensor] = {}
+    for i, item in enumerate(listed("params", params)):
+        p = item[1] if isinstance(item, tuple) and len(item) == 2 else item
+        if not isinstance(p, Tensor):
+            raise TypeError(f"params[{i}] is a {type(item).__name__}, expected a torch.Tensor or (name, torch.Tensor)")
+        if id(p) in found:
+            raise ValueError(f"params[{i}] has come before, expected each parameter once")
+        found[id(p)] = p
+    if not found:
+        raise ValueError("params is empty, expected at least one parameter")
+    return list(found.values())
+
+
+def first_derivatives(loss: Tensor, params: Sequence[Tensor], **options: Any) -> list[Tensor | None]:
+    """The gradient, with None for what the loss does not use and what requires none; options of ``autograd.grad``.
+
+    Raises:
+        RuntimeError: the loss reaches nothing, or not all for a reason that :func:`check_reached` knows; or a sparse
+            gradient.
+    """
+    trainable = {i: p for i, p in enumerate(params) if p.requires_grad}
+    found: list[Tensor | None] = [None] * len(params)
+    if trainable:
+        gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True, **options)
+        check_reached("the loss", loss, gradients)
+        for i, gradient in zip(trainable, gradients, strict=True):
+            if gradient is not None and gradient.layout != torch.strided:
+                raise RuntimeError(
+                    f"the gradient of parameter {i} has layout {gradient.layout}, expected torch.strided: such as of "
+                    "nn.Embedding(..., sparse=False)"
+                )
+            found[i] = gradient
+    return found
+
+
+def check_reached(name: str, loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
+    """Refuse a loss without a gradient for parameters where that is no property of the loss.
+
+    The graph of a reentrant checkpoint has none of the parameters inside: ``autograd.grad`` takes them for unused.
+    """
+    if all(gradient is not None for gradient in gradients):
+        return
+    nodes, seen = [loss.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            raise RuntimeError(
+                f"{name} went through torch.utils.checkpoint with use_reentrant=True, which hides parameters from "
+                "torch.autograd.grad: call it with use_reentrant=False"
+            )
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+    if all(gradient is None for gradient in gradients):
+        raise RuntimeError(f"{name} reaches none of the parameters: it has no gradient in any of them")
+
+
 def draw_probes(
     params: Iterable[Tensor], distribution: str = "rademacher", generator: torch.Generator | None = None
 ) -> list[Tensor]:
@@ -129,6 +192,10 @@ def draw_probes(
     if distribution not in DISTRIBUTIONS:
         expected = " or ".join(map(repr, DISTRIBUTIONS))
         raise ValueError(f"Invalid distribution value: {distribution!r}; expected {expected}")
+    params = list(params)
+    for i, p in enumerate(params):
+        if p.is_complex():
+            raise ValueError(f"parameter {i} has dtype {p.dtype}, expected a real one")
     with torch.no_grad():
         probes = [torch.empty_like(p, requires_grad=False) for p in params]
         for probe in probes:

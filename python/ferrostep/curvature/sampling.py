@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ferrostep.curvature.diagonal import count_ranks, mean_over_ranks
-from ferrostep.curvature.products import Loss, evaluated, work_dtype
+from ferrostep.curvature.products import Loss, evaluated, first_derivatives, listed_parameters, work_dtype
+from ferrostep.numpy.arrays import whole
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -53,8 +54,13 @@ def sampled_cross_entropy(
         >>> f"{loss.item():.4f}", labels
         ('1.6094', 3)
     """
+    _check_predictions("logits", logits)
+    if logits.ndim == 0 or logits.shape[-1] == 0:
+        raise ValueError(f"logits has shape {list(logits.shape)}, expected classes in the last dimension")
     rows = logits.reshape(-1, logits.shape[-1])
     if targets is not None:
+        if not isinstance(targets, Tensor):
+            raise TypeError(f"targets is a {type(targets).__name__}, expected a torch.Tensor")
         if targets.shape != logits.shape[:-1]:
             expected = list(logits.shape[:-1])
             raise ValueError(f"targets has shape {list(targets.shape)}, expected {expected} for these logits")
@@ -79,8 +85,11 @@ def sampled_squared_error(outputs: Tensor, *, generator: torch.Generator | None 
         generator: for the noise; default torch's global one.
 
     Returns:
-        The mean loss and the number of labels, one per element.
+        The mean loss and the number of labels, one per element; 0 and 0 without any.
     """
+    _check_predictions("outputs", outputs)
+    if outputs.numel() == 0:
+        return outputs.sum(), 0
     noise = torch.empty_like(outputs, requires_grad=False).normal_(generator=generator)
     return 0.5 * F.mse_loss(outputs, outputs.detach() + noise), outputs.numel()
 
@@ -99,7 +108,8 @@ def gauss_newton_bartlett(
     Args:
         loss: the mean over sampled labels, from :func:`sampled_cross_entropy` or :func:`sampled_squared_error`.
         labels: their number ``B``.
-        params: the parameters, each requiring gradients. Those that the loss does not use have zeros.
+        params: the parameters, or (name, parameter) pairs. Those that the loss does not use, or that require no
+            gradients, have zeros.
         retain_graph: keep the graph of the loss. Default False.
         grad_scale: what the loss has been multiplied by. Default 1.
         all_reduce: average the gradient over the ranks of this process group, or of the default one (True) where
@@ -109,14 +119,25 @@ def gauss_newton_bartlett(
     Returns:
         ``B * g^2``, one tensor like each parameter, float32 for bfloat16 and float16 ones.
 
+    Raises:
+        TypeError, ValueError, RuntimeError: as of :class:`HessianProduct`.
+
     Example:
         >>> logits = model(x)  # doctest: +SKIP
         >>> d = gauss_newton_bartlett(*sampled_cross_entropy(logits, y), model.parameters())  # doctest: +SKIP
     """
-    params = list(params)
-    gradients = torch.autograd.grad(
-        evaluated(loss), params, retain_graph=retain_graph, allow_unused=True, materialize_grads=True
-    )
-    scaled = [g.to(work_dtype(g)) / grad_scale for g in gradients]
+    params, labels = listed_parameters(params), whole("labels", labels, 0)
+    gradients = first_derivatives(evaluated(loss), params, retain_graph=retain_graph)
+    dense = [
+        torch.zeros_like(p, requires_grad=False) if g is None else g for p, g in zip(params, gradients, strict=True)
+    ]
+    scaled = [g.to(work_dtype(g)) / grad_scale for g in dense]
     mean = mean_over_ranks(scaled, all_reduce)
     return [labels * count_ranks(all_reduce) * g * g for g in mean]
+
+
+def _check_predictions(name: str, x: Tensor) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor")
+    if not x.is_floating_point():
+        raise ValueError(f"{name} has dtype {x.dtype}, expected a floating-point one")

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ferrostep.curvature.products import HessianProduct, Loss, draw_probes
+from ferrostep.curvature.products import HessianProduct, Loss, draw_probes, listed_parameters
+from ferrostep.numpy.arrays import check, whole
 
 
 class Trace(NamedTuple):
@@ -56,19 +57,22 @@ def hutchinson_trace(
         generator: for the probes; default torch's global one.
         retain_graph: keep the loss's graph. Default False.
 
+    Raises:
+        ValueError: ``num_samples < 1``, or a product that is not finite, as of a loss that is NaN.
+        TypeError, RuntimeError: as of :class:`HessianProduct`.
+
     Example:
         >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
         >>> hutchinson_trace((w**3).sum(), [w], num_samples=2)
         Trace(value=18.0, standard_error=0.0)
     """
-    if num_samples < 1:
-        raise ValueError(f"Invalid num_samples value: {num_samples}; expected at least 1")
+    num_samples = whole("num_samples", num_samples, 1)
     product = HessianProduct(loss, params)
     samples = []
     for sample in range(num_samples):
         probes = draw_probes(product.params, distribution, generator)
         products = product(probes, retain_graph=retain_graph or sample < num_samples - 1)
-        samples.append(sum(_dot(u, h) for u, h in zip(probes, products, strict=True)))
+        samples.append(_finite(sum(_dot(u, h) for u, h in zip(probes, products, strict=True))))
     values = torch.tensor(samples, dtype=torch.float64)
     error = values.std().item() / math.sqrt(num_samples) if num_samples > 1 else math.nan
     return Trace(values.mean().item(), error)
@@ -93,10 +97,13 @@ def lanczos(
         The diagonal and the off-diagonal, as long as products were made.
 
     Raises:
-        ValueError: ``steps < 1``, or a first vector that is empty, zero or not finite.
+        ValueError: ``steps < 1``, or a first vector that is empty, zero or not finite, or a product that is not finite.
     """
-    if steps < 1:
-        raise ValueError(f"Invalid steps value: {steps}; expected at least 1")
+    steps = whole("steps", steps, 1)
+    if start.ndim != 1 or not start.is_floating_point():
+        raise ValueError(
+            f"the first vector has shape {list(start.shape)} and dtype {start.dtype}, expected one floating-point row"
+        )
     if not 0.0 < start.norm() < math.inf:
         raise ValueError(f"the norm of the first vector is {start.norm().item()}, expected one above 0 and finite")
     alphas: list[float] = []
@@ -106,6 +113,10 @@ def lanczos(
     for k in range(len(basis)):
         basis[k] = vector
         w = multiply(vector)
+        if not isinstance(w, Tensor) or w.shape != start.shape:
+            what = f"shape {list(w.shape)}" if isinstance(w, Tensor) else f"type {type(w).__name__}"
+            raise ValueError(f"the product of the matrix has {what}, expected a tensor of shape {list(start.shape)}")
+        _finite(_dot(w, w))
         alphas.append(_dot(vector, w))
         for _ in range(2):  # the second pass removes what rounding left of the first
             w = w - basis[: k + 1].T @ (basis[: k + 1] @ w)
@@ -136,16 +147,17 @@ def top_eigenvalue(
         generator: for the first vector; default torch's global one.
 
     Raises:
-        ValueError: ``steps < 1``, or parameters of 16 bits.
+        ValueError: ``steps < 1``, parameters of 16 bits, or a product that is not finite, as of a loss that is NaN.
+        TypeError, RuntimeError: as of :class:`HessianProduct`.
 
     Example:
         >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
         >>> round(top_eigenvalue((w**3).sum(), [w]).value, 4)
         12.0
     """
-    params = list(params)
-    if steps < 1:
-        raise ValueError(f"Invalid steps value: {steps}; expected at least 1")
+    params = listed_parameters(params)
+    steps = whole("steps", steps, 1)
+    check("tolerance", tolerance, 0.0)
     for i, p in enumerate(params):
         if p.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"parameter {i} has dtype {p.dtype}, expected float32 or float64")
@@ -172,6 +184,15 @@ def _top(found: Tridiagonal) -> tuple[float, float]:
     matrix = torch.diag(found.alphas) + torch.diag(between, 1) + torch.diag(between, -1)
     values, vectors = torch.linalg.eigh(matrix)
     return values[-1].item(), (found.betas[-1] * vectors[-1, -1].abs()).item()
+
+
+def _finite(value: float) -> float:
+    """The number, which comes from a product of the matrix and a vector."""
+    if not math.isfinite(value):
+        raise ValueError(
+            f"a product of the matrix is not finite ({value}): the loss or its derivatives have NaN or infinity"
+        )
+    return value
 
 
 def _flat(tensors: list[Tensor]) -> Tensor:

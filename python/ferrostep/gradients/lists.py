@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ferrostep import _core
+from ferrostep.numpy.arrays import listed, nested, numbers
 from ferrostep.reference import checks
 from ferrostep.reference import gradients as reference
 
@@ -23,37 +26,37 @@ def gram(gradients: Sequence[Gradient]) -> Tensor:
     Returns:
         A float64 tensor of shape (T, T).
     """
-    lists = some(gradients)
+    lists = nested("gradients", gradients)
     if elsewhere(named(lists)):
         return reference.gram(lists)
     return torch.tensor(_core.gram(lists, torch.get_num_threads()), dtype=torch.float64)
 
 
 def combine(
-    gradients: Sequence[Gradient], weights: Sequence[float] | Tensor, *, out: list[Tensor | None] | None = None
-) -> list[Tensor | None]:
+    gradients: Sequence[Gradient], weights: Sequence[float] | Tensor, *, out: Sequence[Tensor | None] | None = None
+) -> Sequence[Tensor | None]:
     """The sum of gradients, each times its weight, in one pass.
 
     Args:
         gradients: T gradients, see the module.
         weights: T numbers.
-        out: where the sum goes; may be one of ``gradients``. Default: a new list.
+        out: where the sum goes, in place; may be one of ``gradients``. Default: a new list.
 
     Returns:
         ``out``, with None where all gradients have it. 16-bit numbers are rounded once for six gradients, and again for
         every five more.
     """
-    lists = some(gradients)
-    out = [None] * len(lists[0]) if out is None else out
-    if elsewhere({**named(lists), "out": out}):
-        return reference.combine(lists, weights, out=out)
-    to = list(out)
-    fill(to, lists, torch.empty_like)
-    row = [float(weight) for weight in weights]
-    _core.combine(lists, [to], [row], torch.get_num_threads())
-    out[:] = to
-    written(out)
-    return out
+    lists, row = nested("gradients", gradients), numbers("weights", weights)
+    given = [None] * len(lists[0]) if out is None else out
+    to = written("out", given, lists, torch.empty_like)
+    call: Callable[[], Any]
+    if elsewhere({**named(lists), "out": to}):
+        call = partial(reference.combine, lists, row, out=[None] * len(to))
+        _core.complete(call, lambda values: settle(given, values))
+    else:
+        call = partial(_core.combine, lists, [to], [row], torch.get_num_threads())
+        _core.complete(call, lambda _: settle(given, to))
+    return given
 
 
 def ema_(target: Iterable[Tensor], source: Iterable[Tensor], tau: float) -> None:
@@ -63,20 +66,15 @@ def ema_(target: Iterable[Tensor], source: Iterable[Tensor], tau: float) -> None
         target, source: tensors of the same shapes and dtypes, such as ``module.parameters()``.
         tau: the share, from 0 to 1.
     """
-    targets, sources = list(target), list(source)
+    targets, sources = listed("target", target), listed("source", source)
+    for i, (one, other) in enumerate(zip(targets, sources, strict=False)):
+        if one is None or other is None:
+            raise TypeError(f"one of target[{i}] and source[{i}] is None, expected two tensors")
     if elsewhere({"target": targets, "source": sources}):
-        reference.ema_(targets, sources, tau)
-        return
-    _core.ema(targets, sources, tau, torch.get_num_threads())
-    written(targets)
-
-
-def some(gradients: Sequence[Gradient]) -> list[list[Tensor | None]]:
-    """The gradients as lists; at least one."""
-    lists = [list(gradient) for gradient in gradients]
-    if not lists:
-        raise ValueError("gradients is empty, expected one gradient at least")
-    return lists
+        _core.complete(partial(reference.moved, targets, sources, tau), lambda values: settle(targets, values))
+    else:
+        call = partial(_core.ema, targets, sources, tau, torch.get_num_threads())
+        _core.complete(call, lambda _: settle(targets, targets))
 
 
 def named(lists: Sequence[Gradient]) -> dict[str, Gradient]:
@@ -95,14 +93,37 @@ def elsewhere(lists: Mapping[str, Gradient]) -> bool:
     return False
 
 
-def fill(to: list[Tensor | None], lists: Sequence[Gradient], make: Callable[[Tensor], Tensor]) -> None:
-    """Make tensors where the list has None and another has not."""
-    for place, others in enumerate(zip(*lists, strict=False)):
-        if place < len(to) and to[place] is None:
-            like = next((x for x in others if x is not None), None)
-            to[place] = None if like is None else make(like)
+def written(name: str, given: Any, others: Sequence[Gradient], make: Callable[[Tensor], Tensor]) -> list[Tensor | None]:
+    """A list that is changed in place, with new tensors where it has None and another list has not.
+
+    Raises:
+        TypeError: it is none, or has no place for a new tensor, as a tuple.
+    """
+    to = listed(name, given)
+    if not hasattr(given, "__getitem__"):
+        raise TypeError(f"{name} is a {type(given).__name__}, expected a list")
+    for place, (there, *like) in enumerate(zip(to, *others, strict=False)):
+        first = next((x for x in like if isinstance(x, Tensor)), None)
+        if there is None and first is not None:
+            if not hasattr(given, "__setitem__"):
+                raise TypeError(
+                    f"{name}[{place}] is None, which a {type(given).__name__} cannot exchange for a new tensor: "
+                    "expected a tensor there, or a list"
+                )
+            to[place] = make(first).detach()
+    return to
 
 
-def written(tensors: Gradient) -> None:
-    """Tell autograd that these were changed."""
-    torch.autograd.graph.increment_version([x for x in tensors if x is not None])
+def settle(given: Any, values: Gradient) -> None:
+    """Leave new values in a list: put in, or copied to the tensors that are there, of which autograd is told.
+
+    May be done twice, as :func:`ferrostep._core.complete` does after an interrupt.
+    """
+    with torch.no_grad():
+        for place, value in enumerate(values):
+            there = given[place]
+            if there is None and value is not None:
+                given[place] = value
+            elif there is not value:
+                there.copy_(torch.zeros(()) if value is None else value)
+    torch.autograd.graph.increment_version([x for x in values if x is not None])

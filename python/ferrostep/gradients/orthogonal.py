@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,12 +11,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ferrostep import _core
-from ferrostep.gradients.lists import Gradient, elsewhere, fill, written
+from ferrostep.curvature.products import check_reached
+from ferrostep.gradients.lists import Gradient, elsewhere, settle, written
+from ferrostep.numpy.arrays import listed
 from ferrostep.reference import gradients as reference
 
 
 def orthogonal_(
-    backward: list[Tensor | None],
+    backward: Gradient,
     forward: Gradient,
     *,
     scale: float = 1.0,
@@ -28,7 +31,8 @@ def orthogonal_(
     out, nothing where it is 0; a NaN or infinity anywhere reaches every element (of its place, with ``per_tensor``).
 
     Args:
-        backward: changed in place; where it has None and ``forward`` has not, the list gets a new tensor.
+        backward: changed in place; where it has None and ``forward`` has not, the list gets a new tensor. A tuple, as
+            ``torch.autograd.grad`` gives it, cannot: TypeError.
         forward: only read.
         scale: of the result.
         eps: least divisor; O-DICE's code has 1e-10.
@@ -37,21 +41,21 @@ def orthogonal_(
     Returns:
         kappa; with ``per_tensor`` one for each place.
     """
-    forwards = list(forward)
-    if elsewhere({"forward": forwards, "backward": backward}):
-        return reference.orthogonal_(backward, forwards, scale=scale, eps=eps, per_tensor=per_tensor)
-    to = list(backward)
-    fill(to, [forwards], torch.zeros_like)
-    kappas = _core.orthogonal(
-        forwards, to, scale=scale, eps=eps, per_tensor=per_tensor, threads=torch.get_num_threads()
-    )
-    backward[:] = to
-    written(backward)
-    return _kappa(kappas, per_tensor)
+    forwards = listed("forward", forward)
+    to = written("backward", backward, [forwards], torch.zeros_like)
+    options: dict[str, Any] = {"scale": scale, "eps": eps, "per_tensor": per_tensor}
+    call: Callable[[], list[float]]
+    if elsewhere({"forward": forwards, "backward": to}):
+        values: list[Tensor | None] = [None] * len(to)
+        call = partial(reference.projected, values, forwards, to, **options)
+    else:
+        values = to
+        call = partial(_core.orthogonal, forwards, to, **options, threads=torch.get_num_threads())
+    return _kappa(_core.complete(call, lambda _: settle(backward, values)), per_tensor)
 
 
 def orthogonal_combine_(
-    out: list[Tensor | None],
+    out: Gradient,
     forward: Gradient,
     backward: Gradient,
     *,
@@ -62,7 +66,8 @@ def orthogonal_combine_(
     """Add both gradients, the backward one projected: ``out += forward + eta * (backward - kappa * forward)``.
 
     Args:
-        out: changed in place; where it has None and another list has not, it gets a new tensor.
+        out: changed in place; where it has None and another list has not, it gets a new tensor, as of
+            :func:`orthogonal_`.
         forward, backward: only read.
         eta: the weight of the projected gradient.
         eps, per_tensor: as of :func:`orthogonal_`.
@@ -70,14 +75,10 @@ def orthogonal_combine_(
     Returns:
         kappa, as :func:`orthogonal_` does.
     """
-    forwards, backwards = list(forward), list(backward)
-    if elsewhere({"out": out, "forward": forwards, "backward": backwards}):
-        return reference.orthogonal_combine_(out, forwards, backwards, eta=eta, eps=eps, per_tensor=per_tensor)
-    to = list(out)
-    fill(to, [forwards, backwards], torch.zeros_like)
-    kappas = _combine(to, forwards, backwards, to, eta, eps, per_tensor, False)
-    out[:] = to
-    written(out)
+    forwards, backwards = listed("forward", forward), listed("backward", backward)
+    to = written("out", out, [forwards, backwards], torch.zeros_like)
+    call, values = _combined(to, to, forwards, backwards, eta, eps, per_tensor, False)
+    kappas = _core.complete(call, lambda _: settle(out, values))
     assert kappas is not None
     return _kappa(kappas, per_tensor)
 
@@ -130,20 +131,33 @@ class OrthogonalGradient:
         """Evaluate the gradients and keep them, added to those that are kept already.
 
         Frees the graph of the last loss, with what the others share with it; the rest goes with the losses.
+
+        Raises:
+            RuntimeError: a loss reaches none of the parameters, or lacks some of them and went through
+                ``torch.utils.checkpoint`` with ``use_reentrant=True``.
         """
-        losses = [forward_loss, backward_loss] if extra_loss is None else [forward_loss, backward_loss, extra_loss]
+        losses = {"forward_loss": forward_loss, "backward_loss": backward_loss}
+        if extra_loss is not None:
+            losses["extra_loss"] = extra_loss
+        for name, loss in losses.items():
+            if not isinstance(loss, Tensor):
+                raise TypeError(f"{name} is a {type(loss).__name__}, expected a torch.Tensor")
         params = self._params()
-        found: list[list[Tensor | None]] = [
-            list(torch.autograd.grad(loss, params, retain_graph=i + 1 < len(losses), allow_unused=True))
-            for i, loss in enumerate(losses)
-        ]
+        if not params:
+            raise RuntimeError("no parameter of the optimizer requires gradients")
+        found: list[list[Tensor | None]] = []
+        for i, (name, loss) in enumerate(losses.items()):
+            found.append(list(torch.autograd.grad(loss, params, retain_graph=i + 1 < len(losses), allow_unused=True)))
+            check_reached(name, loss, found[-1])
         if extra_loss is None:
             found.append([None] * len(params))
         if self._gradients is None:
             self._gradients = found
             return
-        for kept, more in zip(self._gradients, found, strict=True):
-            kept[:] = [a if b is None else b if a is None else a + b for a, b in zip(kept, more, strict=True)]
+        self._gradients = [
+            [a if b is None else b if a is None else a + b for a, b in zip(kept, more, strict=True)]
+            for kept, more in zip(self._gradients, found, strict=True)
+        ]
 
     @torch.no_grad()
     def combine(self) -> float | list[float] | None:
@@ -163,18 +177,17 @@ class OrthogonalGradient:
             None if f is None and b is None and e is None else _place(p)
             for p, f, b, e in zip(self._params(), forward, backward, extra, strict=True)
         ]
-        kappas: list[float] | None
-        if elsewhere({"out": out, "extra": extra, "forward": forward, "backward": backward}):
-            kappas = reference.combined(out, extra, forward, backward, self.eta, self.eps, self.per_tensor)
-            if self.skip_nonfinite and not all(bool(x.isfinite().all()) for x in out if x is not None):
-                kappas = None
-        else:
-            kappas = _combine(extra, forward, backward, out, self.eta, self.eps, self.per_tensor, self.skip_nonfinite)
-        self._gradients = None
-        for p, g in zip(self._params(), out, strict=True):
-            p.grad = None if kappas is None else g
-        written(out)
+        call, values = _combined(
+            out, extra, forward, backward, self.eta, self.eps, self.per_tensor, self.skip_nonfinite
+        )
+        kappas = _core.complete(call, lambda kappas: self._hand_over(out, values, skip=kappas is None))
         return None if kappas is None else _kappa(kappas, self.per_tensor)
+
+    def _hand_over(self, out: list[Tensor | None], values: list[Tensor | None], *, skip: bool) -> None:
+        settle(out, values)
+        for p, g in zip(self._params(), out, strict=True):
+            p.grad = None if skip else g
+        self._gradients = None
 
     def step(
         self, forward_loss: Tensor, backward_loss: Tensor, extra_loss: Tensor | None = None
@@ -204,27 +217,28 @@ def _place(p: Tensor) -> Tensor:
     return torch.empty_like(p) if p.grad is None or p.grad.requires_grad else p.grad
 
 
-def _combine(
+def _combined(
+    out: list[Tensor | None],
     extra: list[Tensor | None],
     forward: list[Tensor | None],
     backward: list[Tensor | None],
-    out: list[Tensor | None],
     eta: float,
     eps: float,
     per_tensor: bool,
     skip_nonfinite: bool,
-) -> list[float] | None:
-    return _core.orthogonal_combine(
-        extra,
-        forward,
-        backward,
-        out,
-        eta=eta,
-        eps=eps,
-        per_tensor=per_tensor,
-        skip_nonfinite=skip_nonfinite,
-        threads=torch.get_num_threads(),
-    )
+) -> tuple[Callable[[], list[float] | None], list[Tensor | None]]:
+    """What computes kappa and the combination, and the list that has it then: ``out``, elsewhere a new one."""
+    options: dict[str, Any] = {
+        "eta": eta,
+        "eps": eps,
+        "per_tensor": per_tensor,
+        "skip_nonfinite": skip_nonfinite,
+    }
+    if elsewhere({"out": out, "extra": extra, "forward": forward, "backward": backward}):
+        values: list[Tensor | None] = [None] * len(out)
+        return partial(reference.combined, values, extra, forward, backward, **options), values
+    threads = torch.get_num_threads()
+    return partial(_core.orthogonal_combine, extra, forward, backward, out, **options, threads=threads), out
 
 
 def _kappa(kappas: Sequence[float], per_tensor: bool) -> float | list[float]:

@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ferrostep import _core
-from ferrostep.gradients.lists import elsewhere, fill, gram, named, written
+from ferrostep.gradients.lists import Gradient, elsewhere, gram, named, settle, written
 from ferrostep.numpy import weights
+from ferrostep.numpy.arrays import Array, listed, nested
 from ferrostep.reference import gradients as reference
 
 
-def pcgrad_(gradients: list[list[Tensor | None]], *, generator: torch.Generator | None = None) -> None:
+def pcgrad_(gradients: Sequence[Gradient], *, generator: torch.Generator | None = None) -> None:
     """Project conflicting gradients (PCGrad, arXiv 2001.06782, Algorithm 1), in place.
 
     Every gradient loses, task by task in an order drawn for it, what it then has against the original gradient of that
     task. The update is their sum.
 
     Args:
-        gradients: T gradients, see the module; where one has None and another has not, it gets a new tensor.
+        gradients: T gradients, see the module; where one has None and another has not, it gets a new tensor, which a
+            tuple cannot: TypeError.
         generator: for the orders; default torch's.
     """
-    matrix = pcgrad_weights(gram(gradients), generator=generator)
-    if elsewhere(named(gradients)):
-        reference.transform_(gradients, matrix)
-        return
-    to = [list(gradient) for gradient in gradients]
-    for gradient in to:
-        fill(gradient, gradients, torch.zeros_like)
-    _core.combine(to, to, matrix.tolist(), torch.get_num_threads())
-    for gradient, new in zip(gradients, to, strict=True):
-        gradient[:] = new
-        written(gradient)
+    given = listed("gradients", gradients)
+    lists = nested("gradients", given)
+    to = [written(name, own, lists, torch.zeros_like) for name, own in zip(named(given), given, strict=True)]
+    rows = pcgrad_weights(gram(lists), generator=generator).tolist()
+    call: Callable[[], Any]
+    if elsewhere(named(to)):
+        call = partial(reference.transformed, to, rows)
+        _core.complete(call, lambda results: _settle_all(given, results))
+    else:
+        call = partial(_core.combine, to, to, rows, torch.get_num_threads())
+        _core.complete(call, lambda _: _settle_all(given, to))
+
+
+def _settle_all(given: Sequence[Any], values: Sequence[Gradient]) -> None:
+    for own, new in zip(given, values, strict=True):
+        settle(own, new)
 
 
 def pcgrad_weights(gram: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -44,9 +55,9 @@ def pcgrad_weights(gram: Tensor, *, generator: torch.Generator | None = None) ->
     Returns:
         Shape (T, T), float64: row i makes the projected gradient of task i. Their sum makes the update.
     """
-    count = len(gram)
-    orders = [torch.randperm(count, generator=generator).tolist() for _ in range(count)]
-    return torch.from_numpy(weights.pcgrad_weights(gram.cpu().numpy(), orders))
+    matrix = _array(gram)
+    orders = [torch.randperm(len(matrix), generator=generator).tolist() for _ in matrix]
+    return torch.from_numpy(weights.pcgrad_weights(matrix, orders))
 
 
 def min_norm_weights(gram: Tensor) -> Tensor:
@@ -60,7 +71,7 @@ def min_norm_weights(gram: Tensor) -> Tensor:
     Returns:
         T numbers of at least 0 that sum up to 1, float64.
     """
-    return torch.from_numpy(weights.min_norm_weights(gram.cpu().numpy()))
+    return torch.from_numpy(weights.min_norm_weights(_array(gram)))
 
 
 def cagrad_weights(gram: Tensor, *, c: float = 0.5) -> Tensor:
@@ -71,9 +82,11 @@ def cagrad_weights(gram: Tensor, *, c: float = 0.5) -> Tensor:
         c: how far from the mean gradient, as a share of its norm, from 0; 0 is the mean itself.
 
     Returns:
-        T numbers, float64, of which the update is ``combine(gradients, weights)``, not rescaled.
+        T numbers, float64, of which the update is ``combine(gradients, weights)``, not rescaled. Where no task can gain
+        without another's loss (as of more tasks than dimensions), the update is the one nearest to the mean gradient
+        in which none loses, with ``c >= 1`` none at all if need be.
     """
-    return torch.from_numpy(weights.cagrad_weights(gram.cpu().numpy(), c=c))
+    return torch.from_numpy(weights.cagrad_weights(_array(gram), c=c))
 
 
 def aligned_mtl_weights(gram: Tensor) -> Tensor:
@@ -87,4 +100,12 @@ def aligned_mtl_weights(gram: Tensor) -> Tensor:
     Returns:
         T numbers, float64.
     """
-    return torch.from_numpy(weights.aligned_mtl_weights(gram.cpu().numpy()))
+    return torch.from_numpy(weights.aligned_mtl_weights(_array(gram)))
+
+
+def _array(gram: Tensor) -> Array:
+    if not isinstance(gram, Tensor):
+        return weights.checked(gram)
+    if gram.is_complex():
+        raise TypeError(f"gram has dtype {gram.dtype}, expected real numbers")
+    return weights.checked(gram.detach().double().cpu().numpy())

@@ -18,6 +18,8 @@ others it does: the APG paper guides the denoised one, see :func:`to_denoised`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -26,6 +28,7 @@ from torch import Tensor
 from ferrostep import _core
 from ferrostep.guidance.momentum import MomentumBuffer
 from ferrostep.guidance.parameterization import from_denoised, to_denoised
+from ferrostep.numpy.arrays import integers, listed, numbers, scales
 from ferrostep.reference import checks
 from ferrostep.reference import guidance as reference
 
@@ -45,7 +48,13 @@ Dims = int | Sequence[int] | None
 
 
 def cfg(
-    cond: Tensor, uncond: Tensor, scale: float, *, rescale: float = 0.0, dims: Dims = None, out: Tensor | None = None
+    cond: Tensor,
+    uncond: Tensor,
+    scale: float | Tensor,
+    *,
+    rescale: float = 0.0,
+    dims: Dims = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Classifier-free guidance (arXiv 2207.12598): ``uncond + scale * (cond - uncond)``.
 
@@ -53,13 +62,15 @@ def cfg(
 
     Args:
         cond, uncond: the predictions.
-        scale: the guidance scale.
+        scale: the guidance scale, a number or a tensor of one for each sample, of shape (B,) or (B, 1, ...); then
+            ``dims`` may not have the batch's.
         rescale: how much of the result's standard deviation over ``dims`` becomes that of ``cond``, from 0 (default)
             to 1: phi of arXiv 2305.08891, section 3.4.
         dims, out: see the module.
     """
-    rule, inputs = _core.Guidance.cfg(scale, rescale), {"cond": cond, "uncond": uncond}
-    if _elsewhere(inputs, dims, out):
+    inputs, dims = {"cond": cond, "uncond": uncond}, _dims(dims)
+    rule = _core.Guidance.cfg(_scales(scale, inputs), rescale)
+    if _elsewhere(inputs, dims, out, scale):
         return _into(out, reference.cfg(cond, uncond, scale, rescale=rescale, dims=dims))
     return _run(rule, inputs, dims, out)
 
@@ -67,7 +78,7 @@ def cfg(
 def apg(
     cond: Tensor,
     uncond: Tensor,
-    scale: float,
+    scale: float | Tensor,
     *,
     eta: float = 0.0,
     norm_threshold: float | None = 0.0,
@@ -84,7 +95,7 @@ def apg(
 
     Args:
         cond, uncond: the predictions; in the paper, of the denoised sample.
-        scale: the guidance scale; 1 gives ``cond``.
+        scale: the guidance scale, as of :func:`cfg`; 1 gives ``cond``.
         eta: the share of ``p`` that is kept. 0 (default): none; 1: plain guidance.
         norm_threshold: the greatest norm of ``d``; 0 (default), less, or None for no limit.
         momentum_buffer: carries ``d`` from step to step of one image's denoising; the paper's momenta are negative.
@@ -93,13 +104,19 @@ def apg(
             as diffusers has it; the two agree where ``d`` is unchanged and ``eta=1``.
         rescale: as of :func:`cfg`.
     """
-    momentum = None if momentum_buffer is None else momentum_buffer.momentum
-    rule = _core.Guidance.apg(scale, eta, norm_threshold or 0.0, momentum, base, rescale)
-    inputs = {"cond": cond, "uncond": uncond}
+    inputs, dims = {"cond": cond, "uncond": uncond}, _dims(dims)
+    each = _scales(scale, inputs)
+    momentum = None
     if momentum_buffer is not None:
-        inputs["momentum_buffer"] = momentum_buffer.of(cond)
-    if _elsewhere(inputs, dims, out):
-        guided = reference.apg(
+        if not isinstance(momentum_buffer, MomentumBuffer):
+            what = type(momentum_buffer).__name__
+            raise TypeError(f"momentum_buffer is a {what}, expected a ferrostep.guidance.MomentumBuffer")
+        momentum, inputs["momentum_buffer"] = momentum_buffer.momentum, momentum_buffer.of(cond)
+        checks.finite(momentum=momentum)
+    rule = _core.Guidance.apg(each, eta, norm_threshold or 0.0, momentum, base, rescale)
+    if _elsewhere(inputs, dims, out, scale):
+        call = partial(
+            reference.apg_with_direction,
             cond,
             uncond,
             scale,
@@ -110,16 +127,27 @@ def apg(
             base=base,
             rescale=rescale,
         )
-        return _into(out, guided)
-    guided = _run(rule, inputs, dims, out)
-    if momentum_buffer is not None:
-        momentum_buffer.running_average = inputs["momentum_buffer"]
-        torch.autograd.graph.increment_version([inputs["momentum_buffer"]])
-    return guided
+
+        def settle(guided_and_direction: tuple[Tensor, Tensor]) -> None:
+            guided, direction = guided_and_direction
+            if momentum_buffer is not None:
+                reference.keep(momentum_buffer, direction)
+            if out is not None:
+                out.copy_(guided)
+
+        guided, _ = _core.complete(call, settle)
+        return guided if out is None else out
+    return _run(rule, inputs, dims, out, momentum_buffer)
 
 
 def cfg_zero_star(
-    cond: Tensor, uncond: Tensor, scale: float, *, rescale: float = 0.0, dims: Dims = None, out: Tensor | None = None
+    cond: Tensor,
+    uncond: Tensor,
+    scale: float | Tensor,
+    *,
+    rescale: float = 0.0,
+    dims: Dims = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """CFG-Zero* (arXiv 2503.18886): :func:`cfg` with ``s * uncond``, ``s = <cond, uncond> / (|uncond|² + 1e-8)``.
 
@@ -129,14 +157,21 @@ def cfg_zero_star(
         cond, uncond, scale, rescale: as of :func:`cfg`.
         dims, out: see the module.
     """
-    rule, inputs = _core.Guidance.cfg_zero_star(scale, rescale), {"cond": cond, "uncond": uncond}
-    if _elsewhere(inputs, dims, out):
+    inputs, dims = {"cond": cond, "uncond": uncond}, _dims(dims)
+    rule = _core.Guidance.cfg_zero_star(_scales(scale, inputs), rescale)
+    if _elsewhere(inputs, dims, out, scale):
         return _into(out, reference.cfg_zero_star(cond, uncond, scale, rescale=rescale, dims=dims))
     return _run(rule, inputs, dims, out)
 
 
 def tangential(
-    cond: Tensor, uncond: Tensor, scale: float, *, rescale: float = 0.0, dims: Dims = None, out: Tensor | None = None
+    cond: Tensor,
+    uncond: Tensor,
+    scale: float | Tensor,
+    *,
+    rescale: float = 0.0,
+    dims: Dims = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Tangential CFG (arXiv 2503.18137): :func:`cfg` with the component of ``uncond`` along the larger singular vector.
 
@@ -146,8 +181,9 @@ def tangential(
         cond, uncond, scale, rescale: as of :func:`cfg`.
         dims, out: see the module.
     """
-    rule, inputs = _core.Guidance.tangential(scale, rescale), {"cond": cond, "uncond": uncond}
-    if _elsewhere(inputs, dims, out):
+    inputs, dims = {"cond": cond, "uncond": uncond}, _dims(dims)
+    rule = _core.Guidance.tangential(_scales(scale, inputs), rescale)
+    if _elsewhere(inputs, dims, out, scale):
         return _into(out, reference.tangential(cond, uncond, scale, rescale=rescale, dims=dims))
     return _run(rule, inputs, dims, out)
 
@@ -156,7 +192,7 @@ def perp_neg(
     cond: Tensor,
     uncond: Tensor,
     negatives: Sequence[Tensor],
-    scale: float,
+    scale: float | Tensor,
     weights: Sequence[float],
     *,
     dims: Dims = None,
@@ -173,12 +209,12 @@ def perp_neg(
         weights: one for each, usually positive.
         dims, out: see the module.
     """
-    negatives, weights = list(negatives), list(weights)
+    negatives, weights = listed("negatives", negatives), numbers("weights", weights)
     if len(weights) != len(negatives):
         raise ValueError(f"weights has {len(weights)} numbers, expected {len(negatives)}: one for each of negatives")
-    rule = _core.Guidance.perp_neg(scale, weights)
     inputs = {"cond": cond, "uncond": uncond, **{f"negatives[{i}]": x for i, x in enumerate(negatives)}}
-    if _elsewhere(inputs, dims, out):
+    rule, dims = _core.Guidance.perp_neg(_scales(scale, inputs), weights), _dims(dims)
+    if _elsewhere(inputs, dims, out, scale):
         return _into(out, reference.perp_neg(cond, uncond, negatives, scale, weights, dims=dims))
     return _run(rule, inputs, dims, out)
 
@@ -193,18 +229,36 @@ def project(vector: Tensor, onto: Tensor, *, dims: Dims = None) -> tuple[Tensor,
     Returns:
         The parallel component and the orthogonal one, which sum up to ``vector``.
     """
-    if _elsewhere({"onto": onto, "vector": vector}, dims):
+    inputs, dims = {"onto": onto, "vector": vector}, _dims(dims)
+    _check(inputs)
+    if _elsewhere(inputs, dims):
         return reference.project(vector, onto, dims=dims)
     outputs = [torch.empty_like(vector, requires_grad=False) for _ in range(2)]
-    _core.Guidance.project().run([onto, vector], outputs, _dims(dims), torch.get_num_threads())
+    _core.Guidance.project().run([onto, vector], outputs, dims, torch.get_num_threads())
     return outputs[0], outputs[1]
 
 
-def _run(rule: _core.Guidance, inputs: dict[str, Tensor], dims: Dims, out: Tensor | None) -> Tensor:
+def _run(
+    rule: _core.Guidance,
+    inputs: dict[str, Tensor],
+    dims: list[int] | None,
+    out: Tensor | None,
+    momentum_buffer: MomentumBuffer | None = None,
+) -> Tensor:
     to = torch.empty_like(inputs["cond"], requires_grad=False) if out is None else out
-    rule.run(list(inputs.values()), [to], _dims(dims), torch.get_num_threads())
-    if out is not None:
-        torch.autograd.graph.increment_version([out])
+    call = partial(rule.run, list(inputs.values()), [to], dims, torch.get_num_threads())
+    if out is None and momentum_buffer is None:
+        call()
+        return to
+
+    def settle(_: None) -> None:
+        written = [to]
+        if momentum_buffer is not None:
+            momentum_buffer.running_average = inputs["momentum_buffer"]
+            written.append(inputs["momentum_buffer"])
+        torch.autograd.graph.increment_version(written)
+
+    _core.complete(call, settle)
     return to
 
 
@@ -212,22 +266,34 @@ def _into(out: Tensor | None, result: Tensor) -> Tensor:
     return result if out is None else out.copy_(result)
 
 
-def _elsewhere(inputs: dict[str, Any], dims: Dims, out: Tensor | None = None) -> bool:
-    """Whether plain torch is to compute: on another device, or where autograd records. Then they are checked here."""
-    tensors = inputs if out is None else {**inputs, "out": out}
-    recording, here = torch.is_grad_enabled(), True
-    for x in tensors.values():
+def _check(inputs: dict[str, Any]) -> None:
+    for name, x in inputs.items():
         if not isinstance(x, Tensor):
-            continue  # the kernel tells of it, or the checks
+            raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor")
         if x.is_complex():
             raise TypeError("the predictions are complex, expected real numbers")
-        here = here and x.is_cpu and not (recording and x.requires_grad)
+
+
+def _scales(scale: float | Tensor, inputs: dict[str, Tensor]) -> list[float]:
+    """The scale as the kernels take it, once the predictions are known to be tensors."""
+    _check(inputs)
+    return scales(scale, inputs["cond"])
+
+
+def _elsewhere(inputs: dict[str, Tensor], dims: Dims, out: Tensor | None = None, scale: float | Tensor = 1.0) -> bool:
+    """Whether plain torch is to compute: on another device, or where autograd records. Then they are checked here."""
+    tensors = inputs if out is None else {**inputs, "out": out}
+    recording = torch.is_grad_enabled()
+    here = not (recording and isinstance(scale, Tensor) and scale.requires_grad)
+    for x in tensors.values():
+        if isinstance(x, Tensor):  # the kernel tells of others, or the checks
+            here = here and x.is_cpu and not (recording and x.requires_grad)
     if here:
         return False
     checks.alike(tensors.items())
-    checks.dimensions(*next(iter(tensors.items())), dims)
+    checks.dimensions(*next(iter(tensors.items())), dims, scaled=prod(getattr(scale, "shape", ())) > 1)
     return True
 
 
 def _dims(dims: Dims) -> list[int] | None:
-    return dims if dims is None else [dims] if isinstance(dims, int) else list(dims)
+    return None if dims is None else integers("dims", [dims] if isinstance(dims, int) else dims)

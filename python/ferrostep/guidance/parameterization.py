@@ -20,7 +20,8 @@ def to_denoised(
             ``"sample"`` (x0 itself): diffusers' names.
         alpha, sigma: numbers, or tensors that broadcast with the sample. A flow's time is its sigma.
     """
-    _check(prediction_type)
+    _check(prediction_type, prediction=prediction, sample=sample)
+    _check_numbers(alpha=alpha, sigma=sigma)
     if prediction_type == "epsilon":
         return (sample - sigma * prediction) / alpha
     if prediction_type == "v_prediction":
@@ -37,7 +38,8 @@ def from_denoised(
 
     ``sigma`` must not be 0 but for ``"sample"``.
     """
-    _check(prediction_type)
+    _check(prediction_type, denoised=denoised, sample=sample)
+    _check_numbers(alpha=alpha, sigma=sigma)
     if prediction_type == "epsilon":
         return (sample - alpha * denoised) / sigma
     if prediction_type == "v_prediction":
@@ -47,7 +49,19 @@ def from_denoised(
     return denoised
 
 
-def _check(prediction_type: str) -> None:
+def _check(prediction_type: str, **tensors: Tensor) -> None:
     known = ("epsilon", "v_prediction", "flow_prediction", "sample")
     if prediction_type not in known:
         raise ValueError(f"Invalid prediction_type: {prediction_type!r}; expected one of {', '.join(known)}")
+    for name, x in tensors.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor")
+    (_, first), (name, second) = tensors.items()
+    if second.shape != first.shape:
+        raise ValueError(f"{name} has shape {list(second.shape)}, expected {list(first.shape)}")
+
+
+def _check_numbers(**numbers: float | Tensor) -> None:
+    for name, x in numbers.items():
+        if not hasattr(x, "__float__"):
+            raise TypeError(f"{name} is a {type(x).__name__}, expected a number or a torch.Tensor")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from numbers import Real
 from operator import index
 from typing import Any, TypeAlias
 
@@ -28,7 +30,7 @@ def threads(most: int | None) -> int:
     return min(whole("num_threads", most, 1), MOST_THREADS)
 
 
-def whole(name: str, value: int, low: int, high: float = math.inf) -> int:
+def whole(name: str, value: int, low: float, high: float = math.inf) -> int:
     """A whole number from ``low`` to below ``high``; TypeError or ValueError, by its name, for anything else."""
     try:
         number = index(value)
@@ -46,3 +48,62 @@ def check(name: str, value: float, low: float, high: float = math.inf) -> None:
         raise TypeError(f"{name} is a {type(value).__name__}, expected a number") from None
     if not fits:
         raise ValueError(f"Invalid {name}: {value}; expected {low} <= {name} < {high}")
+
+
+def listed(name: str, given: Any) -> list[Any]:
+    """The elements; TypeError, by its name, for what is one array or tensor, or nothing to go through."""
+    if hasattr(given, "dtype") or isinstance(given, str) or not isinstance(given, Iterable):
+        raise TypeError(f"{name} is a {type(given).__name__}, expected a list")
+    return list(given)
+
+
+def writable(name: str, given: Any) -> list[Any]:
+    """As :func:`listed`, of what is changed in place: TypeError where there is nothing to change."""
+    arrays = listed(name, given)
+    for place, array in enumerate(arrays):
+        if array is None:
+            raise TypeError(f"{name}[{place}] is None, expected an array to write to")
+    return arrays
+
+
+def nested(name: str, given: Any) -> list[list[Any]]:
+    """The elements of lists in a list; at least one list."""
+    lists = [listed(f"{name}[{i}]", each) for i, each in enumerate(listed(name, given))]
+    if not lists:
+        raise ValueError(f"{name} is empty, expected one gradient at least")
+    return lists
+
+
+def scales(scale: Any, like: Any) -> list[float]:
+    """The scale as one number, or one for each sample of an array or tensor; TypeError or ValueError for others."""
+    if not hasattr(scale, "__float__"):
+        raise TypeError(f"scale is a {type(scale).__name__}, expected a number, or an array of one for each sample")
+    shape = list(getattr(scale, "shape", []))
+    if not shape:
+        return [float(scale)]
+    samples, *others = like.shape or [1]
+    if math.prod(shape) != 1 and shape not in ([samples], [samples] + [1] * len(others)):
+        raise ValueError(f"scale has shape {shape}, expected {[samples]}: one for each sample of {list(like.shape)}")
+    each = scale.reshape(-1).tolist()
+    if not all(isinstance(x, Real) for x in each):
+        raise TypeError(f"scale has dtype {scale.dtype}, expected real numbers")
+    return [float(x) for x in each]
+
+
+def numbers(name: str, given: Any) -> list[float]:
+    """The elements as numbers; TypeError or ValueError, by their name, for anything else."""
+    if getattr(given, "ndim", 1) != 1:
+        raise ValueError(f"{name} has shape {list(given.shape)}, expected one dimension")
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise TypeError(f"{name} is a {type(given).__name__}, expected numbers")
+    row = []
+    for i, x in enumerate(given):
+        if not hasattr(x, "__float__"):
+            raise TypeError(f"{name}[{i}] is a {type(x).__name__}, expected a number")
+        row.append(float(x))
+    return row
+
+
+def integers(name: str, given: Any) -> list[int]:
+    """The elements as integers; TypeError, by their name, for anything else."""
+    return [whole(f"{name}[{i}]", x, -math.inf) for i, x in enumerate(listed(name, given))]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ferrostep import _core
-from ferrostep.numpy.arrays import Array, threads
+from ferrostep.numpy.arrays import Array, listed, nested, numbers, threads, writable
 from ferrostep.numpy.weights import pcgrad_weights
 
 Gradient = Sequence[Array | None]
@@ -28,7 +28,12 @@ def orthogonal_(
 ) -> float | list[float]:
     """``backward <- scale * (backward - kappa * forward)``, as :func:`ferrostep.gradients.orthogonal_`."""
     kappas = _core.orthogonal(
-        list(forward), list(backward), scale=scale, eps=eps, per_tensor=per_tensor, threads=threads(num_threads)
+        listed("forward", forward),
+        writable("backward", backward),
+        scale=scale,
+        eps=eps,
+        per_tensor=per_tensor,
+        threads=threads(num_threads),
     )
     return kappas if per_tensor else sum(kappas)
 
@@ -44,11 +49,12 @@ def orthogonal_combine_(
     num_threads: int | None = None,
 ) -> float | list[float]:
     """``out += forward + eta * (backward - kappa * forward)``: :func:`ferrostep.gradients.orthogonal_combine_`."""
+    outputs = writable("out", out)
     kappas = _core.orthogonal_combine(
-        list(out),
-        list(forward),
-        list(backward),
-        list(out),
+        outputs,
+        listed("forward", forward),
+        listed("backward", backward),
+        outputs,
         eta=eta,
         eps=eps,
         per_tensor=per_tensor,
@@ -61,7 +67,7 @@ def orthogonal_combine_(
 
 def gram(gradients: Sequence[Gradient], *, num_threads: int | None = None) -> Array:
     """The inner products of all pairs of T gradients, shape (T, T), as :func:`ferrostep.gradients.gram`."""
-    return np.array(_core.gram([list(gradient) for gradient in gradients], threads(num_threads)))
+    return np.array(_core.gram(nested("gradients", gradients), threads(num_threads)))
 
 
 def combine(
@@ -72,8 +78,8 @@ def combine(
     num_threads: int | None = None,
 ) -> None:
     """Write to ``out`` the sum of gradients, each times its weight, as :func:`ferrostep.gradients.combine`."""
-    lists = [list(gradient) for gradient in gradients]
-    _core.combine(lists, [list(out)], [[float(weight) for weight in weights]], threads(num_threads))
+    row = numbers("weights", weights)
+    _core.combine(nested("gradients", gradients), [writable("out", out)], [row], threads(num_threads))
 
 
 def pcgrad_(
@@ -84,12 +90,12 @@ def pcgrad_(
 ) -> None:
     """Project conflicting gradients, in place, as :func:`ferrostep.gradients.pcgrad_`."""
     generator = np.random.default_rng() if generator is None else generator
-    orders = [generator.permutation(len(gradients)).tolist() for _ in gradients]
-    matrix = pcgrad_weights(gram(gradients, num_threads=num_threads), orders)
-    lists: list[list[Array | None]] = [list(gradient) for gradient in gradients]
+    lists = [writable(f"gradients[{i}]", own) for i, own in enumerate(nested("gradients", gradients))]
+    products = gram(lists, num_threads=num_threads)
+    matrix = pcgrad_weights(products, [generator.permutation(len(lists)).tolist() for _ in lists])
     _core.combine(lists, lists, matrix.tolist(), threads(num_threads))
 
 
 def ema_(target: Sequence[Array], source: Sequence[Array], tau: float, *, num_threads: int | None = None) -> None:
     """``target <- (1 - tau) * target + tau * source``, as :func:`ferrostep.gradients.ema_`."""
-    _core.ema(list(target), list(source), tau, threads(num_threads))
+    _core.ema(listed("target", target), listed("source", source), tau, threads(num_threads))

@@ -8,7 +8,7 @@ import numpy as np
 
 from ferrostep import _core
 from ferrostep.coefficients import Coefficients, schedule_of
-from ferrostep.numpy.arrays import Array, threads
+from ferrostep.numpy.arrays import Array, integers, listed, threads
 
 
 def orthogonalize(
@@ -34,9 +34,10 @@ def orthogonalize(
     Returns:
         The results, in ``out`` or new arrays.
     """
-    inputs = [arrays] if isinstance(arrays, np.ndarray) else list(arrays)
-    given = [out] if isinstance(out, np.ndarray) else out
-    outputs = [np.empty_like(x) for x in inputs] if given is None else list(given)
+    single = isinstance(arrays, np.ndarray)
+    inputs = [arrays] if isinstance(arrays, np.ndarray) else listed("arrays", arrays)
+    given = [out] if single and isinstance(out, np.ndarray) else out
+    outputs = [np.empty_like(x) for x in inputs] if given is None else listed("out", given)
     _core.orthogonalize(
         inputs,
         outputs,
@@ -44,7 +45,7 @@ def orthogonalize(
         eps=eps,
         algorithm=algorithm,
         precision=precision,
-        restarts=list(restarts),
+        restarts=integers("restarts", restarts),
         threads=threads(num_threads),
     )
-    return outputs[0] if isinstance(arrays, np.ndarray) else outputs
+    return outputs[0] if single else outputs

@@ -5,16 +5,23 @@ For the arguments see the functions of the same names in :mod:`ferrostep.gradien
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Real
 
 import numpy as np
 
-from ferrostep.numpy.arrays import Array
+from ferrostep.numpy.arrays import Array, check
+
+HULL = 1e-7
+"""The hull's least norm is 0 below this part of the largest: a gram of float64 tells no more than its root of 1e-16."""
+MOST = 1e6
+"""The most that CAGrad adds of all gradients, in units of the mean's square over the largest: ``t |g|^2 / |g_0|^2``."""
 
 
 def pcgrad_weights(gram: Array, orders: Sequence[Sequence[int]]) -> Array:
     """PCGrad: ``orders[i]`` is the order in which task i meets the others (itself is passed over)."""
-    gram = _checked(gram)
+    gram = checked(gram)
     rows = np.eye(len(gram))
     for i, order in enumerate(orders):
         for j in order:
@@ -26,40 +33,49 @@ def pcgrad_weights(gram: Array, orders: Sequence[Sequence[int]]) -> Array:
 
 def min_norm_weights(gram: Array) -> Array:
     """MGDA: the point of least norm in the convex hull."""
-    gram = _checked(gram)
+    gram = checked(gram)
     return _least_on_simplex(gram, np.zeros(len(gram)))
 
 
 def cagrad_weights(gram: Array, *, c: float = 0.5) -> Array:
-    """CAGrad: the mean gradient moved by ``c`` times its norm towards the worst combination w.
+    """CAGrad: the mean gradient g_0 moved by ``t g_w``, at most ``r = c |g_0|``, towards the worst combination w.
 
-    w has the least ``<g_w, g_0> + r |g_w|`` on the simplex, ``r = c |g_0|``. As ``|g_w|`` is the least
-    ``(|g_w|^2 / s + s) / 2``, which is convex in w and s together, it is found by halving for s.
+    w has the least ``t |g_w|^2 / 2 + <g_w, g_0>`` on the simplex; ``t |g_w|`` grows with t, and t = r / s is found by
+    halving for ``s = |g_w|``.
+
+    With 0 in the hull no task gains without another's loss, so one that has nothing to gain changes nothing, and ``t
+    g_w`` ends where no task loses any more, at the latest at -g_0: there t stays finite, where ``r / |g_w|`` would not.
     """
-    if not (c >= 0 and np.isfinite(c)):
-        raise ValueError(f"Invalid c: {c}; expected a number of at least 0")
-    gram = _checked(gram)
-    mean = np.full(len(gram), 1 / len(gram))
-    along, radius = gram @ mean, c * np.sqrt(max(mean @ gram @ mean, 0.0))
-    high = np.sqrt(gram.diagonal().max())
-    if radius == 0 or high == 0:
+    check("c", c, 0.0)
+    c = float(c)
+    gram = checked(gram)
+    count = len(gram)
+    mean = np.full(count, 1 / count)
+    along, length = gram @ mean, _norm(gram, mean)
+    high = float(np.sqrt(gram.diagonal().max()))
+    if c * length == 0 or high == 0:
         return mean
-    low, w = 0.0, mean
+    low = _norm(gram, _least_on_simplex(gram, np.zeros(count)))
+    if low <= HULL * high:
+        c = min(c, 1.0)
+        gram, along = np.pad(gram, (0, 1)), np.append(along, 0.0)
+        low = c * high**2 / (MOST * length)
+    radius = c * length
+    low = min(low, high)
     for _ in range(100):
         s = (low + high) / 2
         w = _least_on_simplex(radius / s * gram, along)
-        norm = np.sqrt(max(w @ gram @ w, 0.0))
+        norm = _norm(gram, w)
         low, high = (s, high) if norm > s else (low, s)
         if high - low <= 1e-15 * high:
             break
-    norm = np.sqrt(max(w @ gram @ w, 0.0))
-    result: Array = mean + (radius / norm) * w if norm > 0 else mean
+    result: Array = mean + radius / max(norm, s) * w[:count]
     return result
 
 
 def aligned_mtl_weights(gram: Array) -> Array:
     """Aligned-MTL: the mean of the gradients after their singular values were made equal to the least."""
-    gram = _checked(gram)
+    gram = checked(gram)
     values, vectors = np.linalg.eigh(gram)
     kept = values > values[-1] * len(gram) * np.finfo(np.float64).eps
     mean = np.full(len(gram), 1 / len(gram))
@@ -70,20 +86,25 @@ def aligned_mtl_weights(gram: Array) -> Array:
     return result
 
 
+def _norm(gram: Array, w: Array) -> float:
+    return math.sqrt(max(float(w @ gram @ w), 0.0))
+
+
 def _least_on_simplex(quadratic: Array, linear: Array) -> Array:
     """The least ``w^T quadratic w / 2 + linear^T w`` for ``w >= 0`` that sums up to 1, by an active set."""
     count = len(linear)
     scale = max(np.abs(quadratic).max(), np.abs(linear).max())
     if scale == 0:
         return np.full(count, 1 / count)
-    # A ridge for gradients that are linearly dependent.
-    quadratic, linear = quadratic / scale + 1e-14 * np.eye(count), linear / scale
+    # A ridge for gradients that are linearly dependent, to which it prefers zero itself.
+    ridge = 1e-14 * np.diag(quadratic.diagonal() > 0)
+    quadratic, linear = quadratic / scale + ridge, linear / scale
     w = np.zeros(count)
     w[np.argmin(quadratic.diagonal() / 2 + linear)] = 1.0
     for _ in range(20 * count):
         slope = quadratic @ w + linear
         best = int(np.argmin(slope))
-        if slope[best] >= w @ slope - 1e-13:
+        if slope[best] >= w @ slope - 1e-15:
             break
         active = w > 0
         active[best] = True
@@ -111,10 +132,24 @@ def _towards(w: Array, active: Array, quadratic: Array, linear: Array) -> Array:
         w[first], active[first] = 0.0, False
 
 
-def _checked(gram: Array) -> Array:
+def checked(gram: Array) -> Array:
+    """The matrix in float64; TypeError or ValueError unless it is square and finite."""
+    if not isinstance(gram, np.ndarray):
+        _check_numbers(gram)
+    elif gram.dtype.kind not in "fiub":
+        raise TypeError(f"gram has dtype {gram.dtype}, expected real numbers")
     matrix = np.asarray(gram, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) == 0:
         raise ValueError(f"gram has shape {list(matrix.shape)}, expected a square matrix")
     if not np.isfinite(matrix).all():
         raise ValueError("gram has NaN or infinity, expected finite numbers")
     return matrix
+
+
+def _check_numbers(gram: object) -> None:
+    """Refuse what is no matrix, such as the gradients themselves."""
+    for row in gram if isinstance(gram, Iterable) else [gram]:
+        for x in row if isinstance(row, Iterable) else [row]:
+            if not isinstance(x, Real):
+                what = f"is a {type(gram).__name__}" if x is gram else f"has a {type(x).__name__} in it"
+                raise TypeError(f"gram {what}, expected a square matrix of numbers, as of gram(gradients)")

@@ -43,8 +43,8 @@ class SophiaH(Sophia):
         eps: the denominator is at least this, greater than 0. Default 1e-12.
         num_samples: probes ``u`` per loss. Default 1.
         distribution: of the probes: ``"rademacher"`` (default, of the smaller variance) or ``"gaussian"``.
-        generator: for the probes; default torch's global one. Not part of the state dict, nor of a
-            copied or unpickled optimizer.
+        generator: for the probes; default torch's global one. Part of a copied or pickled optimizer, not of the
+            state dict.
         maximize: ascend instead of descend: gradients and estimates are negated. Default False.
         skip_nonfinite_hessian: keep an element of ``h`` as it is where the estimate would make it NaN or infinite.
             Default True.
@@ -246,6 +246,10 @@ class SophiaH(Sophia):
                 raise ValueError(f"{where} {got}, expected shape {list(p.shape)} and a floating-point dtype")
             found[p] = (d.detach(),)
         return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle takes: beside torch's, the generator and a pending estimate."""
+        return {**super().__getstate__(), "generator": self.generator, "_pending": self._pending}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of this class or of pytorch_optimizer's SophiaH.

@@ -18,8 +18,10 @@ def wide(x: Tensor) -> Tensor:
 
 
 def finite(**numbers: float) -> None:
-    """Refuse NaN and infinity."""
+    """Refuse NaN and infinity, and what is no number."""
     for name, x in numbers.items():
+        if not hasattr(x, "__float__"):
+            raise TypeError(f"{name} is a {type(x).__name__}, expected a number")
         if not math.isfinite(x):
             raise ValueError(f"Invalid {name}: {x}; expected a finite number")
 
@@ -65,8 +67,8 @@ def lists(named: Iterable[tuple[str, Sequence[Any]]]) -> None:
             raise ValueError(f"{name} is on device {device}, expected {devices[0][1]}, as {devices[0][0]}")
 
 
-def dimensions(name: str, x: Tensor, dims: int | Sequence[int] | None) -> None:
-    """Refuse a tensor without a batch, and dimensions that it has not or that come twice."""
+def dimensions(name: str, x: Tensor, dims: int | Sequence[int] | None, *, scaled: bool = False) -> None:
+    """Refuse a tensor without a batch, and dimensions that it has not, that come twice, or the batch's if `scaled`."""
     if x.ndim == 0:
         raise ValueError(f"{name} has no dimension, expected one for the batch at least")
     seen = set()
@@ -74,3 +76,5 @@ def dimensions(name: str, x: Tensor, dims: int | Sequence[int] | None) -> None:
         if not -x.ndim <= dim < x.ndim or dim % x.ndim in seen:
             raise ValueError(f"Invalid dims: {dim}; expected each of {x.ndim} dimensions at most once")
         seen.add(dim % x.ndim)
+    if scaled and 0 in seen:
+        raise ValueError("Invalid dims: 0 is the dimension of the samples, each of which has its own scale")

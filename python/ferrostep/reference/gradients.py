@@ -36,16 +36,9 @@ def combine(
     return out
 
 
-@torch.no_grad()
-def transform_(gradients: list[list[Tensor | None]], matrix: Tensor) -> None:
-    """Replace every gradient by a combination of all, a row of the matrix."""
-    results = [combine(gradients, row, out=[None] * len(gradients[0])) for row in matrix]
-    for gradient, result in zip(gradients, results, strict=True):
-        for place, (there, new) in enumerate(zip(gradient, result, strict=True)):
-            if there is None:
-                gradient[place] = new
-            elif new is not None:
-                there.copy_(new)
+def transformed(gradients: Sequence[Gradient], rows: Sequence[Sequence[float]]) -> list[list[Tensor | None]]:
+    """Combinations of the gradients, one for each row of weights."""
+    return [combine(gradients, row, out=[None] * len(gradients[0])) for row in rows]
 
 
 @torch.no_grad()
@@ -58,11 +51,20 @@ def orthogonal_(
     per_tensor: bool = False,
 ) -> float | list[float]:
     """Take out of a gradient what lies along another."""
+    kappas = projected(backward, forward, list(backward), scale, eps, per_tensor)
+    return kappas if per_tensor else (kappas or [0.0])[0]
+
+
+@torch.no_grad()
+def projected(
+    out: list[Tensor | None], forward: Gradient, backward: Gradient, scale: float, eps: float, per_tensor: bool
+) -> list[float]:
+    """``out <- scale * (backward - kappa * forward)``; returns kappa for each place."""
     checks.finite(scale=scale)
     kappas = _kappas(forward, backward, eps, per_tensor)
     for place, (f, b, kappa) in enumerate(zip(forward, backward, kappas, strict=True)):
-        _write(backward, place, _sum((scale, b), (-scale * kappa, f)), f, b)
-    return kappas if per_tensor else (kappas or [0.0])[0]
+        _write(out, place, _sum((scale, b), (-scale * kappa, f)), f, b)
+    return kappas
 
 
 def orthogonal_combine_(
@@ -76,6 +78,7 @@ def orthogonal_combine_(
 ) -> float | list[float]:
     """Add both gradients, the backward one projected."""
     kappas = combined(out, list(out), forward, backward, eta, eps, per_tensor)
+    assert kappas is not None
     return kappas if per_tensor else (kappas or [0.0])[0]
 
 
@@ -88,23 +91,35 @@ def combined(
     eta: float,
     eps: float,
     per_tensor: bool,
-) -> list[float]:
-    """``out <- extra + forward + eta * (backward - kappa * forward)``; returns kappa for each place."""
+    skip_nonfinite: bool = False,
+) -> list[float] | None:
+    """``out <- extra + forward + eta * (backward - kappa * forward)``; returns kappa for each place.
+
+    None with ``skip_nonfinite`` where the result is not finite.
+    """
     checks.finite(eta=eta)
     kappas = _kappas(forward, backward, eps, per_tensor)
     for place, (e, f, b, kappa) in enumerate(zip(extra, forward, backward, kappas, strict=True)):
         _write(out, place, _sum((1.0, e), (1.0 - eta * kappa, f), (eta, b)), e, f, b)
-    return kappas
+    is_finite = not skip_nonfinite or all(bool(x.isfinite().all()) for x in out if x is not None)
+    return kappas if is_finite else None
+
+
+@torch.no_grad()
+def moved(target: Sequence[Tensor], source: Sequence[Tensor], tau: float) -> list[Tensor]:
+    """A target network, moved towards another."""
+    if not hasattr(tau, "__float__"):
+        raise TypeError(f"tau is a {type(tau).__name__}, expected a number")
+    if not 0 <= tau <= 1:
+        raise ValueError(f"Invalid tau: {tau}; expected 0 <= tau <= 1")
+    return [_between(t, s, tau) for t, s in zip(target, source, strict=True)]
 
 
 @torch.no_grad()
 def ema_(target: Sequence[Tensor], source: Sequence[Tensor], tau: float) -> None:
     """Move a target network towards another."""
-    if not 0 <= tau <= 1:
-        raise ValueError(f"Invalid tau: {tau}; expected 0 <= tau <= 1")
-    for t, s in zip(target, source, strict=True):
-        t, s = _real(t), _real(s)
-        t.copy_(torch.lerp(checks.wide(t), checks.wide(s), tau))
+    for t, value in zip(target, moved(target, source, tau), strict=True):
+        t.copy_(value)
 
 
 def _kappas(forward: Gradient, backward: Gradient, eps: float, per_tensor: bool) -> list[float]:
@@ -135,15 +150,22 @@ def _sum(*terms: tuple[float, Tensor | None]) -> Tensor | None:
     return torch.stack(products).sum(0) + zeros if products else None
 
 
+def _between(t: Tensor, s: Tensor, tau: float) -> Tensor:
+    value = torch.lerp(checks.wide(_real(t)), checks.wide(_real(s)), tau).to(_real(t).dtype)
+    return torch.view_as_complex(value) if t.is_complex() else value
+
+
 def _real(x: Tensor) -> Tensor:
     return torch.view_as_real(x) if x.is_complex() else x
 
 
 def _write(to: list[Tensor | None], place: int, value: Tensor | None, *like: Tensor | None) -> None:
     """In place, or as a new tensor like another where there is none."""
-    if value is None:
-        return
     there = to[place]
+    if value is None:
+        if there is not None:
+            there.zero_()
+        return
     if there is None:
         to[place] = there = torch.empty_like(next(x for x in like if x is not None), requires_grad=False)
     _real(there).copy_(value)

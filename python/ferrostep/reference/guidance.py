@@ -24,16 +24,16 @@ class Momentum(Protocol):
     running_average: Tensor | None
 
 
-def cfg(cond: Tensor, uncond: Tensor, scale: float, *, rescale: float = 0.0, dims: Dims = None) -> Tensor:
+def cfg(cond: Tensor, uncond: Tensor, scale: float | Tensor, *, rescale: float = 0.0, dims: Dims = None) -> Tensor:
     """Classifier-free guidance (arXiv 2207.12598)."""
-    c, u = wide(cond), wide(uncond)
+    c, u, scale = wide(cond), wide(uncond), _each(scale, cond)
     return _rescaled(u + scale * (c - u), c, rescale, dims).to(cond.dtype)
 
 
 def apg(
     cond: Tensor,
     uncond: Tensor,
-    scale: float,
+    scale: float | Tensor,
     *,
     eta: float = 0.0,
     norm_threshold: float | None = 0.0,
@@ -43,40 +43,75 @@ def apg(
     rescale: float = 0.0,
 ) -> Tensor:
     """Adaptive projected guidance (arXiv 2410.02416, Algorithm 1)."""
+    guided, direction = apg_with_direction(
+        cond,
+        uncond,
+        scale,
+        eta=eta,
+        norm_threshold=norm_threshold,
+        momentum_buffer=momentum_buffer,
+        dims=dims,
+        base=base,
+        rescale=rescale,
+    )
+    if momentum_buffer is not None:
+        keep(momentum_buffer, direction)
+    return guided
+
+
+def keep(momentum_buffer: Momentum, direction: Tensor) -> None:
+    """Leave the direction in the buffer."""
+    if momentum_buffer.running_average is None:
+        momentum_buffer.running_average = direction
+    elif momentum_buffer.running_average is not direction:
+        momentum_buffer.running_average.copy_(direction)
+
+
+def apg_with_direction(
+    cond: Tensor,
+    uncond: Tensor,
+    scale: float | Tensor,
+    *,
+    eta: float,
+    norm_threshold: float | None,
+    momentum_buffer: Momentum | None,
+    dims: Dims,
+    base: str,
+    rescale: float,
+) -> tuple[Tensor, Tensor]:
+    """APG, and the direction that the buffer is to keep, which is only read."""
     if base not in ("cond", "uncond"):
         raise ValueError(f"Invalid base: {base!r}; expected 'cond' or 'uncond'")
-    c, u = wide(cond), wide(uncond)
+    c, u, scale = wide(cond), wide(uncond), _each(scale, cond)
     d = c - u
     if momentum_buffer is not None:
         if momentum_buffer.running_average is not None:
             d = d + momentum_buffer.momentum * wide(momentum_buffer.running_average)
-        average = d.to(cond.dtype)
-        d = wide(average)  # as it is kept
+        d = wide(d.to(cond.dtype))  # as it is kept
+    direction = d.detach().to(cond.dtype)
     if norm_threshold is not None and norm_threshold > 0:
         norm = _root(_sum(d * d, dims))
         longer = norm > norm_threshold
         d = d * torch.where(longer, norm_threshold / torch.where(longer, norm, 1.0), 1.0)
     update = d - (1 - eta) * _ratio(_sum(d * c, dims), _sum(c * c, dims)) * c
     guided = c + (scale - 1) * update if base == "cond" else u + scale * update
-    guided = _rescaled(guided, c, rescale, dims).to(cond.dtype)
-    if momentum_buffer is not None:  # last, when nothing can be refused any more
-        if momentum_buffer.running_average is None:
-            momentum_buffer.running_average = average.detach()
-        else:
-            momentum_buffer.running_average.copy_(average.detach())
-    return guided
+    return _rescaled(guided, c, rescale, dims).to(cond.dtype), direction
 
 
-def cfg_zero_star(cond: Tensor, uncond: Tensor, scale: float, *, rescale: float = 0.0, dims: Dims = None) -> Tensor:
+def cfg_zero_star(
+    cond: Tensor, uncond: Tensor, scale: float | Tensor, *, rescale: float = 0.0, dims: Dims = None
+) -> Tensor:
     """CFG-Zero* (arXiv 2503.18886)."""
-    c, u = wide(cond), wide(uncond)
+    c, u, scale = wide(cond), wide(uncond), _each(scale, cond)
     u = _sum(c * u, dims) / (_sum(u * u, dims) + 1e-8) * u
     return _rescaled(u + scale * (c - u), c, rescale, dims).to(cond.dtype)
 
 
-def tangential(cond: Tensor, uncond: Tensor, scale: float, *, rescale: float = 0.0, dims: Dims = None) -> Tensor:
+def tangential(
+    cond: Tensor, uncond: Tensor, scale: float | Tensor, *, rescale: float = 0.0, dims: Dims = None
+) -> Tensor:
     """Tangential CFG (arXiv 2503.18137), by the eigenvectors of the 2 x 2 Gram matrix of c and u."""
-    c, u = wide(cond), wide(uncond)
+    c, u, scale = wide(cond), wide(uncond), _each(scale, cond)
     cc, cu, uu = _sum(c * c, dims), _sum(c * u, dims), _sum(u * u, dims)
     angle = 0.5 * torch.atan2(2 * cu, torch.where((cu == 0) & (cc == uu), 1.0, cc - uu))  # 0 where none is larger
     u = angle.sin() * (angle.cos() * c + angle.sin() * u)
@@ -87,13 +122,13 @@ def perp_neg(
     cond: Tensor,
     uncond: Tensor,
     negatives: Sequence[Tensor],
-    scale: float,
+    scale: float | Tensor,
     weights: Sequence[float],
     *,
     dims: Dims = None,
 ) -> Tensor:
     """Perp-Neg (arXiv 2304.04968)."""
-    u = wide(uncond)
+    u, scale = wide(uncond), _each(scale, cond)
     d = wide(cond) - u
     update = d
     for negative, weight in zip(negatives, weights, strict=True):
@@ -107,6 +142,14 @@ def project(vector: Tensor, onto: Tensor, *, dims: Dims = None) -> tuple[Tensor,
     return parallel.to(vector.dtype), orthogonal.to(vector.dtype)
 
 
+def _each(scale: float | Tensor, cond: Tensor) -> float | Tensor:
+    """A scale for each sample in a form that broadcasts."""
+    if not hasattr(scale, "shape"):
+        return scale
+    scale = wide(torch.as_tensor(scale, device=cond.device))
+    return scale.reshape(-1, *[1] * (cond.ndim - 1)) if scale.numel() > 1 else scale.reshape(())
+
+
 def _parts(v: Tensor, onto: Tensor, dims: Dims) -> tuple[Tensor, Tensor]:
     parallel = _ratio(_sum(v * onto, dims), _sum(onto * onto, dims)) * onto
     return parallel, v - parallel
@@ -117,7 +160,7 @@ def _ratio(dividend: Tensor, divisor: Tensor) -> Tensor:
     return torch.where(divisor == 0, 0.0, dividend / torch.where(divisor == 0, 1.0, divisor))
 
 
-def _rescaled(guided: Tensor, c: Tensor, rescale: float, dims: Dims) -> Tensor:
+def _rescaled(guided: Tensor, c: Tensor, rescale: float | Tensor, dims: Dims) -> Tensor:
     if not 0 <= rescale <= 1:
         raise ValueError(f"Invalid rescale: {rescale}; expected a number from 0 to 1")
     if rescale == 0:

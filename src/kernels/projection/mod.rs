@@ -18,6 +18,8 @@ pub struct Memory {
     pub dtype: DType,
     pub groups: usize,
     pub len: usize,
+    /// So many groups after each other are of one sample, the next of the next, over and over.
+    pub per_sample: usize,
     /// As [`Guidance::inputs`] has them. An APG's momentum is written, too.
     pub inputs: Vec<*mut u8>,
     /// May be inputs.
@@ -68,7 +70,12 @@ unsafe fn guide<T: Element, const DIFFERENCES: bool, const N: usize>(
     memory: &Memory,
     threads: usize,
 ) {
-    let Memory { groups, len, .. } = *memory;
+    let Memory {
+        groups,
+        len,
+        per_sample,
+        ..
+    } = *memory;
     let elements = groups * len;
     let threads = threads.min(elements / ELEMENTS_PER_THREAD).max(1);
     let predictions = Predictions::<T, DIFFERENCES, N> {
@@ -77,14 +84,23 @@ unsafe fn guide<T: Element, const DIFFERENCES: bool, const N: usize>(
         outputs: memory.outputs.iter().map(|to| to.cast()).collect(),
         isa: Isa::current(),
     };
-    if let Some(constant) = guidance.constant() {
-        pool::for_each(threads, elements.div_ceil(CHUNK), &|chunk| {
-            let start = chunk * CHUNK;
+    if guidance.is_constant() {
+        let len = match guidance.scales.len() {
+            1 => elements,
+            _ => per_sample * len,
+        };
+        let chunks = len.div_ceil(CHUNK);
+        pool::for_each(threads, elements / len * chunks, &|i| {
+            let (sample, start) = (i / chunks, i % chunks * CHUNK);
+            let coefficients = guidance.coefficients(&Gram::default(), guidance.scale(sample));
             // SAFETY: the caller's promise; each chunk is one task's.
-            unsafe { predictions.combine(&constant, start, CHUNK.min(elements - start)) };
+            unsafe { predictions.combine(&coefficients, sample * len + start, CHUNK.min(len - start)) };
         });
         return;
     }
+    let coefficients_of = |sums: &Sums<N>, group: usize| {
+        guidance.coefficients(&Gram::of(sums, len), guidance.scale(group / per_sample))
+    };
     let chunks = len.div_ceil(CHUNK);
     let span = |group: usize, chunk: usize| (group * len + chunk * CHUNK, CHUNK.min(len - chunk * CHUNK));
     if threads == 1 || groups >= 2 * threads {
@@ -98,7 +114,7 @@ unsafe fn guide<T: Element, const DIFFERENCES: bool, const N: usize>(
                     // SAFETY: the caller's promise; each group is one task's.
                     sums.add(&unsafe { predictions.sums(start, len) });
                 }
-                let coefficients = guidance.coefficients(&Gram::of(&sums, len));
+                let coefficients = coefficients_of(&sums, group);
                 for chunk in 0..chunks {
                     let (start, len) = span(group, chunk);
                     // SAFETY: as above.
@@ -117,10 +133,11 @@ unsafe fn guide<T: Element, const DIFFERENCES: bool, const N: usize>(
     });
     let coefficients: Vec<[Coefficients; 2]> = parts
         .chunks(chunks)
-        .map(|parts| {
+        .enumerate()
+        .map(|(group, parts)| {
             let mut sums = Sums::default();
             parts.iter().for_each(|part| sums.add(part));
-            guidance.coefficients(&Gram::of(&sums, len))
+            coefficients_of(&sums, group)
         })
         .collect();
     pool::for_each(threads, groups * chunks, &|i| {

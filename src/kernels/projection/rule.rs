@@ -13,16 +13,16 @@ pub type Coefficients = [f64; MAX_INPUTS];
 #[derive(Clone, Debug, PartialEq)]
 pub enum Rule {
     /// Classifier-free guidance (arXiv 2207.12598): u + scale d, d = c - u.
-    Cfg { scale: f64 },
+    Cfg,
     /// Adaptive projected guidance (arXiv 2410.02416).
     Apg(Apg),
     /// CFG-Zero* (arXiv 2503.18886): CFG with u times the factor that brings it closest to c.
-    ZeroStar { scale: f64 },
+    ZeroStar,
     /// Tangential CFG (arXiv 2503.18137): CFG with u's component along the first right singular vector of (c, u).
-    Tangential { scale: f64 },
+    Tangential,
     /// Perp-Neg (arXiv 2304.04968): CFG with d less the components orthogonal to d of n - u, for each negative
     /// prediction n, times its weight.
-    PerpNeg { scale: f64, weights: Vec<f64> },
+    PerpNeg { weights: Vec<f64> },
     /// The components of the second tensor along the first and orthogonal to it.
     Project,
 }
@@ -30,7 +30,6 @@ pub enum Rule {
 /// Adaptive projected guidance: what d has along c shrinks by `eta`, after d was shrunk to the norm `threshold`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Apg {
-    pub scale: f64,
     pub eta: f64,
     pub threshold: f64,
     /// d is the momentum d + momentum * (the last one) where this is given.
@@ -39,10 +38,13 @@ pub struct Apg {
     pub from_uncond: bool,
 }
 
-/// A rule, and how much of the result's standard deviation is made the conditional prediction's (arXiv 2305.08891).
+/// A rule, its scale, and how much of the result's standard deviation is made the conditional prediction's (arXiv
+/// 2305.08891).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Guidance {
     pub rule: Rule,
+    /// One for all samples, or one for each.
+    pub scales: Vec<f64>,
     pub rescale: f64,
 }
 
@@ -93,9 +95,9 @@ impl Guidance {
     /// Whether c, d and n - u are combined, rather than the tensors: rules of d would lose it where c and u are close.
     pub fn takes_differences(&self) -> bool {
         match self.rule {
-            Rule::Cfg { .. } | Rule::PerpNeg { .. } => true,
+            Rule::Cfg | Rule::PerpNeg { .. } => true,
             Rule::Apg(apg) => apg.momentum.is_none(),
-            Rule::ZeroStar { .. } | Rule::Tangential { .. } | Rule::Project => false,
+            Rule::ZeroStar | Rule::Tangential | Rule::Project => false,
         }
     }
 
@@ -103,28 +105,30 @@ impl Guidance {
         self.rescale != 0.0
     }
 
-    /// The coefficients, where they do not depend on the predictions.
-    pub fn constant(&self) -> Option<[Coefficients; 2]> {
-        match self.rule {
-            Rule::Cfg { scale } if !self.needs_means() => Some([with(&[1.0, scale - 1.0]), with(&[])]),
-            _ => None,
-        }
+    /// Whether the coefficients depend on the scale only.
+    pub fn is_constant(&self) -> bool {
+        self.rule == Rule::Cfg && !self.needs_means()
+    }
+
+    /// Of a sample; any number stands for it where all have one scale.
+    pub fn scale(&self, sample: usize) -> f64 {
+        self.scales[sample % self.scales.len()]
     }
 
     /// The coefficients for each output.
-    pub fn coefficients(&self, gram: &Gram) -> [Coefficients; 2] {
+    pub fn coefficients(&self, gram: &Gram, scale: f64) -> [Coefficients; 2] {
         // Of the first two that are combined: c and d, c and u, or what is projected on and what is.
         let [aa, ab, bb] = [gram.products[0][0], gram.products[0][1], gram.products[1][1]];
         let first = match &self.rule {
-            Rule::Cfg { scale } => with(&[1.0, scale - 1.0]),
-            Rule::Apg(apg) => apg.coefficients(gram),
-            Rule::ZeroStar { scale } => with(&[*scale, (1.0 - scale) * (ab / (bb + 1e-8))]),
-            Rule::Tangential { scale } => {
+            Rule::Cfg => with(&[1.0, scale - 1.0]),
+            Rule::Apg(apg) => apg.coefficients(gram, scale),
+            Rule::ZeroStar => with(&[scale, (1.0 - scale) * (ab / (bb + 1e-8))]),
+            Rule::Tangential => {
                 // The eigenvector of the largest eigenvalue of ((|c|², <c, u>), (<c, u>, |u|²)).
                 let (sin, cos) = (0.5 * (2.0 * ab).atan2(aa - bb)).sin_cos();
                 with(&[scale + (1.0 - scale) * cos * sin, (1.0 - scale) * sin * sin])
             }
-            Rule::PerpNeg { scale, weights } => {
+            Rule::PerpNeg { weights } => {
                 let mut all = with(&[1.0, scale - 1.0]);
                 for (i, weight) in weights.iter().enumerate() {
                     all[1] += scale * weight * ratio(gram.products[1][2 + i], bb);
@@ -173,7 +177,7 @@ impl Guidance {
 }
 
 impl Apg {
-    fn coefficients(&self, gram: &Gram) -> Coefficients {
+    fn coefficients(&self, gram: &Gram, scale: f64) -> Coefficients {
         let direction = if self.momentum.is_some() { 2 } else { 1 };
         let norm = gram.products[direction][direction].sqrt();
         let shrink = if self.threshold > 0.0 && norm > self.threshold {
@@ -182,12 +186,7 @@ impl Apg {
             1.0
         };
         let along = ratio(gram.products[0][direction], gram.products[0][0]);
-        let strength = shrink
-            * if self.from_uncond {
-                self.scale
-            } else {
-                self.scale - 1.0
-            };
+        let strength = shrink * if self.from_uncond { scale } else { scale - 1.0 };
         let lost = strength * (1.0 - self.eta) * along;
         match (self.momentum, self.from_uncond) {
             (None, false) => with(&[1.0 - lost, strength]),
