@@ -361,3 +361,29 @@ fn rates_of<T: Test>(name: &str, n: usize, factors: Factors) {
         }
     }
 }
+
+#[test]
+#[ignore = "a measurement"]
+fn packing_rates() {
+    for n in [768, 2048] {
+        packing_rates_of::<f32>("f32", n);
+        packing_rates_of::<bf16>("bf16", n);
+    }
+}
+fn packing_rates_of<T: Test>(name: &str, n: usize) {
+    let values: Vec<T> = noise(1, n * n).into_iter().map(T::new).collect();
+    let view = View::row_major(&values, n, n);
+    let engine = T::engine(Isa::current(), Factors::Bf16);
+    for (symmetry, turned) in [(Symmetry::None, false), (Symmetry::None, true), (Symmetry::Lower, false)] {
+        for sides in [Sides::Left, Sides::Right, Sides::Both] {
+            let mut a = Packed::default();
+            let mut best = f64::MAX;
+            for _ in 0..200 {
+                let start = std::time::Instant::now();
+                engine.pack(if turned { view.t() } else { view }, symmetry, sides, &mut a, 2);
+                best = best.min(start.elapsed().as_secs_f64());
+            }
+            println!("{n} {name} {symmetry:?} turned {turned} {sides:?}: {:.1} us GF", best * 1e6);
+        }
+    }
+}
