@@ -71,6 +71,7 @@ impl Kernel for Tiles {
     const GROUP: usize = SIDE;
     const ROWS: usize = 2 * SIDE;
     const WIDTH: usize = 2 * SIDE;
+    const STRETCH: usize = 128;
 
     unsafe fn enter<J: Job>(job: J) {
         // SAFETY: the caller promises that the CPU has this instruction set, which contains `Dot`'s.
@@ -80,13 +81,14 @@ impl Kernel for Tiles {
         }
     }
 
-    /// Four tiles of sums, two of either operand.
+    /// Four tiles of sums, two of either operand. Asking for memory ahead costs more than it gains: a load of a tile
+    /// is sixteen of cache lines, and the CPU keeps up with those.
     #[inline(always)]
     unsafe fn micro(
         units: usize,
         a: *const u32,
         b: *const u32,
-        ahead: Ahead,
+        _ahead: Ahead,
         tile: *mut f32,
         stride: usize,
         first: bool,
@@ -125,16 +127,11 @@ impl Kernel for Tiles {
                 "tileloadd tmm6, [{b} + {b_row}]",
                 "tileloadd tmm7, [{b} + {b_row} + 64]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
-                ".irp k,0,1,2,3,4,5,6,7\nprefetcht1 [{ahead} + 64*\\k]\n.endr",
                 "tileloadd tmm5, [{a} + {a_row} + 1024]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
-                ".irp k,8,9,10,11,12,13,14,15\nprefetcht1 [{ahead} + 64*\\k]\n.endr",
                 "tdpbf16ps tmm2, tmm5, tmm6",
-                ".irp k,16,17,18,19,20,21,22,23\nprefetcht1 [{ahead} + 64*\\k]\n.endr",
                 "tdpbf16ps tmm3, tmm5, tmm7",
-                ".irp k,24,25,26,27,28,29,30,31\nprefetcht1 [{ahead} + 64*\\k]\n.endr",
                 "add {a}, 2048",
-                "add {ahead}, {step}",
                 "add {b}, 2048",
                 "sub {groups}, 1",
                 "jnz 2b",
@@ -148,8 +145,6 @@ impl Kernel for Tiles {
                 b = inout(reg) b => _,
                 b_row = in(reg) 128usize,
                 groups = inout(reg) units / SIDE => _,
-                ahead = inout(reg) ahead.at => _,
-                step = in(reg) SIDE * ahead.step,
                 upper = in(reg) tile,
                 lower = in(reg) lower,
                 row = in(reg) row_bytes,

@@ -13,8 +13,6 @@ use crate::runtime::pool;
 pub(super) const BLOCK: usize = 96;
 /// Rows and columns of blocks that are computed one after the other.
 const SQUARE: usize = 2 * BLOCK;
-/// Units of the inner dimension between two visits of the tile.
-const STRETCH: usize = 128;
 /// Terms that a result may have.
 const MOST_TERMS: usize = 2;
 
@@ -80,9 +78,8 @@ fn grid(rows: usize, cols: usize) -> impl Iterator<Item = (usize, usize)> {
         rows.step_by(step)
             .flat_map(move |row| cols.clone().step_by(step).map(move |col| (row, col)))
     };
-    starts(0..rows, 0..cols, SQUARE).flat_map(move |(row, col)| {
-        starts(row..rows.min(row + SQUARE), col..cols.min(col + SQUARE), BLOCK)
-    })
+    starts(0..rows, 0..cols, SQUARE)
+        .flat_map(move |(row, col)| starts(row..rows.min(row + SQUARE), col..cols.min(col + SQUARE), BLOCK))
 }
 
 /// The blocks of the lower triangle, the whole ones before the halves on the diagonal: these even out what the threads
@@ -230,7 +227,7 @@ impl<K: Kernel> Block<'_, K> {
         let units = self.a.units::<K>();
         let mut start = 0;
         loop {
-            let count = STRETCH.min(units - start);
+            let count = K::STRETCH.min(units - start);
             let mut calls = 0;
             for col in (0..self.to.cols).step_by(K::WIDTH) {
                 let b = self.b.right::<K>(self.to.col + col);
