@@ -1,5 +1,6 @@
 """Guidance of diffusion models, as :mod:`ferrostep.guidance`, for NumPy arrays.
 
+The arrays of a call have one shape and dtype; the first dimension is the batch, ``dims`` are the dimensions that sums
 go over (default: all but the first), ``scale`` is a number or an array with one for each sample, ``out`` takes the
 result and may be an input, ``num_threads`` are used at most (default: the CPUs that the process may use).
 """
