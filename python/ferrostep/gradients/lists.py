@@ -102,9 +102,9 @@ def written(name: str, given: Any, others: Sequence[Gradient], make: Callable[[T
     to = listed(name, given)
     if not hasattr(given, "__getitem__"):
         raise TypeError(f"{name} is a {type(given).__name__}, expected a list")
-    for place, (there, *like) in enumerate(zip(to, *others, strict=False)):
-        first = next((x for x in like if isinstance(x, Tensor)), None)
-        if there is None and first is not None:
+    for place in [place for place, there in enumerate(to) if there is None]:
+        first = next((x[place] for x in others if place < len(x) and isinstance(x[place], Tensor)), None)
+        if first is not None:
             if not hasattr(given, "__setitem__"):
                 raise TypeError(
                     f"{name}[{place}] is None, which a {type(given).__name__} cannot exchange for a new tensor: "
@@ -119,11 +119,13 @@ def settle(given: Any, values: Gradient) -> None:
 
     May be done twice, as :func:`ferrostep._core.complete` does after an interrupt.
     """
-    with torch.no_grad():
-        for place, value in enumerate(values):
-            there = given[place]
-            if there is None and value is not None:
-                given[place] = value
-            elif there is not value:
-                there.copy_(torch.zeros(()) if value is None else value)
+    new = [place for place, (there, value) in enumerate(zip(given, values, strict=True)) if there is not value]
+    if new:
+        with torch.no_grad():
+            for place in new:
+                value = values[place]
+                if given[place] is None:
+                    given[place] = value
+                else:
+                    given[place].copy_(torch.zeros(()) if value is None else value)
     torch.autograd.graph.increment_version([x for x in values if x is not None])
