@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use half::{bf16, f16};
 
 pub use finite::{Values, all_finite};
-use sweep::{Element, Kahan, Kernel, Nearest, Span, Stochastic};
+use sweep::{Element, Kahan, Kernel, Nearest, Span, Split, Stochastic};
 
 use super::vector::{Noise, Vector};
 use crate::runtime::{Isa, pool};
@@ -91,6 +91,9 @@ pub enum Rounding {
     Stochastic { seed: u64 },
     /// To the nearest; what is lost goes into a compensation buffer and is added back at the next step.
     Kahan,
+    /// To the nearest, ties away from zero; what is lost, 16 bits of an f32, is kept whole in the place of the
+    /// compensation. For bf16 parameters.
+    Split,
 }
 
 impl Rounding {
@@ -100,6 +103,7 @@ impl Rounding {
             Rounding::Nearest => "nearest",
             Rounding::Stochastic { .. } => "stochastic",
             Rounding::Kahan => "kahan",
+            Rounding::Split => "split",
         }
     }
 }
@@ -114,7 +118,7 @@ pub struct Buffers<const N: usize> {
     pub param: *mut u8,
     pub grad: *const u8,
     pub state: [*mut u8; N],
-    /// Used with [`Rounding::Kahan`] only.
+    /// Used with [`Rounding::Kahan`], and with [`Rounding::Split`], where it holds 16-bit integers.
     pub compensation: *mut u8,
 }
 
@@ -277,24 +281,28 @@ fn kernel<R: Rule<N>, const N: usize>(
         (F64, F64, Rounding::Nearest) => sweep::double(isa),
         (F32, F32, Rounding::Nearest) => sweep::single::<f32, f32, Nearest, R, N>(isa),
         (F32, Bf16, Rounding::Nearest) => sweep::single::<f32, bf16, Nearest, R, N>(isa),
-        (Bf16, F32, _) => sixteen_bit::<bf16, f32, R, N>(isa, rounding),
-        (Bf16, Bf16, _) => sixteen_bit::<bf16, bf16, R, N>(isa, rounding),
-        (F16, F32, _) => sixteen_bit::<f16, f32, R, N>(isa, rounding),
-        (F16, F16, _) => sixteen_bit::<f16, f16, R, N>(isa, rounding),
-        (F16, Bf16, _) => sixteen_bit::<f16, bf16, R, N>(isa, rounding),
+        (Bf16, F32, Rounding::Split) => sweep::single::<bf16, f32, Split, R, N>(isa),
+        (Bf16, Bf16, Rounding::Split) => sweep::single::<bf16, bf16, Split, R, N>(isa),
+        (Bf16, F32, _) => sixteen_bit::<bf16, f32, R, N>(isa, rounding)?,
+        (Bf16, Bf16, _) => sixteen_bit::<bf16, bf16, R, N>(isa, rounding)?,
+        (F16, F32, _) => sixteen_bit::<f16, f32, R, N>(isa, rounding)?,
+        (F16, F16, _) => sixteen_bit::<f16, f16, R, N>(isa, rounding)?,
+        (F16, Bf16, _) => sixteen_bit::<f16, bf16, R, N>(isa, rounding)?,
         _ => return Err(Unsupported),
     })
 }
 
+/// The modes that take either type of 16 bits.
 fn sixteen_bit<P: Element, S: Element, R: Rule<N>, const N: usize>(
     isa: Isa,
     rounding: Rounding,
-) -> Kernel<R, N> {
-    match rounding {
+) -> Result<Kernel<R, N>, Unsupported> {
+    Ok(match rounding {
         Rounding::Nearest => sweep::single::<P, S, Nearest, R, N>(isa),
         Rounding::Kahan => sweep::single::<P, S, Kahan, R, N>(isa),
         Rounding::Stochastic { .. } => sweep::single::<P, S, Stochastic, R, N>(isa),
-    }
+        Rounding::Split => return Err(Unsupported),
+    })
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use half::{bf16, f16};
 
 use super::Rule;
-use crate::kernels::vector::{MAX_LANES, Noise, Stored, Vector, portable};
+use crate::kernels::vector::{self, Bits, MAX_LANES, Noise, Single, Stored, Vector, portable};
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::vector::{avx2, avx512};
 use crate::runtime::Isa;
@@ -34,45 +34,56 @@ impl Element for f32 {}
 impl Element for bf16 {}
 impl Element for f16 {}
 
-/// A rounding mode: how the parameter is read and written.
-pub trait Mode {
-    /// Whether there is a compensation buffer.
+/// A rounding mode: how a parameter of type `P` is read and written.
+pub trait Mode<V: Vector, P: Stored<V>> {
+    /// Whether there is a compensation buffer, of elements as large as the parameter's.
     const COMPENSATED: bool = false;
 
     /// # Safety
     /// `span.param` and, if the mode uses it, `span.compensation` are valid for reading a vector at `i`.
-    unsafe fn read<V: Vector, P: Stored<V>, const N: usize>(span: &Span<N>, i: usize) -> V;
+    unsafe fn read<const N: usize>(span: &Span<N>, i: usize) -> V;
 
     /// # Safety
     /// As for `read`, but for writing.
-    unsafe fn write<V: Vector, P: Stored<V>, const N: usize>(value: V, span: &Span<N>, i: usize);
+    unsafe fn write<const N: usize>(value: V, span: &Span<N>, i: usize);
 }
+
+/// A mode for f32 arithmetic, on every instruction set.
+#[cfg(target_arch = "x86_64")]
+pub trait Rounds<P: Element>: Mode<portable::F32, P> + Mode<avx2::F32, P> + Mode<avx512::F32, P> {}
+#[cfg(target_arch = "x86_64")]
+impl<P: Element, M: Mode<portable::F32, P> + Mode<avx2::F32, P> + Mode<avx512::F32, P>> Rounds<P> for M {}
+#[cfg(not(target_arch = "x86_64"))]
+pub trait Rounds<P: Element>: Mode<portable::F32, P> {}
+#[cfg(not(target_arch = "x86_64"))]
+impl<P: Element, M: Mode<portable::F32, P>> Rounds<P> for M {}
 
 pub struct Nearest;
 pub struct Stochastic;
 pub struct Kahan;
+pub struct Split;
 
-impl Mode for Nearest {
+impl<V: Vector, P: Stored<V>> Mode<V, P> for Nearest {
     #[inline(always)]
-    unsafe fn read<V: Vector, P: Stored<V>, const N: usize>(span: &Span<N>, i: usize) -> V {
+    unsafe fn read<const N: usize>(span: &Span<N>, i: usize) -> V {
         // SAFETY: the caller's promise is the same.
         unsafe { P::load(span.param.cast::<P>().add(i)) }
     }
     #[inline(always)]
-    unsafe fn write<V: Vector, P: Stored<V>, const N: usize>(value: V, span: &Span<N>, i: usize) {
+    unsafe fn write<const N: usize>(value: V, span: &Span<N>, i: usize) {
         // SAFETY: the caller's promise is the same.
         unsafe { P::store(value, span.param.cast::<P>().add(i)) }
     }
 }
 
-impl Mode for Stochastic {
+impl<V: Vector, P: Stored<V>> Mode<V, P> for Stochastic {
     #[inline(always)]
-    unsafe fn read<V: Vector, P: Stored<V>, const N: usize>(span: &Span<N>, i: usize) -> V {
+    unsafe fn read<const N: usize>(span: &Span<N>, i: usize) -> V {
         // SAFETY: the caller's promise is the same.
         unsafe { P::load(span.param.cast::<P>().add(i)) }
     }
     #[inline(always)]
-    unsafe fn write<V: Vector, P: Stored<V>, const N: usize>(value: V, span: &Span<N>, i: usize) {
+    unsafe fn write<const N: usize>(value: V, span: &Span<N>, i: usize) {
         let noise = Noise {
             counter: span.noise.counter + i as u32,
             ..span.noise
@@ -84,11 +95,11 @@ impl Mode for Stochastic {
 
 /// Parameter and compensation together are the value: the compensation is what the parameter's rounding lost. This is
 /// Kahan summation with the step in f32; the weight decay goes through it, too.
-impl Mode for Kahan {
+impl<V: Vector, P: Stored<V>> Mode<V, P> for Kahan {
     const COMPENSATED: bool = true;
 
     #[inline(always)]
-    unsafe fn read<V: Vector, P: Stored<V>, const N: usize>(span: &Span<N>, i: usize) -> V {
+    unsafe fn read<const N: usize>(span: &Span<N>, i: usize) -> V {
         // SAFETY: the caller's promise is the same.
         let (rounded, lost): (V, V) = unsafe {
             (
@@ -99,13 +110,39 @@ impl Mode for Kahan {
         rounded + lost
     }
     #[inline(always)]
-    unsafe fn write<V: Vector, P: Stored<V>, const N: usize>(value: V, span: &Span<N>, i: usize) {
+    unsafe fn write<const N: usize>(value: V, span: &Span<N>, i: usize) {
         // SAFETY: the caller's promise is the same.
         unsafe {
             let param = span.param.cast::<P>().add(i);
             P::store(value, param);
             let rounded: V = P::load(param);
             P::store(value - rounded, span.compensation.cast::<P>().add(i));
+        }
+    }
+}
+
+/// Parameter and compensation together are an f32, bit by bit.
+impl<V: Single> Mode<V, bf16> for Split {
+    const COMPENSATED: bool = true;
+
+    #[inline(always)]
+    unsafe fn read<const N: usize>(span: &Span<N>, i: usize) -> V {
+        // SAFETY: the caller's promise is the same; both hold 16 bits for each element.
+        let (nearest, rest) = unsafe {
+            (
+                V::Bits::load_u16(span.param.cast::<u16>().add(i)),
+                V::Bits::load_u16(span.compensation.cast::<u16>().add(i)),
+            )
+        };
+        V::from_bits(vector::join(nearest, rest))
+    }
+    #[inline(always)]
+    unsafe fn write<const N: usize>(value: V, span: &Span<N>, i: usize) {
+        let (nearest, rest) = vector::split(value.to_bits());
+        // SAFETY: as above.
+        unsafe {
+            nearest.store_upper_u16(span.param.cast::<u16>().add(i));
+            rest.store_upper_u16(span.compensation.cast::<u16>().add(i));
         }
     }
 }
@@ -122,7 +159,7 @@ pub fn double<R: Rule<N>, const N: usize>(isa: Isa) -> Kernel<R, N> {
 }
 
 /// The kernel for f32 arithmetic on parameters of type `P` and state of type `S`, rounded in mode `M`.
-pub fn single<P: Element, S: Element, M: Mode, R: Rule<N>, const N: usize>(isa: Isa) -> Kernel<R, N> {
+pub fn single<P: Element, S: Element, M: Rounds<P>, R: Rule<N>, const N: usize>(isa: Isa) -> Kernel<R, N> {
     match isa {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 | Isa::Avx512Bf16 => with_avx512::<avx512::F32, P, S, M, R, N>,
@@ -136,7 +173,7 @@ pub fn single<P: Element, S: Element, M: Mode, R: Rule<N>, const N: usize>(isa: 
 /// See [`Kernel`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn with_avx512<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode, R: Rule<N>, const N: usize>(
+unsafe fn with_avx512<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode<V, P>, R: Rule<N>, const N: usize>(
     rule: &R,
     span: &Span<N>,
 ) -> u32 {
@@ -148,7 +185,7 @@ unsafe fn with_avx512<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode, R: Rule<N>
 /// See [`Kernel`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn with_avx2<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode, R: Rule<N>, const N: usize>(
+unsafe fn with_avx2<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode<V, P>, R: Rule<N>, const N: usize>(
     rule: &R,
     span: &Span<N>,
 ) -> u32 {
@@ -159,7 +196,7 @@ unsafe fn with_avx2<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode, R: Rule<N>, 
 /// # Safety
 /// See [`Kernel`].
 #[inline(always)]
-unsafe fn sweep<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode, R: Rule<N>, const N: usize>(
+unsafe fn sweep<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode<V, P>, R: Rule<N>, const N: usize>(
     rule: &R,
     span: &Span<N>,
 ) -> u32 {
@@ -182,19 +219,19 @@ unsafe fn sweep<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode, R: Rule<N>, cons
 /// # Safety
 /// As for [`Kernel`], with `span.len >= i + V::LANES`.
 #[inline(always)]
-unsafe fn update<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode, R: Rule<N>, const N: usize>(
+unsafe fn update<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode<V, P>, R: Rule<N>, const N: usize>(
     rule: &R,
     span: &Span<N>,
     i: usize,
 ) -> u32 {
     // SAFETY: the caller's promise is the same.
     unsafe {
-        let param = M::read::<V, P, N>(span, i);
+        let param = M::read(span, i);
         let grad = P::load(span.grad.cast::<P>().add(i));
         let state = span.state.map(|pointer| S::load(pointer.cast::<S>().add(i)));
         let (param, state) = rule.update(param, grad, state);
         if R::WRITES_PARAM {
-            M::write::<V, P, N>(param, span, i);
+            M::write(param, span, i);
         }
         for (value, pointer) in state.into_iter().zip(span.state).take(R::WRITES_STATES) {
             S::store(value, pointer.cast::<S>().add(i));
@@ -209,7 +246,7 @@ unsafe fn update<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode, R: Rule<N>, con
 /// # Safety
 /// As for [`Kernel`], with `start < span.len < start + V::LANES`.
 #[inline(always)]
-unsafe fn update_rest<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode, R: Rule<N>, const N: usize>(
+unsafe fn update_rest<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode<V, P>, R: Rule<N>, const N: usize>(
     rule: &R,
     span: &Span<N>,
     start: usize,

@@ -227,11 +227,81 @@ fn the_number_of_threads_does_not_change_a_bit() {
     }
 }
 
+/// Trains bf16 parameters in two halves beside the same ones in f32: parameter, state and rest have the very bits.
+fn check_split<S: Number, const N: usize>(hyper: &impl Hyperparameters<N>) {
+    for isa in Isa::supported() {
+        isa.select();
+        for len in [1, 17, BLOCK + 3] {
+            let mut halves = Tensor::<bf16, S, N>::new(len);
+            // A zero, the greatest number, an infinity and a NaN, as far as there is room.
+            let special = [0.0, f64::from(bf16::MAX), f64::NEG_INFINITY, f64::NAN];
+            for (param, special) in halves.param.iter_mut().skip(1).zip(special) {
+                *param = bf16::from_f64(special);
+            }
+            let mut whole = Tensor::<f32, S, N>::new(len);
+            whole.param = halves.param.iter().map(|x| x.to_f32()).collect();
+            for round in 0..20 {
+                halves.grad = numbers(len, 2 + round).into_iter().map(bf16::of).collect();
+                whole.grad = halves.grad.iter().map(|x| x.to_f32()).collect();
+                halves = halves.train(hyper, Rounding::Split, 2);
+                whole = whole.train(hyper, Rounding::Nearest, 1);
+            }
+            for i in 0..len {
+                let (nearest, rest) = (halves.param[i].to_bits(), halves.compensation[i].to_bits());
+                let expected = match whole.param[i] {
+                    x if x.is_nan() => (0x7fc0, 0),
+                    x => (((x.to_bits() + 0x8000) >> 16) as u16, x.to_bits() as u16),
+                };
+                assert_eq!((nearest, rest), expected, "{isa:?}, element {i} of {len}");
+                for (own, other) in halves.state.iter().zip(&whole.state) {
+                    let (own, other) = (own[i].wide(), other[i].wide());
+                    assert!(
+                        own == other || own.is_nan() && other.is_nan(),
+                        "{isa:?}, {i} of {len}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_split_parameter_is_an_f32_in_two_halves() {
+    let _turn = one_at_a_time();
+    let sophia = sophia::Sophia {
+        lr: 1e-5,
+        beta1: 0.9,
+        weight_decay: 0.1,
+        scale: 0.01,
+        eps: 1e-12,
+        add_eps: false,
+        maximize: false,
+    };
+    let average = diagonal::Estimate(diagonal::Average {
+        beta2: 0.999,
+        scale: 1.0,
+        skip_nonfinite: true,
+    });
+    // Steps that are lost to the nearest bf16.
+    let adamw = adamw::AdamW { lr: 1e-6, ..ADAMW };
+    check_split::<f32, 2>(&adamw);
+    check_split::<bf16, 2>(&adamw);
+    check_split::<bf16, 3>(&adamw::AmsGrad(adamw));
+    check_split::<f32, 1>(&lion::Lion { lr: 1e-6, ..LION });
+    check_split::<bf16, 1>(&LION);
+    check_split::<f32, 2>(&sophia);
+    check_split::<f32, 0>(&average);
+}
+
 #[test]
 fn combinations_without_a_kernel_are_refused() {
     for (param, state, rounding) in [
         (DType::F64, DType::F32, Rounding::Nearest),
         (DType::F32, DType::F16, Rounding::Nearest),
+        (DType::F32, DType::F32, Rounding::Split),
+        (DType::F16, DType::F32, Rounding::Split),
+        (DType::F16, DType::F16, Rounding::Split),
+        (DType::F16, DType::Bf16, Rounding::Split),
     ] {
         assert!(
             kernel::<lion::Lion, 1>(Isa::Portable, param, state, rounding).is_err(),

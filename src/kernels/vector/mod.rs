@@ -15,7 +15,7 @@ pub mod avx512;
 mod bits;
 pub mod portable;
 
-pub use bits::{Bits, Noise};
+pub use bits::{Bits, Noise, join, split};
 
 /// The most lanes that any vector has.
 pub const MAX_LANES: usize = 16;

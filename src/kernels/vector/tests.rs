@@ -207,6 +207,64 @@ fn dithering_is_right_in_expectation() {
     on_every_isa!(is_unbiased::<f16>(6.1035e-5, f64::powi(2.0, -24)));
 }
 
+fn splits_and_joins<V: Single>(isa: Isa) {
+    let upper = |bits: V::Bits| {
+        let mut halves = [0_u16; MAX_LANES];
+        // SAFETY: the array holds the longest vector.
+        unsafe { bits.store_upper_u16(halves.as_mut_ptr()) };
+        halves
+    };
+    let samples = samples();
+    for chunk in samples.chunks(V::LANES) {
+        // SAFETY: the samples are a whole number of vectors, and the arrays hold the longest vector.
+        let (nearest, rest, joined) = unsafe {
+            let (nearest, rest) = split(V::load_f32(chunk.as_ptr()).to_bits());
+            let (nearest, rest) = (upper(nearest), upper(rest));
+            let mut joined = [0.0_f32; MAX_LANES];
+            let load = |halves: &[u16; MAX_LANES]| V::Bits::load_u16(halves.as_ptr());
+            V::from_bits(join(load(&nearest), load(&rest))).store_f32(joined.as_mut_ptr());
+            (nearest, rest, joined)
+        };
+        for (lane, x) in chunk.iter().enumerate() {
+            let (nearest, rest) = (nearest[lane], rest[lane]);
+            if x.is_nan() {
+                assert_eq!((nearest, rest), (0x7fc0, 0), "{isa:?}");
+                assert!(joined[lane].is_nan(), "{isa:?}");
+            } else {
+                assert_eq!(nearest, ((x.to_bits() + 0x8000) >> 16) as u16, "{isa:?}: {x}");
+                assert_eq!(rest, x.to_bits() as u16, "{isa:?}: {x}");
+                assert_eq!(joined[lane].to_bits(), x.to_bits(), "{isa:?}: {x}");
+            }
+        }
+    }
+}
+
+#[test]
+fn halves_of_a_number_join_to_its_very_bits() {
+    on_every_isa!(splits_and_joins());
+}
+
+fn joins_what_never_was_one<V: Single>(isa: Isa) {
+    for first in [0.0, f32::NEG_INFINITY, f32::NAN, -0.0] {
+        for rest in [1, 0x7fff, 0x8000, 0xffff] {
+            let mut joined = [0.0_f32; MAX_LANES];
+            let halves = [bf16::from_f32(first).to_bits(), rest].map(|half| V::Bits::splat(half.into()));
+            // SAFETY: the array holds the longest vector.
+            unsafe { V::from_bits(join(halves[0], halves[1])).store_f32(joined.as_mut_ptr()) };
+            assert!(
+                joined[0].is_nan() == first.is_nan() && (first != 0.0 || joined[0].abs() < 1e-40),
+                "{isa:?}: {first} and {rest:#x} became {}",
+                joined[0]
+            );
+        }
+    }
+}
+
+#[test]
+fn a_number_written_over_the_first_half_is_not_lost_to_the_second() {
+    on_every_isa!(joins_what_never_was_one());
+}
+
 fn compares_as_documented<V: Single>(isa: Isa) {
     let pairs = [
         (1.0, 2.0),
