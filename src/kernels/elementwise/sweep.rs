@@ -1,9 +1,9 @@
 //! The loop over the elements of a block, for every instruction set and storage type.
 
-use half::{bf16, f16};
+use half::bf16;
 
 use super::Rule;
-use crate::kernels::vector::{self, Bits, MAX_LANES, Noise, Single, Stored, Vector, portable};
+use crate::kernels::vector::{EvenOdd, Halves, MAX_LANES, Noise, Single, Stored, Vector, portable};
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::vector::{avx2, avx512};
 use crate::runtime::Isa;
@@ -25,14 +25,38 @@ pub struct Span<const N: usize> {
 /// overlap, and the CPU has the instruction set that it was made for.
 pub type Kernel<R, const N: usize> = unsafe fn(&R, &Span<N>) -> u32;
 
+/// How f32 lie in the vectors of each instruction set.
+pub trait Arrangement {
+    type Vector<V: Single>: Vector;
+}
+
+/// As in memory.
+pub struct InOrder;
+/// Apart by their numbers, where all is in 16 bits: see [`EvenOdd`].
+pub struct Apart;
+
+impl Arrangement for InOrder {
+    type Vector<V: Single> = V;
+}
+impl Arrangement for Apart {
+    type Vector<V: Single> = EvenOdd<V>;
+}
+
+type Portable<A> = <A as Arrangement>::Vector<portable::F32>;
+#[cfg(target_arch = "x86_64")]
+type Avx2<A> = <A as Arrangement>::Vector<avx2::F32>;
+#[cfg(target_arch = "x86_64")]
+type Avx512<A> = <A as Arrangement>::Vector<avx512::F32>;
+
 /// A storage type of f32 arithmetic, on every instruction set.
 #[cfg(target_arch = "x86_64")]
-pub trait Element: Stored<portable::F32> + Stored<avx2::F32> + Stored<avx512::F32> {}
+pub trait Element<A: Arrangement>: Stored<Portable<A>> + Stored<Avx2<A>> + Stored<Avx512<A>> {}
+#[cfg(target_arch = "x86_64")]
+impl<A: Arrangement, P: Stored<Portable<A>> + Stored<Avx2<A>> + Stored<Avx512<A>>> Element<A> for P {}
 #[cfg(not(target_arch = "x86_64"))]
-pub trait Element: Stored<portable::F32> {}
-impl Element for f32 {}
-impl Element for bf16 {}
-impl Element for f16 {}
+pub trait Element<A: Arrangement>: Stored<Portable<A>> {}
+#[cfg(not(target_arch = "x86_64"))]
+impl<A: Arrangement, P: Stored<Portable<A>>> Element<A> for P {}
 
 /// A rounding mode: how a parameter of type `P` is read and written.
 pub trait Mode<V: Vector, P: Stored<V>> {
@@ -50,13 +74,19 @@ pub trait Mode<V: Vector, P: Stored<V>> {
 
 /// A mode for f32 arithmetic, on every instruction set.
 #[cfg(target_arch = "x86_64")]
-pub trait Rounds<P: Element>: Mode<portable::F32, P> + Mode<avx2::F32, P> + Mode<avx512::F32, P> {}
+pub trait Rounds<A: Arrangement, P: Element<A>>:
+    Mode<Portable<A>, P> + Mode<Avx2<A>, P> + Mode<Avx512<A>, P>
+{
+}
 #[cfg(target_arch = "x86_64")]
-impl<P: Element, M: Mode<portable::F32, P> + Mode<avx2::F32, P> + Mode<avx512::F32, P>> Rounds<P> for M {}
+impl<A: Arrangement, P: Element<A>, M: Mode<Portable<A>, P> + Mode<Avx2<A>, P> + Mode<Avx512<A>, P>>
+    Rounds<A, P> for M
+{
+}
 #[cfg(not(target_arch = "x86_64"))]
-pub trait Rounds<P: Element>: Mode<portable::F32, P> {}
+pub trait Rounds<A: Arrangement, P: Element<A>>: Mode<Portable<A>, P> {}
 #[cfg(not(target_arch = "x86_64"))]
-impl<P: Element, M: Mode<portable::F32, P>> Rounds<P> for M {}
+impl<A: Arrangement, P: Element<A>, M: Mode<Portable<A>, P>> Rounds<A, P> for M {}
 
 pub struct Nearest;
 pub struct Stochastic;
@@ -122,27 +152,30 @@ impl<V: Vector, P: Stored<V>> Mode<V, P> for Kahan {
 }
 
 /// Parameter and compensation together are an f32, bit by bit.
-impl<V: Single> Mode<V, bf16> for Split {
+impl<V: Halves> Mode<V, bf16> for Split
+where
+    bf16: Stored<V>,
+{
     const COMPENSATED: bool = true;
 
     #[inline(always)]
     unsafe fn read<const N: usize>(span: &Span<N>, i: usize) -> V {
         // SAFETY: the caller's promise is the same; both hold 16 bits for each element.
-        let (nearest, rest) = unsafe {
-            (
-                V::Bits::load_u16(span.param.cast::<u16>().add(i)),
-                V::Bits::load_u16(span.compensation.cast::<u16>().add(i)),
+        unsafe {
+            V::load_halves(
+                span.param.cast::<bf16>().add(i),
+                span.compensation.cast::<u16>().add(i),
             )
-        };
-        V::from_bits(vector::join(nearest, rest))
+        }
     }
     #[inline(always)]
     unsafe fn write<const N: usize>(value: V, span: &Span<N>, i: usize) {
-        let (nearest, rest) = vector::split(value.to_bits());
         // SAFETY: as above.
         unsafe {
-            nearest.store_upper_u16(span.param.cast::<u16>().add(i));
-            rest.store_upper_u16(span.compensation.cast::<u16>().add(i));
+            value.store_halves(
+                span.param.cast::<bf16>().add(i),
+                span.compensation.cast::<u16>().add(i),
+            )
         }
     }
 }
@@ -159,13 +192,20 @@ pub fn double<R: Rule<N>, const N: usize>(isa: Isa) -> Kernel<R, N> {
 }
 
 /// The kernel for f32 arithmetic on parameters of type `P` and state of type `S`, rounded in mode `M`.
-pub fn single<P: Element, S: Element, M: Rounds<P>, R: Rule<N>, const N: usize>(isa: Isa) -> Kernel<R, N> {
+pub fn single<A, P, S, M, R, const N: usize>(isa: Isa) -> Kernel<R, N>
+where
+    A: Arrangement,
+    P: Element<A>,
+    S: Element<A>,
+    M: Rounds<A, P>,
+    R: Rule<N>,
+{
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => with_avx512::<avx512::F32, P, S, M, R, N>,
+        Isa::Avx512 | Isa::Avx512Bf16 => with_avx512::<Avx512<A>, P, S, M, R, N>,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => with_avx2::<avx2::F32, P, S, M, R, N>,
-        _ => sweep::<portable::F32, P, S, M, R, N>,
+        Isa::Avx2 => with_avx2::<Avx2<A>, P, S, M, R, N>,
+        _ => sweep::<Portable<A>, P, S, M, R, N>,
     }
 }
 
@@ -228,13 +268,17 @@ unsafe fn update<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode<V, P>, R: Rule<N
     unsafe {
         let param = M::read(span, i);
         let grad = P::load(span.grad.cast::<P>().add(i));
-        let state = span.state.map(|pointer| S::load(pointer.cast::<S>().add(i)));
+        // Loops, as closures would not always be inlined, and by themselves lack the instruction set.
+        let mut state = [V::splat(0.0); N];
+        for k in 0..N {
+            state[k] = S::load(span.state[k].cast::<S>().add(i));
+        }
         let (param, state) = rule.update(param, grad, state);
         if R::WRITES_PARAM {
             M::write(param, span, i);
         }
-        for (value, pointer) in state.into_iter().zip(span.state).take(R::WRITES_STATES) {
-            S::store(value, pointer.cast::<S>().add(i));
+        for k in 0..R::WRITES_STATES {
+            S::store(state[k], span.state[k].cast::<S>().add(i));
         }
         if R::COUNTS { rule.count(state) } else { 0 }
     }

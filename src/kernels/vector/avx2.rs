@@ -181,6 +181,11 @@ impl Single for F32 {
         Self(unsafe { _mm256_castsi256_ps(bits.0) })
     }
     #[inline(always)]
+    fn any_nan(a: Self, b: Self) -> bool {
+        // SAFETY: the CPU has AVX2.
+        unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_UNORD_Q>(a.0, b.0)) != 0 }
+    }
+    #[inline(always)]
     unsafe fn load_f32(from: *const f32) -> Self {
         // SAFETY: the CPU has AVX2; the caller's promise covers the eight elements.
         Self(unsafe { _mm256_loadu_ps(from) })
@@ -249,12 +254,27 @@ impl Bits for U32 {
         Self(unsafe { _mm256_srl_epi32(self.0, _mm_cvtsi32_si128(BY as i32)) })
     }
     #[inline(always)]
+    fn sar<const BY: u32>(self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_sra_epi32(self.0, _mm_cvtsi32_si128(BY as i32)) })
+    }
+    #[inline(always)]
     fn if_greater(self, than: u32, then: Self, otherwise: Self) -> Self {
         // SAFETY: the CPU has AVX2. The signed comparison is right because the sign bits are clear.
         Self(unsafe {
             let greater = _mm256_cmpgt_epi32(self.0, _mm256_set1_epi32(than as i32));
             _mm256_blendv_epi8(otherwise.0, then.0, greater)
         })
+    }
+    #[inline(always)]
+    unsafe fn load_u32(from: *const u32) -> Self {
+        // SAFETY: the CPU has AVX2; the caller's promise covers the eight elements.
+        Self(unsafe { _mm256_loadu_si256(from.cast()) })
+    }
+    #[inline(always)]
+    unsafe fn store_u32(self, to: *mut u32) {
+        // SAFETY: the CPU has AVX2; the caller's promise covers the eight elements.
+        unsafe { _mm256_storeu_si256(to.cast(), self.0) }
     }
     #[inline(always)]
     unsafe fn load_u16(from: *const u16) -> Self {

@@ -181,6 +181,11 @@ impl Single for F32 {
         Self(unsafe { _mm512_castsi512_ps(bits.0) })
     }
     #[inline(always)]
+    fn any_nan(a: Self, b: Self) -> bool {
+        // SAFETY: the CPU has AVX-512.
+        unsafe { _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a.0, b.0) != 0 }
+    }
+    #[inline(always)]
     unsafe fn load_f32(from: *const f32) -> Self {
         // SAFETY: the CPU has AVX-512; the caller's promise covers the sixteen elements.
         Self(unsafe { _mm512_loadu_ps(from) })
@@ -249,12 +254,27 @@ impl Bits for U32 {
         Self(unsafe { _mm512_srl_epi32(self.0, _mm_cvtsi32_si128(BY as i32)) })
     }
     #[inline(always)]
+    fn sar<const BY: u32>(self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_sra_epi32(self.0, _mm_cvtsi32_si128(BY as i32)) })
+    }
+    #[inline(always)]
     fn if_greater(self, than: u32, then: Self, otherwise: Self) -> Self {
         // SAFETY: the CPU has AVX-512. The signed comparison is right because the sign bits are clear.
         Self(unsafe {
             let greater = _mm512_cmpgt_epi32_mask(self.0, _mm512_set1_epi32(than as i32));
             _mm512_mask_blend_epi32(greater, otherwise.0, then.0)
         })
+    }
+    #[inline(always)]
+    unsafe fn load_u32(from: *const u32) -> Self {
+        // SAFETY: the CPU has AVX-512; the caller's promise covers the sixteen elements.
+        Self(unsafe { _mm512_loadu_si512(from.cast()) })
+    }
+    #[inline(always)]
+    unsafe fn store_u32(self, to: *mut u32) {
+        // SAFETY: the CPU has AVX-512; the caller's promise covers the sixteen elements.
+        unsafe { _mm512_storeu_si512(to.cast(), self.0) }
     }
     #[inline(always)]
     unsafe fn load_u16(from: *const u16) -> Self {

@@ -14,8 +14,16 @@ pub trait Bits: Copy {
     fn xor(self, other: Self) -> Self;
     fn shl<const BY: u32>(self) -> Self;
     fn shr<const BY: u32>(self) -> Self;
+    /// Of signed integers.
+    fn sar<const BY: u32>(self) -> Self;
     /// `then` where `self` (with the sign bit clear) is greater than `than`, else `otherwise`.
     fn if_greater(self, than: u32, then: Self, otherwise: Self) -> Self;
+    /// # Safety
+    /// `from` is valid for reading as many elements as there are lanes.
+    unsafe fn load_u32(from: *const u32) -> Self;
+    /// # Safety
+    /// `to` is valid for writing as many elements as there are lanes.
+    unsafe fn store_u32(self, to: *mut u32);
     /// Reads 16-bit integers, zero-extended.
     ///
     /// # Safety
@@ -35,10 +43,26 @@ const QUIET_NAN: u32 = 0x7fc0_0000;
 /// The nearest bf16, ties to even, in the upper half of each lane; NaN stays NaN.
 #[inline(always)]
 pub fn nearest_bf16<B: Bits>(x: B) -> B {
-    let odd = x.shr::<16>().and(B::splat(1));
-    let rounded = x.add(B::splat(0x7fff)).add(odd);
     x.and(B::splat(WITHOUT_SIGN))
-        .if_greater(INFINITY, B::splat(QUIET_NAN), rounded)
+        .if_greater(INFINITY, B::splat(QUIET_NAN), nearest_bf16_of_number(x))
+}
+
+#[inline(always)]
+fn nearest_bf16_of_number<B: Bits>(x: B) -> B {
+    let odd = x.shr::<16>().and(B::splat(1));
+    x.add(B::splat(0x7fff)).add(odd)
+}
+
+/// [`nearest_bf16`] of two vectors, in which NaN is looked for at once.
+#[inline(always)]
+pub fn nearest_bf16_of_both<V: Single>(a: V, b: V) -> [V::Bits; 2] {
+    match V::any_nan(a, b) {
+        true => [nearest_bf16(a.to_bits()), nearest_bf16(b.to_bits())],
+        false => [
+            nearest_bf16_of_number(a.to_bits()),
+            nearest_bf16_of_number(b.to_bits()),
+        ],
+    }
 }
 
 /// A number in two halves of 16 bits, each in the upper half of its lanes: the nearest bf16, ties away from zero, and
@@ -51,15 +75,11 @@ pub fn split<B: Bits>(x: B) -> (B, B) {
     (x.add(B::splat(0x8000)), x.shl::<16>())
 }
 
-/// The number of two halves, each in the lower half of its lanes. Where they never were one number (someone wrote a
-/// zero or an infinity over the first), it is the first.
+/// The number of two such halves, with zeros below them. Where they never were one number (someone wrote a zero or an
+/// infinity over the first), it is the first.
 #[inline(always)]
 pub fn join<B: Bits>(nearest: B, rest: B) -> B {
-    let nearest = nearest.shl::<16>();
-    let signed = rest
-        .xor(B::splat(0x8000))
-        .add(B::splat(0x8000_u32.wrapping_neg()));
-    let joined = nearest.add(signed);
+    let joined = nearest.add(rest.sar::<16>());
     joined
         .and(B::splat(WITHOUT_SIGN))
         .if_greater(INFINITY, nearest, joined)
@@ -69,9 +89,29 @@ pub fn join<B: Bits>(nearest: B, rest: B) -> B {
 /// and NaN stay what they are.
 #[inline(always)]
 pub fn dithered_bf16<B: Bits>(x: B, noise: B) -> B {
-    let dithered = x.add(noise.and(B::splat(0xffff)));
     x.and(B::splat(WITHOUT_SIGN))
-        .if_greater(INFINITY - 1, nearest_bf16(x), dithered)
+        .if_greater(INFINITY - 1, nearest_bf16(x), dithered_bf16_of_finite(x, noise))
+}
+
+#[inline(always)]
+fn dithered_bf16_of_finite<B: Bits>(x: B, noise: B) -> B {
+    x.add(noise.and(B::splat(0xffff)))
+}
+
+/// [`dithered_bf16`] of two vectors, in which infinity and NaN are looked for at once.
+#[inline(always)]
+pub fn dithered_bf16_of_both<V: Single>(a: V, b: V, noise: [V::Bits; 2]) -> [V::Bits; 2] {
+    // x - x is 0 but for NaN and infinity.
+    match V::any_nan(a - a, b - b) {
+        true => [
+            dithered_bf16(a.to_bits(), noise[0]),
+            dithered_bf16(b.to_bits(), noise[1]),
+        ],
+        false => [
+            dithered_bf16_of_finite(a.to_bits(), noise[0]),
+            dithered_bf16_of_finite(b.to_bits(), noise[1]),
+        ],
+    }
 }
 
 /// One of the two nearest f16, the nearer the more likely, as an f32; `noise` decides. Infinity and NaN stay what they
@@ -112,11 +152,24 @@ impl Noise {
         z ^ (z >> 31)
     }
 
-    /// 32 random bits for each lane, for `counter`, `counter + 1`, ...: two rounds of a 32-bit mixer (the constants
-    /// are the best found by the hash-prospector search) with half of the key before each.
+    /// 32 random bits for each lane, for `counter`, `counter + 1`, ...
     #[inline(always)]
     pub fn draw<B: Bits>(self) -> B {
-        let counter = B::iota().add(B::splat(self.counter));
+        self.draw_at(B::iota())
+    }
+
+    /// The same for the even-numbered of twice as many lanes, and for the odd-numbered.
+    #[inline(always)]
+    pub fn draw_even_odd<B: Bits>(self) -> [B; 2] {
+        let even = B::iota().shl::<1>();
+        [self.draw_at(even), self.draw_at(even.add(B::splat(1)))]
+    }
+
+    /// Two rounds of a 32-bit mixer (the constants are the best found by the hash-prospector search) with half of the
+    /// key before each.
+    #[inline(always)]
+    fn draw_at<B: Bits>(self, offset: B) -> B {
+        let counter = offset.add(B::splat(self.counter));
         let once = mix(counter.add(B::splat(self.key as u32)));
         mix(once.xor(B::splat((self.key >> 32) as u32)))
     }

@@ -13,12 +13,14 @@ pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
 mod bits;
+mod pair;
 pub mod portable;
 
-pub use bits::{Bits, Noise, join, split};
+pub use bits::{Bits, Noise};
+pub use pair::{EvenOdd, Halves};
 
 /// The most lanes that any vector has.
-pub const MAX_LANES: usize = 16;
+pub const MAX_LANES: usize = 32;
 
 /// Arithmetic on a vector of floating-point numbers. The operand `f64` of a multiplication or addition is rounded to
 /// the element type once and used in every lane.
@@ -74,6 +76,8 @@ pub trait Single: Vector {
 
     fn to_bits(self) -> Self::Bits;
     fn from_bits(bits: Self::Bits) -> Self;
+    /// Whether any lane of either is NaN.
+    fn any_nan(a: Self, b: Self) -> bool;
     /// # Safety
     /// As for [`Stored::load`].
     unsafe fn load_f32(from: *const f32) -> Self;

@@ -156,6 +156,12 @@ impl Single for F32 {
         bits.map(f32::from_bits)
     }
     #[inline(always)]
+    fn any_nan(a: Self, b: Self) -> bool {
+        a.0.iter()
+            .zip(b.0)
+            .fold(false, |any, (a, b)| any | a.is_nan() | b.is_nan())
+    }
+    #[inline(always)]
     unsafe fn load_f32(from: *const f32) -> Self {
         // SAFETY: the caller's promise is the same.
         unsafe { Self::read(from) }
@@ -215,6 +221,10 @@ impl Bits for U32 {
         self.map(|x| x >> BY)
     }
     #[inline(always)]
+    fn sar<const BY: u32>(self) -> Self {
+        self.map(|x| (x as i32 >> BY) as u32)
+    }
+    #[inline(always)]
     fn if_greater(self, than: u32, then: Self, otherwise: Self) -> Self {
         Lanes(from_fn(|i| {
             if self.0[i] > than {
@@ -223,6 +233,16 @@ impl Bits for U32 {
                 otherwise.0[i]
             }
         }))
+    }
+    #[inline(always)]
+    unsafe fn load_u32(from: *const u32) -> Self {
+        // SAFETY: the caller's promise is the same.
+        unsafe { Self::read(from) }
+    }
+    #[inline(always)]
+    unsafe fn store_u32(self, to: *mut u32) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.write(to) }
     }
     #[inline(always)]
     unsafe fn load_u16(from: *const u16) -> Self {

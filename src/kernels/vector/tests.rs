@@ -8,19 +8,24 @@ use crate::runtime::Isa;
 /// Runs a generic function for the f32 vector of every instruction set that the machine has.
 macro_rules! on_every_isa {
     ($function:ident $(::<$($generic:ty),*>)?($($argument:expr),*)) => {
+        on_every_isa!(InOrder of $function $(::<$($generic),*>)?($($argument),*))
+    };
+    ($vector:ident of $function:ident $(::<$($generic:ty),*>)?($($argument:expr),*)) => {
         for isa in Isa::supported() {
             match isa {
-                Isa::Portable => $function::<portable::F32 $(, $($generic),*)?>(isa, $($argument),*),
+                Isa::Portable => $function::<$vector<portable::F32> $(, $($generic),*)?>(isa, $($argument),*),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => $function::<avx2::F32 $(, $($generic),*)?>(isa, $($argument),*),
+                Isa::Avx2 => $function::<$vector<avx2::F32> $(, $($generic),*)?>(isa, $($argument),*),
                 #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 | Isa::Avx512Bf16 => $function::<avx512::F32 $(, $($generic),*)?>(isa, $($argument),*),
+                Isa::Avx512 | Isa::Avx512Bf16 => $function::<$vector<avx512::F32> $(, $($generic),*)?>(isa, $($argument),*),
                 #[cfg(not(target_arch = "x86_64"))]
                 _ => {}
             }
         }
     };
 }
+
+type InOrder<V> = V;
 
 /// All kinds of f32: special values, boundaries of the 16-bit formats, and patterns spread over all exponents.
 fn samples() -> Vec<f32> {
@@ -50,22 +55,35 @@ fn samples() -> Vec<f32> {
     samples
 }
 
+/// A number's nearest bf16, ties away from zero, and the rest.
+fn halves(x: f32) -> (u16, u16) {
+    match x.is_nan() {
+        true => (0x7fc0, 0),
+        false => (((x.to_bits() + 0x8000) >> 16) as u16, x.to_bits() as u16),
+    }
+}
+
+fn load<V: Halves>(values: &[f32]) -> V {
+    let (mut nearest, mut rest) = ([bf16::ZERO; MAX_LANES], [0_u16; MAX_LANES]);
+    for (lane, &x) in values.iter().take(V::LANES).enumerate() {
+        let (upper, lower) = halves(x);
+        (nearest[lane], rest[lane]) = (bf16::from_bits(upper), lower);
+    }
+    // SAFETY: the arrays hold the longest vector.
+    unsafe { V::load_halves(nearest.as_ptr(), rest.as_ptr()) }
+}
+
 /// Loads f32 and stores `T`.
-fn convert<V: Single, T: Stored<V>>(values: &[f32]) -> Vec<T> {
+fn convert<V: Halves, T: Stored<V>>(values: &[f32]) -> Vec<T> {
     let mut out = vec![T::default(); values.len()];
     for i in (0..values.len()).step_by(V::LANES) {
-        // SAFETY: a vector at `i` lies within both, whose length is a multiple of any number of lanes.
-        unsafe {
-            T::store(
-                <f32 as Stored<V>>::load(values.as_ptr().add(i)),
-                out.as_mut_ptr().add(i),
-            )
-        }
+        // SAFETY: a vector at `i` lies within `out`, whose length is a multiple of any number of lanes.
+        unsafe { T::store(load(&values[i..]), out.as_mut_ptr().add(i)) }
     }
     out
 }
 
-fn dither<V: Single, T: Stored<V>>(values: &[f32], key: u64) -> Vec<T> {
+fn dither<V: Halves, T: Stored<V>>(values: &[f32], key: u64) -> Vec<T> {
     let mut out = vec![T::default(); values.len()];
     for i in (0..values.len()).step_by(V::LANES) {
         let noise = Noise {
@@ -73,10 +91,7 @@ fn dither<V: Single, T: Stored<V>>(values: &[f32], key: u64) -> Vec<T> {
             counter: i as u32,
         };
         // SAFETY: as in `convert`.
-        unsafe {
-            let value = <f32 as Stored<V>>::load(values.as_ptr().add(i));
-            T::store_dithered(value, out.as_mut_ptr().add(i), noise);
-        }
+        unsafe { T::store_dithered(load(&values[i..]), out.as_mut_ptr().add(i), noise) }
     }
     out
 }
@@ -186,7 +201,7 @@ fn dithering_gives_a_neighbour_and_the_same_one_on_every_instruction_set() {
     );
 }
 
-fn is_unbiased<V: Single, T: Stored<V> + Into<f64>>(isa: Isa, x: f32, spacing: f64) {
+fn is_unbiased<V: Halves, T: Stored<V> + Into<f64>>(isa: Isa, x: f32, spacing: f64) {
     const COUNT: usize = 160_000;
     let rounded = dither::<V, T>(&vec![x; COUNT], 3);
     let mean = rounded.into_iter().map(Into::into).sum::<f64>() / COUNT as f64;
@@ -207,34 +222,13 @@ fn dithering_is_right_in_expectation() {
     on_every_isa!(is_unbiased::<f16>(6.1035e-5, f64::powi(2.0, -24)));
 }
 
-fn splits_and_joins<V: Single>(isa: Isa) {
-    let upper = |bits: V::Bits| {
-        let mut halves = [0_u16; MAX_LANES];
-        // SAFETY: the array holds the longest vector.
-        unsafe { bits.store_upper_u16(halves.as_mut_ptr()) };
-        halves
-    };
-    let samples = samples();
-    for chunk in samples.chunks(V::LANES) {
-        // SAFETY: the samples are a whole number of vectors, and the arrays hold the longest vector.
-        let (nearest, rest, joined) = unsafe {
-            let (nearest, rest) = split(V::load_f32(chunk.as_ptr()).to_bits());
-            let (nearest, rest) = (upper(nearest), upper(rest));
-            let mut joined = [0.0_f32; MAX_LANES];
-            let load = |halves: &[u16; MAX_LANES]| V::Bits::load_u16(halves.as_ptr());
-            V::from_bits(join(load(&nearest), load(&rest))).store_f32(joined.as_mut_ptr());
-            (nearest, rest, joined)
-        };
-        for (lane, x) in chunk.iter().enumerate() {
-            let (nearest, rest) = (nearest[lane], rest[lane]);
-            if x.is_nan() {
-                assert_eq!((nearest, rest), (0x7fc0, 0), "{isa:?}");
-                assert!(joined[lane].is_nan(), "{isa:?}");
-            } else {
-                assert_eq!(nearest, ((x.to_bits() + 0x8000) >> 16) as u16, "{isa:?}: {x}");
-                assert_eq!(rest, x.to_bits() as u16, "{isa:?}: {x}");
-                assert_eq!(joined[lane].to_bits(), x.to_bits(), "{isa:?}: {x}");
-            }
+fn splits_and_joins<V: Halves>(isa: Isa) {
+    for x in samples().chunks(V::LANES) {
+        let (mut nearest, mut rest) = ([bf16::ZERO; MAX_LANES], [0_u16; MAX_LANES]);
+        // SAFETY: the arrays hold the longest vector.
+        unsafe { load::<V>(x).store_halves(nearest.as_mut_ptr(), rest.as_mut_ptr()) };
+        for (lane, &x) in x.iter().enumerate() {
+            assert_eq!((nearest[lane].to_bits(), rest[lane]), halves(x), "{isa:?}: {x}");
         }
     }
 }
@@ -242,20 +236,25 @@ fn splits_and_joins<V: Single>(isa: Isa) {
 #[test]
 fn halves_of_a_number_join_to_its_very_bits() {
     on_every_isa!(splits_and_joins());
+    on_every_isa!(EvenOdd of splits_and_joins());
 }
 
-fn joins_what_never_was_one<V: Single>(isa: Isa) {
+fn joins_what_never_was_one<V: Halves>(isa: Isa) {
     for first in [0.0, f32::NEG_INFINITY, f32::NAN, -0.0] {
         for rest in [1, 0x7fff, 0x8000, 0xffff] {
-            let mut joined = [0.0_f32; MAX_LANES];
-            let halves = [bf16::from_f32(first).to_bits(), rest].map(|half| V::Bits::splat(half.into()));
-            // SAFETY: the array holds the longest vector.
-            unsafe { V::from_bits(join(halves[0], halves[1])).store_f32(joined.as_mut_ptr()) };
+            let (first, rest) = ([bf16::from_f32(first); MAX_LANES], [rest; MAX_LANES]);
+            let (mut nearest, mut left) = (first, rest);
+            // SAFETY: the arrays hold the longest vector.
+            unsafe {
+                V::load_halves(first.as_ptr(), rest.as_ptr())
+                    .store_halves(nearest.as_mut_ptr(), left.as_mut_ptr())
+            };
+            let same = nearest[0].to_bits() == first[0].to_bits();
             assert!(
-                joined[0].is_nan() == first.is_nan() && (first != 0.0 || joined[0].abs() < 1e-40),
-                "{isa:?}: {first} and {rest:#x} became {}",
-                joined[0]
+                same || first[0].is_infinite(),
+                "{isa:?}: {first:?} became {nearest:?}"
             );
+            assert_eq!(nearest[0].is_nan(), first[0].is_nan(), "{isa:?}: {first:?}");
         }
     }
 }
@@ -263,6 +262,40 @@ fn joins_what_never_was_one<V: Single>(isa: Isa) {
 #[test]
 fn a_number_written_over_the_first_half_is_not_lost_to_the_second() {
     on_every_isa!(joins_what_never_was_one());
+    on_every_isa!(EvenOdd of joins_what_never_was_one());
+}
+
+fn is_the_same_apart<V: Single>(isa: Isa) {
+    let samples = samples();
+    let bits = |all: Vec<bf16>| all.into_iter().map(bf16::to_bits).collect::<Vec<_>>();
+    assert_eq!(
+        bits(convert::<EvenOdd<V>, bf16>(&samples)),
+        bits(convert::<V, bf16>(&samples)),
+        "{isa:?}"
+    );
+    assert_eq!(
+        bits(dither::<EvenOdd<V>, bf16>(&samples, 7)),
+        bits(dither::<V, bf16>(&samples, 7)),
+        "{isa:?}"
+    );
+    let patterns: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
+    for pattern in patterns.chunks(2 * V::LANES) {
+        let (mut nearest, mut rest) = ([bf16::ZERO; MAX_LANES], [0_u16; MAX_LANES]);
+        // SAFETY: the patterns are a whole number of any vectors, and the arrays hold the longest.
+        unsafe {
+            <bf16 as Stored<EvenOdd<V>>>::load(pattern.as_ptr())
+                .store_halves(nearest.as_mut_ptr(), rest.as_mut_ptr())
+        };
+        for (lane, x) in pattern.iter().enumerate() {
+            let found = (nearest[lane].to_bits(), rest[lane]);
+            assert_eq!(found, halves(x.to_f32()), "{isa:?}: {x}");
+        }
+    }
+}
+
+#[test]
+fn even_and_odd_elements_apart_are_loaded_and_stored_as_in_order() {
+    on_every_isa!(is_the_same_apart());
 }
 
 fn compares_as_documented<V: Single>(isa: Isa) {
