@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::Rule;
-use crate::kernels::vector::{EvenOdd, Halves, MAX_LANES, Noise, Single, Stored, Vector, portable};
+use crate::kernels::vector::{MAX_LANES, Noise, Order, Pair, Splits, Stored, Vector, portable};
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::vector::{avx2, avx512};
 use crate::runtime::Isa;
@@ -25,38 +25,21 @@ pub struct Span<const N: usize> {
 /// overlap, and the CPU has the instruction set that it was made for.
 pub type Kernel<R, const N: usize> = unsafe fn(&R, &Span<N>) -> u32;
 
-/// How f32 lie in the vectors of each instruction set.
-pub trait Arrangement {
-    type Vector<V: Single>: Vector;
-}
-
-/// As in memory.
-pub struct InOrder;
-/// Apart by their numbers, where all is in 16 bits: see [`EvenOdd`].
-pub struct Apart;
-
-impl Arrangement for InOrder {
-    type Vector<V: Single> = V;
-}
-impl Arrangement for Apart {
-    type Vector<V: Single> = EvenOdd<V>;
-}
-
-type Portable<A> = <A as Arrangement>::Vector<portable::F32>;
+type Portable<O> = Pair<portable::F32, O>;
 #[cfg(target_arch = "x86_64")]
-type Avx2<A> = <A as Arrangement>::Vector<avx2::F32>;
+type Avx2<O> = Pair<avx2::F32, O>;
 #[cfg(target_arch = "x86_64")]
-type Avx512<A> = <A as Arrangement>::Vector<avx512::F32>;
+type Avx512<O> = Pair<avx512::F32, O>;
 
-/// A storage type of f32 arithmetic, on every instruction set.
+/// A storage type of f32 arithmetic in an order of lanes, on every instruction set.
 #[cfg(target_arch = "x86_64")]
-pub trait Element<A: Arrangement>: Stored<Portable<A>> + Stored<Avx2<A>> + Stored<Avx512<A>> {}
+pub trait Element<O: Order>: Stored<Portable<O>> + Stored<Avx2<O>> + Stored<Avx512<O>> {}
 #[cfg(target_arch = "x86_64")]
-impl<A: Arrangement, P: Stored<Portable<A>> + Stored<Avx2<A>> + Stored<Avx512<A>>> Element<A> for P {}
+impl<O: Order, P: Stored<Portable<O>> + Stored<Avx2<O>> + Stored<Avx512<O>>> Element<O> for P {}
 #[cfg(not(target_arch = "x86_64"))]
-pub trait Element<A: Arrangement>: Stored<Portable<A>> {}
+pub trait Element<O: Order>: Stored<Portable<O>> {}
 #[cfg(not(target_arch = "x86_64"))]
-impl<A: Arrangement, P: Stored<Portable<A>>> Element<A> for P {}
+impl<O: Order, P: Stored<Portable<O>>> Element<O> for P {}
 
 /// A rounding mode: how a parameter of type `P` is read and written.
 pub trait Mode<V: Vector, P: Stored<V>> {
@@ -74,19 +57,22 @@ pub trait Mode<V: Vector, P: Stored<V>> {
 
 /// A mode for f32 arithmetic, on every instruction set.
 #[cfg(target_arch = "x86_64")]
-pub trait Rounds<A: Arrangement, P: Element<A>>:
-    Mode<Portable<A>, P> + Mode<Avx2<A>, P> + Mode<Avx512<A>, P>
+pub trait Rounds<O: Order, P: Element<O>>:
+    Mode<Portable<O>, P> + Mode<Avx2<O>, P> + Mode<Avx512<O>, P>
 {
 }
 #[cfg(target_arch = "x86_64")]
-impl<A: Arrangement, P: Element<A>, M: Mode<Portable<A>, P> + Mode<Avx2<A>, P> + Mode<Avx512<A>, P>>
-    Rounds<A, P> for M
+impl<O, P, M> Rounds<O, P> for M
+where
+    O: Order,
+    P: Element<O>,
+    M: Mode<Portable<O>, P> + Mode<Avx2<O>, P> + Mode<Avx512<O>, P>,
 {
 }
 #[cfg(not(target_arch = "x86_64"))]
-pub trait Rounds<A: Arrangement, P: Element<A>>: Mode<Portable<A>, P> {}
+pub trait Rounds<O: Order, P: Element<O>>: Mode<Portable<O>, P> {}
 #[cfg(not(target_arch = "x86_64"))]
-impl<A: Arrangement, P: Element<A>, M: Mode<Portable<A>, P>> Rounds<A, P> for M {}
+impl<O: Order, P: Element<O>, M: Mode<Portable<O>, P>> Rounds<O, P> for M {}
 
 pub struct Nearest;
 pub struct Stochastic;
@@ -152,7 +138,7 @@ impl<V: Vector, P: Stored<V>> Mode<V, P> for Kahan {
 }
 
 /// Parameter and compensation together are an f32, bit by bit.
-impl<V: Halves> Mode<V, bf16> for Split
+impl<V: Splits> Mode<V, bf16> for Split
 where
     bf16: Stored<V>,
 {
@@ -162,9 +148,9 @@ where
     unsafe fn read<const N: usize>(span: &Span<N>, i: usize) -> V {
         // SAFETY: the caller's promise is the same; both hold 16 bits for each element.
         unsafe {
-            V::load_halves(
+            V::load_split(
                 span.param.cast::<bf16>().add(i),
-                span.compensation.cast::<u16>().add(i),
+                span.compensation.cast::<i16>().add(i),
             )
         }
     }
@@ -172,9 +158,9 @@ where
     unsafe fn write<const N: usize>(value: V, span: &Span<N>, i: usize) {
         // SAFETY: as above.
         unsafe {
-            value.store_halves(
+            value.store_split(
                 span.param.cast::<bf16>().add(i),
-                span.compensation.cast::<u16>().add(i),
+                span.compensation.cast::<i16>().add(i),
             )
         }
     }
@@ -191,21 +177,22 @@ pub fn double<R: Rule<N>, const N: usize>(isa: Isa) -> Kernel<R, N> {
     }
 }
 
-/// The kernel for f32 arithmetic on parameters of type `P` and state of type `S`, rounded in mode `M`.
-pub fn single<A, P, S, M, R, const N: usize>(isa: Isa) -> Kernel<R, N>
+/// The kernel for f32 arithmetic on parameters of type `P` and state of type `S`, with lanes in order `O`, rounded in
+/// mode `M`.
+pub fn single<O, P, S, M, R, const N: usize>(isa: Isa) -> Kernel<R, N>
 where
-    A: Arrangement,
-    P: Element<A>,
-    S: Element<A>,
-    M: Rounds<A, P>,
+    O: Order,
+    P: Element<O>,
+    S: Element<O>,
+    M: Rounds<O, P>,
     R: Rule<N>,
 {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => with_avx512::<Avx512<A>, P, S, M, R, N>,
+        Isa::Avx512 | Isa::Avx512Bf16 => with_avx512::<Avx512<O>, P, S, M, R, N>,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => with_avx2::<Avx2<A>, P, S, M, R, N>,
-        _ => sweep::<Portable<A>, P, S, M, R, N>,
+        Isa::Avx2 => with_avx2::<Avx2<O>, P, S, M, R, N>,
+        _ => sweep::<Portable<O>, P, S, M, R, N>,
     }
 }
 

@@ -208,6 +208,8 @@ impl Single for F32 {
 }
 
 impl Bits for U32 {
+    const LANES: usize = 8;
+
     #[inline(always)]
     fn splat(value: u32) -> Self {
         // SAFETY: the CPU has AVX2.
@@ -282,13 +284,16 @@ impl Bits for U32 {
         Self(unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())) })
     }
     #[inline(always)]
-    unsafe fn store_upper_u16(self, to: *mut u16) {
-        // SAFETY: the CPU has AVX2; the caller's promise covers the eight elements.
+    unsafe fn store_upper_u16(first: Self, second: Self, to: *mut u16) {
+        // SAFETY: the CPU has AVX2; the caller's promise covers the sixteen elements.
         unsafe {
-            let upper = _mm256_srli_epi32::<16>(self.0);
-            // Packing works within 128-bit halves: gather the two quarters that hold the result.
-            let packed = _mm256_permute4x64_epi64::<0b00_00_10_00>(_mm256_packus_epi32(upper, upper));
-            _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(packed));
+            let (first, second) = (
+                _mm256_srli_epi32::<16>(first.0),
+                _mm256_srli_epi32::<16>(second.0),
+            );
+            // Packing works within 128-bit halves: put the quarters in order.
+            let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(first, second));
+            _mm256_storeu_si256(to.cast(), packed);
         }
     }
 }

@@ -184,6 +184,8 @@ impl Single for F32 {
 }
 
 impl Bits for U32 {
+    const LANES: usize = 8;
+
     #[inline(always)]
     fn splat(value: u32) -> Self {
         Lanes([value; 8])
@@ -250,8 +252,11 @@ impl Bits for U32 {
         unsafe { Lanes::<u16, 8>::read(from) }.map(u32::from)
     }
     #[inline(always)]
-    unsafe fn store_upper_u16(self, to: *mut u16) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { self.map(|x| (x >> 16) as u16).write(to) }
+    unsafe fn store_upper_u16(first: Self, second: Self, to: *mut u16) {
+        // SAFETY: the caller's promise covers both.
+        unsafe {
+            first.map(|x| (x >> 16) as u16).write(to);
+            second.map(|x| (x >> 16) as u16).write(to.add(Self::LANES));
+        }
     }
 }
