@@ -264,8 +264,9 @@ unsafe fn update<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode<V, P>, R: Rule<N
         if R::WRITES_PARAM {
             M::write(param, span, i);
         }
-        for k in 0..R::WRITES_STATES {
-            S::store(state[k], span.state[k].cast::<S>().add(i));
+        // By value: kept in memory meanwhile, plain arrays of lanes become vector code; by index they do not.
+        for (value, pointer) in state.into_iter().zip(span.state).take(R::WRITES_STATES) {
+            S::store(value, pointer.cast::<S>().add(i));
         }
         if R::COUNTS { rule.count(state) } else { 0 }
     }
