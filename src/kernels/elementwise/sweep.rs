@@ -255,10 +255,10 @@ unsafe fn update<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode<V, P>, R: Rule<N
     unsafe {
         let param = M::read(span, i);
         let grad = P::load(span.grad.cast::<P>().add(i));
-        // Loops, as closures would not always be inlined, and by themselves lack the instruction set.
+        // A loop, as a closure would not always be inlined, and by itself lacks the instruction set.
         let mut state = [V::splat(0.0); N];
-        for k in 0..N {
-            state[k] = S::load(span.state[k].cast::<S>().add(i));
+        for (value, pointer) in state.iter_mut().zip(span.state) {
+            *value = S::load(pointer.cast::<S>().add(i));
         }
         let (param, state) = rule.update(param, grad, state);
         if R::WRITES_PARAM {

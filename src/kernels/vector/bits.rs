@@ -92,7 +92,9 @@ pub fn dithered_bf16<V: Single>(a: V, b: V, noise: [V::Bits; 2]) -> [V::Bits; 2]
         dithered_of_finite(b.to_bits(), noise[1]),
     ];
     // x - x is 0 but for NaN and infinity.
-    match V::any_nan(a - a, b - b) {
+    #[allow(clippy::eq_op)]
+    let special = V::any_nan(a - a, b - b);
+    match special {
         true => {
             let [x, y] = nearest_bf16(a, b);
             [
