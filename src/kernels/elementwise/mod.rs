@@ -18,7 +18,7 @@ use half::{bf16, f16};
 pub use finite::{Values, all_finite};
 use sweep::{Element, Kahan, Kernel, Nearest, Span, Split, Stochastic};
 
-use super::vector::{Noise, Vector};
+use super::vector::{EvenOdd, Halves, Noise, Order, Vector};
 use crate::runtime::{Isa, pool};
 
 /// Elements a task works on. Part of the definition of stochastic rounding, whose random numbers are keyed by block.
@@ -279,28 +279,28 @@ fn kernel<R: Rule<N>, const N: usize>(
     use DType::*;
     Ok(match (param, state, rounding) {
         (F64, F64, Rounding::Nearest) => sweep::double(isa),
-        (F32, F32, Rounding::Nearest) => sweep::single::<f32, f32, Nearest, R, N>(isa),
-        (F32, Bf16, Rounding::Nearest) => sweep::single::<f32, bf16, Nearest, R, N>(isa),
-        (Bf16, F32, Rounding::Split) => sweep::single::<bf16, f32, Split, R, N>(isa),
-        (Bf16, Bf16, Rounding::Split) => sweep::single::<bf16, bf16, Split, R, N>(isa),
-        (Bf16, F32, _) => sixteen_bit::<bf16, f32, R, N>(isa, rounding)?,
-        (Bf16, Bf16, _) => sixteen_bit::<bf16, bf16, R, N>(isa, rounding)?,
-        (F16, F32, _) => sixteen_bit::<f16, f32, R, N>(isa, rounding)?,
-        (F16, F16, _) => sixteen_bit::<f16, f16, R, N>(isa, rounding)?,
-        (F16, Bf16, _) => sixteen_bit::<f16, bf16, R, N>(isa, rounding)?,
+        (F32, F32, Rounding::Nearest) => sweep::single::<Halves, f32, f32, Nearest, R, N>(isa),
+        (F32, Bf16, Rounding::Nearest) => sweep::single::<Halves, f32, bf16, Nearest, R, N>(isa),
+        (Bf16, F32, Rounding::Split) => sweep::single::<Halves, bf16, f32, Split, R, N>(isa),
+        (Bf16, Bf16, Rounding::Split) => sweep::single::<EvenOdd, bf16, bf16, Split, R, N>(isa),
+        (Bf16, F32, _) => sixteen_bit::<Halves, bf16, f32, R, N>(isa, rounding)?,
+        (Bf16, Bf16, _) => sixteen_bit::<EvenOdd, bf16, bf16, R, N>(isa, rounding)?,
+        (F16, F32, _) => sixteen_bit::<Halves, f16, f32, R, N>(isa, rounding)?,
+        (F16, F16, _) => sixteen_bit::<Halves, f16, f16, R, N>(isa, rounding)?,
+        (F16, Bf16, _) => sixteen_bit::<Halves, f16, bf16, R, N>(isa, rounding)?,
         _ => return Err(Unsupported),
     })
 }
 
 /// The modes that take either type of 16 bits.
-fn sixteen_bit<P: Element, S: Element, R: Rule<N>, const N: usize>(
+fn sixteen_bit<O: Order, P: Element<O>, S: Element<O>, R: Rule<N>, const N: usize>(
     isa: Isa,
     rounding: Rounding,
 ) -> Result<Kernel<R, N>, Unsupported> {
     Ok(match rounding {
-        Rounding::Nearest => sweep::single::<P, S, Nearest, R, N>(isa),
-        Rounding::Kahan => sweep::single::<P, S, Kahan, R, N>(isa),
-        Rounding::Stochastic { .. } => sweep::single::<P, S, Stochastic, R, N>(isa),
+        Rounding::Nearest => sweep::single::<O, P, S, Nearest, R, N>(isa),
+        Rounding::Kahan => sweep::single::<O, P, S, Kahan, R, N>(isa),
+        Rounding::Stochastic { .. } => sweep::single::<O, P, S, Stochastic, R, N>(isa),
         Rounding::Split => return Err(Unsupported),
     })
 }

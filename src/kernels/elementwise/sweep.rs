@@ -1,9 +1,9 @@
 //! The loop over the elements of a block, for every instruction set and storage type.
 
-use half::{bf16, f16};
+use half::bf16;
 
 use super::Rule;
-use crate::kernels::vector::{self, Bits, MAX_LANES, Noise, Single, Stored, Vector, portable};
+use crate::kernels::vector::{MAX_LANES, Noise, Order, Pair, Splits, Stored, Vector, portable};
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::vector::{avx2, avx512};
 use crate::runtime::Isa;
@@ -25,14 +25,21 @@ pub struct Span<const N: usize> {
 /// overlap, and the CPU has the instruction set that it was made for.
 pub type Kernel<R, const N: usize> = unsafe fn(&R, &Span<N>) -> u32;
 
-/// A storage type of f32 arithmetic, on every instruction set.
+type Portable<O> = Pair<portable::F32, O>;
 #[cfg(target_arch = "x86_64")]
-pub trait Element: Stored<portable::F32> + Stored<avx2::F32> + Stored<avx512::F32> {}
+type Avx2<O> = Pair<avx2::F32, O>;
+#[cfg(target_arch = "x86_64")]
+type Avx512<O> = Pair<avx512::F32, O>;
+
+/// A storage type of f32 arithmetic in an order of lanes, on every instruction set.
+#[cfg(target_arch = "x86_64")]
+pub trait Element<O: Order>: Stored<Portable<O>> + Stored<Avx2<O>> + Stored<Avx512<O>> {}
+#[cfg(target_arch = "x86_64")]
+impl<O: Order, P: Stored<Portable<O>> + Stored<Avx2<O>> + Stored<Avx512<O>>> Element<O> for P {}
 #[cfg(not(target_arch = "x86_64"))]
-pub trait Element: Stored<portable::F32> {}
-impl Element for f32 {}
-impl Element for bf16 {}
-impl Element for f16 {}
+pub trait Element<O: Order>: Stored<Portable<O>> {}
+#[cfg(not(target_arch = "x86_64"))]
+impl<O: Order, P: Stored<Portable<O>>> Element<O> for P {}
 
 /// A rounding mode: how a parameter of type `P` is read and written.
 pub trait Mode<V: Vector, P: Stored<V>> {
@@ -50,13 +57,22 @@ pub trait Mode<V: Vector, P: Stored<V>> {
 
 /// A mode for f32 arithmetic, on every instruction set.
 #[cfg(target_arch = "x86_64")]
-pub trait Rounds<P: Element>: Mode<portable::F32, P> + Mode<avx2::F32, P> + Mode<avx512::F32, P> {}
+pub trait Rounds<O: Order, P: Element<O>>:
+    Mode<Portable<O>, P> + Mode<Avx2<O>, P> + Mode<Avx512<O>, P>
+{
+}
 #[cfg(target_arch = "x86_64")]
-impl<P: Element, M: Mode<portable::F32, P> + Mode<avx2::F32, P> + Mode<avx512::F32, P>> Rounds<P> for M {}
+impl<O, P, M> Rounds<O, P> for M
+where
+    O: Order,
+    P: Element<O>,
+    M: Mode<Portable<O>, P> + Mode<Avx2<O>, P> + Mode<Avx512<O>, P>,
+{
+}
 #[cfg(not(target_arch = "x86_64"))]
-pub trait Rounds<P: Element>: Mode<portable::F32, P> {}
+pub trait Rounds<O: Order, P: Element<O>>: Mode<Portable<O>, P> {}
 #[cfg(not(target_arch = "x86_64"))]
-impl<P: Element, M: Mode<portable::F32, P>> Rounds<P> for M {}
+impl<O: Order, P: Element<O>, M: Mode<Portable<O>, P>> Rounds<O, P> for M {}
 
 pub struct Nearest;
 pub struct Stochastic;
@@ -122,27 +138,30 @@ impl<V: Vector, P: Stored<V>> Mode<V, P> for Kahan {
 }
 
 /// Parameter and compensation together are an f32, bit by bit.
-impl<V: Single> Mode<V, bf16> for Split {
+impl<V: Splits> Mode<V, bf16> for Split
+where
+    bf16: Stored<V>,
+{
     const COMPENSATED: bool = true;
 
     #[inline(always)]
     unsafe fn read<const N: usize>(span: &Span<N>, i: usize) -> V {
         // SAFETY: the caller's promise is the same; both hold 16 bits for each element.
-        let (nearest, rest) = unsafe {
-            (
-                V::Bits::load_u16(span.param.cast::<u16>().add(i)),
-                V::Bits::load_u16(span.compensation.cast::<u16>().add(i)),
+        unsafe {
+            V::load_split(
+                span.param.cast::<bf16>().add(i),
+                span.compensation.cast::<i16>().add(i),
             )
-        };
-        V::from_bits(vector::join(nearest, rest))
+        }
     }
     #[inline(always)]
     unsafe fn write<const N: usize>(value: V, span: &Span<N>, i: usize) {
-        let (nearest, rest) = vector::split(value.to_bits());
         // SAFETY: as above.
         unsafe {
-            nearest.store_upper_u16(span.param.cast::<u16>().add(i));
-            rest.store_upper_u16(span.compensation.cast::<u16>().add(i));
+            value.store_split(
+                span.param.cast::<bf16>().add(i),
+                span.compensation.cast::<i16>().add(i),
+            )
         }
     }
 }
@@ -158,14 +177,22 @@ pub fn double<R: Rule<N>, const N: usize>(isa: Isa) -> Kernel<R, N> {
     }
 }
 
-/// The kernel for f32 arithmetic on parameters of type `P` and state of type `S`, rounded in mode `M`.
-pub fn single<P: Element, S: Element, M: Rounds<P>, R: Rule<N>, const N: usize>(isa: Isa) -> Kernel<R, N> {
+/// The kernel for f32 arithmetic on parameters of type `P` and state of type `S`, with lanes in order `O`, rounded in
+/// mode `M`.
+pub fn single<O, P, S, M, R, const N: usize>(isa: Isa) -> Kernel<R, N>
+where
+    O: Order,
+    P: Element<O>,
+    S: Element<O>,
+    M: Rounds<O, P>,
+    R: Rule<N>,
+{
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 | Isa::AmxBf16 => with_avx512::<avx512::F32, P, S, M, R, N>,
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::AmxBf16 => with_avx512::<Avx512<O>, P, S, M, R, N>,
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => with_avx2::<avx2::F32, P, S, M, R, N>,
-        _ => sweep::<portable::F32, P, S, M, R, N>,
+        Isa::Avx2 => with_avx2::<Avx2<O>, P, S, M, R, N>,
+        _ => sweep::<Portable<O>, P, S, M, R, N>,
     }
 }
 
@@ -228,11 +255,16 @@ unsafe fn update<V: Vector, P: Stored<V>, S: Stored<V>, M: Mode<V, P>, R: Rule<N
     unsafe {
         let param = M::read(span, i);
         let grad = P::load(span.grad.cast::<P>().add(i));
-        let state = span.state.map(|pointer| S::load(pointer.cast::<S>().add(i)));
+        // A loop, as a closure would not always be inlined, and by itself lacks the instruction set.
+        let mut state = [V::splat(0.0); N];
+        for (value, pointer) in state.iter_mut().zip(span.state) {
+            *value = S::load(pointer.cast::<S>().add(i));
+        }
         let (param, state) = rule.update(param, grad, state);
         if R::WRITES_PARAM {
             M::write(param, span, i);
         }
+        // By value: kept in memory meanwhile, plain arrays of lanes become vector code; by index they do not.
         for (value, pointer) in state.into_iter().zip(span.state).take(R::WRITES_STATES) {
             S::store(value, pointer.cast::<S>().add(i));
         }

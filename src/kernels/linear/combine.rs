@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::kernels::vector::{MAX_LANES, Stored, Vector, portable};
+use crate::kernels::vector::{EvenOdd, Halves, MAX_LANES, Pair, Stored, Vector, portable};
 #[cfg(target_arch = "x86_64")]
 use crate::kernels::vector::{avx2, avx512};
 use crate::runtime::Isa;
@@ -24,8 +24,14 @@ pub trait Combine: Copy + Default {
     );
 }
 
+/// The vector of an instruction set for f64, or that for f32 in an order.
+macro_rules! vector {
+    (F64, $isa:ident) => { $isa::F64 };
+    ($order:ident, $isa:ident) => { Pair<$isa::F32, $order> };
+}
+
 macro_rules! combine {
-    ($($type:ty: $float:ident),*) => { $(impl Combine for $type {
+    ($($type:ty: $vector:ident),*) => { $(impl Combine for $type {
         unsafe fn combine<const DIFFERENCES: bool, const N: usize>(
             isa: Isa,
             inputs: &[*const Self; N],
@@ -38,17 +44,17 @@ macro_rules! combine {
                 match isa {
                     #[cfg(target_arch = "x86_64")]
                     Isa::Avx512 | Isa::Avx512Bf16 | Isa::AmxBf16 => {
-                        with_avx512::<avx512::$float, Self, DIFFERENCES, N>(inputs, factors, to, len)
+                        with_avx512::<vector!($vector, avx512), Self, DIFFERENCES, N>(inputs, factors, to, len)
                     }
                     #[cfg(target_arch = "x86_64")]
-                    Isa::Avx2 => with_avx2::<avx2::$float, Self, DIFFERENCES, N>(inputs, factors, to, len),
-                    _ => sweep::<portable::$float, Self, DIFFERENCES, N>(inputs, factors, to, len),
+                    Isa::Avx2 => with_avx2::<vector!($vector, avx2), Self, DIFFERENCES, N>(inputs, factors, to, len),
+                    _ => sweep::<vector!($vector, portable), Self, DIFFERENCES, N>(inputs, factors, to, len),
                 }
             }
         }
     })* };
 }
-combine!(f64: F64, f32: F32, f16: F32, bf16: F32);
+combine!(f64: F64, f32: Halves, f16: Halves, bf16: EvenOdd);
 
 /// # Safety
 /// See [`Combine::combine`].

@@ -181,6 +181,11 @@ impl Single for F32 {
         Self(unsafe { _mm256_castsi256_ps(bits.0) })
     }
     #[inline(always)]
+    fn any_nan(a: Self, b: Self) -> bool {
+        // SAFETY: the CPU has AVX2.
+        unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_UNORD_Q>(a.0, b.0)) != 0 }
+    }
+    #[inline(always)]
     unsafe fn load_f32(from: *const f32) -> Self {
         // SAFETY: the CPU has AVX2; the caller's promise covers the eight elements.
         Self(unsafe { _mm256_loadu_ps(from) })
@@ -203,6 +208,8 @@ impl Single for F32 {
 }
 
 impl Bits for U32 {
+    const LANES: usize = 8;
+
     #[inline(always)]
     fn splat(value: u32) -> Self {
         // SAFETY: the CPU has AVX2.
@@ -249,6 +256,11 @@ impl Bits for U32 {
         Self(unsafe { _mm256_srl_epi32(self.0, _mm_cvtsi32_si128(BY as i32)) })
     }
     #[inline(always)]
+    fn sar<const BY: u32>(self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_sra_epi32(self.0, _mm_cvtsi32_si128(BY as i32)) })
+    }
+    #[inline(always)]
     fn if_greater(self, than: u32, then: Self, otherwise: Self) -> Self {
         // SAFETY: the CPU has AVX2. The signed comparison is right because the sign bits are clear.
         Self(unsafe {
@@ -257,18 +269,31 @@ impl Bits for U32 {
         })
     }
     #[inline(always)]
+    unsafe fn load_u32(from: *const u32) -> Self {
+        // SAFETY: the CPU has AVX2; the caller's promise covers the eight elements.
+        Self(unsafe { _mm256_loadu_si256(from.cast()) })
+    }
+    #[inline(always)]
+    unsafe fn store_u32(self, to: *mut u32) {
+        // SAFETY: the CPU has AVX2; the caller's promise covers the eight elements.
+        unsafe { _mm256_storeu_si256(to.cast(), self.0) }
+    }
+    #[inline(always)]
     unsafe fn load_u16(from: *const u16) -> Self {
         // SAFETY: the CPU has AVX2; the caller's promise covers the eight elements.
         Self(unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())) })
     }
     #[inline(always)]
-    unsafe fn store_upper_u16(self, to: *mut u16) {
-        // SAFETY: the CPU has AVX2; the caller's promise covers the eight elements.
+    unsafe fn store_upper_u16(first: Self, second: Self, to: *mut u16) {
+        // SAFETY: the CPU has AVX2; the caller's promise covers the sixteen elements.
         unsafe {
-            let upper = _mm256_srli_epi32::<16>(self.0);
-            // Packing works within 128-bit halves: gather the two quarters that hold the result.
-            let packed = _mm256_permute4x64_epi64::<0b00_00_10_00>(_mm256_packus_epi32(upper, upper));
-            _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(packed));
+            let (first, second) = (
+                _mm256_srli_epi32::<16>(first.0),
+                _mm256_srli_epi32::<16>(second.0),
+            );
+            // Packing works within 128-bit halves: put the quarters in order.
+            let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(first, second));
+            _mm256_storeu_si256(to.cast(), packed);
         }
     }
 }

@@ -181,6 +181,11 @@ impl Single for F32 {
         Self(unsafe { _mm512_castsi512_ps(bits.0) })
     }
     #[inline(always)]
+    fn any_nan(a: Self, b: Self) -> bool {
+        // SAFETY: the CPU has AVX-512.
+        unsafe { _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a.0, b.0) != 0 }
+    }
+    #[inline(always)]
     unsafe fn load_f32(from: *const f32) -> Self {
         // SAFETY: the CPU has AVX-512; the caller's promise covers the sixteen elements.
         Self(unsafe { _mm512_loadu_ps(from) })
@@ -203,6 +208,8 @@ impl Single for F32 {
 }
 
 impl Bits for U32 {
+    const LANES: usize = 16;
+
     #[inline(always)]
     fn splat(value: u32) -> Self {
         // SAFETY: the CPU has AVX-512.
@@ -249,6 +256,11 @@ impl Bits for U32 {
         Self(unsafe { _mm512_srl_epi32(self.0, _mm_cvtsi32_si128(BY as i32)) })
     }
     #[inline(always)]
+    fn sar<const BY: u32>(self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_sra_epi32(self.0, _mm_cvtsi32_si128(BY as i32)) })
+    }
+    #[inline(always)]
     fn if_greater(self, than: u32, then: Self, otherwise: Self) -> Self {
         // SAFETY: the CPU has AVX-512. The signed comparison is right because the sign bits are clear.
         Self(unsafe {
@@ -257,21 +269,30 @@ impl Bits for U32 {
         })
     }
     #[inline(always)]
+    unsafe fn load_u32(from: *const u32) -> Self {
+        // SAFETY: the CPU has AVX-512; the caller's promise covers the sixteen elements.
+        Self(unsafe { _mm512_loadu_si512(from.cast()) })
+    }
+    #[inline(always)]
+    unsafe fn store_u32(self, to: *mut u32) {
+        // SAFETY: the CPU has AVX-512; the caller's promise covers the sixteen elements.
+        unsafe { _mm512_storeu_si512(to.cast(), self.0) }
+    }
+    #[inline(always)]
     unsafe fn load_u16(from: *const u16) -> Self {
         // SAFETY: the CPU has AVX-512; the caller's promise covers the sixteen elements.
         Self(unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast())) })
     }
     #[inline(always)]
-    unsafe fn store_upper_u16(self, to: *mut u16) {
-        // SAFETY: the CPU has AVX-512; the caller's promise covers the sixteen elements.
+    unsafe fn store_upper_u16(first: Self, second: Self, to: *mut u16) {
+        // SAFETY: the CPU has AVX-512; the caller's promise covers the 32 elements.
         unsafe {
             // Every second word; a narrowing store (vpmovdw) is several times slower on Zen 4.
             let odd = _mm512_set_epi16(
-                0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, //
+                63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, //
                 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1,
             );
-            let words = _mm512_permutexvar_epi16(odd, self.0);
-            _mm256_storeu_si256(to.cast(), _mm512_castsi512_si256(words));
+            _mm512_storeu_si512(to.cast(), _mm512_permutex2var_epi16(first.0, odd, second.0));
         }
     }
 }

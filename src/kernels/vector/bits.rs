@@ -4,6 +4,8 @@ use super::Single;
 
 /// Integer operations on the bit patterns of a vector of f32.
 pub trait Bits: Copy {
+    const LANES: usize;
+
     fn splat(value: u32) -> Self;
     /// 0, 1, 2, ...
     fn iota() -> Self;
@@ -14,18 +16,26 @@ pub trait Bits: Copy {
     fn xor(self, other: Self) -> Self;
     fn shl<const BY: u32>(self) -> Self;
     fn shr<const BY: u32>(self) -> Self;
+    /// Of signed integers.
+    fn sar<const BY: u32>(self) -> Self;
     /// `then` where `self` (with the sign bit clear) is greater than `than`, else `otherwise`.
     fn if_greater(self, than: u32, then: Self, otherwise: Self) -> Self;
+    /// # Safety
+    /// `from` is valid for reading as many elements as there are lanes.
+    unsafe fn load_u32(from: *const u32) -> Self;
+    /// # Safety
+    /// `to` is valid for writing as many elements as there are lanes.
+    unsafe fn store_u32(self, to: *mut u32);
     /// Reads 16-bit integers, zero-extended.
     ///
     /// # Safety
     /// `from` is valid for reading as many elements as there are lanes.
     unsafe fn load_u16(from: *const u16) -> Self;
-    /// Writes the upper halves.
+    /// Writes the upper halves of both, one after the other.
     ///
     /// # Safety
-    /// `to` is valid for writing as many elements as there are lanes.
-    unsafe fn store_upper_u16(self, to: *mut u16);
+    /// `to` is valid for writing as many elements as both have lanes.
+    unsafe fn store_upper_u16(first: Self, second: Self, to: *mut u16);
 }
 
 const INFINITY: u32 = 0x7f80_0000;
@@ -34,11 +44,43 @@ const QUIET_NAN: u32 = 0x7fc0_0000;
 
 /// The nearest bf16, ties to even, in the upper half of each lane; NaN stays NaN.
 #[inline(always)]
-pub fn nearest_bf16<B: Bits>(x: B) -> B {
+pub fn nearest_bf16<V: Single>(a: V, b: V) -> [V::Bits; 2] {
+    let (x, y) = (a.to_bits(), b.to_bits());
+    match V::any_nan(a, b) {
+        true => [quiet(x, nearest_of_number(x)), quiet(y, nearest_of_number(y))],
+        false => [nearest_of_number(x), nearest_of_number(y)],
+    }
+}
+
+#[inline(always)]
+fn nearest_of_number<B: Bits>(x: B) -> B {
     let odd = x.shr::<16>().and(B::splat(1));
-    let rounded = x.add(B::splat(0x7fff)).add(odd);
+    x.add(B::splat(0x7fff)).add(odd)
+}
+
+/// The quiet NaN where `x` is a NaN, else `otherwise`.
+#[inline(always)]
+fn quiet<B: Bits>(x: B, otherwise: B) -> B {
     x.and(B::splat(WITHOUT_SIGN))
-        .if_greater(INFINITY, B::splat(QUIET_NAN), rounded)
+        .if_greater(INFINITY, B::splat(QUIET_NAN), otherwise)
+}
+
+/// A number in two halves of 16 bits, each in the upper half of its lanes: the nearest bf16, ties away from zero, and
+/// the rest as a signed integer. Nothing is lost but the payload of a NaN.
+#[inline(always)]
+pub fn split<B: Bits>(x: B) -> (B, B) {
+    let x = quiet(x, x);
+    (x.add(B::splat(0x8000)), x.shl::<16>())
+}
+
+/// The number of two such halves, with zeros below them. Where they never were one number (someone wrote a zero or an
+/// infinity over the first), it is the first.
+#[inline(always)]
+pub fn join<B: Bits>(nearest: B, rest: B) -> B {
+    let joined = nearest.add(rest.sar::<16>());
+    joined
+        .and(B::splat(WITHOUT_SIGN))
+        .if_greater(INFINITY, nearest, joined)
 }
 
 /// A number in two halves of 16 bits, each in the upper half of its lanes: the nearest bf16, ties away from zero, and
@@ -68,10 +110,35 @@ pub fn join<B: Bits>(nearest: B, rest: B) -> B {
 /// One of the two nearest bf16 in the upper half of each lane, the nearer the more likely; `noise` decides. Infinity
 /// and NaN stay what they are.
 #[inline(always)]
-pub fn dithered_bf16<B: Bits>(x: B, noise: B) -> B {
-    let dithered = x.add(noise.and(B::splat(0xffff)));
+pub fn dithered_bf16<V: Single>(a: V, b: V, noise: [V::Bits; 2]) -> [V::Bits; 2] {
+    let dithered = [
+        dithered_of_finite(a.to_bits(), noise[0]),
+        dithered_of_finite(b.to_bits(), noise[1]),
+    ];
+    // x - x is 0 but for NaN and infinity.
+    #[allow(clippy::eq_op)]
+    let special = V::any_nan(a - a, b - b);
+    match special {
+        true => {
+            let [x, y] = nearest_bf16(a, b);
+            [
+                if_finite(a.to_bits(), dithered[0], x),
+                if_finite(b.to_bits(), dithered[1], y),
+            ]
+        }
+        false => dithered,
+    }
+}
+
+#[inline(always)]
+fn dithered_of_finite<B: Bits>(x: B, noise: B) -> B {
+    x.add(noise.and(B::splat(0xffff)))
+}
+
+#[inline(always)]
+fn if_finite<B: Bits>(x: B, then: B, otherwise: B) -> B {
     x.and(B::splat(WITHOUT_SIGN))
-        .if_greater(INFINITY - 1, nearest_bf16(x), dithered)
+        .if_greater(INFINITY - 1, otherwise, then)
 }
 
 /// One of the two nearest f16, the nearer the more likely, as an f32; `noise` decides. Infinity and NaN stay what they
@@ -112,11 +179,11 @@ impl Noise {
         z ^ (z >> 31)
     }
 
-    /// 32 random bits for each lane, for `counter`, `counter + 1`, ...: two rounds of a 32-bit mixer (the constants
-    /// are the best found by the hash-prospector search) with half of the key before each.
+    /// 32 random bits for each lane, for `counter` and its `offset`: two rounds of a 32-bit mixer (the constants are
+    /// the best found by the hash-prospector search) with half of the key before each.
     #[inline(always)]
-    pub fn draw<B: Bits>(self) -> B {
-        let counter = B::iota().add(B::splat(self.counter));
+    pub fn draw<B: Bits>(self, offset: B) -> B {
+        let counter = offset.add(B::splat(self.counter));
         let once = mix(counter.add(B::splat(self.key as u32)));
         mix(once.xor(B::splat((self.key >> 32) as u32)))
     }

@@ -13,12 +13,14 @@ pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
 mod bits;
+mod pair;
 pub mod portable;
 
-pub use bits::{Bits, Noise, join, split};
+pub use bits::{Bits, Noise};
+pub use pair::{EvenOdd, Halves, Order, Pair, Splits};
 
 /// The most lanes that any vector has.
-pub const MAX_LANES: usize = 16;
+pub const MAX_LANES: usize = 32;
 
 /// Arithmetic on a vector of floating-point numbers. The operand `f64` of a multiplication or addition is rounded to
 /// the element type once and used in every lane.
@@ -68,12 +70,14 @@ pub trait Stored<V: Vector>: Copy + Default {
     unsafe fn store_dithered(value: V, to: *mut Self, noise: Noise);
 }
 
-/// What an instruction set provides for f32; the 16-bit formats build on it.
+/// What an instruction set provides for f32; vectors are [`Pair`]s of these.
 pub trait Single: Vector {
     type Bits: Bits;
 
     fn to_bits(self) -> Self::Bits;
     fn from_bits(bits: Self::Bits) -> Self;
+    /// Whether any lane of either is NaN.
+    fn any_nan(a: Self, b: Self) -> bool;
     /// # Safety
     /// As for [`Stored::load`].
     unsafe fn load_f32(from: *const f32) -> Self;
@@ -161,60 +165,6 @@ impl<V: Double> Stored<V> for f64 {
     unsafe fn store_dithered(value: V, to: *mut Self, _noise: Noise) {
         // SAFETY: the caller's promise is the same; arithmetic has this very precision, so nothing is rounded.
         unsafe { value.store_f64(to) }
-    }
-}
-
-impl<V: Single> Stored<V> for f32 {
-    #[inline(always)]
-    unsafe fn load(from: *const Self) -> V {
-        // SAFETY: the caller's promise is the same.
-        unsafe { V::load_f32(from) }
-    }
-    #[inline(always)]
-    unsafe fn store(value: V, to: *mut Self) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { value.store_f32(to) }
-    }
-    #[inline(always)]
-    unsafe fn store_dithered(value: V, to: *mut Self, _noise: Noise) {
-        // SAFETY: the caller's promise is the same; arithmetic has this very precision, so nothing is rounded.
-        unsafe { value.store_f32(to) }
-    }
-}
-
-impl<V: Single> Stored<V> for f16 {
-    #[inline(always)]
-    unsafe fn load(from: *const Self) -> V {
-        // SAFETY: the caller's promise is the same.
-        unsafe { V::load_f16(from) }
-    }
-    #[inline(always)]
-    unsafe fn store(value: V, to: *mut Self) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { value.store_f16(to) }
-    }
-    #[inline(always)]
-    unsafe fn store_dithered(value: V, to: *mut Self, noise: Noise) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { bits::dithered_f16(value, noise.draw()).store_f16(to) }
-    }
-}
-
-impl<V: Single> Stored<V> for bf16 {
-    #[inline(always)]
-    unsafe fn load(from: *const Self) -> V {
-        // SAFETY: the caller's promise is the same; bf16 is the upper half of an f32.
-        V::from_bits(unsafe { V::Bits::load_u16(from.cast()) }.shl::<16>())
-    }
-    #[inline(always)]
-    unsafe fn store(value: V, to: *mut Self) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { bits::nearest_bf16(value.to_bits()).store_upper_u16(to.cast()) }
-    }
-    #[inline(always)]
-    unsafe fn store_dithered(value: V, to: *mut Self, noise: Noise) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { bits::dithered_bf16(value.to_bits(), noise.draw()).store_upper_u16(to.cast()) }
     }
 }
 

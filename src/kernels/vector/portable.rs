@@ -156,6 +156,12 @@ impl Single for F32 {
         bits.map(f32::from_bits)
     }
     #[inline(always)]
+    fn any_nan(a: Self, b: Self) -> bool {
+        a.0.iter()
+            .zip(b.0)
+            .fold(false, |any, (a, b)| any | a.is_nan() | b.is_nan())
+    }
+    #[inline(always)]
     unsafe fn load_f32(from: *const f32) -> Self {
         // SAFETY: the caller's promise is the same.
         unsafe { Self::read(from) }
@@ -178,6 +184,8 @@ impl Single for F32 {
 }
 
 impl Bits for U32 {
+    const LANES: usize = 8;
+
     #[inline(always)]
     fn splat(value: u32) -> Self {
         Lanes([value; 8])
@@ -215,6 +223,10 @@ impl Bits for U32 {
         self.map(|x| x >> BY)
     }
     #[inline(always)]
+    fn sar<const BY: u32>(self) -> Self {
+        self.map(|x| (x as i32 >> BY) as u32)
+    }
+    #[inline(always)]
     fn if_greater(self, than: u32, then: Self, otherwise: Self) -> Self {
         Lanes(from_fn(|i| {
             if self.0[i] > than {
@@ -225,13 +237,26 @@ impl Bits for U32 {
         }))
     }
     #[inline(always)]
+    unsafe fn load_u32(from: *const u32) -> Self {
+        // SAFETY: the caller's promise is the same.
+        unsafe { Self::read(from) }
+    }
+    #[inline(always)]
+    unsafe fn store_u32(self, to: *mut u32) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.write(to) }
+    }
+    #[inline(always)]
     unsafe fn load_u16(from: *const u16) -> Self {
         // SAFETY: the caller's promise is the same.
         unsafe { Lanes::<u16, 8>::read(from) }.map(u32::from)
     }
     #[inline(always)]
-    unsafe fn store_upper_u16(self, to: *mut u16) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { self.map(|x| (x >> 16) as u16).write(to) }
+    unsafe fn store_upper_u16(first: Self, second: Self, to: *mut u16) {
+        // SAFETY: the caller's promise covers both.
+        unsafe {
+            first.map(|x| (x >> 16) as u16).write(to);
+            second.map(|x| (x >> 16) as u16).write(to.add(Self::LANES));
+        }
     }
 }

@@ -22,6 +22,9 @@ macro_rules! on_every_isa {
     };
 }
 
+type InHalves<V> = Pair<V, Halves>;
+type Apart<V> = Pair<V, EvenOdd>;
+
 /// All kinds of f32: special values, boundaries of the 16-bit formats, and patterns spread over all exponents.
 fn samples() -> Vec<f32> {
     let special = [
@@ -50,22 +53,35 @@ fn samples() -> Vec<f32> {
     samples
 }
 
+/// A number's nearest bf16, ties away from zero, and the rest.
+fn halves(x: f32) -> (u16, i16) {
+    match x.is_nan() {
+        true => (0x7fc0, 0),
+        false => (((x.to_bits() + 0x8000) >> 16) as u16, x.to_bits() as i16),
+    }
+}
+
+fn load<V: Splits>(values: &[f32]) -> V {
+    let (mut nearest, mut rest) = ([bf16::ZERO; MAX_LANES], [0_i16; MAX_LANES]);
+    for (lane, &x) in values.iter().take(V::LANES).enumerate() {
+        let (upper, lower) = halves(x);
+        (nearest[lane], rest[lane]) = (bf16::from_bits(upper), lower);
+    }
+    // SAFETY: the arrays hold the longest vector.
+    unsafe { V::load_split(nearest.as_ptr(), rest.as_ptr()) }
+}
+
 /// Loads f32 and stores `T`.
-fn convert<V: Single, T: Stored<V>>(values: &[f32]) -> Vec<T> {
+fn convert<V: Splits, T: Stored<V>>(values: &[f32]) -> Vec<T> {
     let mut out = vec![T::default(); values.len()];
     for i in (0..values.len()).step_by(V::LANES) {
-        // SAFETY: a vector at `i` lies within both, whose length is a multiple of any number of lanes.
-        unsafe {
-            T::store(
-                <f32 as Stored<V>>::load(values.as_ptr().add(i)),
-                out.as_mut_ptr().add(i),
-            )
-        }
+        // SAFETY: a vector at `i` lies within `out`, whose length is a multiple of any number of lanes.
+        unsafe { T::store(load(&values[i..]), out.as_mut_ptr().add(i)) }
     }
     out
 }
 
-fn dither<V: Single, T: Stored<V>>(values: &[f32], key: u64) -> Vec<T> {
+fn dither<V: Splits, T: Stored<V>>(values: &[f32], key: u64) -> Vec<T> {
     let mut out = vec![T::default(); values.len()];
     for i in (0..values.len()).step_by(V::LANES) {
         let noise = Noise {
@@ -73,25 +89,26 @@ fn dither<V: Single, T: Stored<V>>(values: &[f32], key: u64) -> Vec<T> {
             counter: i as u32,
         };
         // SAFETY: as in `convert`.
-        unsafe {
-            let value = <f32 as Stored<V>>::load(values.as_ptr().add(i));
-            T::store_dithered(value, out.as_mut_ptr().add(i), noise);
-        }
+        unsafe { T::store_dithered(load(&values[i..]), out.as_mut_ptr().add(i), noise) }
     }
     out
 }
 
 fn rounds_like_half<V: Single>(isa: Isa) {
     let samples = samples();
-    let narrow = convert::<V, bf16>(&samples);
-    for (x, y) in samples.iter().zip(&narrow) {
-        let expected = bf16::from_f32(*x);
-        assert!(
-            y.to_bits() == expected.to_bits() || x.is_nan() && y.is_nan(),
-            "{isa:?}: {x} became {y}"
-        );
+    for narrow in [
+        convert::<InHalves<V>, bf16>(&samples),
+        convert::<Apart<V>, bf16>(&samples),
+    ] {
+        for (x, y) in samples.iter().zip(&narrow) {
+            let expected = bf16::from_f32(*x);
+            assert!(
+                y.to_bits() == expected.to_bits() || x.is_nan() && y.is_nan(),
+                "{isa:?}: {x} became {y}"
+            );
+        }
     }
-    let half = convert::<V, f16>(&samples);
+    let half = convert::<InHalves<V>, f16>(&samples);
     for (x, y) in samples.iter().zip(&half) {
         let expected = f16::from_f32(*x);
         assert!(
@@ -108,10 +125,10 @@ fn rounding_to_nearest_is_that_of_the_half_crate() {
 
 fn loads_every_16_bit_pattern<V: Single>(isa: Isa) {
     let patterns: Vec<u16> = (0..=u16::MAX).collect();
-    for i in (0..patterns.len()).step_by(V::LANES) {
+    for i in (0..patterns.len()).step_by(2 * V::LANES) {
         let mut wide = [0.0_f32; MAX_LANES];
         let check = |wide: &[f32], expected: fn(u16) -> f32| {
-            for (lane, &x) in wide.iter().take(V::LANES).enumerate() {
+            for (lane, &x) in wide.iter().take(2 * V::LANES).enumerate() {
                 let expected = expected(patterns[i + lane]);
                 assert!(
                     x.to_bits() == expected.to_bits() || x.is_nan() && expected.is_nan(),
@@ -119,11 +136,14 @@ fn loads_every_16_bit_pattern<V: Single>(isa: Isa) {
                 );
             }
         };
+        let from = patterns[i..].as_ptr();
         // SAFETY: a vector at `i` lies within the patterns, and `wide` holds the longest vector.
         unsafe {
-            <bf16 as Stored<V>>::load(patterns.as_ptr().add(i).cast()).store_f32(wide.as_mut_ptr());
+            let narrow = <bf16 as Stored<InHalves<V>>>::load(from.cast());
+            f32::store(narrow, wide.as_mut_ptr());
             check(&wide, |bits| bf16::from_bits(bits).to_f32());
-            <f16 as Stored<V>>::load(patterns.as_ptr().add(i).cast()).store_f32(wide.as_mut_ptr());
+            let half = <f16 as Stored<InHalves<V>>>::load(from.cast());
+            f32::store(half, wide.as_mut_ptr());
             check(&wide, |bits| f16::from_bits(bits).to_f32());
         }
     }
@@ -136,8 +156,9 @@ fn every_16_bit_pattern_loads_as_in_the_half_crate() {
 
 fn dithers_to_a_neighbour<V: Single>(isa: Isa, bf16_bits: &mut Vec<Vec<u16>>, f16_bits: &mut Vec<Vec<u16>>) {
     let samples = samples();
-    let narrow = dither::<V, bf16>(&samples, 7);
-    let half = dither::<V, f16>(&samples, 7);
+    let narrow = dither::<InHalves<V>, bf16>(&samples, 7);
+    let apart = dither::<Apart<V>, bf16>(&samples, 7);
+    let half = dither::<InHalves<V>, f16>(&samples, 7);
     for ((&x, y), z) in samples.iter().zip(&narrow).zip(&half) {
         let exact = f64::from(x);
         let (near_y, near_z) = (bf16::from_f32(x).to_f64(), f16::from_f32(x).to_f64());
@@ -168,7 +189,9 @@ fn dithers_to_a_neighbour<V: Single>(isa: Isa, bf16_bits: &mut Vec<Vec<u16>>, f1
         }
     }
     let bits = |x: u16, is_nan: bool| if is_nan { u16::MAX } else { x };
-    bf16_bits.push(narrow.iter().map(|y| bits(y.to_bits(), y.is_nan())).collect());
+    for narrow in [narrow, apart] {
+        bf16_bits.push(narrow.iter().map(|y| bits(y.to_bits(), y.is_nan())).collect());
+    }
     f16_bits.push(half.iter().map(|z| bits(z.to_bits(), z.is_nan())).collect());
 }
 
@@ -186,9 +209,9 @@ fn dithering_gives_a_neighbour_and_the_same_one_on_every_instruction_set() {
     );
 }
 
-fn is_unbiased<V: Single, T: Stored<V> + Into<f64>>(isa: Isa, x: f32, spacing: f64) {
+fn is_unbiased<V: Single, T: Stored<InHalves<V>> + Into<f64>>(isa: Isa, x: f32, spacing: f64) {
     const COUNT: usize = 160_000;
-    let rounded = dither::<V, T>(&vec![x; COUNT], 3);
+    let rounded = dither::<InHalves<V>, T>(&vec![x; COUNT], 3);
     let mean = rounded.into_iter().map(Into::into).sum::<f64>() / COUNT as f64;
     // Six standard deviations of the mean of a number that is off by less than a spacing.
     let tolerance = 6.0 * 0.5 * spacing / (COUNT as f64).sqrt();
@@ -208,33 +231,17 @@ fn dithering_is_right_in_expectation() {
 }
 
 fn splits_and_joins<V: Single>(isa: Isa) {
-    let upper = |bits: V::Bits| {
-        let mut halves = [0_u16; MAX_LANES];
-        // SAFETY: the array holds the longest vector.
-        unsafe { bits.store_upper_u16(halves.as_mut_ptr()) };
-        halves
-    };
-    let samples = samples();
-    for chunk in samples.chunks(V::LANES) {
-        // SAFETY: the samples are a whole number of vectors, and the arrays hold the longest vector.
-        let (nearest, rest, joined) = unsafe {
-            let (nearest, rest) = split(V::load_f32(chunk.as_ptr()).to_bits());
-            let (nearest, rest) = (upper(nearest), upper(rest));
-            let mut joined = [0.0_f32; MAX_LANES];
-            let load = |halves: &[u16; MAX_LANES]| V::Bits::load_u16(halves.as_ptr());
-            V::from_bits(join(load(&nearest), load(&rest))).store_f32(joined.as_mut_ptr());
-            (nearest, rest, joined)
-        };
-        for (lane, x) in chunk.iter().enumerate() {
-            let (nearest, rest) = (nearest[lane], rest[lane]);
-            if x.is_nan() {
-                assert_eq!((nearest, rest), (0x7fc0, 0), "{isa:?}");
-                assert!(joined[lane].is_nan(), "{isa:?}");
-            } else {
-                assert_eq!(nearest, ((x.to_bits() + 0x8000) >> 16) as u16, "{isa:?}: {x}");
-                assert_eq!(rest, x.to_bits() as u16, "{isa:?}: {x}");
-                assert_eq!(joined[lane].to_bits(), x.to_bits(), "{isa:?}: {x}");
-            }
+    split_and_join::<InHalves<V>>(isa);
+    split_and_join::<Apart<V>>(isa);
+}
+
+fn split_and_join<V: Splits>(isa: Isa) {
+    for x in samples().chunks(V::LANES) {
+        let (mut nearest, mut rest) = ([bf16::ZERO; MAX_LANES], [0_i16; MAX_LANES]);
+        // SAFETY: the arrays hold the longest vector.
+        unsafe { load::<V>(x).store_split(nearest.as_mut_ptr(), rest.as_mut_ptr()) };
+        for (lane, &x) in x.iter().enumerate() {
+            assert_eq!((nearest[lane].to_bits(), rest[lane]), halves(x), "{isa:?}: {x}");
         }
     }
 }
@@ -245,17 +252,26 @@ fn halves_of_a_number_join_to_its_very_bits() {
 }
 
 fn joins_what_never_was_one<V: Single>(isa: Isa) {
+    join_what_never_was_one::<InHalves<V>>(isa);
+    join_what_never_was_one::<Apart<V>>(isa);
+}
+
+fn join_what_never_was_one<V: Splits>(isa: Isa) {
     for first in [0.0, f32::NEG_INFINITY, f32::NAN, -0.0] {
-        for rest in [1, 0x7fff, 0x8000, 0xffff] {
-            let mut joined = [0.0_f32; MAX_LANES];
-            let halves = [bf16::from_f32(first).to_bits(), rest].map(|half| V::Bits::splat(half.into()));
-            // SAFETY: the array holds the longest vector.
-            unsafe { V::from_bits(join(halves[0], halves[1])).store_f32(joined.as_mut_ptr()) };
+        for rest in [1, i16::MAX, i16::MIN, -1] {
+            let (first, rest) = ([bf16::from_f32(first); MAX_LANES], [rest; MAX_LANES]);
+            let (mut nearest, mut left) = (first, rest);
+            // SAFETY: the arrays hold the longest vector.
+            unsafe {
+                V::load_split(first.as_ptr(), rest.as_ptr())
+                    .store_split(nearest.as_mut_ptr(), left.as_mut_ptr())
+            };
+            let same = nearest[0].to_bits() == first[0].to_bits();
             assert!(
-                joined[0].is_nan() == first.is_nan() && (first != 0.0 || joined[0].abs() < 1e-40),
-                "{isa:?}: {first} and {rest:#x} became {}",
-                joined[0]
+                same || first[0].is_infinite(),
+                "{isa:?}: {first:?} became {nearest:?}"
             );
+            assert_eq!(nearest[0].is_nan(), first[0].is_nan(), "{isa:?}: {first:?}");
         }
     }
 }
@@ -263,6 +279,27 @@ fn joins_what_never_was_one<V: Single>(isa: Isa) {
 #[test]
 fn a_number_written_over_the_first_half_is_not_lost_to_the_second() {
     on_every_isa!(joins_what_never_was_one());
+}
+
+fn loads_the_same_apart<V: Single>(isa: Isa) {
+    let patterns: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
+    for pattern in patterns.chunks(2 * V::LANES) {
+        let (mut nearest, mut rest) = ([bf16::ZERO; MAX_LANES], [0_i16; MAX_LANES]);
+        // SAFETY: the patterns are a whole number of any vectors, and the arrays hold the longest.
+        unsafe {
+            <bf16 as Stored<Apart<V>>>::load(pattern.as_ptr())
+                .store_split(nearest.as_mut_ptr(), rest.as_mut_ptr())
+        };
+        for (lane, x) in pattern.iter().enumerate() {
+            let found = (nearest[lane].to_bits(), rest[lane]);
+            assert_eq!(found, halves(x.to_f32()), "{isa:?}: {x}");
+        }
+    }
+}
+
+#[test]
+fn every_bf16_is_loaded_apart() {
+    on_every_isa!(loads_the_same_apart());
 }
 
 fn compares_as_documented<V: Single>(isa: Isa) {
@@ -279,12 +316,12 @@ fn compares_as_documented<V: Single>(isa: Isa) {
         let mut sign = [0.0_f32; MAX_LANES];
         // SAFETY: the arrays hold the longest vector.
         unsafe {
-            let (x, y) = (
-                V::load_f32([a; MAX_LANES].as_ptr()),
-                V::load_f32([b; MAX_LANES].as_ptr()),
+            let (x, y): (InHalves<V>, InHalves<V>) = (
+                f32::load([a; MAX_LANES].as_ptr()),
+                f32::load([b; MAX_LANES].as_ptr()),
             );
-            x.max(y).store_f32(max.as_mut_ptr());
-            x.sign().store_f32(sign.as_mut_ptr());
+            f32::store(x.max(y), max.as_mut_ptr());
+            f32::store(x.sign(), sign.as_mut_ptr());
         }
         let expected = if a > b { a } else { b };
         assert_eq!(

@@ -1,0 +1,259 @@
+//! Two registers of f32 as one vector: 16-bit elements come and go a whole register at a time, and NaN is looked for
+//! once for both.
+
+use std::marker::PhantomData;
+use std::ops::{Add, Div, Mul, Neg, Sub};
+
+use half::{bf16, f16};
+
+use super::{Bits, Noise, Single, Stored, Vector, bits};
+
+/// Two registers, which hold the elements in order `O`.
+#[derive(Clone, Copy)]
+pub struct Pair<V, O>(V, V, PhantomData<O>);
+
+/// Which elements the first register holds, and which the second.
+pub trait Order: Copy {
+    /// Reads 16 bits for each lane into the upper halves, with zeros below.
+    ///
+    /// # Safety
+    /// `from` is valid for reading as many elements as both have lanes.
+    unsafe fn load<B: Bits>(from: *const u16) -> [B; 2];
+
+    /// Writes the upper halves.
+    ///
+    /// # Safety
+    /// `to` is valid for writing as many elements as both have lanes.
+    unsafe fn store<B: Bits>(both: [B; 2], to: *mut u16);
+
+    fn draw<B: Bits>(noise: Noise) -> [B; 2];
+}
+
+/// The first half, and the second: as any storage types share it.
+#[derive(Clone, Copy)]
+pub struct Halves;
+
+/// Those of even number, and those of odd number: in memory they are the halves of 32 bits, if all is in 16 bits.
+#[derive(Clone, Copy)]
+pub struct EvenOdd;
+
+impl Order for Halves {
+    #[inline(always)]
+    unsafe fn load<B: Bits>(from: *const u16) -> [B; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            [
+                B::load_u16(from).shl::<16>(),
+                B::load_u16(from.add(B::LANES)).shl::<16>(),
+            ]
+        }
+    }
+    #[inline(always)]
+    unsafe fn store<B: Bits>([first, second]: [B; 2], to: *mut u16) {
+        // SAFETY: the caller's promise.
+        unsafe { B::store_upper_u16(first, second, to) }
+    }
+    #[inline(always)]
+    fn draw<B: Bits>(noise: Noise) -> [B; 2] {
+        let first = B::iota();
+        [
+            noise.draw(first),
+            noise.draw(first.add(B::splat(B::LANES as u32))),
+        ]
+    }
+}
+
+impl Order for EvenOdd {
+    #[inline(always)]
+    unsafe fn load<B: Bits>(from: *const u16) -> [B; 2] {
+        // SAFETY: the caller's promise.
+        let both = unsafe { B::load_u32(from.cast()) };
+        [both.shl::<16>(), both.and(upper())]
+    }
+    #[inline(always)]
+    unsafe fn store<B: Bits>([even, odd]: [B; 2], to: *mut u16) {
+        // SAFETY: the caller's promise.
+        unsafe { even.shr::<16>().or(odd.and(upper())).store_u32(to.cast()) }
+    }
+    #[inline(always)]
+    fn draw<B: Bits>(noise: Noise) -> [B; 2] {
+        let even = B::iota().shl::<1>();
+        [noise.draw(even), noise.draw(even.add(B::splat(1)))]
+    }
+}
+
+#[inline(always)]
+fn upper<B: Bits>() -> B {
+    B::splat(0xffff_0000)
+}
+
+impl<V, O> Pair<V, O> {
+    #[inline(always)]
+    fn new(first: V, second: V) -> Self {
+        Pair(first, second, PhantomData)
+    }
+}
+
+macro_rules! operators {
+    ($($op:ident :: $method:ident),*) => { $(
+        impl<V: Vector, O> $op for Pair<V, O> {
+            type Output = Self;
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                Pair::new(self.0.$method(other.0), self.1.$method(other.1))
+            }
+        }
+    )* };
+}
+operators!(Add::add, Sub::sub, Mul::mul, Div::div);
+
+impl<V: Vector, O: Order> Add<f64> for Pair<V, O> {
+    type Output = Self;
+    #[inline(always)]
+    fn add(self, other: f64) -> Self {
+        self + Self::splat(other)
+    }
+}
+
+impl<V: Vector, O: Order> Mul<f64> for Pair<V, O> {
+    type Output = Self;
+    #[inline(always)]
+    fn mul(self, other: f64) -> Self {
+        self * Self::splat(other)
+    }
+}
+
+impl<V: Vector, O> Neg for Pair<V, O> {
+    type Output = Self;
+    #[inline(always)]
+    fn neg(self) -> Self {
+        Pair::new(-self.0, -self.1)
+    }
+}
+
+impl<V: Vector, O: Order> Vector for Pair<V, O> {
+    const LANES: usize = 2 * V::LANES;
+
+    #[inline(always)]
+    fn splat(value: f64) -> Self {
+        Pair::new(V::splat(value), V::splat(value))
+    }
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        Pair::new(self.0.sqrt(), self.1.sqrt())
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        Pair::new(self.0.max(other.0), self.1.max(other.1))
+    }
+    #[inline(always)]
+    fn sign(self) -> Self {
+        Pair::new(self.0.sign(), self.1.sign())
+    }
+    #[inline(always)]
+    fn finite_or(self, other: Self) -> Self {
+        Pair::new(self.0.finite_or(other.0), self.1.finite_or(other.1))
+    }
+    #[inline(always)]
+    fn count_below(self, other: Self) -> u32 {
+        self.0.count_below(other.0) + self.1.count_below(other.1)
+    }
+}
+
+impl<V: Single> Stored<Pair<V, Halves>> for f32 {
+    #[inline(always)]
+    unsafe fn load(from: *const Self) -> Pair<V, Halves> {
+        // SAFETY: the caller's promise covers both halves.
+        unsafe { Pair::new(V::load_f32(from), V::load_f32(from.add(V::LANES))) }
+    }
+    #[inline(always)]
+    unsafe fn store(value: Pair<V, Halves>, to: *mut Self) {
+        // SAFETY: as above.
+        unsafe {
+            value.0.store_f32(to);
+            value.1.store_f32(to.add(V::LANES));
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_dithered(value: Pair<V, Halves>, to: *mut Self, _noise: Noise) {
+        // SAFETY: the caller's promise is the same; arithmetic has this very precision, so nothing is rounded.
+        unsafe { Self::store(value, to) }
+    }
+}
+
+impl<V: Single> Stored<Pair<V, Halves>> for f16 {
+    #[inline(always)]
+    unsafe fn load(from: *const Self) -> Pair<V, Halves> {
+        // SAFETY: the caller's promise covers both halves.
+        unsafe { Pair::new(V::load_f16(from), V::load_f16(from.add(V::LANES))) }
+    }
+    #[inline(always)]
+    unsafe fn store(value: Pair<V, Halves>, to: *mut Self) {
+        // SAFETY: as above.
+        unsafe {
+            value.0.store_f16(to);
+            value.1.store_f16(to.add(V::LANES));
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_dithered(value: Pair<V, Halves>, to: *mut Self, noise: Noise) {
+        let [first, second] = Halves::draw(noise);
+        let dithered = Pair::new(
+            bits::dithered_f16(value.0, first),
+            bits::dithered_f16(value.1, second),
+        );
+        // SAFETY: the caller's promise is the same.
+        unsafe { Self::store(dithered, to) }
+    }
+}
+
+impl<V: Single, O: Order> Stored<Pair<V, O>> for bf16 {
+    #[inline(always)]
+    unsafe fn load(from: *const Self) -> Pair<V, O> {
+        // SAFETY: the caller's promise is the same; bf16 is the upper half of an f32.
+        let [first, second] = unsafe { O::load(from.cast()) };
+        Pair::new(V::from_bits(first), V::from_bits(second))
+    }
+    #[inline(always)]
+    unsafe fn store(value: Pair<V, O>, to: *mut Self) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { O::store(bits::nearest_bf16(value.0, value.1), to.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_dithered(value: Pair<V, O>, to: *mut Self, noise: Noise) {
+        let dithered = bits::dithered_bf16(value.0, value.1, O::draw(noise));
+        // SAFETY: the caller's promise is the same.
+        unsafe { O::store(dithered, to.cast()) }
+    }
+}
+
+/// A vector of f32 in two places, 16 bits of each number in one and 16 in the other: see [`bits::split`].
+pub trait Splits: Vector {
+    /// # Safety
+    /// Both are valid for reading as many elements as there are lanes.
+    unsafe fn load_split(nearest: *const bf16, rest: *const i16) -> Self;
+    /// # Safety
+    /// Both are valid for writing as many elements as there are lanes.
+    unsafe fn store_split(self, nearest: *mut bf16, rest: *mut i16);
+}
+
+impl<V: Single, O: Order> Splits for Pair<V, O> {
+    #[inline(always)]
+    unsafe fn load_split(nearest: *const bf16, rest: *const i16) -> Self {
+        // SAFETY: the caller's promise is the same.
+        let (nearest, rest) = unsafe { (O::load(nearest.cast()), O::load(rest.cast())) };
+        Pair::new(
+            V::from_bits(bits::join(nearest[0], rest[0])),
+            V::from_bits(bits::join(nearest[1], rest[1])),
+        )
+    }
+    #[inline(always)]
+    unsafe fn store_split(self, nearest: *mut bf16, rest: *mut i16) {
+        let (first, second) = (bits::split(self.0.to_bits()), bits::split(self.1.to_bits()));
+        // SAFETY: the caller's promise is the same.
+        unsafe {
+            O::store([first.0, second.0], nearest.cast());
+            O::store([first.1, second.1], rest.cast());
+        }
+    }
+}
