@@ -26,6 +26,8 @@ pub trait Kernel: Copy + Send + Sync + 'static {
     const LANES: usize;
     const ROWS: usize;
     const WIDTH: usize;
+    /// Units of the inner dimension between two visits of a block of sums.
+    const STRETCH: usize = 384;
 
     /// A unit of `DEPTH` values, which lies in memory as these in a row; `second` is not used where `DEPTH` is 1.
     fn unit(first: Self::Value, second: Self::Value) -> Self::Unit;

@@ -15,6 +15,8 @@ const TURN: usize = BLOCK;
 /// The widest panel of any kernel, and the most units of a group.
 const WIDEST: usize = 32;
 const LONGEST: usize = 16;
+/// Columns between one that is packed and one that is asked for.
+const AHEAD: usize = 32;
 
 /// 64 bytes, so that panels start at cache lines.
 #[derive(Clone, Copy)]
@@ -240,26 +242,38 @@ impl<K: Takes<T>, T> Job for Pack<'_, K, T> {
 /// Columns are contiguous: `DEPTH` of them at a time become a packed column of every panel.
 #[inline(always)]
 fn interleave<K: Takes<T>, T>(source: View<'_, T>, to: &mut [Stretch<'_, K::Unit>; PANELS], round: bool) {
-    let mut group = [K::Unit::default(); WIDEST * LONGEST];
+    // Loops over indices, here and below: iterators over two slices are not always inlined into a function with
+    // features of its own.
+    let mut groups = [[K::Unit::default(); WIDEST * LONGEST]; PANELS];
+    let panels = source.rows.div_ceil(K::WIDTH);
     for first in (0..source.cols.div_ceil(K::DEPTH)).step_by(K::GROUP) {
-        for (row, to) in (0..source.rows).step_by(K::WIDTH).zip(&mut *to) {
-            let source = source.part(row..source.rows.min(row + K::WIDTH), 0..source.cols);
-            let part = first * K::WIDTH..(first + K::GROUP) * K::WIDTH;
-            let columns = match to.right.is_empty() {
-                true => &mut group[..K::GROUP * K::WIDTH],
-                false => &mut to.right[part.clone()],
-            };
-            for (unit, to) in columns.chunks_exact_mut(K::WIDTH).enumerate() {
-                column::<K, T>(source, (first + unit) * K::DEPTH, to, round);
+        let part = first * K::WIDTH..(first + K::GROUP) * K::WIDTH;
+        for unit in first..first + K::GROUP {
+            for panel in 0..panels {
+                let row = panel * K::WIDTH;
+                let source = source.part(row..source.rows.min(row + K::WIDTH), 0..source.cols);
+                let to = match to[panel].right.is_empty() {
+                    true => &mut groups[panel][(unit - first) * K::WIDTH..][..K::WIDTH],
+                    false => &mut to[panel].right[unit * K::WIDTH..][..K::WIDTH],
+                };
+                column::<K, T>(source, unit * K::DEPTH, to, round);
             }
-            if !to.left.is_empty() {
-                let to = &mut to.left[part];
-                for row in (0..K::WIDTH).step_by(K::GROUP) {
-                    // SAFETY: within `enter`; a square of the group on either side.
-                    unsafe {
-                        let to = to.as_mut_ptr().add(row * K::GROUP);
-                        K::transpose(columns.as_ptr().add(row), K::WIDTH, to, K::GROUP);
-                    }
+        }
+        for panel in 0..panels {
+            let Stretch { left, right } = &mut to[panel];
+            if left.is_empty() {
+                continue;
+            }
+            let columns = match right.is_empty() {
+                true => &groups[panel][..K::GROUP * K::WIDTH],
+                false => &right[part.clone()],
+            };
+            let to = &mut left[part.clone()];
+            for row in (0..K::WIDTH).step_by(K::GROUP) {
+                // SAFETY: within `enter`; a square of the group on either side.
+                unsafe {
+                    let to = to.as_mut_ptr().add(row * K::GROUP);
+                    K::transpose(columns.as_ptr().add(row), K::WIDTH, to, K::GROUP);
                 }
             }
         }
@@ -268,17 +282,19 @@ fn interleave<K: Takes<T>, T>(source: View<'_, T>, to: &mut [Stretch<'_, K::Unit
 
 /// A packed column: `DEPTH` contiguous columns of the source from `first`, or zeros beyond the last.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // see `interleave`
 fn column<K: Takes<T>, T>(source: View<'_, T>, first: usize, to: &mut [K::Unit], round: bool) {
     let mut values = [[K::Value::default(); WIDEST]; 2];
-    for (column, values) in (first..first + K::DEPTH).zip(&mut values) {
-        if column >= source.cols {
+    for d in 0..K::DEPTH {
+        if first + d >= source.cols {
             continue;
         }
-        let from = source.column(column);
+        let from = source.column(first + d);
+        K::prefetch(from.as_ptr().wrapping_add(AHEAD * source.col_stride).cast());
         // The same with a length that the compiler knows.
         match from.len() == K::WIDTH {
-            true => take::<K, T>(&from[..K::WIDTH], &mut values[..K::WIDTH], round),
-            false => take::<K, T>(from, &mut values[..from.len()], round),
+            true => take::<K, T>(&from[..K::WIDTH], &mut values[d][..K::WIDTH], round),
+            false => take::<K, T>(from, &mut values[d][..from.len()], round),
         }
     }
     // SAFETY: within `enter`.
@@ -291,7 +307,9 @@ fn turn<K: Takes<T>, T>(source: View<'_, T>, to: Stretch<'_, K::Unit>, round: bo
     let mut values = [[K::Value::default(); TURN]; WIDEST];
     let whole = const { TURN / K::DEPTH * K::WIDTH };
     let Stretch { left, right } = to;
-    for (piece, start) in (0..source.cols).step_by(TURN).enumerate() {
+    for start in (0..source.cols).step_by(TURN) {
+        let first = start / K::DEPTH * K::WIDTH;
+        let part = first..left.len().max(right.len()).min(first + whole);
         let count = TURN.min(source.cols - start);
         for (row, values) in values.iter_mut().enumerate().take(source.rows) {
             if source.col_stride != 1 {
@@ -305,11 +323,11 @@ fn turn<K: Takes<T>, T>(source: View<'_, T>, to: Stretch<'_, K::Unit>, round: bo
             }
             values[count..].fill(K::Value::default());
         }
-        if let Some(to) = left.chunks_mut(whole).nth(piece) {
-            rows_of_groups::<K>(&values, to);
+        if !left.is_empty() {
+            rows_of_groups::<K>(&values, &mut left[part.clone()]);
         }
-        if let Some(to) = right.chunks_mut(whole).nth(piece) {
-            columns::<K>(&values, to);
+        if !right.is_empty() {
+            columns::<K>(&values, &mut right[part]);
         }
     }
 }

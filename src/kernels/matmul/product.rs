@@ -2,6 +2,7 @@
 //! a tile that stays in cache, and finished from there. A block's arithmetic depends on nothing outside it.
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use super::kernel::{Ahead, Job, Kernel};
 use super::packed::{Packed, Shared};
@@ -10,8 +11,8 @@ use crate::runtime::pool;
 
 /// Rows and columns of a block: a multiple of every kernel's `WIDTH` and `ROWS`, and a tile fits the L2 cache twenty times.
 pub(super) const BLOCK: usize = 96;
-/// Units of the inner dimension between two visits of the tile.
-const STRETCH: usize = 384;
+/// Rows and columns of blocks that are computed one after the other.
+const SQUARE: usize = 2 * BLOCK;
 /// Terms that a result may have.
 const MOST_TERMS: usize = 2;
 
@@ -71,11 +72,14 @@ pub(super) fn mirror<K: Kernel>(c: Output<'_, K::Acc>, threads: usize) {
     });
 }
 
-/// The first row and column of every block.
+/// The first row and column of every block, square by square, so that neighbours share panels while these are in cache.
 fn grid(rows: usize, cols: usize) -> impl Iterator<Item = (usize, usize)> {
-    (0..rows)
-        .step_by(BLOCK)
-        .flat_map(move |row| (0..cols).step_by(BLOCK).map(move |col| (row, col)))
+    let starts = |rows: Range<usize>, cols: Range<usize>, step: usize| {
+        rows.step_by(step)
+            .flat_map(move |row| cols.clone().step_by(step).map(move |col| (row, col)))
+    };
+    starts(0..rows, 0..cols, SQUARE)
+        .flat_map(move |(row, col)| starts(row..rows.min(row + SQUARE), col..cols.min(col + SQUARE), BLOCK))
 }
 
 /// The blocks of the lower triangle, the whole ones before the halves on the diagonal: these even out what the threads
@@ -223,7 +227,7 @@ impl<K: Kernel> Block<'_, K> {
         let units = self.a.units::<K>();
         let mut start = 0;
         loop {
-            let count = STRETCH.min(units - start);
+            let count = K::STRETCH.min(units - start);
             let mut calls = 0;
             for col in (0..self.to.cols).step_by(K::WIDTH) {
                 let b = self.b.right::<K>(self.to.col + col);

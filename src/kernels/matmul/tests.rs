@@ -41,7 +41,7 @@ test_element!(f32, f32::EPSILON as f64, |v| v as f32, f64::from);
 test_element!(f64, f64::EPSILON, |v| v, |v| v);
 test_element!(bf16, f32::EPSILON as f64, bf16::from_f64, f64::from);
 
-const SHAPES: [(usize, usize, usize); 14] = [
+const SHAPES: [(usize, usize, usize); 18] = [
     (0, 3, 2),
     (3, 0, 2),
     (3, 2, 0),
@@ -50,7 +50,11 @@ const SHAPES: [(usize, usize, usize); 14] = [
     (40, 1, 7),
     (5, 7, 1),
     (8, 32, 2),
+    (15, 17, 31),
+    (16, 32, 64),
     (33, 31, 65),
+    (63, 65, 32),
+    (64, 16, 300),
     (97, 95, 33),
     (96, 192, 64),
     (100, 200, 300),
@@ -163,6 +167,48 @@ fn a_times_its_transpose_is_the_full_product_and_exactly_symmetric() {
                 }
             }
         }
+    }
+}
+
+/// What is not finite reaches its row of the product, and nothing else.
+fn stays_in_its_row<T: Test>(bad: f64) {
+    for isa in Isa::supported() {
+        for (m, n, k) in [(1, 1, 1), (17, 15, 33), (40, 70, 100)] {
+            let (row, inner) = (m / 2, k / 3);
+            let mut a: Vec<T> = noise(1, m * k).into_iter().map(T::new).collect();
+            a[row * k + inner] = T::new(bad);
+            let b: Vec<T> = noise(2, k * n).into_iter().map(T::new).collect();
+            let mut c = vec![T::Acc::ZERO; m * n];
+            let (a, b) = (View::row_major(&a, m, k), View::row_major(&b, k, n));
+            let to = Output::row_major(&mut c, m, n);
+            multiply(
+                isa,
+                (T::Acc::ONE, T::Acc::ZERO),
+                a,
+                b,
+                to,
+                &mut Default::default(),
+                2,
+            );
+            for (i, value) in c.iter().enumerate() {
+                let value = value.to_f64();
+                assert_eq!(
+                    value.is_finite(),
+                    i / n != row,
+                    "{isa:?} {m}x{n}x{k} {i}: {value}"
+                );
+                assert!(i / n != row || value.is_nan() == bad.is_nan(), "{isa:?} {value}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_finite_stays_in_its_row() {
+    for bad in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+        stays_in_its_row::<f32>(bad);
+        stays_in_its_row::<f64>(bad);
+        stays_in_its_row::<bf16>(bad);
     }
 }
 

@@ -42,8 +42,8 @@ pub enum Algorithm {
 /// What products are computed in. Sums and what is carried from step to step are f32, or f64 where the precision is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
-    /// f64 input in f64. Everything else: where the CPU has bf16 dot products, factors of products in bf16 except where
-    /// the schedule would amplify their rounding; in f32 elsewhere.
+    /// f64 input in f64. Everything else: where bf16 products outrun f32's ([`Isa::has_fast_bf16`]), factors of products
+    /// in bf16 except where the schedule would amplify their rounding; in f32 elsewhere.
     Auto,
     Float64,
     Float32,

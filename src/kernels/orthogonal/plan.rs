@@ -17,6 +17,8 @@ const STEPS_KEEPING_X: usize = 2;
 /// n / m from which "auto" takes the Gram form: below, it costs as much as the standard form and is less accurate.
 const GRAM_FROM: f64 = 1.25;
 const GRAM_FROM_BF16: f64 = 2.0;
+/// On tiles, where one of its exact products takes as long as six rounded ones: at 4, it was 10% slower still.
+const GRAM_FROM_TILES: f64 = 6.0;
 /// Rows or columns, whichever are fewer, from which "auto" rounds factors to bf16: below, nothing is gained.
 const BF16_FROM: usize = 32;
 
@@ -56,7 +58,11 @@ impl<S: Element<Acc = S> + Real> Plan<S> {
             Algorithm::Gram => true,
             Algorithm::Auto => {
                 let ratio = rows.max(cols) as f64 / rows.min(cols) as f64;
-                let enough = ratio >= if rounded { GRAM_FROM_BF16 } else { GRAM_FROM };
+                let from = match (rounded, isa) {
+                    (false, _) => GRAM_FROM,
+                    (true, Isa::AmxBf16) => GRAM_FROM_TILES,
+                    (true, _) => GRAM_FROM_BF16,
+                };
                 let largest = gains
                     .iter()
                     .zip(&triples)
@@ -64,7 +70,7 @@ impl<S: Element<Acc = S> + Real> Plan<S> {
                     .fold(0.0, f64::max);
                 // Where every factor must be bf16, no step can be saved by exact ones.
                 let stable = exact_before.is_finite() || !rounded;
-                enough && stable && largest <= LARGEST_GAIN
+                ratio >= from && stable && largest <= LARGEST_GAIN
             }
         };
         let engine = |rounded| S::engine(isa, if rounded { Factors::Bf16 } else { Factors::Exact });
