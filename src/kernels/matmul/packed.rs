@@ -282,6 +282,7 @@ fn interleave<K: Takes<T>, T>(source: View<'_, T>, to: &mut [Stretch<'_, K::Unit
 
 /// A packed column: `DEPTH` contiguous columns of the source from `first`, or zeros beyond the last.
 #[inline(always)]
+#[allow(clippy::needless_range_loop)] // see `interleave`
 fn column<K: Takes<T>, T>(source: View<'_, T>, first: usize, to: &mut [K::Unit], round: bool) {
     let mut values = [[K::Value::default(); WIDEST]; 2];
     for d in 0..K::DEPTH {
