@@ -83,30 +83,6 @@ pub fn join<B: Bits>(nearest: B, rest: B) -> B {
         .if_greater(INFINITY, nearest, joined)
 }
 
-/// A number in two halves of 16 bits, each in the upper half of its lanes: the nearest bf16, ties away from zero, and
-/// the rest as a signed integer. Nothing is lost but the payload of a NaN.
-#[inline(always)]
-pub fn split<B: Bits>(x: B) -> (B, B) {
-    let x = x
-        .and(B::splat(WITHOUT_SIGN))
-        .if_greater(INFINITY, B::splat(QUIET_NAN), x);
-    (x.add(B::splat(0x8000)), x.shl::<16>())
-}
-
-/// The number of two halves, each in the lower half of its lanes. Where they never were one number (someone wrote a
-/// zero or an infinity over the first), it is the first.
-#[inline(always)]
-pub fn join<B: Bits>(nearest: B, rest: B) -> B {
-    let nearest = nearest.shl::<16>();
-    let signed = rest
-        .xor(B::splat(0x8000))
-        .add(B::splat(0x8000_u32.wrapping_neg()));
-    let joined = nearest.add(signed);
-    joined
-        .and(B::splat(WITHOUT_SIGN))
-        .if_greater(INFINITY, nearest, joined)
-}
-
 /// One of the two nearest bf16 in the upper half of each lane, the nearer the more likely; `noise` decides. Infinity
 /// and NaN stay what they are.
 #[inline(always)]
