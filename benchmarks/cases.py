@@ -39,6 +39,8 @@ class Storage(NamedTuple):
 F32 = Storage("f32", torch.float32, torch.float32)
 BF16_F32 = Storage("bf16, state f32", torch.bfloat16, torch.float32)
 BF16 = Storage("bf16", torch.bfloat16, torch.bfloat16)
+F16_F32 = Storage("f16, state f32", torch.float16, torch.float32)
+F16 = Storage("f16", torch.float16, torch.float16)
 STORAGES = (F32, BF16_F32, BF16)
 
 
@@ -69,6 +71,8 @@ class Case:
     storage: Storage
     optimizer: Callable[..., Optimizer]
     options: dict[str, Any]
+    compensated: bool = False
+    """Whether a compensation like the parameter is read and written."""
 
     @property
     def name(self) -> str:
@@ -79,6 +83,7 @@ class Case:
     def bytes_per_element(self) -> int:
         """What a step must move."""
         params, states = self.rule.moved
+        params += 2 * self.compensated
         return params * self.storage.param.itemsize + states * self.storage.state.itemsize
 
     def make(self, params: Sequence[Tensor]) -> Optimizer:
@@ -96,14 +101,43 @@ def ours(rule: Rule, optimizer: Callable[..., Optimizer], **options: Any) -> lis
     return [Case(rule, OURS, storage, optimizer, {**options, "state_dtype": storage.state}) for storage in STORAGES]
 
 
-def peer(rule: Rule, name: str, optimizer: Callable[..., Optimizer], **options: Any) -> list[Case]:
+def rounded(rule: Rule, optimizer: Callable[..., Optimizer], **options: Any) -> list[Case]:
+    """Our implementation for bf16, state included, in its other ways of rounding."""
+    ways: dict[str, dict[str, Any]] = {
+        "Kahan": {"rounding": "kahan"},
+        "split master": {"master_weights": "split"},
+        "stochastic": {"rounding": "stochastic"},
+    }
+    own = {**options, "state_dtype": BF16.state}
+    return [
+        Case(rule, f"{OURS}, {name}", BF16, optimizer, {**own, **way}, compensated=name != "stochastic")
+        for name, way in ways.items()
+    ]
+
+
+def half(rule: Rule, optimizer: Callable[..., Optimizer], **options: Any) -> list[Case]:
+    """Our implementation for f16."""
+    return [
+        Case(rule, OURS, storage, optimizer, {**options, "state_dtype": storage.state}) for storage in (F16_F32, F16)
+    ]
+
+
+def peer(
+    rule: Rule,
+    name: str,
+    optimizer: Callable[..., Optimizer],
+    storages: Sequence[Storage] = (F32, BF16),
+    **options: Any,
+) -> list[Case]:
     """Someone else's implementation: its state has the parameters' type."""
-    return [Case(rule, name, storage, optimizer, options) for storage in (F32, BF16)]
+    return [Case(rule, name, storage, optimizer, options) for storage in storages]
 
 
 CASES: list[Case] = [
     *ours(ADAMW, ferrostep.optim.AdamW, weight_decay=0.01),
-    *peer(ADAMW, "torch fused", torch.optim.AdamW, weight_decay=0.01, fused=True),
+    *rounded(ADAMW, ferrostep.optim.AdamW, weight_decay=0.01),
+    *half(ADAMW, ferrostep.optim.AdamW, weight_decay=0.01),
+    *peer(ADAMW, "torch fused", torch.optim.AdamW, (F32, BF16, F16), weight_decay=0.01, fused=True),
     *peer(ADAMW, "torch foreach", torch.optim.AdamW, weight_decay=0.01, foreach=True),
     *peer(ADAMW, "torch for-loop", torch.optim.AdamW, weight_decay=0.01, foreach=False),
     *ours(LION, ferrostep.optim.Lion, weight_decay=0.01),

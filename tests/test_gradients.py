@@ -18,6 +18,7 @@ from torchjd.aggregation import MGDA, AlignedMTL, PCGrad
 
 import ferrostep.gradients
 import ferrostep.numpy
+from ferrostep import _core
 from ferrostep.gradients import (
     OrthogonalGradient,
     aligned_mtl_weights,
@@ -571,6 +572,10 @@ def test_arrays() -> None:
 X = [torch.ones(2, 3), torch.ones(4)]
 OTHER = [torch.ones(2, 3), torch.ones(5)]
 CASES: dict[str, tuple[str, Callable[[], object]]] = {
+    "no tensor to write to": (
+        r"^out\[0\]\[1\] is a NoneType, expected a torch.Tensor",
+        lambda: _core.combine([[torch.ones(2)] * 2], [[torch.ones(2), None]], [[1.0]], 1),
+    ),
     "length": (r"backward has 1 tensors, expected 2", lambda: orthogonal_([X[0]], X)),
     "shape": (r"backward\[1\] has shape \[5\], expected \[4\]", lambda: orthogonal_(OTHER, X)),
     "dtype": (r"forward\[0\] has dtype", lambda: orthogonal_combine_(list(X), [x.double() for x in X], clones(X))),

@@ -13,6 +13,8 @@ from ferrostep import _core, reference
 from ferrostep.coefficients import Coefficients, schedule_of
 from ferrostep.numpy.arrays import integers, listed
 
+_core.adopt_openmp()
+
 
 @overload
 def orthogonalize(

@@ -259,7 +259,16 @@ impl Lists {
             }
             views.push(Some(view));
         }
-        Ok(views)
+        let missing = (inputs..views.len()).find(|&i| views[i].is_none());
+        match missing {
+            Some(i) if views[..inputs].iter().any(Option::is_some) => {
+                let kind = "NoneType".into();
+                let place = Place::named(format!("{}[{place}]", all[i].0));
+                let problem = Problem::NotATensor { kind };
+                Err(Refusal { place, problem }.into())
+            }
+            _ => Ok(views),
+        }
     }
 
     fn add(&mut self, views: &[Option<View>], inputs: usize, place: usize) {

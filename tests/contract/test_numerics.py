@@ -191,6 +191,23 @@ def test_split_master_weights_are_those_of_float32_parameters(entry: Entry, back
 
 @every_elementwise_class
 @pytest.mark.parametrize("backend", ["rust", "reference"])
+def test_what_is_written_over_split_weights_stands(entry: Entry, backend: str, isa: str) -> None:
+    """Within the spacing of bfloat16, whatever the lower halves have been."""
+    params = parameters([(1000,)], torch.bfloat16)
+    optimizer = entry.build(params, master_weights="split", backend=backend)
+    train(optimizer, params, 3)
+    (p,) = params
+    with torch.no_grad():
+        p[:300], p[300:600], p[600:] = 0.0, float("inf"), 1.0
+    optimizer.param_groups[0].update(lr=0.0, weight_decay=0.0)
+    train(optimizer, params, 1)
+    assert (p[:300].abs() < 1e-38).all()
+    assert (p[300:600] == float("inf")).all()
+    assert ((p[600:] - 1).abs() <= 2.0**-8).all()
+
+
+@every_elementwise_class
+@pytest.mark.parametrize("backend", ["rust", "reference"])
 def test_split_master_weights_pass_special_values(entry: Entry, backend: str, isa: str) -> None:
     values = torch.tensor([0.0, -0.0, 1e-40, 3.38e38, float("inf"), -float("inf"), float("nan")])
     p = torch.nn.Parameter(values.bfloat16())

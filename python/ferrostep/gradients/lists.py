@@ -14,6 +14,8 @@ from ferrostep.numpy.arrays import listed, nested, numbers
 from ferrostep.reference import checks
 from ferrostep.reference import gradients as reference
 
+_core.adopt_openmp()
+
 Gradient = Sequence[Tensor | None]
 
 

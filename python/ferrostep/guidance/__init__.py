@@ -32,6 +32,8 @@ from ferrostep.numpy.arrays import integers, listed, numbers, scales
 from ferrostep.reference import checks
 from ferrostep.reference import guidance as reference
 
+_core.adopt_openmp()
+
 __all__ = [
     "MomentumBuffer",
     "apg",

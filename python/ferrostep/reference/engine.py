@@ -81,9 +81,12 @@ def _rounded_with_loss(p: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _joined(param: Tensor, low: Tensor) -> Tensor:
-    """The float32 number of which a bfloat16 is the upper half, and an int16 what that is too high or too low by."""
-    upper = param.view(torch.int16).to(torch.int32) << 16
-    return (upper + low).view(torch.float32)
+    """The float32 number of which a bfloat16 is the upper half, and an int16 what that is too high or too low by.
+
+    Where they make a NaN, someone has written an infinity over an upper half: it stands.
+    """
+    joined = ((param.view(torch.int16).to(torch.int32) << 16) + low).view(torch.float32)
+    return torch.where(joined.isnan(), param.to(torch.float32), joined)
 
 
 def _split(p: Tensor) -> tuple[Tensor, Tensor]:
