@@ -115,7 +115,7 @@ def _round_stochastically(exact: Tensor, param: Tensor, seed: int, number: int, 
 
 def _dithered_bf16(x: Tensor, noise: Tensor) -> Tensor:
     bits = x.view(torch.int32).to(torch.int64) & _MASK32
-    dithered = ((bits + (noise & 0xFFFF)) & _MASK32 & ~0xFFFF).to(torch.int32).view(torch.float32)
+    dithered = ((bits + noise) & _MASK32 & ~0xFFFF).to(torch.int32).view(torch.float32)
     return torch.where(x.isfinite(), dithered, x).to(torch.bfloat16)
 
 
@@ -129,12 +129,14 @@ def _dithered_f16(x: Tensor, noise: Tensor) -> Tensor:
 
 
 def _noise(count: int, stream: int) -> Tensor:
-    """32 random bits for each of ``count`` elements, as int64."""
+    """16 random bits for each of ``count`` elements, as int64: the halves of 32 for two."""
     blocks = []
     for block, start in enumerate(range(0, count, BLOCK)):
         key = _key(stream, block)
-        counter = torch.arange(min(BLOCK, count - start), dtype=torch.int64)
-        blocks.append(_mix(_mix((counter + (key & _MASK32)) & _MASK32) ^ (key >> 32)))
+        size = min(BLOCK, count - start)
+        number = torch.arange((size + 1) // 2, dtype=torch.int64)
+        both = _mix(_mix((number + (key & _MASK32)) & _MASK32) ^ (key >> 32))
+        blocks.append(torch.stack((both & 0xFFFF, both >> 16), -1).flatten()[:size])
     return torch.cat(blocks) if blocks else torch.zeros(0, dtype=torch.int64)
 
 

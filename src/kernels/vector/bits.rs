@@ -155,12 +155,12 @@ impl Noise {
         z ^ (z >> 31)
     }
 
-    /// 32 random bits for each lane, for `counter` and its `offset`: two rounds of a 32-bit mixer (the constants are
-    /// the best found by the hash-prospector search) with half of the key before each.
+    /// 32 random bits for each lane, 16 for each of two elements from `counter` on, which is even: two rounds of a
+    /// 32-bit mixer (the constants are the best found by the hash-prospector search) with half of the key before each.
     #[inline(always)]
-    pub fn draw<B: Bits>(self, offset: B) -> B {
-        let counter = offset.add(B::splat(self.counter));
-        let once = mix(counter.add(B::splat(self.key as u32)));
+    pub fn draw<B: Bits>(self) -> B {
+        let number = B::iota().add(B::splat(self.counter / 2));
+        let once = mix(number.add(B::splat(self.key as u32)));
         mix(once.xor(B::splat((self.key >> 32) as u32)))
     }
 }

@@ -6,7 +6,7 @@ use std::ops::{Add, Div, Mul, Neg, Sub};
 
 use half::{bf16, f16};
 
-use super::{Bits, Noise, Single, Stored, Vector, bits};
+use super::{Bits, MAX_LANES, Noise, Single, Stored, Vector, bits};
 
 /// Two registers, which hold the elements in order `O`.
 #[derive(Clone, Copy)]
@@ -26,6 +26,7 @@ pub trait Order: Copy {
     /// `to` is valid for writing as many elements as both have lanes.
     unsafe fn store<B: Bits>(both: [B; 2], to: *mut u16);
 
+    /// 16 random bits for each lane, in the lower halves; what is above them means nothing.
     fn draw<B: Bits>(noise: Noise) -> [B; 2];
 }
 
@@ -55,11 +56,15 @@ impl Order for Halves {
     }
     #[inline(always)]
     fn draw<B: Bits>(noise: Noise) -> [B; 2] {
-        let first = B::iota();
-        [
-            noise.draw(first),
-            noise.draw(first.add(B::splat(B::LANES as u32))),
-        ]
+        let mut halves = [0_u16; MAX_LANES];
+        // SAFETY: there is room for the longest vector; both loads read what was stored.
+        unsafe {
+            noise.draw::<B>().store_u32(halves.as_mut_ptr().cast());
+            [
+                B::load_u16(halves.as_ptr()),
+                B::load_u16(halves.as_ptr().add(B::LANES)),
+            ]
+        }
     }
 }
 
@@ -77,8 +82,8 @@ impl Order for EvenOdd {
     }
     #[inline(always)]
     fn draw<B: Bits>(noise: Noise) -> [B; 2] {
-        let even = B::iota().shl::<1>();
-        [noise.draw(even), noise.draw(even.add(B::splat(1)))]
+        let both = noise.draw::<B>();
+        [both, both.shr::<16>()]
     }
 }
 
