@@ -309,8 +309,9 @@ impl Batch {
         let all = inputs.states.len();
         let elements = match rounding(&param, inputs) {
             Rounding::Kahan => Some(Elements::Floats),
-            Rounding::Split => Some(Elements::Int16),
-            Rounding::Nearest | Rounding::Stochastic { .. } => None,
+            Rounding::Split if param.dtype == DType::Bf16 => Some(Elements::Int16),
+            // Other halves have no kernel, which the engine says.
+            Rounding::Split | Rounding::Nearest | Rounding::Stochastic { .. } => None,
         };
         let compensation = match (elements, &inputs.compensation) {
             (Some(elements), Some(list)) => {

@@ -189,6 +189,19 @@ def test_split_master_weights_are_those_of_float32_parameters(entry: Entry, back
         assert ((p == near) | ((p.float() - q).abs() == (near.float() - q).abs())).all()
 
 
+@every_class
+def test_split_master_weights_of_a_model_that_becomes_float16_are_refused(entry: Entry) -> None:
+    params = parameters(entry.shapes, torch.bfloat16)
+    optimizer = entry.build(params, master_weights="split")
+    train(optimizer, params, 1)
+    for p in params:
+        p.data = p.data.half()
+    before = copies(optimizer)
+    with pytest.raises(ValueError, match=r"no kernel for float16 parameters with float32 state and rounding=.split."):
+        train(optimizer, params, 1)
+    assert_same_bits(optimizer, before)
+
+
 @every_elementwise_class
 @pytest.mark.parametrize("backend", ["rust", "reference"])
 def test_what_is_written_over_split_weights_stands(entry: Entry, backend: str, isa: str) -> None:
