@@ -303,5 +303,5 @@ def combine(
 ) -> None:
     """Write to each list of outputs the sum of all lists, each times its factor; outputs may be inputs."""
 
-def ema(targets: list[Any], sources: list[Any], tau: float, threads: int) -> None:
-    """``target <- target + tau * (source - target)``."""
+def ema(targets: list[Any], sources: list[Any], tau: float, threads: int, *, changed: list[Any] | None = None) -> None:
+    """``target <- target + tau * (source - target)``; then tell autograd of the ``changed`` ones, as :class:`Batch`."""

@@ -2,9 +2,11 @@
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::types::PyList;
 use smallvec::{SmallVec, smallvec};
 
 use super::errors::{Place, Problem, Refusal};
+use super::finish;
 use super::overlap::{self, Claim};
 use super::tensor::{Reader, View};
 use crate::kernels::gradients::{self, Factors, Position, Products};
@@ -114,9 +116,17 @@ pub fn combine(
     Ok(())
 }
 
-/// Moves the targets the share `tau` of the way to the sources.
+/// Moves the targets the share `tau` of the way to the sources; see `_core.pyi`.
 #[pyfunction]
-pub fn ema(py: Python<'_>, targets: List<'_>, sources: List<'_>, tau: f64, threads: usize) -> PyResult<()> {
+#[pyo3(signature = (targets, sources, tau, threads, *, changed=None))]
+pub fn ema(
+    py: Python<'_>,
+    targets: List<'_>,
+    sources: List<'_>,
+    tau: f64,
+    threads: usize,
+    changed: Option<Bound<'_, PyList>>,
+) -> PyResult<()> {
     if !(0.0..=1.0).contains(&tau) {
         return Err(PyValueError::new_err(format!(
             "Invalid tau: {tau}; expected 0 <= tau <= 1"
@@ -130,7 +140,7 @@ pub fn ema(py: Python<'_>, targets: List<'_>, sources: List<'_>, tau: f64, threa
         )));
     }
     lists.move_towards(py, tau, threads);
-    Ok(())
+    finish::tell(py, changed.as_ref())
 }
 
 fn check(name: &str, value: f64) -> PyResult<()> {

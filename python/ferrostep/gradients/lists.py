@@ -75,8 +75,7 @@ def ema_(target: Iterable[Tensor], source: Iterable[Tensor], tau: float) -> None
     if elsewhere({"target": targets, "source": sources}):
         _core.complete(partial(reference.moved, targets, sources, tau), lambda values: settle(targets, values))
     else:
-        call = partial(_core.ema, targets, sources, tau, torch.get_num_threads())
-        _core.complete(call, lambda _: settle(targets, targets))
+        _core.ema(targets, sources, tau, torch.get_num_threads(), changed=targets)
 
 
 def named(lists: Sequence[Gradient]) -> dict[str, Gradient]:
