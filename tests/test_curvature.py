@@ -150,6 +150,8 @@ def test_a_loss_that_hides_parameters_is_refused(estimate: Callable[..., object]
     for scale, params in ((1.0, block.parameters()), (outer, [*block.parameters(), outer])):
         with pytest.raises(RuntimeError, match=r"went through torch\.utils\.checkpoint .*use_reentrant=False"):
             estimate(lambda scale=scale: loss(True, scale), list(params))
+    with pytest.raises(RuntimeError, match=r"use_reentrant=False"):  # where the parameters are used outside as well
+        estimate(lambda: (block(checkpoint(block, x, use_reentrant=True)) ** 2).mean(), list(block.parameters()))
     with pytest.raises(RuntimeError, match="reaches none of the parameters"):
         estimate(lambda: loss(False), [unused])
     assert all(torch.equal(p, q) for p, q in zip(block.parameters(), before, strict=True))

@@ -286,3 +286,10 @@ def test_nothing_to_route() -> None:
 def test_conv1d_flattens_without_a_word() -> None:
     (group,) = muon_param_groups(nn.Conv1d(3, 4, 3, bias=False))
     assert group["ndim_policy"] == "flatten"
+
+
+def test_one_pattern_is_no_sequence_of_them() -> None:
+    with pytest.raises(
+        TypeError, match=r"exclude is the str '\*head', expected a sequence of patterns, such as \['\*head'\]"
+    ):
+        muon_param_groups(nn.Linear(3, 2), exclude="*head")

@@ -85,6 +85,25 @@ def test_impossible_epsilon() -> None:
 
 @every_class
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 1.5}, "^seed is a float, expected an integer$"),
+        ({"seed": None}, "^seed is a NoneType, expected an integer$"),
+        ({"skip_nonfinite": "no"}, "^skip_nonfinite is a str, expected a bool$"),
+    ],
+    ids=str,
+)
+def test_options_of_another_type(entry: Entry, options: dict[str, Any], message: str) -> None:
+    params = parameters([(3, 2)])
+    with pytest.raises(TypeError, match=message):
+        entry.build(params, **options)
+    with pytest.raises(TypeError, match=message):
+        entry.build([{"params": params, **options}])
+    assert entry.build(params, seed=torch.tensor(3)).param_groups[0]["seed"] == 3
+
+
+@every_class
+@pytest.mark.parametrize(
     ("name", "nearest"),
     [("roundin", "rounding"), ("state_dtyp", "state_dtype"), ("differentable", "differentiable"), ("Seed", "seed")],
 )

@@ -159,12 +159,11 @@ def first_derivatives(loss: Tensor, params: Sequence[Tensor], **options: Any) ->
 
 
 def check_reached(name: str, loss: Tensor, gradients: Sequence[Tensor | None]) -> None:
-    """Refuse a loss without a gradient for parameters where that is no property of the loss.
+    """Refuse a loss whose gradients lack a part, or are none at all, where that is no property of the loss.
 
-    The graph of a reentrant checkpoint has none of the parameters inside: ``autograd.grad`` takes them for unused.
+    The graph of a reentrant checkpoint has none of the parameters inside: ``autograd.grad`` takes them for unused, or
+    finds their other uses only.
     """
-    if all(gradient is not None for gradient in gradients):
-        return
     nodes, seen = [loss.grad_fn], set()
     while nodes:
         node = nodes.pop()

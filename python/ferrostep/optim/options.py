@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 import sys
 from collections.abc import Iterable
 from typing import Any, TypedDict
@@ -81,8 +82,13 @@ def check_options(group: dict[str, Any]) -> None:
     for name, allowed in ALLOWED.items():
         if group[name] not in allowed:
             raise ValueError(f"Invalid {name} value: {group[name]!r}; expected one of {', '.join(map(repr, allowed))}")
+    if not hasattr(group["seed"], "__index__"):
+        raise TypeError(f"seed is a {type(group['seed']).__name__}, expected an integer")
+    group["seed"] = operator.index(group["seed"])
     if not 0 <= group["seed"] < 2**64:
         raise ValueError(f"Invalid seed value: {group['seed']}; expected 0 to 2**64 - 1")
+    if not isinstance(group["skip_nonfinite"], bool):
+        raise TypeError(f"skip_nonfinite is a {type(group['skip_nonfinite']).__name__}, expected a bool")
     if group["master_weights"] is not None:
         if group["rounding"] != "nearest":
             raise ValueError(

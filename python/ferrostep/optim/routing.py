@@ -83,6 +83,8 @@ def muon_param_groups(
     Raises:
         ValueError: no parameters, or one of more than 2 dimensions that is no convolution's, without ``ndim_policy``.
     """
+    if isinstance(exclude, str):
+        raise TypeError(f"exclude is the str {exclude!r}, expected a sequence of patterns, such as [{exclude!r}]")
     muon = dict(muon or {})
     owners: dict[Tensor, list[tuple[str, nn.Module | None]]] = {}
     named = list(_named(model))

@@ -14,6 +14,7 @@ from ferrostep.optim.base import (
     InPlaceOptimizer,
     NewState,
     arithmetic_dtype,
+    dtype_of,
     has_16_bits,
     is_fake,
     loaded_state,
@@ -153,7 +154,7 @@ class RuleOptimizer(InPlaceOptimizer):
         if missing and not set(state) <= {*self._early_states, *COMPENSATIONS.values()}:
             raise KeyError(
                 f"state of parameter {position} in group {number} has {', '.join(map(str, state))}, but no "
-                f"{', '.join(missing)}: it is not that of {type(self).__name__}"
+                f"{', '.join(missing)}: it is another rule's, or of before an option was chosen"
             )
 
     def _check_loaded(self, state_dict: dict[str, Any]) -> None:
@@ -221,12 +222,23 @@ class Gathered(NamedTuple):
                     self._check_step(i, column[i])
                 elif column[i] is not None:
                     self._check_twin(name, i, column[i], self.rule.state_shape(name, p))
+            if self.compensation is not None and has_16_bits(p):
+                self._check_compensation(i, p, self.compensation[i])
             for name in self.rule.states:
                 if (self.columns[name][i].dtype in DOUBLE) != (p.dtype in DOUBLE):
                     where = self._place(name, i)
                     raise ValueError(
                         f"{where} has dtype {self.columns[name][i].dtype}, but the parameter has {p.dtype}"
                     )
+
+    def _check_compensation(self, i: int, p: Tensor, compensation: Tensor) -> None:
+        name = COMPENSATIONS[self.rounding]
+        if self.rounding == "split" and p.dtype != torch.bfloat16:
+            where = self._place("param", i)
+            raise ValueError(f"{where} has dtype {p.dtype}, but master_weights='split' takes torch.bfloat16")
+        expected = dtype_of(name, p, self.group)
+        if compensation.dtype != expected:
+            raise ValueError(f"{self._place(name, i)} has dtype {compensation.dtype}, expected {expected}")
 
     def _check_step(self, i: int, step: Tensor) -> None:
         if step.numel() != 1 or (not is_fake(step) and (step < 0 or step % 1 != 0)):

@@ -84,7 +84,6 @@ class Sophia(RuleOptimizer):
         return Rule(_core.Sophia, reference.sophia, ("exp_avg", "hessian"), hyperparameters, counts_steps=True)
 
     @without_dynamo
-    @torch.no_grad()
     def _refresh(
         self,
         estimator: Estimator,
@@ -110,7 +109,8 @@ class Sophia(RuleOptimizer):
                 _check_for_reference(number, group, others)
                 for _, _, h, own in others:
                     work = torch.float64 if h.dtype == torch.float64 else torch.float32
-                    new = estimator.reference(h.to(work), *(x.to(work) for x in own), **hyperparameters)
+                    with torch.no_grad():
+                        new = estimator.reference(h.to(work), *(x.to(work) for x in own), **hyperparameters)
                     copies.append((h, new))
             batch.run(torch.get_num_threads(), copies=copies)
         finally:
