@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import operator
+import math
 import sys
 from collections.abc import Iterable
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
+
+from ferrostep.numpy.arrays import whole
 
 
 class Options(TypedDict, total=False):
@@ -82,9 +84,7 @@ def check_options(group: dict[str, Any]) -> None:
     for name, allowed in ALLOWED.items():
         if group[name] not in allowed:
             raise ValueError(f"Invalid {name} value: {group[name]!r}; expected one of {', '.join(map(repr, allowed))}")
-    if not hasattr(group["seed"], "__index__"):
-        raise TypeError(f"seed is a {type(group['seed']).__name__}, expected an integer")
-    group["seed"] = operator.index(group["seed"])
+    group["seed"] = whole("seed", group["seed"], -math.inf)
     if not 0 <= group["seed"] < 2**64:
         raise ValueError(f"Invalid seed value: {group['seed']}; expected 0 to 2**64 - 1")
     if not isinstance(group["skip_nonfinite"], bool):
