@@ -383,6 +383,14 @@ class TestRefusals:
             optimizer.update_hessian()
         assert not optimizer.state
 
+    def test_a_parameter_without_memory(self) -> None:
+        p = Parameter(torch.ones(2, device="meta"))
+        optimizer = SophiaG([p], bs=2)
+        p.grad = torch.ones(2, device="meta")
+        with pytest.raises(RuntimeError, match="parameter 0 in group 0 is on device meta, which has no memory"):
+            optimizer.update_hessian()
+        assert not optimizer.state
+
     @pytest.mark.parametrize(
         ("estimates", "error", "message"),
         [

@@ -12,7 +12,7 @@ from torch import Tensor
 from ferrostep import _core, reference
 from ferrostep.optim.base import NewState, without_dynamo, zero_state
 from ferrostep.optim.options import check_lr, check_range, checked_betas
-from ferrostep.optim.rules import Gathered, Rule, RuleOptimizer
+from ferrostep.optim.rules import Found, Gathered, Rule, RuleOptimizer, check_place
 
 
 class Estimator(NamedTuple):
@@ -147,10 +147,9 @@ def _add_to(
 
 def _check_for_reference(number: int, group: dict[str, Any], found: list[Refreshed]) -> None:
     """Raise for what plain torch cannot average, or would by broadcasting."""
+    check_place(number, group, Found([one.position for one in found], [one.param for one in found], []))
     for position, p, hessian, inputs in found:
         place = f"of parameter {position} in group {number}"
-        if group["backend"] == "rust":
-            raise RuntimeError(f"param {place} is on device {p.device}, expected the CPU (backend='rust')")
         for name, x in (("hessian", hessian), *(("gradient or estimate", x) for x in inputs)):
             if x.layout != torch.strided:
                 raise RuntimeError(f"{name} {place} has layout {x.layout}; sparse tensors are not supported")
