@@ -2,7 +2,7 @@
 
 use pyo3::prelude::*;
 
-use super::batch::{Batch, Inputs, Writes, rounding};
+use super::batch::{Batch, Inputs, Writes};
 use super::muon::unknown;
 use super::orthogonal::at_least_zero;
 use crate::kernels::auon::{AdjustLr, Auon, Cosh, Direction, Parameter, Update, Variant};
@@ -80,8 +80,9 @@ pub fn add(batch: &mut Batch, rule: &AuON, inputs: Inputs<'_, '_>) -> PyResult<(
     let mut parameters = Vec::with_capacity(inputs.params.len());
     for i in 0..inputs.params.len() {
         let tensors = batch.views::<1>(i, &inputs, writes)?;
-        let buffers = batch.buffers(&tensors, &tensors.param.order(), writes);
-        let rounding = rounding(&tensors.param, &inputs);
+        let rounding = inputs.rounding.to(tensors.param.dtype);
+        let rounding = rounding.at(batch.number(i), tensors.step(&inputs));
+        let buffers = batch.buffers(&tensors, &tensors.param.order(), rounding, writes);
         if !elementwise::is_supported(buffers.dtype, buffers.state_dtype, rounding) {
             return Err(batch.refuse_combination(i, &buffers, &inputs));
         }
@@ -94,14 +95,7 @@ pub fn add(batch: &mut Batch, rule: &AuON, inputs: Inputs<'_, '_>) -> PyResult<(
             _ => (1, buffers.len),
         };
         batch.counters.extend(tensors.counter);
-        parameters.push(Parameter {
-            buffers,
-            rows,
-            cols,
-            rounding,
-            number: batch.number(i),
-            step: tensors.step(&inputs),
-        });
+        parameters.push(Parameter { buffers, rows, cols });
     }
     // SAFETY: the views are valid while `batch` lives, which checks before it runs the update that what is written is
     // not shared.

@@ -11,8 +11,8 @@ use super::finish;
 use super::overlap::{self, Claim};
 use super::rules;
 use super::tensor::{Counter, Elements, Known, Reader, View};
-use crate::kernels::elementwise::{self, Buffers, DType, Hyperparameters, Rounding, Rule as _, Values, Work};
-use crate::kernels::strided::Staged;
+use crate::kernels::elementwise::{self, Hyperparameters, Rule as _, Values, Work};
+use crate::kernels::storage::{Buffers, Float, Rounding, Staged};
 use crate::kernels::whole::{Whole, Workspace};
 
 /// A step in the making: `add` the groups, then `run` once.
@@ -101,7 +101,7 @@ impl Batch {
     ) -> PyResult<()> {
         let rounding = match rounding {
             "nearest" => Rounding::Nearest,
-            "stochastic" => Rounding::Stochastic { seed },
+            "stochastic" => Rounding::Stochastic { stream: seed },
             "kahan" => Rounding::Kahan,
             "split" => Rounding::Split,
             other => {
@@ -234,15 +234,15 @@ impl Batch {
         for i in 0..count {
             let tensors = self.views::<N>(i, &inputs, writes)?;
             let step = tensors.step(&inputs);
-            let number = self.number(i);
-            let buffers = self.buffers(&tensors, &tensors.param.order(), writes);
+            let rounding = inputs.rounding.to(tensors.param.dtype).at(self.number(i), step);
+            let buffers = self.buffers(&tensors, &tensors.param.order(), rounding, writes);
             let rule = match latest {
                 Some((known, rule)) if known == step => rule,
                 _ => hyperparameters.at_step(step as f64),
             };
             latest = Some((step, rule));
             // SAFETY: the views are valid while `self` lives, and `run` checks that what is written is not shared.
-            let added = unsafe { batch.push(rule, rounding(&tensors.param, &inputs), number, step, buffers) };
+            let added = unsafe { batch.push(rule, buffers) };
             if added.is_err() {
                 return Err(self.refuse_combination(i, &buffers, &inputs));
             }
@@ -307,9 +307,9 @@ impl Batch {
             states.push(state);
         }
         let all = inputs.states.len();
-        let elements = match rounding(&param, inputs) {
+        let elements = match inputs.rounding.to(param.dtype) {
             Rounding::Kahan => Some(Elements::Floats),
-            Rounding::Split if param.dtype == DType::Bf16 => Some(Elements::Int16),
+            Rounding::Split if param.dtype == Float::Bf16 => Some(Elements::Int16),
             // Other halves have no kernel, which the engine says.
             Rounding::Split | Rounding::Nearest | Rounding::Stochastic { .. } => None,
         };
@@ -389,7 +389,7 @@ impl Batch {
         argument: usize,
         view: &View,
         param: &View,
-        expected: DType,
+        expected: Float,
     ) -> PyResult<()> {
         let problem = if view.shape != param.shape {
             Problem::Shape {
@@ -438,6 +438,7 @@ impl Batch {
         &mut self,
         tensors: &Tensors<N>,
         order: &[usize],
+        rounding: Rounding,
         writes: Writes,
     ) -> Buffers<N> {
         let buffers = Buffers {
@@ -447,6 +448,7 @@ impl Batch {
             param: self.stage(&tensors.param, order, writes.param),
             grad: self.stage(&tensors.grad, order, false),
             state: std::array::from_fn(|k| self.stage(&tensors.states[k], order, k < writes.states)),
+            rounding,
             compensation: tensors
                 .compensation
                 .as_ref()
@@ -512,14 +514,6 @@ impl Batch {
                 .unwrap_or(tensor),
             argument: group.arguments[owner.argument as usize].clone(),
         }
-    }
-}
-
-/// The rounding mode for a parameter: f32 and f64 are as precise as the arithmetic, so nothing is lost there.
-pub fn rounding(param: &View, inputs: &Inputs<'_, '_>) -> Rounding {
-    match param.dtype {
-        DType::F32 | DType::F64 => Rounding::Nearest,
-        DType::F16 | DType::Bf16 => inputs.rounding,
     }
 }
 

@@ -10,7 +10,7 @@ use super::finish;
 use super::overlap::{self, Claim};
 use super::tensor::{Reader, View};
 use crate::kernels::gradients::{self, Factors, Position, Products};
-use crate::kernels::strided::Staged;
+use crate::kernels::storage::Staged;
 
 type List<'py> = Vec<Option<Bound<'py, PyAny>>>;
 

@@ -8,21 +8,21 @@ use super::errors::{Place, Problem, refuse};
 use super::muon::unknown;
 use super::overlap::{self, Claim};
 use super::tensor::{Reader, View};
-use crate::kernels::projection::{self, Apg, MAX_INPUTS, Memory, Rule};
-use crate::kernels::strided::Staged;
+use crate::kernels::guidance::{self, Apg, MAX_INPUTS, Memory, Rule};
+use crate::kernels::storage::Staged;
 
 /// A rule with its numbers.
 #[pyclass(frozen, module = "ferrostep._core")]
-pub struct Guidance(projection::Guidance);
+pub struct Guidance(guidance::Guidance);
 
-fn guidance(rule: Rule, scales: Vec<f64>, rescale: f64) -> PyResult<Guidance> {
+fn checked(rule: Rule, scales: Vec<f64>, rescale: f64) -> PyResult<Guidance> {
     for &scale in &scales {
         finite("scale", scale)?;
     }
     if !(0.0..=1.0).contains(&rescale) {
         return Err(invalid("rescale", rescale, "a number from 0 to 1"));
     }
-    Ok(Guidance(projection::Guidance {
+    Ok(Guidance(guidance::Guidance {
         rule,
         scales,
         rescale,
@@ -44,7 +44,7 @@ fn invalid(name: &str, value: f64, expected: &str) -> PyErr {
 impl Guidance {
     #[staticmethod]
     fn cfg(scales: Vec<f64>, rescale: f64) -> PyResult<Self> {
-        guidance(Rule::Cfg, scales, rescale)
+        checked(Rule::Cfg, scales, rescale)
     }
 
     #[staticmethod]
@@ -72,17 +72,17 @@ impl Guidance {
                 .transpose()?,
             from_uncond,
         };
-        guidance(Rule::Apg(apg), scales, rescale)
+        checked(Rule::Apg(apg), scales, rescale)
     }
 
     #[staticmethod]
     fn cfg_zero_star(scales: Vec<f64>, rescale: f64) -> PyResult<Self> {
-        guidance(Rule::ZeroStar, scales, rescale)
+        checked(Rule::ZeroStar, scales, rescale)
     }
 
     #[staticmethod]
     fn tangential(scales: Vec<f64>, rescale: f64) -> PyResult<Self> {
-        guidance(Rule::Tangential, scales, rescale)
+        checked(Rule::Tangential, scales, rescale)
     }
 
     #[staticmethod]
@@ -97,12 +97,12 @@ impl Guidance {
         for (i, &weight) in weights.iter().enumerate() {
             finite(&format!("weights[{i}]"), weight)?;
         }
-        guidance(Rule::PerpNeg { weights }, scales, 0.0)
+        checked(Rule::PerpNeg { weights }, scales, 0.0)
     }
 
     #[staticmethod]
     fn project() -> PyResult<Self> {
-        guidance(Rule::Project, vec![1.0], 0.0)
+        checked(Rule::Project, vec![1.0], 0.0)
     }
 
     /// Computes the outputs; see `_core.pyi`.
@@ -168,7 +168,7 @@ impl Guidance {
         // element, an input.
         py.detach(|| unsafe {
             staged.iter_mut().for_each(|copy| copy.load(threads));
-            projection::run(&self.0, &memory, threads);
+            guidance::run(&self.0, &memory, threads);
             staged.iter_mut().for_each(|copy| copy.store(threads));
         });
         Ok(())

@@ -9,8 +9,8 @@ use smallvec::SmallVec;
 use super::errors::{Place, Problem, refuse};
 use super::overlap::{self, Claim};
 use super::tensor::{Dims, Reader, View};
-use crate::kernels::elementwise::DType;
 use crate::kernels::matmul::{self, Element, Output, Packed, Real};
+use crate::kernels::storage::Float;
 use crate::runtime::Isa;
 
 thread_local! {
@@ -33,8 +33,8 @@ pub fn multiply(
     let b = b
         .map(|b| matrix(&mut reader, "b", b, Some(a.dtype)))
         .transpose()?;
-    let dtype = if a.dtype == DType::Bf16 {
-        DType::F32
+    let dtype = if a.dtype == Float::Bf16 {
+        Float::F32
     } else {
         a.dtype
     };
@@ -69,10 +69,10 @@ pub fn multiply(
     py.detach(|| unsafe {
         let call = &call; // all of it: by themselves, its pointers are not `Sync`
         match call.a.dtype {
-            DType::F64 => call.run::<f64>(),
-            DType::F32 => call.run::<f32>(),
-            DType::Bf16 => call.run::<bf16>(),
-            DType::F16 => unreachable!("`matrix` refuses it"),
+            Float::F64 => call.run::<f64>(),
+            Float::F32 => call.run::<f32>(),
+            Float::Bf16 => call.run::<bf16>(),
+            Float::F16 => unreachable!("`matrix` refuses it"),
         }
     });
     Ok(())
@@ -83,7 +83,7 @@ fn matrix(
     reader: &mut Reader,
     name: &'static str,
     tensor: &Bound<'_, PyAny>,
-    dtype: Option<DType>,
+    dtype: Option<Float>,
 ) -> PyResult<View> {
     let view = match reader.view(tensor, name == "out", false)? {
         Ok(view) => view,
@@ -94,8 +94,8 @@ fn matrix(
         let shape = view.shape;
         return Err(refuse(name, Problem::Matrices { shape, expected }));
     }
-    if dtype.is_some_and(|dtype| dtype != view.dtype) || view.dtype == DType::F16 {
-        let expected = dtype.map_or("float64, float32 or bfloat16", DType::name).into();
+    if dtype.is_some_and(|dtype| dtype != view.dtype) || view.dtype == Float::F16 {
+        let expected = dtype.map_or("float64, float32 or bfloat16", Float::name).into();
         let dtype = view.dtype.name().into();
         return Err(refuse(name, Problem::DType { dtype, expected }));
     }

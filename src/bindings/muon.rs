@@ -4,12 +4,12 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
 use super::auon::cosh;
-use super::batch::{Batch, Inputs, Tensors, Writes, rounding};
+use super::batch::{Batch, Inputs, Tensors, Writes};
 use super::errors::Problem;
 use super::orthogonal::{self, Schedule};
 use super::tensor::{Dims, View};
-use crate::kernels::elementwise::DType;
 use crate::kernels::muon::{self, AdjustLr, DivideByCosh, Layout, Momentum, Parameter, Part, Update};
+use crate::kernels::storage::Float;
 
 /// Muon. State: momentum_buffer, and with `beta2` second_momentum_buffer, one number for every row.
 #[pyclass(frozen, module = "ferrostep._core")]
@@ -119,8 +119,9 @@ pub fn add(batch: &mut Batch, muon: &Muon, inputs: Inputs<'_, '_>) -> PyResult<(
         };
         // Row by row, however the tensor lies.
         let order: Vec<usize> = (0..tensors.param.shape.len()).collect();
-        let buffers = batch.buffers(&tensors, &order, writes);
-        let rounding = rounding(&tensors.param, &inputs);
+        let rounding = inputs.rounding.to(tensors.param.dtype);
+        let rounding = rounding.at(batch.number(i), tensors.step(&inputs));
+        let buffers = batch.buffers(&tensors, &order, rounding, writes);
         if !muon::is_supported(buffers.dtype, buffers.state_dtype, rounding) {
             return Err(batch.refuse_combination(i, &buffers, &inputs));
         }
@@ -129,9 +130,6 @@ pub fn add(batch: &mut Batch, muon: &Muon, inputs: Inputs<'_, '_>) -> PyResult<(
             buffers,
             parts,
             row_moments,
-            rounding,
-            number: batch.number(i),
-            step: tensors.step(&inputs),
         });
     }
     // SAFETY: the views are valid while `batch` lives, which checks before it runs the update that what is written is
@@ -169,10 +167,10 @@ fn row_moments(
         shape.len() - 1
     };
     shape[columns..].fill(1);
-    let expected = if tensors.param.dtype == DType::F64 {
-        DType::F64
+    let expected = if tensors.param.dtype == Float::F64 {
+        Float::F64
     } else {
-        DType::F32
+        Float::F32
     };
     let problem = if view.shape != shape {
         Problem::Shape {

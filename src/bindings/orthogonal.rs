@@ -9,10 +9,9 @@ use super::errors::{Place, Problem, Refusal};
 use super::muon::unknown;
 use super::overlap::{self, Claim};
 use super::tensor::{Reader, View};
-use crate::kernels::elementwise::DType;
 use crate::kernels::muon::{Layout, Part};
 use crate::kernels::orthogonal::{self, Algorithm, Options, Precision};
-use crate::kernels::strided::Staged;
+use crate::kernels::storage::{Float, Staged};
 
 /// The coefficients of every step, checked.
 #[pyclass(frozen, module = "ferrostep._core")]
@@ -227,7 +226,7 @@ impl Pairs {
 }
 
 fn memory(
-    dtype: DType,
+    dtype: Float,
     from: *mut u8,
     to: *mut u8,
     parts: &[Part],

@@ -16,8 +16,7 @@ use pyo3::types::{PyCapsule, PyCapsuleMethods, PyType, PyWeakrefMethods, PyWeakr
 use smallvec::SmallVec;
 
 use super::errors::Problem;
-use crate::kernels::elementwise::DType;
-use crate::kernels::strided::Strided;
+use crate::kernels::storage::{Float, Strided};
 use crate::kernels::whole::Workspace;
 
 /// Sizes or strides, without an allocation up to the dimensions of a convolution.
@@ -27,7 +26,7 @@ pub type Dims = SmallVec<[i64; 4]>;
 #[derive(Clone, Debug)]
 pub struct View {
     pub data: *mut u8,
-    pub dtype: DType,
+    pub dtype: Float,
     pub shape: Dims,
     /// In elements.
     pub strides: Dims,
@@ -35,7 +34,7 @@ pub struct View {
 }
 
 impl View {
-    fn new(data: *mut u8, dtype: DType, complex: bool, mut shape: Dims, mut strides: Dims) -> View {
+    fn new(data: *mut u8, dtype: Float, complex: bool, mut shape: Dims, mut strides: Dims) -> View {
         if complex {
             strides.iter_mut().for_each(|stride| *stride *= 2);
             shape.push(2);
@@ -157,14 +156,14 @@ impl Counter {
     pub fn read(view: &View) -> Option<Counter> {
         let value = match (view.len, view.dtype) {
             // SAFETY: the view is valid and has one element of the type.
-            (1, DType::F32) => unsafe { view.data.cast::<f32>().read() as f64 },
+            (1, Float::F32) => unsafe { view.data.cast::<f32>().read() as f64 },
             // SAFETY: as above.
-            (1, DType::F64) => unsafe { view.data.cast::<f64>().read() },
+            (1, Float::F64) => unsafe { view.data.cast::<f64>().read() },
             _ => return None,
         };
         Some(Counter {
             data: view.data,
-            is_f64: view.dtype == DType::F64,
+            is_f64: view.dtype == Float::F64,
             value,
         })
     }
@@ -237,16 +236,16 @@ pub enum Elements {
 impl Elements {
     /// How elements of a type of this name are stored, and whether in pairs. Lower halves are moved, but not looked at,
     /// outside the kernel that joins them to the upper ones: any type of 16 bits serves.
-    fn stored(self, name: &str) -> Option<(DType, bool)> {
+    fn stored(self, name: &str) -> Option<(Float, bool)> {
         match (self, name) {
-            (Elements::Int16, "int16") => Some((DType::Bf16, false)),
+            (Elements::Int16, "int16") => Some((Float::Bf16, false)),
             (Elements::Int16, _) => None,
-            (Elements::Floats, "float32") => Some((DType::F32, false)),
-            (Elements::Floats, "float64") => Some((DType::F64, false)),
-            (Elements::Floats, "float16") => Some((DType::F16, false)),
-            (Elements::Floats, "bfloat16") => Some((DType::Bf16, false)),
-            (Elements::Floats, "complex64") => Some((DType::F32, true)),
-            (Elements::Floats, "complex128") => Some((DType::F64, true)),
+            (Elements::Floats, "float32") => Some((Float::F32, false)),
+            (Elements::Floats, "float64") => Some((Float::F64, false)),
+            (Elements::Floats, "float16") => Some((Float::F16, false)),
+            (Elements::Floats, "bfloat16") => Some((Float::Bf16, false)),
+            (Elements::Floats, "complex64") => Some((Float::F32, true)),
+            (Elements::Floats, "complex128") => Some((Float::F64, true)),
             _ => None,
         }
     }

@@ -3,11 +3,11 @@
 pub mod auon;
 pub mod elementwise;
 pub mod gradients;
+pub mod guidance;
 pub mod linear;
 pub mod matmul;
 pub mod muon;
 pub mod orthogonal;
-pub mod projection;
-pub mod strided;
+pub mod storage;
 pub mod vector;
 pub mod whole;

@@ -4,5 +4,7 @@ pub mod cpus;
 pub mod isa;
 pub mod openmp;
 pub mod pool;
+mod shared;
 
 pub use isa::Isa;
+pub use shared::Shared;

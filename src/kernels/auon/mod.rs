@@ -4,10 +4,10 @@
 mod reduce;
 mod stages;
 
-use super::elementwise::{self, BLOCK, Buffers, DType, Rounding, Work};
-use super::matmul::Shared;
+use super::elementwise::{self, Work};
+use super::storage::{BLOCK, Buffers, Float};
 use super::whole::{Whole, Workspace};
-use crate::runtime::{Isa, pool};
+use crate::runtime::{Isa, Shared, pool};
 pub use reduce::{Cosh, Entries};
 use reduce::{Sums, direction_sums};
 use stages::{Ema, Step};
@@ -79,10 +79,6 @@ pub struct Parameter {
     /// The tensor as a matrix, for the learning rate.
     pub rows: usize,
     pub cols: usize,
-    pub rounding: Rounding,
-    /// With the step, the stream of random numbers.
-    pub number: u64,
-    pub step: u64,
 }
 
 /// An AuON step over parameters.
@@ -113,15 +109,8 @@ impl Whole for Update {
         let mut steps = elementwise::Batch::with_capacity(self.parameters.len());
         for (parameter, sums) in self.parameters.iter().zip(sums) {
             let rule = self.step(parameter, sums, threads);
-            let Parameter {
-                rounding,
-                number,
-                step,
-                buffers,
-                ..
-            } = *parameter;
             // SAFETY: the maker of the update vouched for the tensors.
-            unsafe { steps.push(rule, rounding, number, step, buffers) }.expect("a supported combination");
+            unsafe { steps.push(rule, parameter.buffers) }.expect("a supported combination");
         }
         elementwise::run(&[Box::new(steps) as Box<dyn Work>], threads);
     }
@@ -136,12 +125,9 @@ impl Update {
         let mut batch = elementwise::Batch::with_capacity(self.parameters.len());
         let mut blocks = Vec::new();
         for parameter in &self.parameters {
-            let buffers = Buffers {
-                compensation: std::ptr::null_mut(),
-                ..parameter.buffers
-            };
+            let buffers = parameter.buffers.unwritten();
             // SAFETY: the maker of the update vouched for the tensors.
-            unsafe { batch.push(rule, Rounding::Nearest, 0, 0, buffers) }.expect("a supported combination");
+            unsafe { batch.push(rule, buffers) }.expect("a supported combination");
             let starts = (0..buffers.len).step_by(BLOCK);
             blocks.extend(starts.map(|start| buffers.part(start, BLOCK.min(buffers.len - start))));
         }
@@ -188,7 +174,7 @@ impl Update {
             return step(1.0, 0.0);
         }
         // A power of two keeps squares within f64, and the step's factors within the type of the arithmetic.
-        let range = if parameter.buffers.dtype == DType::F64 {
+        let range = if parameter.buffers.dtype == Float::F64 {
             1000.0
         } else {
             120.0
@@ -211,7 +197,7 @@ impl Update {
         let mean = (cosh.gamma * norm * unit).powi(2) / count;
         // sinh(z)^2 = z^2 + z^4 / 3 + ...: what the first term leaves out, in the root mean square.
         let left_out = (cosh.gamma * sums.largest * power * unit).powi(2) * mean / 6.0;
-        let tolerance = if parameter.buffers.dtype == DType::F64 {
+        let tolerance = if parameter.buffers.dtype == Float::F64 {
             1e-17
         } else {
             1e-9

@@ -4,10 +4,9 @@
 use half::{bf16, f16};
 
 use super::Direction;
-use crate::kernels::elementwise::{BLOCK, Buffers, DType};
-use crate::kernels::matmul::{Job, Shared, run_on};
-use crate::kernels::orthogonal::Scalar;
-use crate::runtime::{Isa, pool};
+use crate::kernels::matmul::{Job, run_on};
+use crate::kernels::storage::{BLOCK, Buffers, Float, Scalar};
+use crate::runtime::{Isa, Shared, pool};
 
 const LANES: usize = 16;
 
@@ -182,7 +181,7 @@ impl Fold for Sinh {
 /// # Safety
 /// The buffers are valid for reading, and nothing writes them.
 unsafe fn reduce<F: Fold>(block: &Buffers<1>, direction: &Direction, fold: F, isa: Isa) -> F::Sum {
-    use DType::*;
+    use Float::*;
     let mut sum = F::Sum::default();
     macro_rules! run {
         ($grad:ty, $momentum:ty) => {

@@ -1,25 +1,20 @@
 use super::*;
+use crate::kernels::storage::Rounding;
 
 fn step(rule: Auon, rows: usize, cols: usize, grad: &[f64], steps: usize) -> (Vec<f64>, Vec<f64>) {
     let (mut param, mut momentum) = (vec![0.0; grad.len()], vec![0.0; grad.len()]);
-    for step in 1..=steps {
+    for _ in 0..steps {
         let buffers = Buffers {
-            dtype: DType::F64,
-            state_dtype: DType::F64,
+            dtype: Float::F64,
+            state_dtype: Float::F64,
             len: grad.len(),
             param: param.as_mut_ptr().cast(),
             grad: grad.as_ptr().cast(),
             state: [momentum.as_mut_ptr().cast()],
+            rounding: Rounding::Nearest,
             compensation: std::ptr::null_mut(),
         };
-        let parameter = Parameter {
-            buffers,
-            rows,
-            cols,
-            rounding: Rounding::Nearest,
-            number: 0,
-            step: step as u64,
-        };
+        let parameter = Parameter { buffers, rows, cols };
         // SAFETY: the vectors outlive the update, and nothing else uses them meanwhile.
         unsafe { Update::new(rule, vec![parameter]) }.run(2, &mut Workspace::default());
     }

@@ -2,13 +2,14 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{BLOCK, DType, ELEMENTS_PER_THREAD};
+use super::ELEMENTS_PER_THREAD;
+use crate::kernels::storage::{BLOCK, Float};
 use crate::runtime::pool;
 
 /// A tensor to be searched.
 #[derive(Clone, Copy, Debug)]
 pub struct Values {
-    pub dtype: DType,
+    pub dtype: Float,
     pub len: usize,
     pub data: *const u8,
 }
@@ -54,14 +55,14 @@ unsafe fn block_is_finite(tensor: &Values, start: usize, len: usize) -> bool {
     // SAFETY: the caller's promise; the data of a tensor is aligned to its element type.
     unsafe {
         match tensor.dtype {
-            DType::F64 => bits_are_finite(slice(tensor.data, start, len), |x: u64| {
+            Float::F64 => bits_are_finite(slice(tensor.data, start, len), |x: u64| {
                 x << 1 >= 0x7ff0_0000_0000_0000 << 1
             }),
-            DType::F32 => bits_are_finite(slice(tensor.data, start, len), |x: u32| {
+            Float::F32 => bits_are_finite(slice(tensor.data, start, len), |x: u32| {
                 x << 1 >= 0x7f80_0000 << 1
             }),
-            DType::F16 => bits_are_finite(slice(tensor.data, start, len), |x: u16| x << 1 >= 0x7c00 << 1),
-            DType::Bf16 => bits_are_finite(slice(tensor.data, start, len), |x: u16| x << 1 >= 0x7f80 << 1),
+            Float::F16 => bits_are_finite(slice(tensor.data, start, len), |x: u16| x << 1 >= 0x7c00 << 1),
+            Float::Bf16 => bits_are_finite(slice(tensor.data, start, len), |x: u16| x << 1 >= 0x7f80 << 1),
         }
     }
 }

@@ -18,11 +18,9 @@ use half::{bf16, f16};
 pub use finite::{Values, all_finite};
 use sweep::{Element, Kahan, Kernel, Nearest, Span, Split, Stochastic};
 
+use super::storage::{BLOCK, Buffers, Float, Rounding};
 use super::vector::{EvenOdd, Halves, Noise, Order, Vector};
 use crate::runtime::{Isa, pool};
-
-/// Elements a task works on. Part of the definition of stochastic rounding, whose random numbers are keyed by block.
-pub const BLOCK: usize = 32_768;
 
 /// Fewer elements than this are not worth waking a thread for: see `benchmarks/README.md`.
 const ELEMENTS_PER_THREAD: usize = 16_384;
@@ -52,97 +50,11 @@ pub trait Rule<const N: usize>: Copy + Send + Sync + 'static {
     }
 }
 
-/// How elements are stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DType {
-    F64,
-    F32,
-    F16,
-    Bf16,
-}
-
-impl DType {
-    pub fn size(self) -> usize {
-        match self {
-            DType::F64 => 8,
-            DType::F32 => 4,
-            DType::F16 | DType::Bf16 => 2,
-        }
-    }
-
-    /// The name that torch and NumPy give it.
-    pub fn name(self) -> &'static str {
-        match self {
-            DType::F64 => "float64",
-            DType::F32 => "float32",
-            DType::F16 => "float16",
-            DType::Bf16 => "bfloat16",
-        }
-    }
-}
-
-/// How a result is rounded to the parameter's type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Rounding {
-    /// To the nearest, ties to even.
-    Nearest,
-    /// Up or down at random, right in expectation. The random numbers follow from this seed, the tensor's number,
-    /// the step and the element.
-    Stochastic { seed: u64 },
-    /// To the nearest; what is lost goes into a compensation buffer and is added back at the next step.
-    Kahan,
-    /// To the nearest, ties away from zero; what is lost, 16 bits of an f32, is kept whole in the place of the
-    /// compensation. For bf16 parameters.
-    Split,
-}
-
-impl Rounding {
-    /// The name that Python gives it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Rounding::Nearest => "nearest",
-            Rounding::Stochastic { .. } => "stochastic",
-            Rounding::Kahan => "kahan",
-            Rounding::Split => "split",
-        }
-    }
-}
-
-/// The memory of one parameter. All buffers hold `len` elements in the same order; the gradient has the parameter's
-/// type, all state tensors have `state_dtype`.
-#[derive(Clone, Copy, Debug)]
-pub struct Buffers<const N: usize> {
-    pub dtype: DType,
-    pub state_dtype: DType,
-    pub len: usize,
-    pub param: *mut u8,
-    pub grad: *const u8,
-    pub state: [*mut u8; N],
-    /// Used with [`Rounding::Kahan`], and with [`Rounding::Split`], where it holds 16-bit integers.
-    pub compensation: *mut u8,
-}
-
-impl<const N: usize> Buffers<N> {
-    /// `len` elements from `start` on.
-    pub fn part(&self, start: usize, len: usize) -> Self {
-        let at = |pointer: *mut u8, dtype: DType| pointer.wrapping_add(start * dtype.size());
-        Buffers {
-            len,
-            param: at(self.param, self.dtype),
-            grad: at(self.grad.cast_mut(), self.dtype).cast_const(),
-            state: self.state.map(|pointer| at(pointer, self.state_dtype)),
-            compensation: at(self.compensation, self.dtype),
-            ..*self
-        }
-    }
-}
-
 /// One parameter with the rule for it and the code for its types.
 struct Slot<R, const N: usize> {
     rule: R,
     kernel: Kernel<R, N>,
     buffers: Buffers<N>,
-    stream: u64,
     first_block: usize,
 }
 
@@ -167,31 +79,23 @@ impl<R: Rule<N>, const N: usize> Batch<R, N> {
         }
     }
 
-    /// Adds a parameter. `number` (of the tensor) and `step` select the random numbers of stochastic rounding.
-    /// Refuses combinations of types that have no kernel.
+    /// Adds a parameter. Refuses combinations of types that have no kernel.
     ///
     /// # Safety
     /// Until the batch is dropped, the pointers of `buffers` stay valid for `len` elements of their types, for writing
     /// where they are `*mut`, and nothing else reads or writes what they write.
-    pub unsafe fn push(
-        &mut self,
-        rule: R,
-        rounding: Rounding,
-        number: u64,
-        step: u64,
-        buffers: Buffers<N>,
-    ) -> Result<(), Unsupported> {
-        let kernel = kernel(Isa::current(), buffers.dtype, buffers.state_dtype, rounding)?;
-        let stream = match rounding {
-            Rounding::Stochastic { seed } => Noise::key(Noise::key(seed, number), step),
-            _ => 0,
-        };
+    pub unsafe fn push(&mut self, rule: R, buffers: Buffers<N>) -> Result<(), Unsupported> {
+        let kernel = kernel(
+            Isa::current(),
+            buffers.dtype,
+            buffers.state_dtype,
+            buffers.rounding,
+        )?;
         if buffers.len > 0 {
             self.slots.push(Slot {
                 rule,
                 kernel,
                 buffers,
-                stream,
                 first_block: self.blocks,
             });
             self.blocks += buffers.len.div_ceil(BLOCK);
@@ -206,7 +110,7 @@ impl<R: Rule<N>, const N: usize> Batch<R, N> {
 pub struct Unsupported;
 
 /// Whether parameters of a type can have state in another, and be rounded so. No rule makes a difference.
-pub fn is_supported(param: DType, state: DType, rounding: Rounding) -> bool {
+pub fn is_supported(param: Float, state: Float, rounding: Rounding) -> bool {
     kernel::<lion::Lion, 1>(Isa::current(), param, state, rounding).is_ok()
 }
 
@@ -232,16 +136,17 @@ impl<R: Rule<N>, const N: usize> Work for Batch<R, N> {
         let block = index - slot.first_block;
         let start = block * BLOCK;
         let part = slot.buffers.part(start, BLOCK.min(slot.buffers.len - start));
+        let key = match part.rounding {
+            Rounding::Stochastic { stream } => Noise::key(stream, block as u64),
+            _ => 0,
+        };
         let span = Span {
             param: part.param,
             grad: part.grad,
             state: part.state,
             compensation: part.compensation,
             len: part.len,
-            noise: Noise {
-                key: Noise::key(slot.stream, block as u64),
-                counter: 0,
-            },
+            noise: Noise { key, counter: 0 },
         };
         // SAFETY: `push` got buffers valid for `len` elements and chose the kernel for their types and this CPU; the
         // span lies within them, and blocks do not overlap.
@@ -272,11 +177,11 @@ pub fn run(batches: &[Box<dyn Work + '_>], threads: usize) -> u64 {
 /// f32 parameters in f32 or bf16.
 fn kernel<R: Rule<N>, const N: usize>(
     isa: Isa,
-    param: DType,
-    state: DType,
+    param: Float,
+    state: Float,
     rounding: Rounding,
 ) -> Result<Kernel<R, N>, Unsupported> {
-    use DType::*;
+    use Float::*;
     Ok(match (param, state, rounding) {
         (F64, F64, Rounding::Nearest) => sweep::double(isa),
         (F32, F32, Rounding::Nearest) => sweep::single::<Halves, f32, f32, Nearest, R, N>(isa),

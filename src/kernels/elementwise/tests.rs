@@ -40,7 +40,7 @@ fn numbers(count: usize, seed: u64) -> Vec<f64> {
 
 /// A stored element.
 trait Number: Copy + PartialEq + std::fmt::Debug {
-    const DTYPE: DType;
+    const DTYPE: Float;
     fn of(x: f64) -> Self;
     fn wide(self) -> f64;
 }
@@ -48,7 +48,7 @@ trait Number: Copy + PartialEq + std::fmt::Debug {
 macro_rules! number {
     ($type:ty, $dtype:ident, $of:expr, $wide:expr) => {
         impl Number for $type {
-            const DTYPE: DType = DType::$dtype;
+            const DTYPE: Float = Float::$dtype;
             fn of(x: f64) -> Self {
                 $of(x)
             }
@@ -93,10 +93,11 @@ impl<P: Number, S: Number, const N: usize> Tensor<P, S, N> {
                 param: self.param.as_mut_ptr().cast(),
                 grad: self.grad.as_ptr().cast(),
                 state: std::array::from_fn(|k| self.state[k].as_mut_ptr().cast()),
+                rounding: rounding.at(0, step as u64),
                 compensation: self.compensation.as_mut_ptr().cast(),
             };
             // SAFETY: the vectors have `len` elements and outlive the batch.
-            unsafe { batch.push(hyper.at_step(f64::from(step)), rounding, 0, step as u64, buffers) }.unwrap();
+            unsafe { batch.push(hyper.at_step(f64::from(step)), buffers) }.unwrap();
             run(&[Box::new(batch)], threads);
         }
         self
@@ -174,7 +175,7 @@ fn adamw_follows_its_formula() {
     check::<bf16, bf16, 2>(&ADAMW, Rounding::Kahan, adamw_formula, 1e-3);
     check::<bf16, f32, 2>(
         &ADAMW,
-        Rounding::Stochastic { seed: 1 },
+        Rounding::Stochastic { stream: 1 },
         adamw_formula,
         5.0 / 128.0,
     );
@@ -182,7 +183,7 @@ fn adamw_follows_its_formula() {
     check::<f16, f32, 2>(&ADAMW, Rounding::Kahan, adamw_formula, 1e-6);
     check::<f16, f32, 2>(
         &ADAMW,
-        Rounding::Stochastic { seed: 1 },
+        Rounding::Stochastic { stream: 1 },
         adamw_formula,
         5.0 / 1024.0,
     );
@@ -214,7 +215,7 @@ fn the_number_of_threads_does_not_change_a_bit() {
     for rounding in [
         Rounding::Nearest,
         Rounding::Kahan,
-        Rounding::Stochastic { seed: 9 },
+        Rounding::Stochastic { stream: 9 },
     ] {
         let before = Tensor::<bf16, f32, 2>::new(7 * BLOCK + 3);
         let alone = before.clone().train(&ADAMW, rounding, 1);
@@ -296,12 +297,12 @@ fn a_split_parameter_is_an_f32_in_two_halves() {
 #[test]
 fn combinations_without_a_kernel_are_refused() {
     for (param, state, rounding) in [
-        (DType::F64, DType::F32, Rounding::Nearest),
-        (DType::F32, DType::F16, Rounding::Nearest),
-        (DType::F32, DType::F32, Rounding::Split),
-        (DType::F16, DType::F32, Rounding::Split),
-        (DType::F16, DType::F16, Rounding::Split),
-        (DType::F16, DType::Bf16, Rounding::Split),
+        (Float::F64, Float::F32, Rounding::Nearest),
+        (Float::F32, Float::F16, Rounding::Nearest),
+        (Float::F32, Float::F32, Rounding::Split),
+        (Float::F16, Float::F32, Rounding::Split),
+        (Float::F16, Float::F16, Rounding::Split),
+        (Float::F16, Float::Bf16, Rounding::Split),
     ] {
         assert!(
             kernel::<lion::Lion, 1>(Isa::Portable, param, state, rounding).is_err(),
@@ -314,7 +315,7 @@ fn combinations_without_a_kernel_are_refused() {
 fn nan_and_infinity_are_found_wherever_they_are() {
     let finite = |values: &[f32], threads| {
         let tensor = Values {
-            dtype: DType::F32,
+            dtype: Float::F32,
             len: values.len(),
             data: values.as_ptr().cast(),
         };
@@ -332,7 +333,7 @@ fn nan_and_infinity_are_found_wherever_they_are() {
     }
     let halves = [f16::MAX, f16::INFINITY];
     let tensor = |len| Values {
-        dtype: DType::F16,
+        dtype: Float::F16,
         len,
         data: halves.as_ptr().cast(),
     };

@@ -5,10 +5,9 @@ use std::ops::Range;
 
 use smallvec::{SmallVec, smallvec};
 
-use super::elementwise::DType;
-use super::linear::{CHUNK, ELEMENTS_PER_THREAD, Element, sums, with_type};
-use super::matmul::Shared;
-use crate::runtime::{Isa, pool};
+use super::linear::{CHUNK, ELEMENTS_PER_THREAD, Element, sums};
+use super::storage::{Float, with_type};
+use crate::runtime::{Isa, Shared, pool};
 
 /// As many lists are summed or combined at once; of more, several at a time while they are in the cache.
 const AT_ONCE: usize = 6;
@@ -18,7 +17,7 @@ static ZEROS: [u64; CHUNK] = [0; CHUNK];
 /// What all lists hold at one place: tensors of one type and as many elements in one order.
 #[derive(Clone, Debug)]
 pub struct Position {
-    pub dtype: DType,
+    pub dtype: Float,
     pub len: usize,
     /// One for each list; null stands for zeros.
     pub inputs: SmallVec<[*mut u8; 4]>,

@@ -1,6 +1,6 @@
 use super::*;
 
-fn position<T>(dtype: DType, inputs: &[&[T]], outputs: &mut [&mut [T]]) -> Position {
+fn position<T>(dtype: Float, inputs: &[&[T]], outputs: &mut [&mut [T]]) -> Position {
     let pointer = |list: &&[T]| match list.is_empty() {
         true => std::ptr::null_mut(),
         false => list.as_ptr().cast_mut().cast(),
@@ -24,7 +24,7 @@ fn products_are_those_of_the_definition_for_any_number_of_lists() {
     for lists in 1..=11 {
         let vectors: Vec<Vec<f64>> = (0..lists).map(|seed| numbers(5000, seed)).collect();
         let views: Vec<&[f64]> = vectors.iter().map(Vec::as_slice).collect();
-        let positions = [position(DType::F64, &views, &mut [])];
+        let positions = [position(Float::F64, &views, &mut [])];
         // SAFETY: the vectors live, and nothing writes there.
         let found = total(&unsafe { products(&positions, 2) });
         for (i, one) in vectors.iter().enumerate() {
@@ -48,7 +48,7 @@ fn combinations_may_overwrite_their_inputs() {
         let outputs = SmallVec::from_slice(&[inputs[1], inputs[0]]);
         let factors: Factors = (0..2 * lists).map(|i| i as f64 - 3.0).collect();
         let positions = [Position {
-            dtype: DType::F64,
+            dtype: Float::F64,
             len: 4100,
             inputs,
             outputs,
@@ -69,7 +69,7 @@ fn combinations_may_overwrite_their_inputs() {
 #[test]
 fn missing_tensors_are_zeros() {
     let (a, mut to) = (numbers(5000, 1), vec![0.0; 5000]);
-    let positions = [position(DType::F64, &[&a, &[]], &mut [&mut to])];
+    let positions = [position(Float::F64, &[&a, &[]], &mut [&mut to])];
     // SAFETY: the vectors live, and the output is apart.
     unsafe {
         let found = total(&products(&positions, 1));
@@ -96,7 +96,7 @@ fn targets_move_exactly_where_the_end_is_known() {
         let mut own = from.clone();
         let target = own.as_mut_ptr().cast();
         let positions = [Position {
-            dtype: DType::F64,
+            dtype: Float::F64,
             len: own.len(),
             inputs: SmallVec::from_slice(&[target, to.as_ptr().cast_mut().cast()]),
             outputs: smallvec![target],

@@ -16,16 +16,3 @@ pub const ELEMENTS_PER_THREAD: usize = 16_384;
 /// Element types of tensors.
 pub trait Element: Combine + Widened + Default + Send + Sync {}
 impl<T: Combine + Widened + Default + Send + Sync> Element for T {}
-
-/// Calls a function with the element type that a [`DType`](super::elementwise::DType) names.
-macro_rules! with_type {
-    ($dtype:expr, $function:ident($($argument:expr),* $(,)?)) => {
-        match $dtype {
-            DType::F64 => $function::<f64>($($argument),*),
-            DType::F32 => $function::<f32>($($argument),*),
-            DType::F16 => $function::<half::f16>($($argument),*),
-            DType::Bf16 => $function::<half::bf16>($($argument),*),
-        }
-    };
-}
-pub(crate) use with_type;

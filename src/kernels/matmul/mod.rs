@@ -8,6 +8,7 @@
 //! threads of a Zen 5 CPU, n = 768 and 2048, medians in one run: full products 229 and 209 with gemm 0.19, 408 and 420
 //! with faer 0.24, 417 and 422 here; symmetric ones 375 and 327 with faer's triangular product, 407 and 377 here.
 
+mod blocks;
 mod kernel;
 mod packed;
 mod portable;
@@ -32,7 +33,6 @@ use half::bf16;
 use crate::runtime::Isa;
 pub(crate) use kernel::Job;
 use kernel::{Kernel, Takes};
-pub(crate) use packed::Shared;
 pub use packed::{Packed, Sides};
 
 /// What sums are kept in.

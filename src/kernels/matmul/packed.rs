@@ -2,10 +2,10 @@
 
 use std::any::TypeId;
 
+use super::blocks::{BLOCK, lower_blocks};
 use super::kernel::{Job, Kernel, Takes};
-use super::product::{BLOCK, lower_blocks};
 use super::{Symmetry, View};
-use crate::runtime::pool;
+use crate::runtime::{Shared, pool};
 
 /// Values along the summed dimension that one task packs, and of how many panels.
 const STRETCH: usize = 2 * BLOCK;
@@ -196,21 +196,6 @@ impl<K: Kernel> Filling<K> {
 struct Stretch<'a, U> {
     left: &'a mut [U],
     right: &'a mut [U],
-}
-
-/// A pointer that tasks share, each writing its own part.
-pub(crate) struct Shared<T>(*mut T);
-
-// SAFETY: only a pointer; each use says why its part is its own.
-unsafe impl<T> Sync for Shared<T> {}
-
-impl<T> Shared<T> {
-    pub(crate) fn new(pointer: *mut T) -> Self {
-        Shared(pointer)
-    }
-    pub(crate) fn get(&self) -> *mut T {
-        self.0
-    }
 }
 
 /// A stretch of a few panels.

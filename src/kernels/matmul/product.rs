@@ -2,17 +2,13 @@
 //! a tile that stays in cache, and finished from there. A block's arithmetic depends on nothing outside it.
 
 use std::mem::MaybeUninit;
-use std::ops::Range;
 
+use super::blocks::{BLOCK, grid, lower_blocks};
 use super::kernel::{Ahead, Job, Kernel};
-use super::packed::{Packed, Shared};
+use super::packed::Packed;
 use super::{Finish, Output, Real, Symmetry};
-use crate::runtime::pool;
+use crate::runtime::{Shared, pool};
 
-/// Rows and columns of a block: a multiple of every kernel's `WIDTH` and `ROWS`, and a tile fits the L2 cache twenty times.
-pub(super) const BLOCK: usize = 96;
-/// Rows and columns of blocks that are computed one after the other.
-const SQUARE: usize = 2 * BLOCK;
 /// Terms that a result may have.
 const MOST_TERMS: usize = 2;
 
@@ -70,25 +66,6 @@ pub(super) fn mirror<K: Kernel>(c: Output<'_, K::Acc>, threads: usize) {
         // SAFETY: kernels are handed out by `engine` only for instruction sets that the CPU has.
         unsafe { K::enter(Mirror::<K>(destination.region(row, col))) }
     });
-}
-
-/// The first row and column of every block, square by square, so that neighbours share panels while these are in cache.
-fn grid(rows: usize, cols: usize) -> impl Iterator<Item = (usize, usize)> {
-    let starts = |rows: Range<usize>, cols: Range<usize>, step: usize| {
-        rows.step_by(step)
-            .flat_map(move |row| cols.clone().step_by(step).map(move |col| (row, col)))
-    };
-    starts(0..rows, 0..cols, SQUARE)
-        .flat_map(move |(row, col)| starts(row..rows.min(row + SQUARE), col..cols.min(col + SQUARE), BLOCK))
-}
-
-/// The blocks of the lower triangle, the whole ones before the halves on the diagonal: these even out what the threads
-/// have left to do.
-pub(super) fn lower_blocks(size: usize) -> Vec<(usize, usize)> {
-    let below = grid(size, size).filter(|(row, col)| row > col);
-    below
-        .chain((0..size).step_by(BLOCK).map(|start| (start, start)))
-        .collect()
 }
 
 /// An output that tasks share, each writing its own blocks.

@@ -273,7 +273,7 @@ fn lower_packs_alike<T: Test>() {
             }
             let mut lower = whole.clone();
             for (i, j) in (0..m).flat_map(|i| (0..m).map(move |j| (i, j))) {
-                if i / product::BLOCK < j / product::BLOCK {
+                if i / blocks::BLOCK < j / blocks::BLOCK {
                     lower[i * m + j] = T::new(f64::NAN);
                 }
             }

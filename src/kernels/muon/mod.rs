@@ -9,9 +9,9 @@ mod rows;
 mod stages;
 
 use super::auon::{Cosh, Direction, Entries};
-use super::elementwise::{self, Buffers, DType, Rounding, Work};
+use super::elementwise::{self, Work};
 use super::orthogonal::{Input, Job, Options, Target, orthogonalize};
-use super::vector::Noise;
+use super::storage::{Buffers, Float, Rounding, Scratch};
 use super::whole::{Whole, Workspace};
 pub use matrices::{Layout, Mismatch, Part};
 use rows::Rows;
@@ -80,10 +80,6 @@ pub struct Parameter {
     pub parts: Vec<Part>,
     /// A second moment for every row, with [`Muon::row_beta`]; f64 where the parameter is, else f32.
     pub row_moments: *mut u8,
-    pub rounding: Rounding,
-    /// With the step, the stream of random numbers.
-    pub number: u64,
-    pub step: u64,
 }
 
 /// A Muon step over parameters.
@@ -96,17 +92,17 @@ pub struct Update {
 unsafe impl Send for Update {}
 
 /// Whether parameters of a type can have their momentum in another.
-pub fn is_supported(dtype: DType, state_dtype: DType, rounding: Rounding) -> bool {
+pub fn is_supported(dtype: Float, state_dtype: Float, rounding: Rounding) -> bool {
     elementwise::is_supported(dtype, state_dtype, Rounding::Nearest)
         && elementwise::is_supported(dtype, work_type(dtype), rounding)
 }
 
 /// The type of the arithmetic.
-fn work_type(dtype: DType) -> DType {
-    if dtype == DType::F64 {
-        DType::F64
+fn work_type(dtype: Float) -> Float {
+    if dtype == Float::F64 {
+        Float::F64
     } else {
-        DType::F32
+        Float::F32
     }
 }
 
@@ -151,9 +147,6 @@ struct Matrix {
     rows: usize,
     cols: usize,
     row_moments: *mut u8,
-    rounding: Rounding,
-    number: u64,
-    step: u64,
 }
 
 // SAFETY: the pointers are used for disjoint memory by the task that has the matrix.
@@ -166,20 +159,18 @@ impl Matrix {
         let one_of_many = parameter.parts.len() > 1;
         let matrices = parameter.parts.iter().enumerate().map(move |(i, part)| {
             let len = part.rows * part.cols;
+            let buffers = parameter.buffers.part(start, len);
+            let rounding = match one_of_many {
+                true => buffers.rounding.of_part(i as u64),
+                false => buffers.rounding,
+            };
             let matrix = Matrix {
-                buffers: parameter.buffers.part(start, len),
+                buffers: Buffers { rounding, ..buffers },
                 rows: part.rows,
                 cols: part.cols,
                 row_moments: parameter
                     .row_moments
                     .wrapping_add(first_row * work_type(parameter.buffers.dtype).size()),
-                rounding: parameter.rounding,
-                number: if one_of_many {
-                    Noise::key(parameter.number, i as u64)
-                } else {
-                    parameter.number
-                },
-                step: parameter.step,
             };
             start += len;
             first_row += part.rows;
@@ -190,11 +181,8 @@ impl Matrix {
 
     /// The buffers with the result in the place of the momentum.
     fn with_result(&self, place: &Place) -> Buffers<1> {
-        Buffers {
-            state: [place.result],
-            state_dtype: work_type(self.buffers.dtype),
-            ..self.buffers
-        }
+        let work = work_type(self.buffers.dtype);
+        self.buffers.with_states([place.result], work)
     }
 
     fn len(&self) -> usize {
@@ -282,27 +270,11 @@ impl Muon {
     fn take_momentum(&self, matrices: &[Matrix], places: &[Place], threads: usize) {
         let mut batch = elementwise::Batch::with_capacity(matrices.len());
         for (matrix, place) in matrices.iter().zip(places) {
-            let Buffers {
-                dtype,
-                state_dtype,
-                len,
-                param,
-                grad,
-                state: [momentum],
-                ..
-            } = matrix.buffers;
-            let buffers = Buffers {
-                dtype,
-                state_dtype,
-                len,
-                param,
-                grad,
-                state: [momentum, place.direction],
-                compensation: std::ptr::null_mut(),
-            };
+            let [momentum] = matrix.buffers.state;
+            let states = [momentum, place.direction];
+            let buffers = matrix.buffers.with_states(states, matrix.buffers.state_dtype);
             // SAFETY: the maker of the update vouched for the tensors, `places` for the direction.
-            unsafe { batch.push(self.momentum, Rounding::Nearest, 0, 0, buffers) }
-                .expect("a supported combination");
+            unsafe { batch.push(self.momentum, buffers.unwritten()) }.expect("a supported combination");
         }
         elementwise::run(&[Box::new(batch) as Box<dyn Work>], threads);
     }
@@ -318,15 +290,14 @@ impl Muon {
             };
             let buffers = matrix.with_result(place);
             // SAFETY: as for the momentum.
-            unsafe { batch.push(rule, matrix.rounding, matrix.number, matrix.step, buffers) }
-                .expect("a supported combination");
+            unsafe { batch.push(rule, buffers) }.expect("a supported combination");
         }
         elementwise::run(&[Box::new(batch) as Box<dyn Work>], threads);
     }
 }
 
 /// Room for every matrix's direction and result; one place serves for both where their types are the same.
-fn places(matrices: &[Matrix], scratch: &mut super::whole::Scratch) -> Vec<Place> {
+fn places(matrices: &[Matrix], scratch: &mut Scratch) -> Vec<Place> {
     let total = matrices
         .iter()
         .map(|matrix| matrix.scratch())
@@ -351,13 +322,13 @@ unsafe fn jobs<'a>(matrices: &[Matrix], places: &[Place]) -> Vec<Job<'a>> {
         // SAFETY: the caller's promise, for the types that `Matrix::scratch` reckoned with.
         let (input, output) = unsafe {
             let output = match work_type(matrix.buffers.dtype) {
-                DType::F64 => Target::F64(std::slice::from_raw_parts_mut(place.result.cast(), len)),
+                Float::F64 => Target::F64(std::slice::from_raw_parts_mut(place.result.cast(), len)),
                 _ => Target::F32(std::slice::from_raw_parts_mut(place.result.cast(), len)),
             };
             let input = match matrix.buffers.state_dtype {
-                DType::Bf16 => Input::Bf16(std::slice::from_raw_parts(place.direction.cast(), len)),
-                DType::F16 => Input::F16(std::slice::from_raw_parts(place.direction.cast(), len)),
-                DType::F32 | DType::F64 => Input::Output,
+                Float::Bf16 => Input::Bf16(std::slice::from_raw_parts(place.direction.cast(), len)),
+                Float::F16 => Input::F16(std::slice::from_raw_parts(place.direction.cast(), len)),
+                Float::F32 | Float::F64 => Input::Output,
             };
             (input, output)
         };

@@ -1,9 +1,9 @@
 //! NorMuon's normalization: every row by a running root mean square, then all to the norm from before
 //! (arXiv 2510.05491, Algorithm 1).
 
-use crate::kernels::elementwise::DType;
-use crate::kernels::matmul::{Job, Real, Shared, run_on};
-use crate::runtime::{Isa, pool};
+use crate::kernels::matmul::{Job, Real, run_on};
+use crate::kernels::storage::Float;
+use crate::runtime::{Isa, Shared, pool};
 
 /// As in the authors' code.
 const EPS: f64 = 1e-10;
@@ -17,7 +17,7 @@ const TASK: usize = 1 << 14;
 pub struct Rows {
     pub values: *mut u8,
     pub moments: *mut u8,
-    pub dtype: DType,
+    pub dtype: Float,
     pub rows: usize,
     pub cols: usize,
 }
@@ -33,7 +33,7 @@ pub unsafe fn normalize(matrices: &[Rows], beta: f64, threads: usize) {
         // SAFETY: the caller's promise.
         unsafe {
             match matrix.dtype {
-                DType::F64 => normalize_one::<f64>(matrix, beta, isa, threads),
+                Float::F64 => normalize_one::<f64>(matrix, beta, isa, threads),
                 _ => normalize_one::<f32>(matrix, beta, isa, threads),
             }
         }

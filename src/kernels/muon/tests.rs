@@ -1,5 +1,4 @@
 use super::*;
-use crate::kernels::elementwise::Rounding;
 use crate::kernels::orthogonal::{Precision, Schedule};
 
 fn rule(schedule: Schedule) -> Muon {
@@ -27,21 +26,19 @@ fn rule(schedule: Schedule) -> Muon {
 fn step(rule: Muon, start: f64, parts: Vec<Part>, grad: &[f64]) -> Vec<f64> {
     let (mut param, mut momentum) = (vec![start; grad.len()], vec![0.0; grad.len()]);
     let buffers = Buffers {
-        dtype: DType::F64,
-        state_dtype: DType::F64,
+        dtype: Float::F64,
+        state_dtype: Float::F64,
         len: grad.len(),
         param: param.as_mut_ptr().cast(),
         grad: grad.as_ptr().cast(),
         state: [momentum.as_mut_ptr().cast()],
+        rounding: Rounding::Nearest,
         compensation: std::ptr::null_mut(),
     };
     let parameter = Parameter {
         buffers,
         parts,
         row_moments: std::ptr::null_mut(),
-        rounding: Rounding::Nearest,
-        number: 0,
-        step: 1,
     };
     // SAFETY: the vectors outlive the update, and nothing else uses them meanwhile.
     unsafe { Update::new(rule, vec![parameter]) }.run(2, &mut Workspace::default());

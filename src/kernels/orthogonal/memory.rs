@@ -1,13 +1,14 @@
 //! Orthogonalization between buffers of any type.
 
 use super::{Input, Job, Options, Target, Workspace, orthogonalize};
-use crate::kernels::elementwise::{self, Buffers, DType, Rounding, Rule, Work};
+use crate::kernels::elementwise::{self, Rule, Work};
+use crate::kernels::storage::{Buffers, Float, Rounding};
 use crate::kernels::vector::Vector;
 
 /// A row-major matrix, and where its orthogonalization goes: both of one type, in separate memory or the same.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
-    pub dtype: DType,
+    pub dtype: Float,
     pub from: *const u8,
     pub to: *mut u8,
     pub rows: usize,
@@ -61,15 +62,16 @@ pub unsafe fn orthogonalize_all(matrices: &[Memory], options: &Options, threads:
     {
         let buffers = Buffers {
             dtype: matrix.dtype,
-            state_dtype: DType::F32,
+            state_dtype: Float::F32,
             len: wide.len(),
             param: matrix.to,
             grad: matrix.to.cast_const(),
             state: [wide.as_mut_ptr().cast()],
+            rounding: Rounding::Nearest,
             compensation: std::ptr::null_mut(),
         };
         // SAFETY: the caller's promise for the matrix, and `wide` outlives the batch.
-        unsafe { batch.push(Assign, Rounding::Nearest, 0, 0, buffers) }.expect("f32 beside a 16-bit type");
+        unsafe { batch.push(Assign, buffers) }.expect("f32 beside a 16-bit type");
     }
     elementwise::run(&[Box::new(batch) as Box<dyn Work>], threads);
 }
@@ -82,16 +84,16 @@ impl Memory {
         // SAFETY: the caller's promise; where both are one memory, only the output takes it.
         let (input, output) = unsafe {
             let output = match self.dtype {
-                DType::F64 => Target::F64(std::slice::from_raw_parts_mut(self.to.cast(), len)),
-                DType::F32 => Target::F32(std::slice::from_raw_parts_mut(self.to.cast(), len)),
-                DType::Bf16 | DType::F16 => Target::F32(wide),
+                Float::F64 => Target::F64(std::slice::from_raw_parts_mut(self.to.cast(), len)),
+                Float::F32 => Target::F32(std::slice::from_raw_parts_mut(self.to.cast(), len)),
+                Float::Bf16 | Float::F16 => Target::F32(wide),
             };
             let input = match self.dtype {
-                DType::F64 | DType::F32 if self.from == self.to.cast_const() => Input::Output,
-                DType::F64 => Input::F64(std::slice::from_raw_parts(self.from.cast(), len)),
-                DType::F32 => Input::F32(std::slice::from_raw_parts(self.from.cast(), len)),
-                DType::Bf16 => Input::Bf16(std::slice::from_raw_parts(self.from.cast(), len)),
-                DType::F16 => Input::F16(std::slice::from_raw_parts(self.from.cast(), len)),
+                Float::F64 | Float::F32 if self.from == self.to.cast_const() => Input::Output,
+                Float::F64 => Input::F64(std::slice::from_raw_parts(self.from.cast(), len)),
+                Float::F32 => Input::F32(std::slice::from_raw_parts(self.from.cast(), len)),
+                Float::Bf16 => Input::Bf16(std::slice::from_raw_parts(self.from.cast(), len)),
+                Float::F16 => Input::F16(std::slice::from_raw_parts(self.from.cast(), len)),
             };
             (input, output)
         };

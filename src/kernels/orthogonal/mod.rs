@@ -19,11 +19,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use half::{bf16, f16};
 
 use crate::kernels::matmul::{Element, Real};
+use crate::kernels::storage::Scalar;
 use crate::runtime::{Isa, pool};
 pub use memory::{Memory, orthogonalize_all};
 use newton_schulz::{Iteration, Scratch};
 use normalize::Norm;
-pub(crate) use normalize::Scalar;
 use plan::Plan;
 pub use schedule::{Schedule, ScheduleError, Triple};
 

@@ -8,7 +8,7 @@ import pytorch_optimizer
 import torch
 
 from ferrostep.optim import AdamW, Lion
-from tests.contract.registry import LION, Entry, every_with_peer
+from tests.contract.rules.registry import LION, Entry, every_with_peer
 from tests.contract.subprocesses import run_python
 from tests.contract.training import assert_close, bits, contents, parameters, set_gradients, train
 
@@ -63,7 +63,7 @@ def test_lions_parameters_are_lion_pytorchs_to_the_bit(weight_decay: float, isa:
 WITHOUT_FUSION = """
 import lion_pytorch, torch
 from ferrostep.optim import Lion
-from tests.contract.registry import LION
+from tests.contract.rules.registry import LION
 from tests.contract.training import assert_same_bits, parameters, train
 assert torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX")
 ours, theirs = parameters([(300,), (7, 11)], torch.float64), parameters([(300,), (7, 11)], torch.float64)

@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 from ferrostep import _core
 from tests.bad_inputs.torch_cases import CASES, STEP_CASES, Case, Trial
-from tests.contract.registry import Entry, every, every_class, every_elementwise_class, one_of_each_class
+from tests.contract.rules.registry import Entry, every, every_class, every_elementwise_class, one_of_each_class
 from tests.contract.snapshot import Snapshot
 from tests.contract.training import parameters, set_gradients, train
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import Parameter
 
-from tests.contract.registry import ENTRIES, Entry, one_of_each_class
+from tests.contract.rules.registry import ENTRIES, Entry, one_of_each_class
 from tests.contract.training import assert_same_bits, bits, normal, set_gradients, train
 
 ELEMENTWISE = st.sampled_from([entry for entry in ENTRIES if entry.elementwise])

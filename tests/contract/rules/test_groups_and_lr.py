@@ -13,7 +13,7 @@ from torch.optim import Optimizer, lr_scheduler, swa_utils
 from ferrostep.optim import AdamW, Muon, MuonWithAuxAdamW
 from ferrostep.optim.muon_with_adamw import ADAMW as ADAMW_GROUP
 from ferrostep.optim.muon_with_adamw import MUON as MUON_GROUP
-from tests.contract.registry import Entry, every, every_class, one_of_each_class
+from tests.contract.rules.registry import Entry, every, every_class, one_of_each_class
 from tests.contract.training import (
     assert_close,
     assert_same_bits,

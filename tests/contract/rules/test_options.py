@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from ferrostep import optim
 from ferrostep.optim import AdamW, Lion
-from tests.contract.registry import ENTRIES, Entry, every, every_class, one_of_each_class
+from tests.contract.rules.registry import ENTRIES, Entry, every, every_class, one_of_each_class
 from tests.contract.training import parameters, set_gradients
 
 IMPOSSIBLE: tuple[tuple[dict[str, Any], str], ...] = (

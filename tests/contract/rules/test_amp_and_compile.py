@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.contract.registry import Entry, every, every_class, every_class_of_any_shape, one_of_each_class
+from tests.contract.rules.registry import Entry, every, every_class, every_class_of_any_shape, one_of_each_class
 from tests.contract.training import assert_close, assert_same_bits, bits, contents, normal, parameters, set_gradients
 
 

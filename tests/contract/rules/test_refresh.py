@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 from ferrostep import _core
 from ferrostep.optim import SophiaG, SophiaH
-from tests.contract.test_layouts import LAYOUTS
+from tests.contract.rules.test_layouts import LAYOUTS
 from tests.contract.training import assert_close, assert_same_bits, contents, normal, parameters, set_gradients
 
 SHAPES = ((5, 3), (), (0, 4), (2, 3, 4, 5), (70_001,))

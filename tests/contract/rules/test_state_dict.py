@@ -15,7 +15,7 @@ import torch
 from torch.optim import Optimizer
 
 from ferrostep.optim import AdamW, Lion
-from tests.contract.registry import (
+from tests.contract.rules.registry import (
     ADAMW,
     LION,
     Entry,

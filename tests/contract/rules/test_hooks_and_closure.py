@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from tests.contract.registry import Entry, every_class
+from tests.contract.rules.registry import Entry, every_class
 from tests.contract.training import assert_same_bits, bits, parameters, set_gradients, train
 
 

@@ -1,7 +1,6 @@
 //! Copies between strided memory and contiguous buffers, for tensors whose layouts differ.
 
-use super::matmul::Shared;
-use crate::runtime::pool;
+use crate::runtime::{Shared, pool};
 
 /// Strided memory: sizes and strides in elements of `item` bytes, outermost dimension first.
 #[derive(Clone, Debug)]

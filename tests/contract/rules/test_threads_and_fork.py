@@ -16,7 +16,7 @@ import torch
 from torch.nn import Parameter
 
 from ferrostep.optim import AdamW
-from tests.contract.registry import Entry, every_class, every_entry
+from tests.contract.rules.registry import Entry, every_class, every_entry
 from tests.contract.training import assert_same_bits, bits, contents, normal, train
 
 # A task of the engine is 32768 elements: these are several tasks, with rests, and small tensors between them.

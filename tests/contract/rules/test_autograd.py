@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from ferrostep.optim import AdamW
-from tests.contract.registry import ADAMW, Entry, every, every_class, every_complex, every_near_the_reference
+from tests.contract.rules.registry import ADAMW, Entry, every, every_class, every_complex, every_near_the_reference
 from tests.contract.training import assert_close, assert_same_bits, bits, normal, parameters, set_gradients, train
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.complex64)

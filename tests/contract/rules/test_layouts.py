@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from tests.contract.registry import Entry, every_class, every_elementwise, every_elementwise_class
+from tests.contract.rules.registry import Entry, every_class, every_elementwise, every_elementwise_class
 from tests.contract.training import assert_same_bits, bits, contents, normal, parameters, train
 
 

@@ -3,10 +3,9 @@
 
 mod rule;
 
-use super::elementwise::DType;
-use super::linear::{CHUNK, ELEMENTS_PER_THREAD, Element, Sums, sums, with_type};
-use super::matmul::Shared;
-use crate::runtime::{Isa, pool};
+use super::linear::{CHUNK, ELEMENTS_PER_THREAD, Element, Sums, sums};
+use super::storage::{Float, with_type};
+use crate::runtime::{Isa, Shared, pool};
 pub use rule::{Apg, Guidance, Rule};
 use rule::{Coefficients, Gram};
 
@@ -15,7 +14,7 @@ pub const MAX_INPUTS: usize = 6;
 /// The memory of a call: tensors of `groups * len` elements in one order. Sums are taken over each group.
 #[derive(Clone, Debug)]
 pub struct Memory {
-    pub dtype: DType,
+    pub dtype: Float,
     pub groups: usize,
     pub len: usize,
     /// So many groups after each other are of one sample, the next of the next, over and over.

@@ -1,7 +1,7 @@
 use half::{bf16, f16};
 
 use super::*;
-use crate::kernels::orthogonal::Scalar;
+use crate::kernels::storage::Scalar;
 
 fn plain(rule: Rule, scale: f64) -> Guidance {
     Guidance {
@@ -23,7 +23,7 @@ fn apg(eta: f64, threshold: f64) -> Apg {
 /// The outputs of `guidance` over one group for each row of the inputs.
 fn guide<T: Copy + Default>(
     guidance: &Guidance,
-    dtype: DType,
+    dtype: Float,
     inputs: &mut [Vec<T>],
     groups: usize,
     threads: usize,
@@ -61,7 +61,7 @@ fn the_oracles_of_the_specification_hold() {
         (apg(0.5, 0.0), [6.68, 10.24]),
         (apg(0.0, 1.0), [2.8225, 4.1331]),
     ] {
-        let result = guide(&plain(Rule::Apg(rule), 5.0), DType::F64, &mut pair(), 1, 1);
+        let result = guide(&plain(Rule::Apg(rule), 5.0), Float::F64, &mut pair(), 1, 1);
         assert_close(&result[0], &expected, 5e-5);
     }
     let four = || [vec![1.0, 2.0, 3.0, 5.0], vec![0.5, 1.0, 1.5, 2.0]];
@@ -70,10 +70,10 @@ fn the_oracles_of_the_specification_hold() {
         scales: vec![5.0],
         rescale: 0.7,
     };
-    let result = guide(&rescaled, DType::F64, &mut four(), 1, 1);
+    let result = guide(&rescaled, Float::F64, &mut four(), 1, 1);
     assert_close(&result[0], &[1.4957, 2.9913, 4.4870, 8.4755], 5e-5);
     let zero_star = plain(Rule::ZeroStar, 5.0);
-    let result = guide(&zero_star, DType::F64, &mut four(), 1, 1);
+    let result = guide(&zero_star, Float::F64, &mut four(), 1, 1);
     assert_close(&result[0], &[0.4667, 0.9333, 1.4, 6.8667], 5e-5);
 }
 
@@ -96,7 +96,7 @@ fn each_sample_may_have_its_own_scale() {
             };
             let input = |seed| (0..60_000).map(|i| value(i, seed)).collect();
             let mut inputs: Vec<Vec<f64>> = (0..guidance.inputs()).map(input).collect();
-            guide(&guidance, DType::F64, &mut inputs, 3, threads).remove(0)
+            guide(&guidance, Float::F64, &mut inputs, 3, threads).remove(0)
         };
         let scales = [2.0, 5.0, -1.0];
         for threads in [1, 4] {
@@ -120,7 +120,7 @@ fn constant_results_are_not_rescaled() {
     };
     for len in [1, 3, 4097, 100_000] {
         let mut inputs = [vec![3.7; len], vec![1.1; len]];
-        let result = guide(&guidance, DType::F64, &mut inputs, 1, 1);
+        let result = guide(&guidance, Float::F64, &mut inputs, 1, 1);
         assert_close(&result[0], &vec![1.1 + 5.3 * 2.6; len], 1e-12);
     }
 }
@@ -132,11 +132,11 @@ fn the_momentum_is_kept() {
         ..apg(0.0, 0.0)
     };
     let mut inputs = [vec![3.0, 4.0], vec![1.0, 1.0], vec![0.0, 0.0]];
-    let first = guide(&plain(Rule::Apg(rule), 5.0), DType::F64, &mut inputs, 1, 1);
+    let first = guide(&plain(Rule::Apg(rule), 5.0), Float::F64, &mut inputs, 1, 1);
     assert_close(&first[0], &[2.36, 4.48], 1e-12);
     assert_close(&inputs[2], &[2.0, 3.0], 0.0);
     inputs[0] = vec![3.0, 3.0];
-    let second = guide(&plain(Rule::Apg(rule), 5.0), DType::F64, &mut inputs, 1, 1);
+    let second = guide(&plain(Rule::Apg(rule), 5.0), Float::F64, &mut inputs, 1, 1);
     assert_close(&inputs[2], &[1.0, 0.5], 0.0);
     assert_close(&second[0], &[4.0, 2.0], 1e-12);
 }
@@ -144,7 +144,7 @@ fn the_momentum_is_kept() {
 #[test]
 fn a_projection_has_two_parts() {
     let mut inputs = [vec![3.0, 4.0], vec![1.0, 2.0]];
-    let result = guide(&plain(Rule::Project, 1.0), DType::F64, &mut inputs, 1, 1);
+    let result = guide(&plain(Rule::Project, 1.0), Float::F64, &mut inputs, 1, 1);
     assert_close(&result[0], &[33.0 / 25.0, 44.0 / 25.0], 1e-15);
     assert_close(&result[1], &[-8.0 / 25.0, 6.0 / 25.0], 1e-15);
 }
@@ -156,7 +156,7 @@ fn negatives_along_the_difference_change_nothing() {
     };
     // d = (2, 0); the first negative differs along d, the second across.
     let mut inputs = [vec![3.0, 1.0], vec![1.0, 1.0], vec![2.0, 1.0], vec![4.0, 2.0]];
-    let result = guide(&plain(rule, 3.0), DType::F64, &mut inputs, 1, 1);
+    let result = guide(&plain(rule, 3.0), Float::F64, &mut inputs, 1, 1);
     assert_close(&result[0], &[1.0 + 3.0 * 2.0, 1.0 - 3.0 * 2.0], 1e-15);
 }
 
@@ -186,7 +186,7 @@ fn neither_threads_nor_instruction_sets_with_fused_multiply_adds_change_a_bit() 
     ];
     fn check<T: Scalar + Default>(
         guidance: &Guidance,
-        dtype: DType,
+        dtype: Float,
         groups: usize,
         of: &dyn Fn(usize, usize) -> T,
     ) {
@@ -215,12 +215,12 @@ fn neither_threads_nor_instruction_sets_with_fused_multiply_adds_change_a_bit() 
     }
     for guidance in &guidances {
         for groups in [1, 5] {
-            check(guidance, DType::F64, groups, &value);
-            check(guidance, DType::F32, groups, &|i, seed| value(i, seed) as f32);
-            check(guidance, DType::F16, groups, &|i, seed| {
+            check(guidance, Float::F64, groups, &value);
+            check(guidance, Float::F32, groups, &|i, seed| value(i, seed) as f32);
+            check(guidance, Float::F16, groups, &|i, seed| {
                 f16::from_f64(value(i, seed))
             });
-            check(guidance, DType::Bf16, groups, &|i, seed| {
+            check(guidance, Float::Bf16, groups, &|i, seed| {
                 bf16::from_f64(value(i, seed))
             });
         }

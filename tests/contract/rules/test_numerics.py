@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core, reference
-from tests.contract.registry import (
+from tests.contract.rules.registry import (
     ENTRIES,
     Entry,
     every,
