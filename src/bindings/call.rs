@@ -195,8 +195,7 @@ impl<N: Names> Call<N> {
     /// Runs the kernel without the GIL, on up to `threads` threads where copies are made, and tells autograd of what
     /// has changed. A kernel that returns None has changed nothing.
     ///
-    /// Raises with nothing changed if tensors share memory of which some is written. After that only an interrupt does,
-    /// with everything done: see [`Call::has_run`].
+    /// Raises, with nothing changed, if tensors share memory of which some is written.
     pub fn run<R: Send>(
         &mut self,
         py: Python<'_>,
@@ -224,7 +223,7 @@ impl<N: Names> Call<N> {
         Ok(result)
     }
 
-    /// Whether a kernel has run and changed what it writes: also after an interrupt that came meanwhile.
+    /// Whether a kernel has run and changed what it writes.
     pub fn has_run(&self) -> bool {
         self.has_run
     }

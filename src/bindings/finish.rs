@@ -17,12 +17,12 @@ pub fn copy(copies: &[Copy]) -> PyResult<()> {
     copies.iter().map(copied).fold(Ok(()), PyResult::and)
 }
 
-/// Tells autograd that the tensors were changed.
+/// Tells autograd that the tensors were changed. No Python code runs meanwhile, so no interrupt comes up.
 pub fn tell(py: Python<'_>, changed: &Bound<'_, PyList>) -> PyResult<()> {
     static INCREMENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let increment = INCREMENT.import(py, "torch.autograd.graph", "increment_version")?;
+    let increment = INCREMENT.import(py, "torch._C", "_increment_version")?;
     match increment.call1((changed,)) {
-        // Tensors of `torch.inference_mode` have no version.
+        // Tensors of `torch.inference_mode` have no version, at which older versions of torch take offence.
         Err(error) if error.is_instance_of::<PyRuntimeError>(py) => {
             let counted = PyList::empty(py);
             for tensor in changed {
@@ -30,11 +30,9 @@ pub fn tell(py: Python<'_>, changed: &Bound<'_, PyList>) -> PyResult<()> {
                     counted.append(tensor)?;
                 }
             }
-            insist(|| increment.call1((&counted,)))
+            increment.call1((&counted,)).map(drop)
         }
-        result => result
-            .map(drop)
-            .inspect_err(|_| drop(increment.call1((changed,)))),
+        told => told.map(drop),
     }
 }
 
