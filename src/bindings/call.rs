@@ -8,29 +8,11 @@ use numpy::PyUntypedArray;
 
 use super::errors::{Place, Problem, Refusal};
 use super::finish;
+pub use super::overlap::Owner;
 use super::overlap::{self, Claim};
-use super::reader::{Elements, Reader};
-use super::view::View;
+use super::reader::Reader;
+use super::view::{Elements, View};
 use crate::kernels::storage::{Access, DType, Staged};
-
-/// Whose memory it is: an argument, and the tensor's number in it. In a step, arguments are those of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Owner {
-    pub argument: u32,
-    pub group: u32,
-    pub index: u32,
-}
-
-impl Owner {
-    /// A tensor of an argument, where there are no groups.
-    pub fn new(argument: usize, index: usize) -> Owner {
-        Owner {
-            argument: argument as u32,
-            group: 0,
-            index: index as u32,
-        }
-    }
-}
 
 /// What errors call the tensors of a call.
 pub trait Names {
@@ -51,6 +33,7 @@ pub struct Role<'a> {
     shape: Option<&'a [i64]>,
     dtype: Option<DType>,
     lasting: bool,
+    is_state: bool,
     in_place: bool,
 }
 
@@ -62,6 +45,7 @@ impl<'a> Role<'a> {
             shape: None,
             dtype: None,
             lasting: false,
+            is_state: false,
             in_place: false,
         }
     }
@@ -90,10 +74,16 @@ impl<'a> Role<'a> {
         Role { elements, ..self }
     }
 
-    /// A state, which comes again in the next step. No graph of autograd has it.
+    /// One that comes again in the next step.
     pub fn lasting(self) -> Self {
         let lasting = true;
         Role { lasting, ..self }
+    }
+
+    /// A lasting one that no graph of autograd has.
+    pub fn state(self) -> Self {
+        let is_state = true;
+        Role { is_state, ..self }.lasting()
     }
 
     /// One that is read and one that is written may be in the same place, element by element, if both have one number
@@ -174,7 +164,7 @@ impl<N: Names> Call<N> {
                 false => self.reads.push(claim),
             }
         }
-        if writes && !role.lasting && !tensor.is_instance_of::<PyUntypedArray>() {
+        if writes && !role.is_state && !tensor.is_instance_of::<PyUntypedArray>() {
             self.changed.push(tensor.clone().unbind());
         }
         self.taken.push(tensor.clone().unbind());

@@ -9,8 +9,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyCapsuleMethods};
 
 use super::errors::Problem;
-use super::reader::{Elements, Viewed, refuse};
-use super::view::View;
+use super::view::{Elements, View, Viewed, refuse};
 use crate::kernels::storage::{DType, Dims, Integer};
 
 pub fn exchanged_view(

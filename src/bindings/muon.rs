@@ -160,7 +160,7 @@ fn row_moments(
     let role = Role::new(Access::Updates)
         .shape(&shape)
         .dtype(work_dtype(param))
-        .lasting();
+        .state();
     let view = ledger.take(inputs, column, i, &role)?;
     Ok(ledger.call.stage(&view, &row_by_row(&view), Access::Updates))
 }

@@ -2,9 +2,27 @@
 
 use std::collections::HashSet;
 
-use super::call::Owner;
 use super::view::View;
 use crate::kernels::storage::Dims;
+
+/// Whose memory it is: an argument, and the tensor's number in it. In a step, arguments are those of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Owner {
+    pub argument: u32,
+    pub group: u32,
+    pub index: u32,
+}
+
+impl Owner {
+    /// A tensor of an argument, where there are no groups.
+    pub fn new(argument: usize, index: usize) -> Owner {
+        Owner {
+            argument: argument as u32,
+            group: 0,
+            index: index as u32,
+        }
+    }
+}
 
 /// A tensor's claim on a range of memory.
 #[derive(Clone, Debug)]
@@ -13,7 +31,7 @@ pub struct Claim {
     end: usize,
     owner: Owner,
     strides: Dims,
-    /// See [`super::call::Role::in_place`].
+    /// See `Role::in_place`.
     in_place: bool,
     /// Where the range has gaps: other tensors may lie in them.
     gaps: Option<Box<View>>,

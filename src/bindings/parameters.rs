@@ -8,8 +8,7 @@ use smallvec::SmallVec;
 use super::call::{Call, Names, Owner, Role};
 use super::counter::Counter;
 use super::errors::{Place, Problem};
-use super::reader::Elements;
-use super::view::View;
+use super::view::{Elements, View};
 use crate::kernels::elementwise::Values;
 use crate::kernels::storage::{Access, Buffers, DType, Float, Integer, Rounding};
 
@@ -196,12 +195,17 @@ impl Ledger {
             true => Access::Updates,
             false => Access::Reads,
         };
-        let param = self.take(inputs, &inputs.params, i, &Role::new(access(writes.param)))?;
+        let param = self.take(
+            inputs,
+            &inputs.params,
+            i,
+            &Role::new(access(writes.param)).lasting(),
+        )?;
         let like_it = Role::new(Access::Reads).like(Some(&param));
         let grad = self.take(inputs, &inputs.grads, i, &like_it)?;
         let mut states = SmallVec::<[View; N]>::new();
         for (k, column) in inputs.states.iter().take(N).enumerate() {
-            let role = Role::new(access(k < writes.states)).shape(&param.shape).lasting();
+            let role = Role::new(access(k < writes.states)).shape(&param.shape).state();
             let role = match states.first() {
                 Some(first) => role.dtype(first.dtype),
                 None => role,
@@ -251,7 +255,7 @@ impl Ledger {
         param: &View,
     ) -> PyResult<Option<View>> {
         const LOWER_HALVES: Elements = Elements::Only(DType::Integer(Integer::I16));
-        let role = Role::new(Access::Updates).shape(&param.shape).lasting();
+        let role = Role::new(Access::Updates).shape(&param.shape).state();
         let role = match rounding {
             Rounding::Kahan => role.dtype(param.dtype),
             Rounding::Split if param.dtype == DType::BF16 => role.elements(LOWER_HALVES),
@@ -263,7 +267,7 @@ impl Ledger {
 
     /// The number of this step, from the count of those before it.
     fn counter(&mut self, inputs: &Inputs<'_>, column: &Column<'_>, i: usize) -> PyResult<u64> {
-        let view = self.take(inputs, column, i, &Role::new(Access::Updates).lasting())?;
+        let view = self.take(inputs, column, i, &Role::new(Access::Updates).state())?;
         let problem = match Counter::read(&view) {
             Some(counter) if counter.value() >= 0.0 && counter.value().fract() == 0.0 => {
                 self.counters.push(counter);

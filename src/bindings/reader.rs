@@ -10,16 +10,9 @@ use pyo3::types::{PyType, PyWeakrefMethods, PyWeakrefReference};
 
 use super::dlpack::{self, FromPyObject};
 use super::errors::Problem;
-use super::view::View;
+use super::view::{Elements, View, Viewed, refuse};
 use crate::kernels::storage::{DType, Integer};
 use crate::kernels::whole::Workspace;
-
-/// A tensor's memory, or why it cannot be had.
-pub type Viewed = Result<View, Box<Problem>>;
-
-pub fn refuse(problem: Problem) -> PyResult<Viewed> {
-    Ok(Err(Box::new(problem)))
-}
 
 /// Reads tensors of whatever kind, remembering what it learned about their types.
 #[derive(Default)]
@@ -35,7 +28,7 @@ pub struct Reader {
 /// A tensor that is not kept alive, so that whoever drops a state gets its memory, and where its data was.
 type Seen = (Py<PyWeakrefReference>, usize);
 
-/// What one step leaves to the next: memory to work in, and the states found to be free of lazy operations, and where
+/// What one step leaves to the next: memory to work in, and the tensors found to be free of lazy operations, and where
 /// their data was. Only a new tensor or new data can have one, so the next step need not ask again.
 #[pyclass(module = "ferrostep._core")]
 #[derive(Default)]
@@ -49,31 +42,6 @@ impl Known {
     #[new]
     fn new() -> Known {
         Known::default()
-    }
-}
-
-/// What a tensor's elements are to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Elements {
-    /// Floating-point numbers, real or complex.
-    Floats,
-    Only(DType),
-}
-
-impl Elements {
-    pub fn admit(self, dtype: DType) -> bool {
-        match self {
-            Elements::Floats => matches!(dtype, DType::Float(_)),
-            Elements::Only(only) => dtype == only,
-        }
-    }
-
-    /// What errors call them.
-    pub fn name(self) -> &'static str {
-        match self {
-            Elements::Floats => "float32, float64, bfloat16 or float16",
-            Elements::Only(dtype) => dtype.name(),
-        }
     }
 }
 
@@ -109,8 +77,8 @@ impl Reader {
         known.tensors = std::mem::take(&mut self.known);
     }
 
-    /// The memory of a tensor or array, to be written or only read. `lasting` tensors (states) are remembered from one
-    /// step to the next; of others (gradients come and go, parameters change their `.data`) all is asked each time.
+    /// The memory of a tensor or array, to be written or only read. `lasting` tensors (parameters,
+    /// states) are remembered from one step to the next; of others (gradients come and go) all is asked each time.
     ///
     /// The view is valid while the object lives, keeps its memory, and the reader lives. (Another thread that
     /// meanwhile replaces the memory, by `param.data = ...`, is the caller's mistake.)

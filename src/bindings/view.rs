@@ -1,7 +1,9 @@
 //! Tensors as typed views of memory, and how they lie in it.
 
+use pyo3::prelude::*;
 use smallvec::SmallVec;
 
+use super::errors::Problem;
 use crate::kernels::storage::{DType, Dims, Float, Strided};
 
 /// A tensor's memory. Complex numbers appear as a last dimension of two.
@@ -116,5 +118,37 @@ impl View {
             }
             (self.data as usize).wrapping_add_signed(offset as isize * self.dtype.size() as isize)
         })
+    }
+}
+
+/// A tensor's memory, or why it cannot be had.
+pub type Viewed = Result<View, Box<Problem>>;
+
+pub fn refuse(problem: Problem) -> PyResult<Viewed> {
+    Ok(Err(Box::new(problem)))
+}
+
+/// What a tensor's elements are to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Elements {
+    /// Floating-point numbers, real or complex.
+    Floats,
+    Only(DType),
+}
+
+impl Elements {
+    pub fn admit(self, dtype: DType) -> bool {
+        match self {
+            Elements::Floats => matches!(dtype, DType::Float(_)),
+            Elements::Only(only) => dtype == only,
+        }
+    }
+
+    /// What errors call them.
+    pub fn name(self) -> &'static str {
+        match self {
+            Elements::Floats => "float32, float64, bfloat16 or float16",
+            Elements::Only(dtype) => dtype.name(),
+        }
     }
 }
