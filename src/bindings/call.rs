@@ -32,7 +32,6 @@ pub struct Role<'a> {
     elements: Elements,
     shape: Option<&'a [i64]>,
     dtype: Option<DType>,
-    lasting: bool,
     is_state: bool,
     in_place: bool,
 }
@@ -44,7 +43,6 @@ impl<'a> Role<'a> {
             elements: Elements::Floats,
             shape: None,
             dtype: None,
-            lasting: false,
             is_state: false,
             in_place: false,
         }
@@ -74,16 +72,10 @@ impl<'a> Role<'a> {
         Role { elements, ..self }
     }
 
-    /// One that comes again in the next step.
-    pub fn lasting(self) -> Self {
-        let lasting = true;
-        Role { lasting, ..self }
-    }
-
-    /// A lasting one that no graph of autograd has.
+    /// A state: it comes again in the next step, and no graph of autograd has it.
     pub fn state(self) -> Self {
         let is_state = true;
-        Role { is_state, ..self }.lasting()
+        Role { is_state, ..self }
     }
 
     /// One that is read and one that is written may be in the same place, element by element, if both have one number
@@ -152,7 +144,7 @@ impl<N: Names> Call<N> {
     /// The memory of a tensor that fits its role. It is valid while the call lives.
     pub fn take(&mut self, owner: Owner, tensor: &Bound<'_, PyAny>, role: &Role<'_>) -> PyResult<View> {
         let writes = role.access.writes();
-        let viewed = self.reader.view(role.elements, tensor, writes, role.lasting)?;
+        let viewed = self.reader.view(role.elements, tensor, writes, role.is_state)?;
         let view = viewed.map_err(|problem| self.refuse(owner, *problem))?;
         if let Some(problem) = role.misfit(&view) {
             return Err(self.refuse(owner, problem));

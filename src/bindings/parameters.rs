@@ -195,12 +195,7 @@ impl Ledger {
             true => Access::Updates,
             false => Access::Reads,
         };
-        let param = self.take(
-            inputs,
-            &inputs.params,
-            i,
-            &Role::new(access(writes.param)).lasting(),
-        )?;
+        let param = self.take(inputs, &inputs.params, i, &Role::new(access(writes.param)))?;
         let like_it = Role::new(Access::Reads).like(Some(&param));
         let grad = self.take(inputs, &inputs.grads, i, &like_it)?;
         let mut states = SmallVec::<[View; N]>::new();

@@ -28,7 +28,7 @@ pub struct Reader {
 /// A tensor that is not kept alive, so that whoever drops a state gets its memory, and where its data was.
 type Seen = (Py<PyWeakrefReference>, usize);
 
-/// What one step leaves to the next: memory to work in, and the tensors found to be free of lazy operations, and where
+/// What one step leaves to the next: memory to work in, and the states found to be free of lazy operations, and where
 /// their data was. Only a new tensor or new data can have one, so the next step need not ask again.
 #[pyclass(module = "ferrostep._core")]
 #[derive(Default)]
@@ -77,8 +77,8 @@ impl Reader {
         known.tensors = std::mem::take(&mut self.known);
     }
 
-    /// The memory of a tensor or array, to be written or only read. `lasting` tensors (parameters,
-    /// states) are remembered from one step to the next; of others (gradients come and go) all is asked each time.
+    /// The memory of a tensor or array, to be written or only read. `lasting` tensors (states) are remembered from one
+    /// step to the next; of others (gradients come and go, parameters change their `.data`) all is asked each time.
     ///
     /// The view is valid while the object lives, keeps its memory, and the reader lives. (Another thread that
     /// meanwhile replaces the memory, by `param.data = ...`, is the caller's mistake.)
