@@ -12,15 +12,15 @@ use super::overlap::{self, Claim};
 use super::rules;
 use super::tensor::{Counter, Elements, Known, Reader, View};
 use crate::kernels::elementwise::{self, Hyperparameters, Rule as _, Values, Work};
+use crate::kernels::matrix::{Update, Workspace};
 use crate::kernels::storage::{Buffers, Float, Rounding, Staged};
-use crate::kernels::whole::{Whole, Workspace};
 
 /// A step in the making: `add` the groups, then `run` once.
 #[pyclass(unsendable, module = "ferrostep._core")]
 #[derive(Default)]
 pub struct Batch {
     works: Vec<Box<dyn Work>>,
-    pub whole: Vec<Box<dyn Whole>>,
+    pub matrices: Vec<Update>,
     reader: Reader,
     groups: Vec<Group>,
     writes: Vec<Claim<Owner>>,
@@ -172,7 +172,7 @@ impl Batch {
             std::mem::take(&mut known.borrow_mut(py).workspace)
         });
         let (works, grads, counters) = (&self.works, &self.grads, &self.counters);
-        let (whole, staged) = (&mut self.whole, &mut self.staged);
+        let (matrices, staged) = (&mut self.matrices, &mut self.staged);
         // Only what the views point into is used without the GIL, and `self.tensors` keeps that alive.
         let counted = py.detach(|| {
             // SAFETY: the views of all tensors are valid (see `Reader::view`), and `overlap::find` saw to it that
@@ -184,7 +184,7 @@ impl Batch {
                 }
                 counters.iter().for_each(|counter| counter.advance());
                 let counted = elementwise::run(works, threads);
-                whole
+                matrices
                     .iter_mut()
                     .for_each(|update| update.run(threads, &mut workspace));
                 staged.iter_mut().for_each(|copy| copy.store(threads));

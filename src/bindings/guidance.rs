@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use smallvec::SmallVec;
 
 use super::errors::{Place, Problem, refuse};
-use super::muon::unknown;
+use super::orthogonal::unknown;
 use super::overlap::{self, Claim};
 use super::tensor::{Reader, View};
 use crate::kernels::guidance::{self, Apg, MAX_INPUTS, Memory, Rule};

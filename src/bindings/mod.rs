@@ -1,6 +1,5 @@
 //! Everything that knows Python: tensors in, errors out. The module `ferrostep._core`.
 
-mod auon;
 mod batch;
 mod errors;
 mod finish;
@@ -8,7 +7,7 @@ mod gather;
 mod gradients;
 mod guidance;
 mod matmul;
-mod muon;
+mod matrix;
 mod orthogonal;
 mod overlap;
 mod rules;
@@ -20,8 +19,6 @@ use pyo3::prelude::*;
 mod _core {
     use super::*;
 
-    #[pymodule_export]
-    use super::auon::AuON;
     #[pymodule_export]
     use super::batch::Batch;
     #[pymodule_export]
@@ -35,7 +32,7 @@ mod _core {
     #[pymodule_export]
     use super::matmul::multiply;
     #[pymodule_export]
-    use super::muon::Muon;
+    use super::matrix::{MatrixRule, Transform};
     #[pymodule_export]
     use super::orthogonal::{Schedule, orthogonalize};
     #[pymodule_export]

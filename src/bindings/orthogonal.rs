@@ -6,10 +6,9 @@ use pyo3::types::PyList;
 use smallvec::SmallVec;
 
 use super::errors::{Place, Problem, Refusal};
-use super::muon::unknown;
 use super::overlap::{self, Claim};
 use super::tensor::{Reader, View};
-use crate::kernels::muon::{Layout, Part};
+use crate::kernels::matrix::{Layout, Part};
 use crate::kernels::orthogonal::{self, Algorithm, Options, Precision};
 use crate::kernels::storage::{Float, Staged};
 
@@ -83,6 +82,11 @@ pub fn at_least_zero(argument: &str, value: f64) -> PyResult<f64> {
     Err(PyValueError::new_err(format!(
         "Invalid {argument}: {value}; expected a finite number of at least 0"
     )))
+}
+
+/// The error for a name that is none of those expected.
+pub fn unknown(argument: &str, got: &str, expected: &str) -> PyErr {
+    PyValueError::new_err(format!("Invalid {argument}: {got:?}; expected {expected}"))
 }
 
 fn algorithm(name: &str) -> PyResult<Algorithm> {

@@ -2,9 +2,8 @@
 
 use pyo3::prelude::*;
 
-use super::auon::{self, AuON};
 use super::batch::{Batch, Inputs};
-use super::muon::{self, Muon};
+use super::matrix::{self, MatrixRule};
 use crate::kernels::elementwise::{adamw, diagonal, lion, sophia};
 
 /// AdamW, or Adam with `decoupled=False`. State: exp_avg, exp_avg_sq.
@@ -145,11 +144,8 @@ averages! {
 macro_rules! table {
     ($($rule:ident: $states:literal),* $(,)?) => {
         pub fn add(batch: &mut Batch, rule: &Bound<'_, PyAny>, inputs: Inputs<'_, '_>) -> PyResult<()> {
-            if let Ok(rule) = rule.cast::<AuON>() {
-                return auon::add(batch, rule.get(), inputs);
-            }
-            if let Ok(rule) = rule.cast::<Muon>() {
-                return muon::add(batch, rule.get(), inputs);
+            if let Ok(rule) = rule.cast::<MatrixRule>() {
+                return matrix::add(batch, rule.get(), inputs);
             }
             $(if let Ok(rule) = rule.cast::<$rule>() {
                 return batch.add_rule::<_, $states>(rule.get().0, inputs);

@@ -16,8 +16,8 @@ use pyo3::types::{PyCapsule, PyCapsuleMethods, PyType, PyWeakrefMethods, PyWeakr
 use smallvec::SmallVec;
 
 use super::errors::Problem;
+use crate::kernels::matrix::Workspace;
 use crate::kernels::storage::{Float, Strided};
-use crate::kernels::whole::Workspace;
 
 /// Sizes or strides, without an allocation up to the dimensions of a convolution.
 pub type Dims = SmallVec<[i64; 4]>;
