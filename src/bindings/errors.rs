@@ -5,7 +5,7 @@ use std::fmt;
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-use super::tensor::Dims;
+use crate::kernels::storage::Dims;
 
 /// Where a tensor stands in the caller's arguments.
 #[derive(Clone, Debug)]
@@ -73,12 +73,6 @@ pub enum Problem {
 pub struct Refusal {
     pub place: Place,
     pub problem: Problem,
-}
-
-/// The error for an argument that is not in a parameter group.
-pub fn refuse(argument: impl Into<String>, problem: Problem) -> PyErr {
-    let place = Place::named(argument.into());
-    Refusal { place, problem }.into()
 }
 
 impl Place {

@@ -4,18 +4,19 @@ use std::sync::Arc;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyList;
 use smallvec::SmallVec;
 
-use super::batch::{Batch, Inputs, Tensors, Writes};
+use super::arguments::{at_least_zero, unknown};
+use super::call::Role;
 use super::errors::Problem;
-use super::orthogonal::{self, Schedule, at_least_zero, unknown};
-use super::tensor::{Dims, View};
+use super::orthogonal::{self, Schedule};
+use super::parameters::{Column, Inputs, Ledger, Writes, combination, work_dtype};
+use super::view::View;
 use crate::kernels::matrix::{
     self, AdjustLr, Apply, Chain, DivideByCosh, Layout, Momentum, Normalize, NormalizeRows, Orthogonalize,
-    Parameter, Part, Update,
+    Parameter, Part, Step,
 };
-use crate::kernels::storage::Float;
+use crate::kernels::storage::Access;
 
 /// A transform with its numbers, a link of the chain of a [`MatrixRule`]; each maker refuses impossible ones.
 #[pyclass(frozen, module = "ferrostep._core")]
@@ -143,95 +144,75 @@ fn adjust_lr(name: &str) -> PyResult<AdjustLr> {
 
 /// Checks the tensors of a parameter group and takes them in.
 pub fn add(
-    batch: &mut Batch,
+    ledger: &mut Ledger,
     MatrixRule { rule, layout }: &MatrixRule,
-    inputs: Inputs<'_, '_>,
-) -> PyResult<()> {
-    let row_states = rule.transforms.row_states().count();
-    batch.check_lengths(1 + row_states, &inputs)?;
+    inputs: &Inputs<'_>,
+) -> PyResult<Step> {
+    inputs.expect(1 + rule.transforms.row_states().count())?;
     let writes = Writes {
         param: true,
         states: 1,
     };
     let any_order = *layout == Layout::Whole && !rule.transforms.writes();
-    let mut parameters = Vec::with_capacity(inputs.params.len());
-    for i in 0..inputs.params.len() {
-        let tensors = batch.views::<1>(i, &inputs, writes)?;
-        let parts = parts(batch, i, layout, &tensors)?;
-        let row_states = (1..=row_states)
-            .map(|state| row_state(batch, i, state, &inputs.states[state], &tensors, layout))
+    let mut parameters = Vec::with_capacity(inputs.len());
+    for i in 0..inputs.len() {
+        let tensors = ledger.tensors::<1>(inputs, i, writes)?;
+        let parts = parts(layout, &tensors.param).map_err(|problem| ledger.refuse(inputs, i, problem))?;
+        let row_states = inputs.states[1..]
+            .iter()
+            .map(|column| row_state(ledger, inputs, column, i, &tensors.param, layout))
             .collect::<PyResult<_>>()?;
-        let order: SmallVec<[usize; 4]> = match any_order {
+        let order = match any_order {
             true => tensors.param.order(),
-            false => (0..tensors.param.shape.len()).collect(),
+            false => row_by_row(&tensors.param),
         };
-        let rounding = inputs.rounding.to(tensors.param.dtype);
-        let rounding = rounding.at(batch.number(i), tensors.step(&inputs));
-        let buffers = batch.buffers(&tensors, &order, rounding, writes);
-        if !rule.takes(buffers.dtype, buffers.state_dtype, rounding) {
-            return Err(batch.refuse_combination(i, &buffers, &inputs));
+        let buffers = ledger.buffers(inputs, i, &tensors, &order, writes);
+        if !rule.takes(buffers.dtype, buffers.state_dtype, buffers.rounding) {
+            return Err(ledger.refuse(inputs, i, combination(&buffers, inputs.rounding)));
         }
-        batch.counters.extend(tensors.counter);
         parameters.push(Parameter {
             buffers,
             parts,
             row_states,
         });
     }
-    // SAFETY: the views are valid while `batch` lives, which checks before it runs the update that what is written is
-    // not shared; `parts` covers just the tensor's elements.
-    let update = unsafe { Update::new(rule.clone(), parameters) };
-    batch.matrices.push(update);
-    Ok(())
+    // SAFETY: the views are valid while the ledger lives, and its call checks that what is written is not shared;
+    // `parts` covers just the tensor's elements.
+    Ok(unsafe { Step::new(rule.clone(), parameters) })
 }
 
-fn parts(batch: &Batch, i: usize, layout: &Layout, tensors: &Tensors<1>) -> PyResult<Vec<Part>> {
-    let shape: Vec<usize> = tensors.param.shape.iter().map(|&size| size as usize).collect();
-    layout.parts(&shape).map_err(|mismatch| {
-        let problem = Problem::Matrices {
-            shape: tensors.param.shape.clone(),
-            expected: mismatch.to_string(),
-        };
-        batch.refuse(i, 0, problem)
+/// The order of dimensions in which rows follow one another, however the tensor lies.
+fn row_by_row(view: &View) -> SmallVec<[usize; 4]> {
+    (0..view.shape.len()).collect()
+}
+
+fn parts(layout: &Layout, param: &View) -> Result<Vec<Part>, Problem> {
+    let shape: Vec<usize> = param.shape.iter().map(|&size| size as usize).collect();
+    layout.parts(&shape).map_err(|mismatch| Problem::Matrices {
+        shape: param.shape.clone(),
+        expected: mismatch.to_string(),
     })
 }
 
-/// A transform's state number `state`: a number for every row, in the type of the arithmetic.
+/// A state of a transform: a number for every row, in the type of the arithmetic.
 fn row_state(
-    batch: &mut Batch,
+    ledger: &mut Ledger,
+    inputs: &Inputs<'_>,
+    column: &Column<'_>,
     i: usize,
-    state: usize,
-    list: &Bound<'_, PyList>,
-    tensors: &Tensors<1>,
+    param: &View,
     layout: &Layout,
 ) -> PyResult<*mut u8> {
-    let argument = 2 + state; // after the parameter and the gradient
-    let view: View = batch.view(i, argument, list, true)?;
-    let mut shape: Dims = tensors.param.shape.clone();
-    let columns = if *layout == Layout::Flatten {
-        1
-    } else {
-        shape.len() - 1
+    let mut shape = param.shape.clone();
+    let columns = match layout {
+        Layout::Flatten => 1,
+        _ => shape.len() - 1,
     };
     shape[columns..].fill(1);
-    let expected = if tensors.param.dtype == Float::F64 {
-        Float::F64
-    } else {
-        Float::F32
-    };
-    let problem = if view.shape != shape {
-        Problem::Shape {
-            shape: view.shape.clone(),
-            expected: shape,
-        }
-    } else if view.dtype != expected {
-        Problem::DType {
-            dtype: view.dtype.name().into(),
-            expected: expected.name().into(),
-        }
-    } else {
-        let order: SmallVec<[usize; 4]> = (0..view.shape.len()).collect();
-        return Ok(batch.stage(&view, &order, true));
-    };
-    Err(batch.refuse(i, argument, problem))
+    let role = Role::new(Access::Updates)
+        .shape(&shape)
+        .dtype(work_dtype(param))
+        .state();
+    let view = ledger.take(inputs, column, i, &role)?;
+    Ok(ledger.call.stage(&view, &row_by_row(&view), Access::Updates))
 }

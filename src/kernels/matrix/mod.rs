@@ -20,7 +20,7 @@ mod momentum;
 mod normalize;
 mod normalize_rows;
 mod orthogonalize;
-mod update;
+mod step;
 
 use super::orthogonal::{self, Numbers};
 use super::storage::Scratch;
@@ -32,7 +32,7 @@ pub use momentum::Momentum;
 pub use normalize::Normalize;
 pub use normalize_rows::NormalizeRows;
 pub use orthogonalize::Orthogonalize;
-pub use update::{Chain, MatrixRule, Parameter, Update, WritesAfterFactor};
+pub use step::{Chain, MatrixRule, Parameter, Step, WritesAfterFactor};
 
 /// A link of the chain from a matrix's direction to what is applied.
 pub trait Transform: Send + Sync {

@@ -56,8 +56,8 @@ fn step(rule: MatrixRule, start: f64, parts: Vec<Part>, grad: &[f64]) -> (Vec<f6
         parts,
         row_states: Vec::new(),
     };
-    // SAFETY: the vectors outlive the update, and nothing else uses them meanwhile.
-    unsafe { Update::new(rule, vec![parameter]) }.run(2, &mut Workspace::default());
+    // SAFETY: the vectors outlive the step, and nothing else uses them meanwhile.
+    unsafe { Step::new(rule, vec![parameter]) }.run(2, &mut Workspace::default());
     (param, momentum)
 }
 

@@ -71,7 +71,7 @@ impl Chain {
     }
 }
 
-/// Hyperparameters of an update.
+/// Hyperparameters of a step.
 #[derive(Clone)]
 pub struct MatrixRule {
     pub momentum: Momentum,
@@ -91,22 +91,22 @@ pub struct Parameter {
     pub row_states: Vec<*mut u8>,
 }
 
-/// The parameters of a group, checked and ready.
-pub struct Update {
+/// A step over the parameters of a group, checked and ready.
+pub struct Step {
     rule: MatrixRule,
     parameters: Vec<Parameter>,
 }
 
-// SAFETY: the pointers are used by `run` only, while the maker of the update keeps them valid.
-unsafe impl Send for Update {}
+// SAFETY: the pointers are used by `run` only, while the maker of the step keeps them valid.
+unsafe impl Send for Step {}
 
-impl Update {
+impl Step {
     /// # Safety
-    /// Until the update is dropped, all pointers are valid for their types and for as many elements as `parts` say, for
+    /// Until the step is dropped, all pointers are valid for their types and for as many elements as `parts` say, for
     /// writing where they are `*mut`, and nothing else reads or writes what they write. There are as many row states as
     /// the rule has, and it [takes](MatrixRule::takes) the types.
-    pub unsafe fn new(rule: MatrixRule, parameters: Vec<Parameter>) -> Update {
-        Update { rule, parameters }
+    pub unsafe fn new(rule: MatrixRule, parameters: Vec<Parameter>) -> Step {
+        Step { rule, parameters }
     }
 
     /// Updates every parameter, on up to `threads` threads; once.
@@ -164,7 +164,7 @@ impl Piece {
 
     fn grad_is_zero(&self) -> bool {
         let bytes = self.buffers.len * self.buffers.dtype.size();
-        // SAFETY: the maker of the update vouched for the gradient.
+        // SAFETY: the maker of the step vouched for the gradient.
         let grad = unsafe { std::slice::from_raw_parts(self.buffers.grad, bytes) };
         // The sign bit is the last byte's highest: -0 is a zero, too.
         let last = self.buffers.dtype.size() - 1;
@@ -253,7 +253,7 @@ impl MatrixRule {
             let [momentum] = piece.buffers.state;
             let states = [momentum, place.direction];
             let buffers = piece.buffers.with_states(states, piece.buffers.state_dtype);
-            // SAFETY: the maker of the update vouched for the tensors, `places` for the direction.
+            // SAFETY: the maker of the step vouched for the tensors, `places` for the direction.
             unsafe { batch.push(self.momentum, buffers.unwritten()) }.expect("a supported combination");
         }
         elementwise::run(&[Box::new(batch) as Box<dyn Work>], threads);
@@ -279,7 +279,7 @@ impl MatrixRule {
         let mut batch = elementwise::Batch::<_, 1>::with_capacity(pieces.len());
         let (mut directions, mut blocks) = (Vec::with_capacity(pieces.len()), Vec::new());
         for piece in pieces {
-            // SAFETY: the maker of the update vouched for the tensors; of a block, one task sums and writes in turn.
+            // SAFETY: the maker of the step vouched for the tensors; of a block, one task sums and writes in turn.
             let entries = unsafe {
                 batch
                     .push(self.momentum, piece.buffers.unwritten())
@@ -318,7 +318,7 @@ impl MatrixRule {
         for transform in &self.transforms.0 {
             let is_kept = transform.row_state().is_some();
             for (matrix, piece) in matrices.iter_mut().zip(pieces) {
-                // SAFETY: the maker of the update vouched for the row states, of which these rows are this piece's.
+                // SAFETY: the maker of the step vouched for the row states, of which these rows are this piece's.
                 matrix.state = is_kept.then(|| unsafe {
                     Numbers::new(piece.work_type(), piece.row_states[row_state], piece.rows)
                 });
@@ -336,7 +336,7 @@ impl MatrixRule {
             let along = self
                 .apply
                 .along(piece.rows, piece.cols, squared_norm, matrix.factor);
-            // SAFETY: the maker of the update vouched for the tensors, and the numbers are the piece's own.
+            // SAFETY: the maker of the step vouched for the tensors, and the numbers are the piece's own.
             let pushed = unsafe {
                 match matrix.direction {
                     Direction::Written(mut numbers) => {
