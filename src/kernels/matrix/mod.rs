@@ -12,6 +12,7 @@
 //! a state of its own.
 
 mod apply;
+mod chain;
 mod direction;
 mod divide_by_cosh;
 mod entries;
@@ -20,11 +21,13 @@ mod momentum;
 mod normalize;
 mod normalize_rows;
 mod orthogonalize;
+mod piece;
 mod step;
 
 use super::orthogonal::{self, Numbers};
 use super::storage::Scratch;
 pub use apply::{AdjustLr, Apply};
+pub use chain::{Chain, WritesAfterFactor};
 pub use direction::{Direction, Written};
 pub use divide_by_cosh::DivideByCosh;
 pub use layout::{Layout, Mismatch, Part};
@@ -32,7 +35,8 @@ pub use momentum::Momentum;
 pub use normalize::Normalize;
 pub use normalize_rows::NormalizeRows;
 pub use orthogonalize::Orthogonalize;
-pub use step::{Chain, MatrixRule, Parameter, Step, WritesAfterFactor};
+pub use piece::Parameter;
+pub use step::{MatrixRule, Step};
 
 /// A link of the chain from a matrix's direction to what is applied.
 pub trait Transform: Send + Sync {
