@@ -82,8 +82,35 @@ class Schedule:
     ) -> None: ...
     def triples(self) -> list[tuple[float, float, float]]: ...
 
-class Muon:
-    """Muon; state momentum_buffer, and with ``beta2`` second_momentum_buffer, one number for every row."""
+class Transform:
+    """A link of the chain of a :class:`MatrixRule`, with its numbers; ValueError for impossible ones.
+
+    Those that write a matrix's elements come before those that only give it a factor.
+    """
+
+    @staticmethod
+    def orthogonalize(
+        *, schedule: Schedule, eps: float, algorithm: str, precision: str, restarts: Sequence[int]
+    ) -> Transform:
+        """Newton-Schulz; writes."""
+
+    @staticmethod
+    def normalize(*, eps: float) -> Transform:
+        """Divide by the norm, to which ``eps`` is added; a factor."""
+
+    @staticmethod
+    def normalize_rows(*, beta2: float) -> Transform:
+        """NorMuon; writes. State second_momentum_buffer, one number for every row."""
+
+    @staticmethod
+    def divide_by_cosh(*, gamma: float, rms_eps: float, of_normalized: bool, eps: float) -> Transform:
+        """Divide by the root mean square of cosh(gamma * x), to which ``rms_eps`` is added; a factor.
+
+        x is the matrix or, ``of_normalized``, the matrix divided by its norm, to which ``eps`` is added.
+        """
+
+class MatrixRule:
+    """A direction (the momentum), a chain of transforms, and the step; states momentum_buffer, the transforms'."""
 
     def __init__(
         self,
@@ -93,38 +120,13 @@ class Muon:
         momentum: float,
         nesterov: bool,
         maximize: bool,
-        schedule: Schedule,
-        eps: float,
-        algorithm: str,
-        precision: str,
-        restarts: list[int],
+        transforms: Sequence[Transform],
         adjust_lr: str,
-        beta2: float | None,
-        cautious_weight_decay: bool,
-        skip_zero_grad: bool,
         ndim_policy: str,
-        num_heads: int | None,
-        split_sizes: list[int] | None,
-        cosh: tuple[float, float, bool] | None = None,
-    ) -> None:
-        """``cosh`` (gamma, rms_eps, whether of the normalized matrix) makes it HybridAuON."""
-
-class AuON:
-    """AuON; state momentum_buffer."""
-
-    def __init__(
-        self,
-        *,
-        lr: float,
-        weight_decay: float,
-        momentum: float,
-        nesterov: bool,
-        maximize: bool,
-        gamma: float,
-        eps: float,
-        rms_eps: float,
-        variant: str,
-        adjust_lr: str | None,
+        num_heads: int | None = None,
+        split_sizes: Sequence[int] | None = None,
+        cautious_weight_decay: bool = False,
+        skip_zero_grad: bool = False,
     ) -> None: ...
 
 class Known:
@@ -146,7 +148,7 @@ class Batch:
     def __init__(self, known: Known | None = None) -> None: ...
     def add(
         self,
-        rule: AdamW | AmsGrad | AuON | Lion | Muon | Sophia | HessianSquare | HessianProduct | HessianEstimate,
+        rule: AdamW | AmsGrad | Lion | MatrixRule | Sophia | HessianSquare | HessianProduct | HessianEstimate,
         params: list[Any],
         grads: list[Any],
         states: dict[str, list[Any]],

@@ -11,8 +11,8 @@ use pyo3::types::{PyType, PyWeakrefMethods, PyWeakrefReference};
 use super::dlpack::{self, FromPyObject};
 use super::errors::Problem;
 use super::view::{Elements, View, Viewed, refuse};
+use crate::kernels::matrix::Workspace;
 use crate::kernels::storage::{DType, Integer};
-use crate::kernels::whole::Workspace;
 
 /// Reads tensors of whatever kind, remembering what it learned about their types.
 #[derive(Default)]

@@ -2,11 +2,10 @@
 
 use pyo3::prelude::*;
 
-use super::auon::{self, AuON};
-use super::muon::{self, Muon};
+use super::matrix::{self, MatrixRule};
 use super::parameters::{Inputs, Ledger, Writes, combination};
 use crate::kernels::elementwise::{self, Hyperparameters, Rule as _, Work, adamw, diagonal, lion, sophia};
-use crate::kernels::whole::Whole;
+use crate::kernels::matrix::Step;
 
 /// AdamW, or Adam with `decoupled=False`. State: exp_avg, exp_avg_sq.
 #[pyclass(frozen, module = "ferrostep._core")]
@@ -145,7 +144,7 @@ averages! {
 /// The updates of a parameter group, ready to be run.
 pub enum Update {
     Elements(Box<dyn Work>),
-    Whole(Box<dyn Whole>),
+    Matrices(Step),
 }
 
 /// Checks the tensors of a group and hands them to the engine.
@@ -181,11 +180,8 @@ fn elements<H: Hyperparameters<N>, const N: usize>(
 macro_rules! table {
     ($($rule:ident: $states:literal),* $(,)?) => {
         pub fn add(ledger: &mut Ledger, rule: &Bound<'_, PyAny>, inputs: &Inputs<'_>) -> PyResult<Update> {
-            if let Ok(rule) = rule.cast::<AuON>() {
-                return auon::add(ledger, rule.get(), inputs).map(Update::Whole);
-            }
-            if let Ok(rule) = rule.cast::<Muon>() {
-                return muon::add(ledger, rule.get(), inputs).map(Update::Whole);
+            if let Ok(rule) = rule.cast::<MatrixRule>() {
+                return matrix::add(ledger, rule.get(), inputs).map(Update::Matrices);
             }
             $(if let Ok(rule) = rule.cast::<$rule>() {
                 return elements::<_, $states>(ledger, rule.get().0, inputs).map(Update::Elements);

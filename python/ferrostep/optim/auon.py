@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ferrostep import _core, reference
+from ferrostep import reference
+from ferrostep.optim import chains
 from ferrostep.optim.options import Options, check_lr, check_range, check_whole
 from ferrostep.optim.rules import Rule, RuleOptimizer
 
@@ -116,7 +117,7 @@ class AuON(RuleOptimizer):
             "variant": group["variant"],
             "adjust_lr": adjust_lr_of(group),
         }
-        return Rule(_core.AuON, reference.auon, ("momentum_buffer",), hyperparameters, counts_steps=False)
+        return Rule(chains.auon, reference.auon, ("momentum_buffer",), hyperparameters, counts_steps=False)
 
 
 def gamma_of(group: dict[str, Any]) -> float:

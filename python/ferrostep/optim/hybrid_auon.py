@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ferrostep import _core, reference
+from ferrostep import reference
 from ferrostep.coefficients import Coefficients, schedule_of
+from ferrostep.optim import chains
 from ferrostep.optim.auon import adjust_lr_of, check_auon_group, gamma_of
 from ferrostep.optim.muon import KELLER, check_matrices
 from ferrostep.optim.options import Options
@@ -128,7 +129,7 @@ class HybridAuON(RuleOptimizer):
             "cosh": (gamma_of(group), group["rms_eps"], is_package),
             **layout_of(group),
         }
-        return Rule(_core.Muon, reference.muon, ("momentum_buffer",), hyperparameters, counts_steps=False)
+        return Rule(chains.muon, reference.muon, ("momentum_buffer",), hyperparameters, counts_steps=False)
 
 
 def layout_of(group: dict[str, Any]) -> dict[str, Any]:

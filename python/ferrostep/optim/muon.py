@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ferrostep import _core, reference
+from ferrostep import reference
 from ferrostep.coefficients import Coefficients, schedule_of
+from ferrostep.optim import chains
 from ferrostep.optim.options import Options, check_lr, check_whole
 from ferrostep.optim.rules import Rule, RuleOptimizer
 
@@ -172,10 +173,10 @@ def muon_rule(group: dict[str, Any]) -> Rule:
     }
     states: tuple[str, ...] = ("momentum_buffer",)
     if not normuon:
-        return Rule(_core.Muon, reference.muon, states, hyperparameters, counts_steps=False)
+        return Rule(chains.muon, reference.muon, states, hyperparameters, counts_steps=False)
     states = (*states, "second_momentum_buffer")
     shapes = {"second_momentum_buffer": partial(one_per_row, ndim_policy=group["ndim_policy"])}
-    return Rule(_core.Muon, reference.muon, states, hyperparameters, counts_steps=False, shapes=shapes)
+    return Rule(chains.muon, reference.muon, states, hyperparameters, counts_steps=False, shapes=shapes)
 
 
 def one_per_row(p: Tensor, ndim_policy: str) -> tuple[int, ...]:
