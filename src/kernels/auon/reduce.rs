@@ -4,8 +4,8 @@
 use half::{bf16, f16};
 
 use super::Direction;
-use crate::kernels::matmul::{Job, run_on};
 use crate::kernels::storage::{BLOCK, Buffers, Float, Scalar};
+use crate::kernels::vector::{Arch, Routine, dispatch};
 use crate::runtime::{Isa, Shared, pool};
 
 const LANES: usize = 16;
@@ -98,7 +98,7 @@ pub unsafe fn direction_sums(block: &Buffers<1>, direction: &Direction, scale: f
 /// What is summed up, from so many numbers at a time.
 trait Fold: Copy {
     type Lanes: Default;
-    type Sum: Default;
+    type Sum;
     fn add(&self, values: [f64; LANES], to: &mut Self::Lanes);
     fn finish(&self, lanes: Self::Lanes) -> Self::Sum;
 }
@@ -182,19 +182,17 @@ impl Fold for Sinh {
 /// The buffers are valid for reading, and nothing writes them.
 unsafe fn reduce<F: Fold>(block: &Buffers<1>, direction: &Direction, fold: F, isa: Isa) -> F::Sum {
     use Float::*;
-    let mut sum = F::Sum::default();
     macro_rules! run {
         ($grad:ty, $momentum:ty) => {
             // SAFETY: the caller's promise, for these types.
             unsafe {
-                run_on(
+                dispatch(
                     isa,
                     Reduce {
                         grad: std::slice::from_raw_parts(block.grad.cast::<$grad>(), block.len),
                         momentum: std::slice::from_raw_parts(block.state[0].cast::<$momentum>(), block.len),
                         direction,
                         fold,
-                        sum: &mut sum,
                     },
                 )
             }
@@ -210,7 +208,6 @@ unsafe fn reduce<F: Fold>(block: &Buffers<1>, direction: &Direction, fold: F, is
         (F16, Bf16) => run!(f16, bf16),
         (F16, _) => run!(f16, f32),
     }
-    sum
 }
 
 struct Reduce<'a, G, M, F: Fold> {
@@ -218,12 +215,13 @@ struct Reduce<'a, G, M, F: Fold> {
     momentum: &'a [M],
     direction: &'a Direction,
     fold: F,
-    sum: &'a mut F::Sum,
 }
 
-impl<G: Scalar, M: Scalar, F: Fold> Job for Reduce<'_, G, M, F> {
+impl<G: Scalar, M: Scalar, F: Fold> Routine for Reduce<'_, G, M, F> {
+    type Output = F::Sum;
+
     #[inline(always)]
-    fn run(self) {
+    unsafe fn run<A: Arch>(self) -> F::Sum {
         let &Direction {
             momentum: keep,
             nesterov,
@@ -252,6 +250,6 @@ impl<G: Scalar, M: Scalar, F: Fold> Job for Reduce<'_, G, M, F> {
             *value = of(g, m);
         }
         self.fold.add(values, &mut lanes);
-        *self.sum = self.fold.finish(lanes);
+        self.fold.finish(lanes)
     }
 }
