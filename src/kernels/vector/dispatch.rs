@@ -36,7 +36,7 @@ pub fn dispatch<R: Routine>(isa: Isa, routine: R) -> R::Output {
             Isa::AmxBf16 | Isa::Avx512Bf16 | Isa::Avx512 => with_avx512(routine),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => with_avx2(routine),
-            _ => routine.run::<portable::Portable>(),
+            _ => with_baseline(routine),
         }
     }
 }
@@ -57,4 +57,15 @@ unsafe fn with_avx512<R: Routine>(routine: R) -> R::Output {
 unsafe fn with_avx2<R: Routine>(routine: R) -> R::Output {
     // SAFETY: the caller's promise.
     unsafe { routine.run::<avx2::Avx2>() }
+}
+
+/// A function like the others: by itself the routine is seen to be read by nobody else, without which plain arrays of
+/// lanes do not become vector code.
+///
+/// # Safety
+/// None: the target guarantees what this uses.
+#[inline(never)]
+unsafe fn with_baseline<R: Routine>(routine: R) -> R::Output {
+    // SAFETY: every CPU of the target has the instructions.
+    unsafe { routine.run::<portable::Portable>() }
 }
