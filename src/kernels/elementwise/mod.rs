@@ -19,11 +19,11 @@ use half::{bf16, f16};
 pub use declared::{ByName, Declaration, HyperparameterKind, Hyperparameters, Source, Steady, Visitor};
 use declared::{hyperparameters, rules};
 pub use finite::{Values, all_finite};
-use sweep::{Element, Kahan, Kernel, Nearest, Span, Split, Stochastic};
+use sweep::{Kahan, Kernel, Nearest, Span, Split, Stochastic, sweep};
 
 use super::storage::{BLOCK, Buffers, Float, Rounding};
-use super::vector::{EvenOdd, Halves, Noise, Order, Vector};
-use crate::runtime::{Isa, pool};
+use super::vector::{Arithmetic, EvenOdd, Halves, InF32, InF64, Noise, Stored, Vector};
+use crate::runtime::pool;
 
 /// Fewer elements than this are not worth waking a thread for: see `benchmarks/README.md`.
 const ELEMENTS_PER_THREAD: usize = 16_384;
@@ -90,12 +90,7 @@ impl<R: Rule<N>, const N: usize> Batch<R, N> {
     /// Until the batch is dropped, the pointers of `buffers` stay valid for `len` elements of their types, for writing
     /// where they are `*mut`, and nothing else reads or writes what they write.
     pub unsafe fn push(&mut self, rule: R, buffers: Buffers<N>) -> Result<(), Unsupported> {
-        let kernel = kernel(
-            Isa::current(),
-            buffers.dtype,
-            buffers.state_dtype,
-            buffers.rounding,
-        )?;
+        let kernel = kernel(buffers.dtype, buffers.state_dtype, buffers.rounding)?;
         if buffers.len > 0 {
             self.slots.push(Slot {
                 rule,
@@ -116,7 +111,7 @@ pub struct Unsupported;
 
 /// Whether parameters of a type can have state in another, and be rounded so. No rule makes a difference.
 pub fn is_supported(param: Float, state: Float, rounding: Rounding) -> bool {
-    kernel::<lion::Lion, 1>(Isa::current(), param, state, rounding).is_ok()
+    kernel::<lion::Lion, 1>(param, state, rounding).is_ok()
 }
 
 /// Batches of different rules, to be run together.
@@ -153,8 +148,8 @@ impl<R: Rule<N>, const N: usize> Work for Batch<R, N> {
             len: part.len,
             noise: Noise { key, counter: 0 },
         };
-        // SAFETY: `push` got buffers valid for `len` elements and chose the kernel for their types and this CPU; the
-        // span lies within them, and blocks do not overlap.
+        // SAFETY: `push` got buffers valid for `len` elements and chose the kernel for their types; the span lies
+        // within them, and blocks do not overlap.
         unsafe { (slot.kernel)(&slot.rule, &span) }
     }
 }
@@ -181,36 +176,36 @@ pub fn run(batches: &[Box<dyn Work + '_>], threads: usize) -> u64 {
 /// The code for a combination of types. Parameters in 16 bits may have their state in f32 or in their own type;
 /// f32 parameters in f32 or bf16.
 fn kernel<R: Rule<N>, const N: usize>(
-    isa: Isa,
     param: Float,
     state: Float,
     rounding: Rounding,
 ) -> Result<Kernel<R, N>, Unsupported> {
     use Float::*;
+    type InHalves = InF32<Halves>;
+    type Apart = InF32<EvenOdd>;
     Ok(match (param, state, rounding) {
-        (F64, F64, Rounding::Nearest) => sweep::double(isa),
-        (F32, F32, Rounding::Nearest) => sweep::single::<Halves, f32, f32, Nearest, R, N>(isa),
-        (F32, Bf16, Rounding::Nearest) => sweep::single::<Halves, f32, bf16, Nearest, R, N>(isa),
-        (Bf16, F32, Rounding::Split) => sweep::single::<Halves, bf16, f32, Split, R, N>(isa),
-        (Bf16, Bf16, Rounding::Split) => sweep::single::<EvenOdd, bf16, bf16, Split, R, N>(isa),
-        (Bf16, F32, _) => sixteen_bit::<Halves, bf16, f32, R, N>(isa, rounding)?,
-        (Bf16, Bf16, _) => sixteen_bit::<EvenOdd, bf16, bf16, R, N>(isa, rounding)?,
-        (F16, F32, _) => sixteen_bit::<Halves, f16, f32, R, N>(isa, rounding)?,
-        (F16, F16, _) => sixteen_bit::<Halves, f16, f16, R, N>(isa, rounding)?,
-        (F16, Bf16, _) => sixteen_bit::<Halves, f16, bf16, R, N>(isa, rounding)?,
+        (F64, F64, Rounding::Nearest) => sweep::<InF64, f64, f64, Nearest, R, N>,
+        (F32, F32, Rounding::Nearest) => sweep::<InHalves, f32, f32, Nearest, R, N>,
+        (F32, Bf16, Rounding::Nearest) => sweep::<InHalves, f32, bf16, Nearest, R, N>,
+        (Bf16, F32, Rounding::Split) => sweep::<InHalves, bf16, f32, Split, R, N>,
+        (Bf16, Bf16, Rounding::Split) => sweep::<Apart, bf16, bf16, Split, R, N>,
+        (Bf16, F32, _) => sixteen_bit::<InHalves, bf16, f32, R, N>(rounding)?,
+        (Bf16, Bf16, _) => sixteen_bit::<Apart, bf16, bf16, R, N>(rounding)?,
+        (F16, F32, _) => sixteen_bit::<InHalves, f16, f32, R, N>(rounding)?,
+        (F16, F16, _) => sixteen_bit::<InHalves, f16, f16, R, N>(rounding)?,
+        (F16, Bf16, _) => sixteen_bit::<InHalves, f16, bf16, R, N>(rounding)?,
         _ => return Err(Unsupported),
     })
 }
 
 /// The modes that take either type of 16 bits.
-fn sixteen_bit<O: Order, P: Element<O>, S: Element<O>, R: Rule<N>, const N: usize>(
-    isa: Isa,
+fn sixteen_bit<F: Arithmetic, P: Stored<F>, S: Stored<F>, R: Rule<N>, const N: usize>(
     rounding: Rounding,
 ) -> Result<Kernel<R, N>, Unsupported> {
     Ok(match rounding {
-        Rounding::Nearest => sweep::single::<O, P, S, Nearest, R, N>(isa),
-        Rounding::Kahan => sweep::single::<O, P, S, Kahan, R, N>(isa),
-        Rounding::Stochastic { .. } => sweep::single::<O, P, S, Stochastic, R, N>(isa),
+        Rounding::Nearest => sweep::<F, P, S, Nearest, R, N>,
+        Rounding::Kahan => sweep::<F, P, S, Kahan, R, N>,
+        Rounding::Stochastic { .. } => sweep::<F, P, S, Stochastic, R, N>,
         Rounding::Split => return Err(Unsupported),
     })
 }

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use smallvec::{SmallVec, smallvec};
 
-use super::linear::{CHUNK, ELEMENTS_PER_THREAD, Element, sums};
+use super::linear::{self, CHUNK, ELEMENTS_PER_THREAD, Element, sums};
 use super::storage::{Float, with_type};
 use crate::runtime::{Isa, Shared, pool};
 
@@ -277,7 +277,7 @@ unsafe fn fixed<T: Element, const N: usize>(
 ) {
     let inputs = std::array::from_fn(|i| inputs[i].cast());
     // SAFETY: the caller's promise.
-    unsafe { T::combine::<false, N>(isa, &inputs, &std::array::from_fn(|i| factors[i]), to, len) };
+    unsafe { linear::combine::<T, false, N>(isa, &inputs, &std::array::from_fn(|i| factors[i]), to, len) };
 }
 
 /// Moves the first list's tensors the share `tau` of the way to the second's: exactly at 0, at 1, and where both are
@@ -305,7 +305,7 @@ unsafe fn move_of<T: Element>(isa: Isa, inputs: &[*const u8], tau: f64, len: usi
         false => ([source, target], 1.0 - tau),
     };
     // SAFETY: the caller's promise.
-    unsafe { T::combine::<true, 2>(isa, &from, &[1.0, -share], target.cast_mut(), len) };
+    unsafe { linear::combine::<T, true, 2>(isa, &from, &[1.0, -share], target.cast_mut(), len) };
 }
 
 /// How much of the forward gradient the backward one has in it (arXiv 2402.00348): `<f, b> / max(<f, f>, eps)`, and 0

@@ -3,7 +3,7 @@
 
 mod method;
 
-use super::linear::{CHUNK, ELEMENTS_PER_THREAD, Element, Sums, sums};
+use super::linear::{CHUNK, ELEMENTS_PER_THREAD, Element, Sums, combine, sums};
 use super::storage::{Float, with_type};
 use crate::runtime::{Isa, Shared, pool};
 pub use method::{Apg, Guidance, Method};
@@ -170,7 +170,7 @@ impl<T: Element, const DIFFERENCES: bool, const N: usize> Predictions<'_, T, DIF
             if let Some(momentum) = self.guidance.momentum() {
                 let to = self.inputs[2].wrapping_add(start);
                 let factors = std::array::from_fn(|i| [1.0, -1.0, momentum].get(i).copied().unwrap_or(0.0));
-                T::combine::<false, N>(self.isa, &inputs, &factors, to, len);
+                combine::<T, false, N>(self.isa, &inputs, &factors, to, len);
             }
             sums::<T, DIFFERENCES, N>(self.isa, inputs, len, self.guidance.needs_means())
         }
@@ -185,7 +185,7 @@ impl<T: Element, const DIFFERENCES: bool, const N: usize> Predictions<'_, T, DIF
         for (to, all) in self.outputs.iter().zip(coefficients) {
             let factors = std::array::from_fn(|i| all[i]);
             // SAFETY: the caller's promise.
-            unsafe { T::combine::<DIFFERENCES, N>(self.isa, &inputs, &factors, to.wrapping_add(start), len) };
+            unsafe { combine::<T, DIFFERENCES, N>(self.isa, &inputs, &factors, to.wrapping_add(start), len) };
         }
     }
 }

@@ -3,10 +3,12 @@
 mod combine;
 mod moments;
 
-pub use combine::Combine;
+pub use combine::combine;
 pub use moments::{Sums, sums};
 
-use super::vector::Widened;
+use half::{bf16, f16};
+
+use super::vector::{Arithmetic, EvenOdd, Halves, InF32, InF64, Stored, Widened};
 
 /// Elements that are summed by themselves: part of the definition of the sums.
 pub const CHUNK: usize = 4096;
@@ -14,5 +16,14 @@ pub const CHUNK: usize = 4096;
 pub const ELEMENTS_PER_THREAD: usize = 16_384;
 
 /// Element types of tensors.
-pub trait Element: Combine + Widened + Default + Send + Sync {}
-impl<T: Combine + Widened + Default + Send + Sync> Element for T {}
+pub trait Element: Stored<Self::Combined> + Widened + Send + Sync {
+    /// What linear combinations are computed in.
+    type Combined: Arithmetic;
+}
+
+macro_rules! elements {
+    ($($type:ty: $arithmetic:ty),*) => { $(impl Element for $type {
+        type Combined = $arithmetic;
+    })* };
+}
+elements!(f64: InF64, f32: InF32<Halves>, f16: InF32<Halves>, bf16: InF32<EvenOdd>);

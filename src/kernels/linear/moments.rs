@@ -2,9 +2,7 @@
 //! instruction sets that have a fused multiply-add.
 
 use super::Element;
-use crate::kernels::vector::{Double, WIDENED as LANES, portable};
-#[cfg(target_arch = "x86_64")]
-use crate::kernels::vector::{avx2, avx512};
+use crate::kernels::vector::{Arch, Double, Routine, Vector, WIDENED as LANES, dispatch};
 use crate::runtime::Isa;
 
 /// The most vectors that hold so many lanes.
@@ -42,107 +40,70 @@ impl<const N: usize> Sums<N> {
 /// less the second. Sums of the elements themselves only with `means`.
 ///
 /// # Safety
-/// The pointers are valid for reading, nothing writes there, and the CPU has the instruction set.
+/// The pointers are valid for reading, and nothing writes there.
+///
+/// # Panics
+/// Where the CPU does not run `isa`.
 pub unsafe fn sums<T: Element, const DIFFERENCES: bool, const N: usize>(
     isa: Isa,
     inputs: [*const T; N],
     len: usize,
     means: bool,
 ) -> Sums<N> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match means {
-            false => of::<T, DIFFERENCES, false, N>(isa, inputs, len),
-            true => of::<T, DIFFERENCES, true, N>(isa, inputs, len),
-        }
+    match means {
+        false => dispatch(isa, Stretch::<T, DIFFERENCES, false, N> { inputs, len }),
+        true => dispatch(isa, Stretch::<T, DIFFERENCES, true, N> { inputs, len }),
     }
 }
 
-/// # Safety
-/// As for [`sums`].
-unsafe fn of<T: Element, const DIFFERENCES: bool, const MEANS: bool, const N: usize>(
-    isa: Isa,
+/// What [`sums`] is taken over, which keeps its promises.
+struct Stretch<T, const DIFFERENCES: bool, const MEANS: bool, const N: usize> {
     inputs: [*const T; N],
     len: usize,
-) -> Sums<N> {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 | Isa::AmxBf16 => {
-                with_avx512::<T, DIFFERENCES, MEANS, N>(inputs, len)
+}
+
+impl<T: Element, const DIFFERENCES: bool, const MEANS: bool, const N: usize> Routine
+    for Stretch<T, DIFFERENCES, MEANS, N>
+{
+    type Output = Sums<N>;
+
+    #[inline(always)]
+    unsafe fn run<A: Arch>(self) -> Sums<N> {
+        let Stretch { inputs, len } = self;
+        let mut lanes = Lanes::<A::F64, DIFFERENCES, MEANS, N> {
+            sums: [[A::F64::splat(0.0); PARTS]; N],
+            products: [[[A::F64::splat(0.0); PARTS]; N]; N],
+        };
+        let whole = len - len % LANES;
+        for i in (0..whole).step_by(LANES) {
+            // SAFETY: as many lanes lie within the tensors.
+            unsafe { lanes.add(inputs.map(|input| input.add(i))) };
+        }
+        if whole < len {
+            // The last elements go through copies that are filled up with zeros.
+            let mut padded = [[T::default(); LANES]; N];
+            for (padded, input) in padded.iter_mut().zip(inputs) {
+                // SAFETY: the tensors hold `len - whole` elements from `whole` on, the copies more than that.
+                unsafe {
+                    input
+                        .add(whole)
+                        .copy_to_nonoverlapping(padded.as_mut_ptr(), len - whole)
+                };
             }
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => with_avx2::<T, DIFFERENCES, MEANS, N>(inputs, len),
-            _ => sweep::<portable::F64, T, DIFFERENCES, MEANS, N>(inputs, len),
+            // SAFETY: the copies hold as many lanes.
+            unsafe { lanes.add(std::array::from_fn(|i| padded[i].as_ptr())) };
         }
-    }
-}
-
-/// # Safety
-/// As for [`sums`].
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn with_avx512<T: Element, const DIFFERENCES: bool, const MEANS: bool, const N: usize>(
-    inputs: [*const T; N],
-    len: usize,
-) -> Sums<N> {
-    // SAFETY: the caller's promise is the same.
-    unsafe { sweep::<avx512::F64, T, DIFFERENCES, MEANS, N>(inputs, len) }
-}
-
-/// # Safety
-/// As for [`sums`].
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn with_avx2<T: Element, const DIFFERENCES: bool, const MEANS: bool, const N: usize>(
-    inputs: [*const T; N],
-    len: usize,
-) -> Sums<N> {
-    // SAFETY: the caller's promise is the same.
-    unsafe { sweep::<avx2::F64, T, DIFFERENCES, MEANS, N>(inputs, len) }
-}
-
-/// # Safety
-/// As for [`sums`].
-#[inline(always)]
-unsafe fn sweep<V: Double, T: Element, const DIFFERENCES: bool, const MEANS: bool, const N: usize>(
-    inputs: [*const T; N],
-    len: usize,
-) -> Sums<N> {
-    let mut lanes = Lanes::<V, DIFFERENCES, MEANS, N> {
-        sums: [[V::splat(0.0); PARTS]; N],
-        products: [[[V::splat(0.0); PARTS]; N]; N],
-    };
-    let whole = len - len % LANES;
-    for i in (0..whole).step_by(LANES) {
-        // SAFETY: as many lanes lie within the tensors.
-        unsafe { lanes.add(inputs.map(|input| input.add(i))) };
-    }
-    if whole < len {
-        // The last elements go through copies that are filled up with zeros.
-        let mut padded = [[T::default(); LANES]; N];
-        for (padded, input) in padded.iter_mut().zip(inputs) {
-            // SAFETY: the tensors hold `len - whole` elements from `whole` on, the copies more than that.
-            unsafe {
-                input
-                    .add(whole)
-                    .copy_to_nonoverlapping(padded.as_mut_ptr(), len - whole)
-            };
+        let mut result = Sums::default();
+        for i in 0..N {
+            if MEANS {
+                result.sums[i] = total(&lanes.sums[i]);
+            }
+            for j in i..N {
+                result.products[i][j] = total(&lanes.products[i][j]);
+            }
         }
-        // SAFETY: the copies hold as many lanes.
-        unsafe { lanes.add(std::array::from_fn(|i| padded[i].as_ptr())) };
+        result
     }
-    let mut result = Sums::default();
-    for i in 0..N {
-        if MEANS {
-            result.sums[i] = total(&lanes.sums[i]);
-        }
-        for j in i..N {
-            result.products[i][j] = total(&lanes.products[i][j]);
-        }
-    }
-    result
 }
 
 struct Lanes<V, const DIFFERENCES: bool, const MEANS: bool, const N: usize> {

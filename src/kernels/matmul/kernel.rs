@@ -47,7 +47,8 @@ pub trait Kernel: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn round(_values: &mut [Self::Value]) {}
 
-    /// Runs `job` compiled for this instruction set.
+    /// Runs `job` compiled for this instruction set. Not by `vector::dispatch`: its routines know f32 and f64 vectors and
+    /// no bf16 dot products or tiles, which need features of their own, and tiles a shape that is set and given back.
     ///
     /// # Safety
     /// The CPU must have the instruction set.

@@ -31,7 +31,6 @@ use std::ops::{Add, Div, Mul, Range, Sub};
 use half::bf16;
 
 use crate::runtime::Isa;
-pub(crate) use kernel::Job;
 use kernel::{Kernel, Takes};
 pub use packed::{Packed, Sides};
 
@@ -298,33 +297,10 @@ macro_rules! on {
     };
 }
 
-fn check(isa: Isa) {
-    assert!(
-        Isa::supported().contains(&isa),
-        "this CPU does not run {}",
-        isa.name()
-    );
-}
-
-/// Runs `job` compiled for `isa`.
-pub(crate) fn run_on<J: Job>(isa: Isa, job: J) {
-    check(isa);
-    // SAFETY: `check` has seen that the CPU has the instruction set.
-    unsafe {
-        match isa {
-            #[cfg(target_arch = "x86_64")]
-            Isa::AmxBf16 | Isa::Avx512Bf16 | Isa::Avx512 => avx512::F32::enter(job),
-            #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => avx2::F32::enter(job),
-            _ => portable::Portable::<f32>::enter(job),
-        }
-    }
-}
-
 impl Element for f32 {
     type Acc = f32;
     fn engine(isa: Isa, factors: Factors) -> &'static dyn Engine<f32> {
-        check(isa);
+        isa.check();
         match (isa, factors) {
             #[cfg(target_arch = "x86_64")]
             (Isa::AmxBf16, Factors::Bf16) => on!(amx::Tiles, false),
@@ -347,7 +323,7 @@ impl Element for f32 {
 impl Element for bf16 {
     type Acc = f32;
     fn engine(isa: Isa, _: Factors) -> &'static dyn Engine<bf16> {
-        check(isa);
+        isa.check();
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::AmxBf16 => on!(amx::Tiles, false),
@@ -366,7 +342,7 @@ impl Element for f64 {
     type Acc = f64;
     /// f64 factors are never rounded.
     fn engine(isa: Isa, _: Factors) -> &'static dyn Engine<f64> {
-        check(isa);
+        isa.check();
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::AmxBf16 | Isa::Avx512Bf16 | Isa::Avx512 => on!(avx512::F64, false),

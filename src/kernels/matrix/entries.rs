@@ -6,9 +6,9 @@ use std::marker::PhantomData;
 use half::{bf16, f16};
 
 use super::Momentum;
-use crate::kernels::matmul::{Job, run_on};
 use crate::kernels::orthogonal::Numbers;
 use crate::kernels::storage::{BLOCK, Buffers, Float, Rounding, Scalar};
+use crate::kernels::vector::{Arch, Routine, dispatch};
 use crate::runtime::{Isa, Shared, pool};
 
 pub const LANES: usize = 16;
@@ -121,12 +121,11 @@ impl<'a> Entries<'a> {
     fn reduce<F: Fold>(&self, fold: F, isa: Isa) -> F::Sum {
         use Float::*;
         let block = &self.buffers;
-        let mut sum = F::Sum::default();
         macro_rules! run {
             ($grad:ty, $momentum:ty) => {
                 // SAFETY: the promise of `new`, for these types.
                 unsafe {
-                    run_on(
+                    dispatch(
                         isa,
                         Reduce {
                             grad: std::slice::from_raw_parts(block.grad.cast::<$grad>(), block.len),
@@ -136,7 +135,6 @@ impl<'a> Entries<'a> {
                             ),
                             direction: &self.momentum,
                             fold,
-                            sum: &mut sum,
                         },
                     )
                 }
@@ -152,7 +150,6 @@ impl<'a> Entries<'a> {
             (F16, Bf16) => run!(f16, bf16),
             (F16, _) => run!(f16, f32),
         }
-        sum
     }
 }
 
@@ -239,12 +236,13 @@ struct Reduce<'a, G, M, F: Fold> {
     momentum: &'a [M],
     direction: &'a Momentum,
     fold: F,
-    sum: &'a mut F::Sum,
 }
 
-impl<G: Scalar, M: Scalar, F: Fold> Job for Reduce<'_, G, M, F> {
+impl<G: Scalar, M: Scalar, F: Fold> Routine for Reduce<'_, G, M, F> {
+    type Output = F::Sum;
+
     #[inline(always)]
-    fn run(self) {
+    unsafe fn run<A: Arch>(self) -> F::Sum {
         let &Momentum {
             momentum: keep,
             nesterov,
@@ -273,6 +271,6 @@ impl<G: Scalar, M: Scalar, F: Fold> Job for Reduce<'_, G, M, F> {
             *value = of(g, m);
         }
         self.fold.add(values, &mut lanes);
-        *self.sum = self.fold.finish(lanes);
+        self.fold.finish(lanes)
     }
 }

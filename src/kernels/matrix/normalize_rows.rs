@@ -2,8 +2,9 @@
 //! (arXiv 2510.05491, Algorithm 1).
 
 use super::{Matrix, Transform, Workspace};
-use crate::kernels::matmul::{Job, Real, run_on};
+use crate::kernels::matmul::Real;
 use crate::kernels::orthogonal::Numbers;
+use crate::kernels::vector::{Arch, Routine, dispatch};
 use crate::runtime::{Isa, Shared, pool};
 
 /// As in the authors' code.
@@ -50,7 +51,7 @@ fn normalize<S: Real>(values: &mut [S], moments: &mut [S], beta: f64, isa: Isa, 
     let (rows, cols) = (moments.len(), values.len() / moments.len());
     let mut squares = vec![0.0; rows];
     for_rows(values, &mut squares, threads, &|values, squares| {
-        run_on(isa, MeanSquares { values, squares });
+        dispatch(isa, MeanSquares { values, squares });
     });
     let (mut before, mut after) = (0.0, 0.0);
     let mut scales = squares;
@@ -65,7 +66,7 @@ fn normalize<S: Real>(values: &mut [S], moments: &mut [S], beta: f64, isa: Isa, 
     let restore = before.sqrt() * cols_root / (after.sqrt() * cols_root + EPS);
     scales.iter_mut().for_each(|scale| *scale *= restore);
     for_rows(values, &mut scales, threads, &|values, scales| {
-        run_on(isa, Scale { values, scales });
+        dispatch(isa, Scale { values, scales });
     });
 }
 
@@ -101,9 +102,11 @@ struct MeanSquares<'a, S> {
     squares: &'a mut [f64],
 }
 
-impl<S: Real> Job for MeanSquares<'_, S> {
+impl<S: Real> Routine for MeanSquares<'_, S> {
+    type Output = ();
+
     #[inline(always)]
-    fn run(self) {
+    unsafe fn run<A: Arch>(self) {
         let cols = self.values.len() / self.squares.len();
         for (row, square) in self.values.chunks_exact(cols).zip(self.squares) {
             let mut sums = [S::ZERO; LANES];
@@ -126,9 +129,11 @@ struct Scale<'a, S> {
     scales: &'a [f64],
 }
 
-impl<S: Real> Job for Scale<'_, S> {
+impl<S: Real> Routine for Scale<'_, S> {
+    type Output = ();
+
     #[inline(always)]
-    fn run(self) {
+    unsafe fn run<A: Arch>(self) {
         let cols = self.values.len() / self.scales.len();
         for (row, &scale) in self.values.chunks_exact_mut(cols).zip(self.scales) {
             let factor = S::from_f64(scale);

@@ -1,7 +1,8 @@
 //! The Frobenius norm, and the matrix divided by it.
 
-use crate::kernels::matmul::{Job, Real, run_on};
+use crate::kernels::matmul::Real;
 use crate::kernels::storage::Scalar;
+use crate::kernels::vector::{Arch, Routine, dispatch};
 use crate::runtime::{Isa, Shared, pool};
 
 /// Elements per task: the sum of squares is taken chunk by chunk, in order.
@@ -45,8 +46,7 @@ fn sum_of_squares<T: Scalar>(values: &[T], scale: f64, isa: Isa, sums: &mut Vec<
     pool::for_each(threads, sums.len(), &|chunk| {
         let from = &values[chunk * CHUNK..values.len().min((chunk + 1) * CHUNK)];
         // SAFETY: each chunk has its own sum.
-        let sum = unsafe { &mut *to.get().add(chunk) };
-        run_on(isa, Squares { from, scale, sum });
+        unsafe { *to.get().add(chunk) = dispatch(isa, Squares { from, scale }) };
     });
     sums.iter().sum()
 }
@@ -54,12 +54,13 @@ fn sum_of_squares<T: Scalar>(values: &[T], scale: f64, isa: Isa, sums: &mut Vec<
 struct Squares<'a, T> {
     from: &'a [T],
     scale: f64,
-    sum: &'a mut f64,
 }
 
-impl<T: Scalar> Job for Squares<'_, T> {
+impl<T: Scalar> Routine for Squares<'_, T> {
+    type Output = f64;
+
     #[inline(always)]
-    fn run(self) {
+    unsafe fn run<A: Arch>(self) -> f64 {
         let mut sums = [0.0; LANES];
         let whole = self.from.len() - self.from.len() % LANES;
         let mut at = 0;
@@ -75,7 +76,7 @@ impl<T: Scalar> Job for Squares<'_, T> {
             let value = value.wide() * self.scale;
             *sum += value * value;
         }
-        *self.sum = sums.iter().sum();
+        sums.iter().sum()
     }
 }
 
@@ -89,7 +90,7 @@ pub fn scale<T: Scalar, S: Real>(
 ) {
     assert_eq!(from.len(), to.len());
     for_chunks(to, threads, &|start, to| {
-        run_on(
+        dispatch(
             isa,
             Scaled {
                 from: &from[start..start + to.len()],
@@ -104,7 +105,7 @@ pub fn scale<T: Scalar, S: Real>(
 /// `values *= first * second`
 pub fn scale_in_place<S: Real>(values: &mut [S], (first, second): (f64, f64), isa: Isa, threads: usize) {
     for_chunks(values, threads, &|_, values| {
-        run_on(
+        dispatch(
             isa,
             ScaledInPlace {
                 values,
@@ -134,9 +135,11 @@ struct Scaled<'a, T, S> {
     second: f64,
 }
 
-impl<T: Scalar, S: Real> Job for Scaled<'_, T, S> {
+impl<T: Scalar, S: Real> Routine for Scaled<'_, T, S> {
+    type Output = ();
+
     #[inline(always)]
-    fn run(self) {
+    unsafe fn run<A: Arch>(self) {
         let Scaled {
             from,
             to,
@@ -156,9 +159,11 @@ struct ScaledInPlace<'a, S> {
     second: f64,
 }
 
-impl<S: Real> Job for ScaledInPlace<'_, S> {
+impl<S: Real> Routine for ScaledInPlace<'_, S> {
+    type Output = ();
+
     #[inline(always)]
-    fn run(self) {
+    unsafe fn run<A: Arch>(self) {
         for value in self.values {
             *value = S::from_f64(value.to_f64() * self.first * self.second);
         }

@@ -4,7 +4,15 @@ use core::arch::x86_64::*;
 
 use half::{bf16, f16};
 
-use super::{Bits, Double, Single, Vector, operators};
+use super::{Arch, Bits, Double, Single, Vector, operators};
+
+/// The instruction set.
+pub struct Avx512;
+
+impl Arch for Avx512 {
+    type F32 = F32;
+    type F64 = F64;
+}
 
 #[derive(Clone, Copy)]
 pub struct F32(__m512);

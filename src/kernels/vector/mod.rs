@@ -4,6 +4,7 @@
 //! No operation fuses a multiplication with an addition, and all others are exactly rounded, so every instruction set
 //! gives the same bits.
 
+use std::marker::PhantomData;
 use std::ops::{Add, Div, Mul, Neg, Sub};
 
 use half::{bf16, f16};
@@ -13,11 +14,13 @@ pub mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub mod avx512;
 mod bits;
+mod dispatch;
 mod pair;
 pub mod portable;
 
 pub use bits::{Bits, Noise};
-pub use pair::{EvenOdd, Halves, Order, Pair, Splits};
+pub use dispatch::{Arch, Routine, dispatch};
+pub use pair::{EvenOdd, Halves, Order, Pair};
 
 /// The most lanes that any vector has.
 pub const MAX_LANES: usize = 32;
@@ -51,23 +54,39 @@ pub trait Vector:
     fn count_below(self, other: Self) -> u32;
 }
 
-/// An element type as it lies in memory, converted on the way into and out of a vector `V`.
-pub trait Stored<V: Vector>: Copy + Default {
+/// What is computed in, on every instruction set.
+pub trait Arithmetic {
+    type Vector<A: Arch>: Vector;
+}
+
+pub struct InF64;
+/// f32 in two registers, which hold the elements in order `O`.
+pub struct InF32<O>(PhantomData<O>);
+
+impl Arithmetic for InF64 {
+    type Vector<A: Arch> = A::F64;
+}
+impl<O: Order> Arithmetic for InF32<O> {
+    type Vector<A: Arch> = Pair<A::F32, O>;
+}
+
+/// An element type as it lies in memory, converted on the way into and out of vectors of an arithmetic `F`.
+pub trait Stored<F: Arithmetic>: Copy + Default {
     /// # Safety
-    /// `from` is valid for reading `V::LANES` elements; it need not be aligned to the vector.
-    unsafe fn load(from: *const Self) -> V;
+    /// `from` is valid for reading as many elements as the vector has lanes; it need not be aligned to the vector.
+    unsafe fn load<A: Arch>(from: *const Self) -> F::Vector<A>;
 
     /// Writes the lanes, rounded to the nearest, ties to even.
     ///
     /// # Safety
-    /// `to` is valid for writing `V::LANES` elements; it need not be aligned to the vector.
-    unsafe fn store(value: V, to: *mut Self);
+    /// `to` is valid for writing as many elements as the vector has lanes; it need not be aligned to the vector.
+    unsafe fn store<A: Arch>(value: F::Vector<A>, to: *mut Self);
 
     /// Writes the lanes, rounded up or down at random with probabilities that make the expected result exact.
     ///
     /// # Safety
     /// As for [`Stored::store`].
-    unsafe fn store_dithered(value: V, to: *mut Self, noise: Noise);
+    unsafe fn store_dithered<A: Arch>(value: F::Vector<A>, to: *mut Self, noise: Noise);
 }
 
 /// What an instruction set provides for f32; vectors are [`Pair`]s of these.
@@ -150,19 +169,19 @@ impl Widened for bf16 {
     }
 }
 
-impl<V: Double> Stored<V> for f64 {
+impl Stored<InF64> for f64 {
     #[inline(always)]
-    unsafe fn load(from: *const Self) -> V {
+    unsafe fn load<A: Arch>(from: *const Self) -> A::F64 {
         // SAFETY: the caller's promise is the same.
-        unsafe { V::load_f64(from) }
+        unsafe { A::F64::load_f64(from) }
     }
     #[inline(always)]
-    unsafe fn store(value: V, to: *mut Self) {
+    unsafe fn store<A: Arch>(value: A::F64, to: *mut Self) {
         // SAFETY: the caller's promise is the same.
         unsafe { value.store_f64(to) }
     }
     #[inline(always)]
-    unsafe fn store_dithered(value: V, to: *mut Self, _noise: Noise) {
+    unsafe fn store_dithered<A: Arch>(value: A::F64, to: *mut Self, _noise: Noise) {
         // SAFETY: the caller's promise is the same; arithmetic has this very precision, so nothing is rounded.
         unsafe { value.store_f64(to) }
     }

@@ -6,7 +6,7 @@ use std::ops::{Add, Div, Mul, Neg, Sub};
 
 use half::{bf16, f16};
 
-use super::{Bits, MAX_LANES, Noise, Single, Stored, Vector, bits};
+use super::{Arch, Bits, InF32, MAX_LANES, Noise, Single, Stored, Vector, bits};
 
 /// Two registers, which hold the elements in order `O`.
 #[derive(Clone, Copy)]
@@ -165,67 +165,67 @@ impl<V: Vector, O: Order> Vector for Pair<V, O> {
     }
 }
 
-impl<V: Single> Stored<Pair<V, Halves>> for f32 {
+impl Stored<InF32<Halves>> for f32 {
     #[inline(always)]
-    unsafe fn load(from: *const Self) -> Pair<V, Halves> {
+    unsafe fn load<A: Arch>(from: *const Self) -> Pair<A::F32, Halves> {
         // SAFETY: the caller's promise covers both halves.
-        unsafe { Pair::new(V::load_f32(from), V::load_f32(from.add(V::LANES))) }
+        unsafe { Pair::new(A::F32::load_f32(from), A::F32::load_f32(from.add(A::F32::LANES))) }
     }
     #[inline(always)]
-    unsafe fn store(value: Pair<V, Halves>, to: *mut Self) {
+    unsafe fn store<A: Arch>(value: Pair<A::F32, Halves>, to: *mut Self) {
         // SAFETY: as above.
         unsafe {
             value.0.store_f32(to);
-            value.1.store_f32(to.add(V::LANES));
+            value.1.store_f32(to.add(A::F32::LANES));
         }
     }
     #[inline(always)]
-    unsafe fn store_dithered(value: Pair<V, Halves>, to: *mut Self, _noise: Noise) {
+    unsafe fn store_dithered<A: Arch>(value: Pair<A::F32, Halves>, to: *mut Self, _noise: Noise) {
         // SAFETY: the caller's promise is the same; arithmetic has this very precision, so nothing is rounded.
-        unsafe { Self::store(value, to) }
+        unsafe { Self::store::<A>(value, to) }
     }
 }
 
-impl<V: Single> Stored<Pair<V, Halves>> for f16 {
+impl Stored<InF32<Halves>> for f16 {
     #[inline(always)]
-    unsafe fn load(from: *const Self) -> Pair<V, Halves> {
+    unsafe fn load<A: Arch>(from: *const Self) -> Pair<A::F32, Halves> {
         // SAFETY: the caller's promise covers both halves.
-        unsafe { Pair::new(V::load_f16(from), V::load_f16(from.add(V::LANES))) }
+        unsafe { Pair::new(A::F32::load_f16(from), A::F32::load_f16(from.add(A::F32::LANES))) }
     }
     #[inline(always)]
-    unsafe fn store(value: Pair<V, Halves>, to: *mut Self) {
+    unsafe fn store<A: Arch>(value: Pair<A::F32, Halves>, to: *mut Self) {
         // SAFETY: as above.
         unsafe {
             value.0.store_f16(to);
-            value.1.store_f16(to.add(V::LANES));
+            value.1.store_f16(to.add(A::F32::LANES));
         }
     }
     #[inline(always)]
-    unsafe fn store_dithered(value: Pair<V, Halves>, to: *mut Self, noise: Noise) {
+    unsafe fn store_dithered<A: Arch>(value: Pair<A::F32, Halves>, to: *mut Self, noise: Noise) {
         let [first, second] = Halves::draw(noise);
         let dithered = Pair::new(
             bits::dithered_f16(value.0, first),
             bits::dithered_f16(value.1, second),
         );
         // SAFETY: the caller's promise is the same.
-        unsafe { Self::store(dithered, to) }
+        unsafe { Self::store::<A>(dithered, to) }
     }
 }
 
-impl<V: Single, O: Order> Stored<Pair<V, O>> for bf16 {
+impl<O: Order> Stored<InF32<O>> for bf16 {
     #[inline(always)]
-    unsafe fn load(from: *const Self) -> Pair<V, O> {
+    unsafe fn load<A: Arch>(from: *const Self) -> Pair<A::F32, O> {
         // SAFETY: the caller's promise is the same; bf16 is the upper half of an f32.
         let [first, second] = unsafe { O::load(from.cast()) };
-        Pair::new(V::from_bits(first), V::from_bits(second))
+        Pair::new(A::F32::from_bits(first), A::F32::from_bits(second))
     }
     #[inline(always)]
-    unsafe fn store(value: Pair<V, O>, to: *mut Self) {
+    unsafe fn store<A: Arch>(value: Pair<A::F32, O>, to: *mut Self) {
         // SAFETY: the caller's promise is the same.
         unsafe { O::store(bits::nearest_bf16(value.0, value.1), to.cast()) }
     }
     #[inline(always)]
-    unsafe fn store_dithered(value: Pair<V, O>, to: *mut Self, noise: Noise) {
+    unsafe fn store_dithered<A: Arch>(value: Pair<A::F32, O>, to: *mut Self, noise: Noise) {
         let dithered = bits::dithered_bf16(value.0, value.1, O::draw(noise));
         // SAFETY: the caller's promise is the same.
         unsafe { O::store(dithered, to.cast()) }
@@ -233,18 +233,11 @@ impl<V: Single, O: Order> Stored<Pair<V, O>> for bf16 {
 }
 
 /// A vector of f32 in two places, 16 bits of each number in one and 16 in the other: see [`bits::split`].
-pub trait Splits: Vector {
+impl<V: Single, O: Order> Pair<V, O> {
     /// # Safety
     /// Both are valid for reading as many elements as there are lanes.
-    unsafe fn load_split(nearest: *const bf16, rest: *const i16) -> Self;
-    /// # Safety
-    /// Both are valid for writing as many elements as there are lanes.
-    unsafe fn store_split(self, nearest: *mut bf16, rest: *mut i16);
-}
-
-impl<V: Single, O: Order> Splits for Pair<V, O> {
     #[inline(always)]
-    unsafe fn load_split(nearest: *const bf16, rest: *const i16) -> Self {
+    pub unsafe fn load_split(nearest: *const bf16, rest: *const i16) -> Self {
         // SAFETY: the caller's promise is the same.
         let (nearest, rest) = unsafe { (O::load(nearest.cast()), O::load(rest.cast())) };
         Pair::new(
@@ -252,8 +245,10 @@ impl<V: Single, O: Order> Splits for Pair<V, O> {
             V::from_bits(bits::join(nearest[1], rest[1])),
         )
     }
+    /// # Safety
+    /// Both are valid for writing as many elements as there are lanes.
     #[inline(always)]
-    unsafe fn store_split(self, nearest: *mut bf16, rest: *mut i16) {
+    pub unsafe fn store_split(self, nearest: *mut bf16, rest: *mut i16) {
         let (first, second) = (bits::split(self.0.to_bits()), bits::split(self.1.to_bits()));
         // SAFETY: the caller's promise is the same.
         unsafe {

@@ -5,7 +5,15 @@ use std::ops::{Add, Div, Mul, Neg, Sub};
 
 use half::{bf16, f16};
 
-use super::{Bits, Double, Single, Vector};
+use super::{Arch, Bits, Double, Single, Vector};
+
+/// The instruction set.
+pub struct Portable;
+
+impl Arch for Portable {
+    type F32 = F32;
+    type F64 = F64;
+}
 
 #[derive(Clone, Copy)]
 pub struct Lanes<T, const L: usize>([T; L]);

@@ -5,25 +5,27 @@ use half::{bf16, f16};
 use super::*;
 use crate::runtime::Isa;
 
-/// Runs a generic function for the f32 vector of every instruction set that the machine has.
+/// What a function that is generic over an instruction set returns on each that the machine has.
 macro_rules! on_every_isa {
-    ($function:ident $(::<$($generic:ty),*>)?($($argument:expr),*)) => {
-        for isa in Isa::supported() {
-            match isa {
-                Isa::Portable => $function::<portable::F32 $(, $($generic),*)?>(isa, $($argument),*),
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => $function::<avx2::F32 $(, $($generic),*)?>(isa, $($argument),*),
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 | Isa::Avx512Bf16 | Isa::AmxBf16 => $function::<avx512::F32 $(, $($generic),*)?>(isa, $($argument),*),
-                #[cfg(not(target_arch = "x86_64"))]
-                _ => {}
+    ($function:ident -> $output:ty) => {{
+        struct Check(Isa);
+        impl Routine for Check {
+            type Output = $output;
+            #[inline(always)]
+            unsafe fn run<A: Arch>(self) -> $output {
+                $function::<A>(self.0)
             }
         }
+        let run = |isa| dispatch(isa, Check(isa));
+        Isa::supported().into_iter().map(run).collect::<Vec<_>>()
+    }};
+    ($function:ident) => {
+        drop::<Vec<()>>(on_every_isa!($function -> ()))
     };
 }
 
-type InHalves<V> = Pair<V, Halves>;
-type Apart<V> = Pair<V, EvenOdd>;
+type InHalves = InF32<Halves>;
+type Apart = InF32<EvenOdd>;
 
 /// All kinds of f32: special values, boundaries of the 16-bit formats, and patterns spread over all exponents.
 fn samples() -> Vec<f32> {
@@ -61,44 +63,44 @@ fn halves(x: f32) -> (u16, i16) {
     }
 }
 
-fn load<V: Splits>(values: &[f32]) -> V {
+fn load<A: Arch, O: Order>(values: &[f32]) -> Pair<A::F32, O> {
     let (mut nearest, mut rest) = ([bf16::ZERO; MAX_LANES], [0_i16; MAX_LANES]);
-    for (lane, &x) in values.iter().take(V::LANES).enumerate() {
+    for (lane, &x) in values.iter().take(2 * A::F32::LANES).enumerate() {
         let (upper, lower) = halves(x);
         (nearest[lane], rest[lane]) = (bf16::from_bits(upper), lower);
     }
     // SAFETY: the arrays hold the longest vector.
-    unsafe { V::load_split(nearest.as_ptr(), rest.as_ptr()) }
+    unsafe { Pair::load_split(nearest.as_ptr(), rest.as_ptr()) }
 }
 
 /// Loads f32 and stores `T`.
-fn convert<V: Splits, T: Stored<V>>(values: &[f32]) -> Vec<T> {
+fn convert<A: Arch, O: Order, T: Stored<InF32<O>>>(values: &[f32]) -> Vec<T> {
     let mut out = vec![T::default(); values.len()];
-    for i in (0..values.len()).step_by(V::LANES) {
+    for i in (0..values.len()).step_by(2 * A::F32::LANES) {
         // SAFETY: a vector at `i` lies within `out`, whose length is a multiple of any number of lanes.
-        unsafe { T::store(load(&values[i..]), out.as_mut_ptr().add(i)) }
+        unsafe { T::store::<A>(load::<A, O>(&values[i..]), out.as_mut_ptr().add(i)) }
     }
     out
 }
 
-fn dither<V: Splits, T: Stored<V>>(values: &[f32], key: u64) -> Vec<T> {
+fn dither<A: Arch, O: Order, T: Stored<InF32<O>>>(values: &[f32], key: u64) -> Vec<T> {
     let mut out = vec![T::default(); values.len()];
-    for i in (0..values.len()).step_by(V::LANES) {
+    for i in (0..values.len()).step_by(2 * A::F32::LANES) {
         let noise = Noise {
             key,
             counter: i as u32,
         };
         // SAFETY: as in `convert`.
-        unsafe { T::store_dithered(load(&values[i..]), out.as_mut_ptr().add(i), noise) }
+        unsafe { T::store_dithered::<A>(load::<A, O>(&values[i..]), out.as_mut_ptr().add(i), noise) }
     }
     out
 }
 
-fn rounds_like_half<V: Single>(isa: Isa) {
+fn rounds_like_half<A: Arch>(isa: Isa) {
     let samples = samples();
     for narrow in [
-        convert::<InHalves<V>, bf16>(&samples),
-        convert::<Apart<V>, bf16>(&samples),
+        convert::<A, Halves, bf16>(&samples),
+        convert::<A, EvenOdd, bf16>(&samples),
     ] {
         for (x, y) in samples.iter().zip(&narrow) {
             let expected = bf16::from_f32(*x);
@@ -108,7 +110,7 @@ fn rounds_like_half<V: Single>(isa: Isa) {
             );
         }
     }
-    let half = convert::<InHalves<V>, f16>(&samples);
+    let half = convert::<A, Halves, f16>(&samples);
     for (x, y) in samples.iter().zip(&half) {
         let expected = f16::from_f32(*x);
         assert!(
@@ -120,15 +122,15 @@ fn rounds_like_half<V: Single>(isa: Isa) {
 
 #[test]
 fn rounding_to_nearest_is_that_of_the_half_crate() {
-    on_every_isa!(rounds_like_half());
+    on_every_isa!(rounds_like_half);
 }
 
-fn loads_every_16_bit_pattern<V: Single>(isa: Isa) {
+fn loads_every_16_bit_pattern<A: Arch>(isa: Isa) {
     let patterns: Vec<u16> = (0..=u16::MAX).collect();
-    for i in (0..patterns.len()).step_by(2 * V::LANES) {
+    for i in (0..patterns.len()).step_by(2 * A::F32::LANES) {
         let mut wide = [0.0_f32; MAX_LANES];
         let check = |wide: &[f32], expected: fn(u16) -> f32| {
-            for (lane, &x) in wide.iter().take(2 * V::LANES).enumerate() {
+            for (lane, &x) in wide.iter().take(2 * A::F32::LANES).enumerate() {
                 let expected = expected(patterns[i + lane]);
                 assert!(
                     x.to_bits() == expected.to_bits() || x.is_nan() && expected.is_nan(),
@@ -139,11 +141,11 @@ fn loads_every_16_bit_pattern<V: Single>(isa: Isa) {
         let from = patterns[i..].as_ptr();
         // SAFETY: a vector at `i` lies within the patterns, and `wide` holds the longest vector.
         unsafe {
-            let narrow = <bf16 as Stored<InHalves<V>>>::load(from.cast());
-            f32::store(narrow, wide.as_mut_ptr());
+            let narrow = <bf16 as Stored<InHalves>>::load::<A>(from.cast());
+            f32::store::<A>(narrow, wide.as_mut_ptr());
             check(&wide, |bits| bf16::from_bits(bits).to_f32());
-            let half = <f16 as Stored<InHalves<V>>>::load(from.cast());
-            f32::store(half, wide.as_mut_ptr());
+            let half = <f16 as Stored<InHalves>>::load::<A>(from.cast());
+            f32::store::<A>(half, wide.as_mut_ptr());
             check(&wide, |bits| f16::from_bits(bits).to_f32());
         }
     }
@@ -151,14 +153,15 @@ fn loads_every_16_bit_pattern<V: Single>(isa: Isa) {
 
 #[test]
 fn every_16_bit_pattern_loads_as_in_the_half_crate() {
-    on_every_isa!(loads_every_16_bit_pattern());
+    on_every_isa!(loads_every_16_bit_pattern);
 }
 
-fn dithers_to_a_neighbour<V: Single>(isa: Isa, bf16_bits: &mut Vec<Vec<u16>>, f16_bits: &mut Vec<Vec<u16>>) {
+/// The bits of bf16 in order, of bf16 in pairs, and of f16.
+fn dithers_to_a_neighbour<A: Arch>(isa: Isa) -> [Vec<u16>; 3] {
     let samples = samples();
-    let narrow = dither::<InHalves<V>, bf16>(&samples, 7);
-    let apart = dither::<Apart<V>, bf16>(&samples, 7);
-    let half = dither::<InHalves<V>, f16>(&samples, 7);
+    let narrow = dither::<A, Halves, bf16>(&samples, 7);
+    let apart = dither::<A, EvenOdd, bf16>(&samples, 7);
+    let half = dither::<A, Halves, f16>(&samples, 7);
     for ((&x, y), z) in samples.iter().zip(&narrow).zip(&half) {
         let exact = f64::from(x);
         let (near_y, near_z) = (bf16::from_f32(x).to_f64(), f16::from_f32(x).to_f64());
@@ -189,29 +192,36 @@ fn dithers_to_a_neighbour<V: Single>(isa: Isa, bf16_bits: &mut Vec<Vec<u16>>, f1
         }
     }
     let bits = |x: u16, is_nan: bool| if is_nan { u16::MAX } else { x };
-    for narrow in [narrow, apart] {
-        bf16_bits.push(narrow.iter().map(|y| bits(y.to_bits(), y.is_nan())).collect());
-    }
-    f16_bits.push(half.iter().map(|z| bits(z.to_bits(), z.is_nan())).collect());
+    [
+        narrow.iter().map(|y| bits(y.to_bits(), y.is_nan())).collect(),
+        apart.iter().map(|y| bits(y.to_bits(), y.is_nan())).collect(),
+        half.iter().map(|z| bits(z.to_bits(), z.is_nan())).collect(),
+    ]
 }
 
 #[test]
 fn dithering_gives_a_neighbour_and_the_same_one_on_every_instruction_set() {
-    let (mut narrow, mut half) = (Vec::new(), Vec::new());
-    on_every_isa!(dithers_to_a_neighbour(&mut narrow, &mut half));
-    assert!(
-        narrow.windows(2).all(|pair| pair[0] == pair[1]),
-        "bf16 differs between instruction sets"
-    );
-    assert!(
-        half.windows(2).all(|pair| pair[0] == pair[1]),
-        "f16 differs between instruction sets"
-    );
+    let found = on_every_isa!(dithers_to_a_neighbour -> [Vec<u16>; 3]);
+    let [narrow, apart, half] = &found[0];
+    assert!(narrow == apart, "bf16 differs between orders");
+    for [other, _, other_half] in &found {
+        assert!(narrow == other, "bf16 differs between instruction sets");
+        assert!(half == other_half, "f16 differs between instruction sets");
+    }
 }
 
-fn is_unbiased<V: Single, T: Stored<InHalves<V>> + Into<f64>>(isa: Isa, x: f32, spacing: f64) {
+fn is_unbiased<A: Arch>(isa: Isa) {
+    for (x, exponent) in [(1.001_953_1, -7), (-3.3e-20, -72)] {
+        has_mean::<A, bf16>(isa, x, f64::powi(2.0, exponent));
+    }
+    for (x, exponent) in [(1.000_1, -10), (-1.234e-6, -24), (6.1035e-5, -24)] {
+        has_mean::<A, f16>(isa, x, f64::powi(2.0, exponent));
+    }
+}
+
+fn has_mean<A: Arch, T: Stored<InHalves> + Into<f64>>(isa: Isa, x: f32, spacing: f64) {
     const COUNT: usize = 160_000;
-    let rounded = dither::<InHalves<V>, T>(&vec![x; COUNT], 3);
+    let rounded = dither::<A, Halves, T>(&vec![x; COUNT], 3);
     let mean = rounded.into_iter().map(Into::into).sum::<f64>() / COUNT as f64;
     // Six standard deviations of the mean of a number that is off by less than a spacing.
     let tolerance = 6.0 * 0.5 * spacing / (COUNT as f64).sqrt();
@@ -223,23 +233,19 @@ fn is_unbiased<V: Single, T: Stored<InHalves<V>> + Into<f64>>(isa: Isa, x: f32, 
 
 #[test]
 fn dithering_is_right_in_expectation() {
-    on_every_isa!(is_unbiased::<bf16>(1.001_953_1, f64::powi(2.0, -7)));
-    on_every_isa!(is_unbiased::<bf16>(-3.3e-20, f64::powi(2.0, -72)));
-    on_every_isa!(is_unbiased::<f16>(1.000_1, f64::powi(2.0, -10)));
-    on_every_isa!(is_unbiased::<f16>(-1.234e-6, f64::powi(2.0, -24)));
-    on_every_isa!(is_unbiased::<f16>(6.1035e-5, f64::powi(2.0, -24)));
+    on_every_isa!(is_unbiased);
 }
 
-fn splits_and_joins<V: Single>(isa: Isa) {
-    split_and_join::<InHalves<V>>(isa);
-    split_and_join::<Apart<V>>(isa);
+fn splits_and_joins<A: Arch>(isa: Isa) {
+    split_and_join::<A, Halves>(isa);
+    split_and_join::<A, EvenOdd>(isa);
 }
 
-fn split_and_join<V: Splits>(isa: Isa) {
-    for x in samples().chunks(V::LANES) {
+fn split_and_join<A: Arch, O: Order>(isa: Isa) {
+    for x in samples().chunks(2 * A::F32::LANES) {
         let (mut nearest, mut rest) = ([bf16::ZERO; MAX_LANES], [0_i16; MAX_LANES]);
         // SAFETY: the arrays hold the longest vector.
-        unsafe { load::<V>(x).store_split(nearest.as_mut_ptr(), rest.as_mut_ptr()) };
+        unsafe { load::<A, O>(x).store_split(nearest.as_mut_ptr(), rest.as_mut_ptr()) };
         for (lane, &x) in x.iter().enumerate() {
             assert_eq!((nearest[lane].to_bits(), rest[lane]), halves(x), "{isa:?}: {x}");
         }
@@ -248,22 +254,22 @@ fn split_and_join<V: Splits>(isa: Isa) {
 
 #[test]
 fn halves_of_a_number_join_to_its_very_bits() {
-    on_every_isa!(splits_and_joins());
+    on_every_isa!(splits_and_joins);
 }
 
-fn joins_what_never_was_one<V: Single>(isa: Isa) {
-    join_what_never_was_one::<InHalves<V>>(isa);
-    join_what_never_was_one::<Apart<V>>(isa);
+fn joins_what_never_was_one<A: Arch>(isa: Isa) {
+    join_what_never_was_one::<A, Halves>(isa);
+    join_what_never_was_one::<A, EvenOdd>(isa);
 }
 
-fn join_what_never_was_one<V: Splits>(isa: Isa) {
+fn join_what_never_was_one<A: Arch, O: Order>(isa: Isa) {
     for first in [0.0, f32::NEG_INFINITY, f32::NAN, -0.0] {
         for rest in [1, i16::MAX, i16::MIN, -1] {
             let (first, rest) = ([bf16::from_f32(first); MAX_LANES], [rest; MAX_LANES]);
             let (mut nearest, mut left) = (first, rest);
             // SAFETY: the arrays hold the longest vector.
             unsafe {
-                V::load_split(first.as_ptr(), rest.as_ptr())
+                Pair::<A::F32, O>::load_split(first.as_ptr(), rest.as_ptr())
                     .store_split(nearest.as_mut_ptr(), left.as_mut_ptr())
             };
             let same = nearest[0].to_bits() == first[0].to_bits();
@@ -278,16 +284,16 @@ fn join_what_never_was_one<V: Splits>(isa: Isa) {
 
 #[test]
 fn a_number_written_over_the_first_half_is_not_lost_to_the_second() {
-    on_every_isa!(joins_what_never_was_one());
+    on_every_isa!(joins_what_never_was_one);
 }
 
-fn loads_the_same_apart<V: Single>(isa: Isa) {
+fn loads_the_same_apart<A: Arch>(isa: Isa) {
     let patterns: Vec<bf16> = (0..=u16::MAX).map(bf16::from_bits).collect();
-    for pattern in patterns.chunks(2 * V::LANES) {
+    for pattern in patterns.chunks(2 * A::F32::LANES) {
         let (mut nearest, mut rest) = ([bf16::ZERO; MAX_LANES], [0_i16; MAX_LANES]);
         // SAFETY: the patterns are a whole number of any vectors, and the arrays hold the longest.
         unsafe {
-            <bf16 as Stored<Apart<V>>>::load(pattern.as_ptr())
+            <bf16 as Stored<Apart>>::load::<A>(pattern.as_ptr())
                 .store_split(nearest.as_mut_ptr(), rest.as_mut_ptr())
         };
         for (lane, x) in pattern.iter().enumerate() {
@@ -299,10 +305,10 @@ fn loads_the_same_apart<V: Single>(isa: Isa) {
 
 #[test]
 fn every_bf16_is_loaded_apart() {
-    on_every_isa!(loads_the_same_apart());
+    on_every_isa!(loads_the_same_apart);
 }
 
-fn compares_as_documented<V: Single>(isa: Isa) {
+fn compares_as_documented<A: Arch>(isa: Isa) {
     let pairs = [
         (1.0, 2.0),
         (2.0, 1.0),
@@ -316,12 +322,12 @@ fn compares_as_documented<V: Single>(isa: Isa) {
         let mut sign = [0.0_f32; MAX_LANES];
         // SAFETY: the arrays hold the longest vector.
         unsafe {
-            let (x, y): (InHalves<V>, InHalves<V>) = (
-                f32::load([a; MAX_LANES].as_ptr()),
-                f32::load([b; MAX_LANES].as_ptr()),
+            let (x, y) = (
+                f32::load::<A>([a; MAX_LANES].as_ptr()),
+                f32::load::<A>([b; MAX_LANES].as_ptr()),
             );
-            f32::store(x.max(y), max.as_mut_ptr());
-            f32::store(x.sign(), sign.as_mut_ptr());
+            f32::store::<A>(x.max(y), max.as_mut_ptr());
+            f32::store::<A>(x.sign(), sign.as_mut_ptr());
         }
         let expected = if a > b { a } else { b };
         assert_eq!(
@@ -336,5 +342,5 @@ fn compares_as_documented<V: Single>(isa: Isa) {
 
 #[test]
 fn max_and_sign_treat_nan_as_documented() {
-    on_every_isa!(compares_as_documented());
+    on_every_isa!(compares_as_documented);
 }
