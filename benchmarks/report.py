@@ -15,6 +15,7 @@ import torch
 
 import cases
 import ferrostep
+import maps
 import markdown
 import matrices
 import products
@@ -199,6 +200,11 @@ def gradients(settings: Settings) -> str:
     )
 
 
+def rows(settings: Settings) -> str:
+    """Functions of rows, forwards and backwards."""
+    return contests(maps.projections(), settings)
+
+
 def milliseconds(seconds: float) -> str:
     """With three significant digits at least."""
     return f"{1e3 * seconds:.3f}" if seconds < 0.01 else f"{1e3 * seconds:.1f}"
@@ -214,6 +220,7 @@ def sections(settings: Settings) -> dict[str, tuple[str, Callable[[], str]]]:
     result["muon"] = ("Muon", lambda: muon(settings))
     result["guidance"] = ("Guidance", lambda: guidance(settings))
     result["gradients"] = ("Gradient projection", lambda: gradients(settings))
+    result["maps"] = ("Projections of rows", lambda: rows(settings))
     result["training"] = ("The step inside a training loop", lambda: in_training(settings))
     result["threads"] = ("One thread and two, us per step", lambda: thresholds(settings))
     return result

@@ -106,7 +106,7 @@ def tasks() -> dict[str, Any]:
     return dict(locals())
 
 
-@pytest.mark.parametrize("guide", ["guidance.md", "gradients.md", "muon.md"])
+@pytest.mark.parametrize("guide", ["guidance.md", "gradients.md", "muon.md", "projections.md"])
 def test_snippets_run(guide: str) -> None:
     snippets = blocks((DOCS / guide).read_text())
     assert len(snippets) == 3

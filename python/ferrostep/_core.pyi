@@ -179,6 +179,21 @@ class Guidance:
         orthogonal one. Raises TypeError, ValueError or RuntimeError, with nothing changed.
         """
 
+class Map:
+    """A function of rows with its numbers; each maker refuses impossible ones with ValueError.
+
+    Its methods take torch tensors or NumPy arrays of one shape and dtype, with rows of at least one element along
+    ``dim``. They raise TypeError, ValueError, IndexError or RuntimeError, with nothing changed.
+    """
+
+    @staticmethod
+    def simplex(s: float) -> Map: ...
+    def forward(self, x: Any, out: Any, dim: int, threads: int) -> None:
+        """Write the image of every row of ``x``; ``out`` may be ``x``."""
+
+    def vjp(self, y: Any, v: Any, out: Any, dim: int, threads: int) -> None:
+        """Write the products of the rows of ``v`` with the Jacobians, which the images ``y`` tell."""
+
 def orthogonalize(
     inputs: list[Any],
     outputs: list[Any],

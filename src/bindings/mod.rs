@@ -10,6 +10,7 @@ mod finish;
 mod gather;
 mod gradients;
 mod guidance;
+mod maps;
 mod matmul;
 mod matrix;
 mod orthogonal;
@@ -35,6 +36,8 @@ mod _core {
     use super::gradients::{combine, ema, gram, orthogonal, orthogonal_combine};
     #[pymodule_export]
     use super::guidance::Guidance;
+    #[pymodule_export]
+    use super::maps::Map;
     #[pymodule_export]
     use super::matmul::multiply;
     #[pymodule_export]

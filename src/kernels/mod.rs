@@ -7,5 +7,6 @@ pub mod linear;
 pub mod matmul;
 pub mod matrix;
 pub mod orthogonal;
+pub mod rows;
 pub mod storage;
 pub mod vector;

@@ -13,6 +13,7 @@ Every function raises TypeError or ValueError, with nothing changed, for arrays 
 read-only, or sharing memory.
 """
 
+from ferrostep.numpy import projections
 from ferrostep.numpy.elementwise import adamw_, lion_
 from ferrostep.numpy.gradients import combine, ema_, gram, orthogonal_, orthogonal_combine_, pcgrad_
 from ferrostep.numpy.guidance import apg, cfg, cfg_zero_star, perp_neg, project, tangential
@@ -38,5 +39,6 @@ __all__ = [
     "pcgrad_weights",
     "perp_neg",
     "project",
+    "projections",
     "tangential",
 ]

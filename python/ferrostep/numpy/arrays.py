@@ -50,6 +50,15 @@ def check(name: str, value: float, low: float, high: float = math.inf) -> None:
         raise ValueError(f"Invalid {name}: {value}; expected {low} <= {name} < {high}")
 
 
+def real(name: str, value: float, low: float) -> float:
+    """A finite number of at least ``low``; TypeError or ValueError, by its name, for anything else."""
+    if not isinstance(value, Real):  # also what could be made one, such as a tensor, whose gradient would be lost
+        raise TypeError(f"{name} is a {type(value).__name__}, expected a number")
+    if not low <= value < math.inf:
+        raise ValueError(f"Invalid {name}: {value}; expected a finite number of at least {low:g}")
+    return float(value)
+
+
 def listed(name: str, given: Any) -> list[Any]:
     """The elements; TypeError, by its name, for what is one array or tensor, or nothing to go through."""
     if hasattr(given, "dtype") or isinstance(given, str) or not isinstance(given, Iterable):

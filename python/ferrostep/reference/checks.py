@@ -78,3 +78,19 @@ def dimensions(name: str, x: Tensor, dims: int | Sequence[int] | None, *, scaled
         seen.add(dim % x.ndim)
     if scaled and 0 in seen:
         raise ValueError("Invalid dims: 0 is the dimension of the samples, each of which has its own scale")
+
+
+def rows(name: str, x: Any, dim: int) -> int:
+    """The dimension, counted from the last; refuse a tensor that has it not, or with no element along it."""
+    alike([(name, x)])
+    if not hasattr(dim, "__index__"):
+        raise TypeError(f"dim is a {type(dim).__name__}, expected an integer")
+    shape = list(x.shape)
+    if not shape:
+        raise ValueError(f"{name} has shape [], expected 1 or more dimensions")
+    if not -len(shape) <= dim < len(shape):
+        expected = f"{-len(shape)} to {len(shape) - 1} for {name} of shape {shape}"
+        raise IndexError(f"Invalid dim: {dim}; expected {expected}")
+    if shape[dim] == 0:
+        raise ValueError(f"{name} has shape {shape}, expected an element along dim {dim} at least")
+    return dim if dim < 0 else dim - len(shape)

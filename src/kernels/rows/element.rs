@@ -1,0 +1,75 @@
+//! Element types of rows: f64 and f32 as they are, 16-bit numbers by way of f32.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use super::{Map, Row};
+use crate::kernels::matmul::Real;
+
+/// Memory to work in, from row to row.
+pub struct Work<R> {
+    room: Vec<f64>,
+    /// A row as it is computed with, where it is stored otherwise, and two more.
+    wide: [Vec<R>; 3],
+}
+
+// Not derived, which would ask for a default of the numbers, too.
+impl<R> Default for Work<R> {
+    fn default() -> Self {
+        Work {
+            room: Vec::new(),
+            wide: [const { Vec::new() }; 3],
+        }
+    }
+}
+
+pub trait Element: Copy + Send + Sync {
+    /// What is computed with.
+    type Real: Real;
+
+    fn forward(map: &impl Map, row: Row<'_, Self>, work: &mut Work<Self::Real>);
+    fn vjp(map: &impl Map, image: &[Self], vector: &[Self], to: &mut [Self], work: &mut Work<Self::Real>);
+}
+
+macro_rules! wide {
+    ($($type:ty),*) => { $(impl Element for $type {
+        type Real = $type;
+
+        #[inline(always)]
+        fn forward(map: &impl Map, row: Row<'_, Self>, work: &mut Work<Self>) {
+            map.forward(row, &mut work.room);
+        }
+
+        #[inline(always)]
+        fn vjp(map: &impl Map, image: &[Self], vector: &[Self], to: &mut [Self], _: &mut Work<Self>) {
+            map.vjp(image, vector, to);
+        }
+    })* };
+}
+wide!(f64, f32);
+
+macro_rules! narrow {
+    ($($type:ty),*) => { $(impl Element for $type {
+        type Real = f32;
+
+        #[inline(always)]
+        fn forward(map: &impl Map, mut row: Row<'_, Self>, work: &mut Work<f32>) {
+            let wide = &mut work.wide[0];
+            wide.resize(row.values().len(), 0.0);
+            row.values().convert_to_f32_slice(wide);
+            map.forward(Row::InPlace(wide), &mut work.room);
+            row.to().convert_from_f32_slice(wide);
+        }
+
+        #[inline(always)]
+        fn vjp(map: &impl Map, image: &[Self], vector: &[Self], to: &mut [Self], work: &mut Work<f32>) {
+            work.wide.iter_mut().for_each(|wide| wide.resize(to.len(), 0.0));
+            let [wide_image, wide_vector, product] = &mut work.wide;
+            image.convert_to_f32_slice(wide_image);
+            vector.convert_to_f32_slice(wide_vector);
+            map.vjp(wide_image, wide_vector, product);
+            to.convert_from_f32_slice(product);
+        }
+    })* };
+}
+narrow!(f16, bf16);

@@ -1,0 +1,179 @@
+"""Every map's derivatives: both modes, all orders, torch.func, torch.compile and autocast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ferrostep import maps, projections
+
+from .registry import Entry, every_dtype, every_map, sample
+from .test_values import assert_near
+
+every_dim = pytest.mark.parametrize("dim", [-1, 0, 1])
+f64 = torch.float64
+
+
+@every_map
+@every_dim
+def test_gradcheck(entry: Entry, dim: int, isa: str) -> None:
+    x = sample((3, 4, 5)).requires_grad_()
+    flags = {"check_forward_ad": True, "check_batched_grad": True, "check_batched_forward_grad": True}
+    assert torch.autograd.gradcheck(lambda x: entry(x, dim), x, **flags, eps=1e-7, atol=1e-6)
+
+
+@every_map
+@every_dim
+def test_gradgradcheck(entry: Entry, dim: int) -> None:
+    x = sample((3, 4, 5)).requires_grad_()
+    flags = {"check_fwd_over_rev": True, "check_batched_grad": True}
+    assert torch.autograd.gradgradcheck(lambda x: entry(x, dim).square(), x, **flags, eps=1e-7, atol=1e-5)
+
+
+@every_map
+@every_dtype
+def test_products_are_the_references_both_ways(entry: Entry, dtype: torch.dtype, isa: str) -> None:
+    for shape in ((5,), (4, 17), (2, 3, 70), (4, 1000), (0, 3)):
+        x, v = sample(shape, dtype), sample(shape, dtype, seed=1)
+        y, product = torch.func.vjp(entry, x)
+        backward = product(v)[0]
+        size = float(v.abs().max()) if v.numel() else 0.0
+        assert_near(backward, entry.product(y, v, **entry.arguments), size)
+        image, forward = torch.func.jvp(entry, (x,), (v,))
+        assert torch.equal(image, y) and torch.equal(forward, backward)
+        leaf = x.clone().requires_grad_()
+        assert torch.equal(torch.autograd.grad(entry(leaf), leaf, v)[0], backward)
+
+
+def test_the_simplexs_jacobian_by_hand() -> None:
+    x, v = (torch.tensor(row, dtype=f64) for row in ([0.5, 1.2, -0.3, 0.9, 0.2], [1, -2, 3, 0.5, -1]))
+    for s, expected in ((1.0, [0, -1.25, 0, 1.25, 0]), (2.0, [7 / 6, -11 / 6, 0, 2 / 3, 0]), (0.0, [0] * 5)):
+        _, product = torch.func.vjp(lambda x, s=s: projections.simplex(x, s), x)
+        torch.testing.assert_close(product(v)[0], torch.tensor(expected, dtype=f64))
+    nan = torch.tensor([[float("nan"), 1.0], [0.3, 0.4]], dtype=f64, requires_grad=True)
+    (grad,) = torch.autograd.grad(projections.simplex(nan), nan, torch.tensor([[1.0, 2.0], [1.0, 2.0]], dtype=f64))
+    assert grad[0].isnan().all() and grad[1].tolist() == [-0.5, 0.5]
+
+
+def test_a_tensor_as_the_sum_takes_a_gradient_by_scaling() -> None:
+    x, s = sample((4, 6)).requires_grad_(), torch.tensor([[0.5], [1.0], [2.0], [9.0]], dtype=f64, requires_grad=True)
+
+    def scaled(x: Tensor, s: Tensor) -> Tensor:
+        return s * projections.simplex(x / s)
+
+    for row, each, image in zip(x, s.tolist(), scaled(x, s), strict=True):
+        torch.testing.assert_close(image, projections.simplex(row, *each))
+    assert torch.autograd.gradcheck(scaled, (x, s), check_forward_ad=True)
+
+
+@every_map
+def test_torch_func(entry: Entry) -> None:
+    x = sample((4, 5, 6))
+    for dim in (0, 1, 2):
+        expected = torch.stack([entry(one) for one in x.unbind(dim)], dim)
+        for inner in (-1, 1):
+            assert torch.equal(torch.vmap(lambda x, inner=inner: entry(x, inner), dim, dim)(x), expected)
+
+    def loss(x: Tensor) -> Tensor:
+        return (entry(x) * torch.arange(6)).square().sum()
+
+    row = x[0, 0]
+    reverse, forward = torch.func.jacrev(entry)(row), torch.func.jacfwd(entry)(row)
+    torch.testing.assert_close(reverse, forward)
+    torch.testing.assert_close(torch.autograd.functional.jacobian(entry, row, vectorize=True), reverse)
+    torch.testing.assert_close(
+        torch.autograd.functional.jacobian(entry, row, vectorize=True, strategy="forward-mode"), reverse
+    )
+    hessians = [torch.func.hessian(loss), torch.func.jacrev(torch.func.jacrev(loss))]
+    hessians.append(torch.func.jacrev(torch.func.jacfwd(loss)))
+    expected = 2 * reverse.T @ torch.diag(torch.arange(6.0, dtype=f64) ** 2) @ reverse
+    for hessian in hessians:
+        torch.testing.assert_close(hessian(row), expected)
+    gradients = torch.vmap(torch.func.grad(loss))(x[0])
+    torch.testing.assert_close(gradients, torch.stack([torch.func.grad(loss)(one) for one in x[0]]))
+
+
+@every_map
+def test_lazily_negated_and_expanded_tensors(entry: Entry) -> None:
+    x = torch._neg_view(-sample((4, 6))).requires_grad_()
+    assert torch.equal(entry(x), entry(sample((4, 6))))
+    y = entry(x)
+    negative = torch._neg_view(sample((4, 6), seed=1))
+    for v in (negative, torch.ones(1, 1, dtype=f64).expand(4, 6), sample((6, 4), seed=2).T):
+        (product,) = torch.autograd.grad(y, x, v, retain_graph=True)
+        torch.testing.assert_close(product, entry.product(y.detach(), v.resolve_neg(), **entry.arguments))
+
+
+@every_map
+@pytest.mark.parametrize("mode", ["plain", "batched"])
+def test_compile_without_a_graph_break(entry: Entry, mode: str) -> None:
+    torch._dynamo.reset()
+
+    def loss(x: Tensor, scale: float) -> Tensor:
+        f: Any = entry if mode == "plain" else torch.vmap(lambda x: entry(x))
+        return f(x.sin() * scale).square().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for scale in (1.0, 1.5, 3.0):
+        x = sample((4, 5, 6)).requires_grad_()
+        value, expected = compiled(x, scale), loss(x, scale)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(torch.autograd.grad(value, x), torch.autograd.grad(expected, x))
+
+
+@every_map
+def test_compile_in_place_with_another_argument_each_time(entry: Entry) -> None:
+    torch._dynamo.reset()
+
+    def step(x: Tensor, factor: float) -> Tensor:
+        arguments = {name: value * factor for name, value in entry.arguments.items()}
+        x = x + 1
+        return entry.in_place(x, **arguments) + entry.function(x, **arguments)
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for factor in (1.0, 2.0, 3.0):
+        x = sample((4, 6))
+        torch.testing.assert_close(compiled(x, factor), step(x, factor))
+
+
+@every_map
+def test_compiled_forward_mode_is_right(entry: Entry) -> None:
+    torch._dynamo.reset()
+    x, t = sample((4, 6)), sample((4, 6), seed=1)
+
+    def jvp(x: Tensor, t: Tensor) -> Tensor:
+        return torch.func.jvp(entry, (x,), (t,))[1]
+
+    torch.testing.assert_close(torch.compile(jvp, backend="eager")(x, t), jvp(x, t))
+
+
+@every_map
+def test_operators_pass_torchs_own_checks(entry: Entry) -> None:
+    x, v = sample((4, 6)).requires_grad_(), sample((4, 6), seed=1).requires_grad_()
+    of = (entry.function.__name__, list(entry.arguments.values()), -1)
+    torch.library.opcheck(maps._forward, (x, *of))
+    torch.library.opcheck(maps._vjp, (entry(x).detach(), v, *of))
+
+
+@every_map
+@every_dtype
+def test_autocast_leaves_the_dtype_alone(entry: Entry, dtype: torch.dtype) -> None:
+    x, v = sample((4, 30), dtype).requires_grad_(), sample((4, 30), dtype, seed=1)
+    y = entry(x)
+    (expected,) = torch.autograd.grad(y, x, v)
+    with torch.autocast("cpu", torch.bfloat16):
+        casted = entry(x)
+        (product,) = torch.autograd.grad(casted, x, v)
+    assert torch.equal(casted, y) and torch.equal(product, expected)
+
+
+@every_map
+def test_other_devices_take_the_reference(entry: Entry) -> None:
+    x = torch.empty(3, 4, device="meta", requires_grad=True)
+    y = entry(x)
+    assert (y.device.type, y.shape, y.dtype) == ("meta", x.shape, x.dtype)
+    assert torch.autograd.grad(y.sum(), x)[0].shape == x.shape
+    assert entry.in_place(x, **entry.arguments) is x

@@ -1,0 +1,69 @@
+"""What a map refuses, with which error, and that nothing has changed then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.bad_inputs.map_cases import (
+    NUMBER_CASES,
+    NUMPY_CASES,
+    SHAPE,
+    SIZE_CASES,
+    TORCH_CASES,
+    TORCH_IN_PLACE_CASES,
+    Case,
+)
+from tests.contract.snapshot import memory
+
+from .registry import Entry, one_of_each, sample
+
+
+def every_case(*cases: Case) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
+
+
+def refuse(function: Callable[..., Any], case: Case, good: dict[str, Any]) -> None:
+    """Call with the bad arguments; all memory that is passed in stays as it is."""
+    arguments = {**good, **case.spoil()}
+
+    def bits() -> list[object]:
+        values = (value for value in arguments.values() if not isinstance(value, (float, int, str)))
+        return [
+            memory(v) if isinstance(v, torch.Tensor) else v.tobytes() if hasattr(v, "tobytes") else v for v in values
+        ]
+
+    before = bits()
+    with pytest.raises(case.error, match=case.message):
+        function(**arguments)
+    assert bits() == before
+
+
+@one_of_each
+@every_case(*NUMBER_CASES, *SIZE_CASES, *TORCH_CASES)
+def test_torch(entry: Entry, case: Case, boundary: str) -> None:
+    for function in (entry.function, entry.in_place):
+        refuse(function, case, {"x": sample(SHAPE), **entry.arguments})
+
+
+@one_of_each
+@every_case(*TORCH_IN_PLACE_CASES)
+def test_torch_in_place(entry: Entry, case: Case) -> None:
+    refuse(entry.in_place, case, dict(entry.arguments))
+
+
+@one_of_each
+@every_case(*NUMBER_CASES, *SIZE_CASES)
+def test_other_devices(entry: Entry, case: Case) -> None:
+    for function in (entry.function, entry.in_place):
+        refuse(function, case, {"x": torch.empty(SHAPE, device="meta"), **entry.arguments})
+
+
+@one_of_each
+@every_case(*NUMBER_CASES, *SIZE_CASES, *NUMPY_CASES)
+def test_numpy(entry: Entry, case: Case) -> None:
+    refuse(entry.numpy, case, {"x": np.ones(SHAPE), **entry.arguments})
