@@ -12,6 +12,7 @@ mod muon;
 mod orthogonal;
 mod overlap;
 mod rules;
+mod solve;
 mod tensor;
 
 use pyo3::prelude::*;
@@ -42,6 +43,8 @@ mod _core {
     use super::rules::{AdamW, AmsGrad, HessianEstimate, HessianProduct, HessianSquare, Lion, Sophia};
     #[pymodule_export]
     use super::runtime::{adopt_openmp, available_cpus, isa, supported_isas, use_isa};
+    #[pymodule_export]
+    use super::solve::{Report, cagrad, min_norm, pcgrad};
     #[pymodule_export]
     use super::tensor::{Known, use_exchange_api};
 

@@ -8,6 +8,7 @@ pub mod linear;
 pub mod matmul;
 pub mod muon;
 pub mod orthogonal;
+pub mod solve;
 pub mod storage;
 pub mod vector;
 pub mod whole;
