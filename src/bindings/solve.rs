@@ -6,7 +6,7 @@ use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::kernels::gradients;
-use crate::kernels::solve::{self, Cagrad, Conflict, Limits, MinNorm, Quadratic, Solver, Status};
+use crate::kernels::solve::{self, Cagrad, Conflict, Limits, Quadratic, SimplexQp, Solver, Status};
 
 /// How far a solver has come, or how it ended; see `_core.pyi`.
 #[pyclass(frozen, get_all, module = "ferrostep._core")]
@@ -64,7 +64,7 @@ pub fn min_norm<'py>(
             return Err(PyValueError::new_err(message));
         }
     }
-    run::<MinNorm>(py, norm, initial, callback, max_steps)
+    run::<SimplexQp>(py, norm, initial, callback, max_steps)
 }
 
 /// CAGrad's weights; see `_core.pyi`.

@@ -2,7 +2,7 @@
 
 use ndarray::{Array1, s};
 
-use super::simplex::{MinNorm, Quadratic};
+use super::simplex::{Quadratic, SimplexQp};
 use super::{Solver, Status};
 
 /// The hull's least norm is 0 below this part of the largest: inner products tell no more than the root of 1e-16.
@@ -30,7 +30,7 @@ pub struct Conflict {
 /// Its solution are the weights of the moved gradient; its gap is the interval that is left for s, as a part of s.
 pub struct Cagrad {
     search: Search,
-    worst: MinNorm,
+    worst: SimplexQp,
     mean: Array1<f64>,
     /// The mean's inner products with the gradients.
     along: Array1<f64>,
@@ -68,7 +68,7 @@ impl Solver for Cagrad {
         let worst = initial.and_then(|weights| combination(weights - &mean));
         Cagrad {
             search: if is_mean { Search::Ended } else { Search::Hull },
-            worst: MinNorm::start(norm, worst),
+            worst: SimplexQp::start(norm, worst),
             mean,
             along,
             length,

@@ -10,7 +10,7 @@ mod tests;
 use std::time::{Duration, Instant};
 
 pub use cagrad::{Cagrad, Conflict};
-pub use simplex::{MinNorm, Quadratic};
+pub use simplex::{Quadratic, SimplexQp};
 
 /// A problem on its way to its solution.
 pub trait Solver: Sized {

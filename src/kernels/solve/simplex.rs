@@ -50,7 +50,7 @@ impl Quadratic {
 }
 
 /// Its gap is by how much the value may exceed the least one, in units of the largest number.
-pub struct MinNorm {
+pub struct SimplexQp {
     quadratic: Quadratic,
     weights: Array1<f64>,
     /// `products * weights`.
@@ -66,17 +66,17 @@ pub struct MinNorm {
     idle: usize,
 }
 
-impl Solver for MinNorm {
+impl Solver for SimplexQp {
     type Problem = Quadratic;
     type Solution = Array1<f64>;
 
-    fn start(quadratic: Quadratic, initial: Option<Array1<f64>>) -> MinNorm {
+    fn start(quadratic: Quadratic, initial: Option<Array1<f64>>) -> SimplexQp {
         let count = quadratic.linear.len();
         let weights = initial.unwrap_or_else(|| corner(&quadratic));
         let mut waiting: Vec<_> = (0..count).filter(|&i| weights[i] > 0.0).collect();
         // The last one comes first and makes the base; the differences to the best point are the most exact.
         waiting.sort_by(|&i, &j| quadratic.at(j).total_cmp(&quadratic.at(i)));
-        let mut solver = MinNorm {
+        let mut solver = SimplexQp {
             along: Array1::zeros(count),
             slopes: Array1::zeros(count),
             hull: Differences::new(count, RIDGE / 4.0),
@@ -115,11 +115,7 @@ impl Solver for MinNorm {
     }
 
     fn gap(&self) -> f64 {
-        let unit = self
-            .quadratic
-            .linear
-            .iter()
-            .fold(1.0_f64, |most, x| most.max(x.abs()));
+        let unit = self.quadratic.linear.fold(1.0_f64, |most, x| most.max(x.abs()));
         (self.weights.dot(&self.slopes) - self.slopes[self.lowest()]).max(0.0) / unit
     }
 
@@ -131,12 +127,8 @@ impl Solver for MinNorm {
 /// The best of the points themselves; of zeros only, their mean.
 fn corner(quadratic: &Quadratic) -> Array1<f64> {
     let count = quadratic.linear.len();
-    if quadratic
-        .products
-        .iter()
-        .chain(&quadratic.linear)
-        .all(|&x| x == 0.0)
-    {
+    let mut numbers = quadratic.products.iter().chain(&quadratic.linear);
+    if numbers.all(|&x| x == 0.0) {
         return Array1::from_elem(count, 1.0 / count as f64);
     }
     let mut weights = Array1::zeros(count);
@@ -148,7 +140,7 @@ fn first_least(count: usize, value: impl Fn(usize) -> f64) -> usize {
     (1..count).fold(0, |best, i| if value(i) < value(best) { i } else { best })
 }
 
-impl MinNorm {
+impl SimplexQp {
     /// Another linear term, the weights staying where they are.
     pub fn set_linear(&mut self, linear: Array1<f64>) {
         self.quadratic.linear = linear;
@@ -164,14 +156,14 @@ impl MinNorm {
     }
 
     /// The same problem with one more point: zero.
-    pub fn with_zero(&self) -> MinNorm {
+    pub fn with_zero(&self) -> SimplexQp {
         let count = self.weights.len();
         let mut products = Array2::zeros((count + 1, count + 1));
         products
             .slice_mut(s![..count, ..count])
             .assign(&self.quadratic.products);
         let linear = Array1::zeros(count + 1);
-        MinNorm::start(Quadratic { products, linear }, None)
+        SimplexQp::start(Quadratic { products, linear }, None)
     }
 
     /// The point with the lowest slope.
@@ -193,7 +185,7 @@ impl MinNorm {
         let first = first_least(members.len(), reach);
         let part = reach(first).min(1.0);
         for (&i, &by) in members.iter().zip(&step) {
-            self.weights[i] += part * by;
+            self.weights[i] = (self.weights[i] + part * by).max(0.0); // rounding may fall below
         }
         self.is_level = part == 1.0;
         if !self.is_level {
