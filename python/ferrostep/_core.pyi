@@ -3,6 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 T = TypeVar("T")
 
 __version__: str
@@ -265,6 +268,42 @@ def combine(
     lists: list[list[Any | None]], outputs: list[list[Any | None]], factors: list[list[float]], threads: int
 ) -> None:
     """Write to each list of outputs the sum of all lists, each times its factor; outputs may be inputs."""
+
+class Report:
+    """How far a solver has come, or how it ended."""
+
+    steps: int
+    gap: float
+    """How far from the solution it is at most, in the solver's own unit."""
+    status: str
+    """``running``, ``converged``; ``stalled``: rounding lets no step come nearer; ``out of steps``."""
+
+def min_norm(
+    gram: npt.NDArray[np.float64],
+    *,
+    initial: list[float] | None = None,
+    callback: Callable[[Report], object] | None = None,
+    max_steps: int | None = None,
+) -> npt.NDArray[np.float64]:
+    """The weights of the point of least norm in a convex hull.
+
+    Without the GIL; a signal handler that raises ends it, as does the callback, which is called about every 50 ms and
+    with the last report. What is given is copied first and not changed. Its gap is by how much half the squared norm
+    may exceed the least one, in units of the largest number of the gram.
+    """
+
+def cagrad(
+    gram: npt.NDArray[np.float64],
+    *,
+    c: float,
+    initial: list[float] | None = None,
+    callback: Callable[[Report], object] | None = None,
+    max_steps: int | None = None,
+) -> npt.NDArray[np.float64]:
+    """CAGrad's weights, as :func:`min_norm`; its gap is the part that the worst combination's norm is not sure of."""
+
+def pcgrad(gram: npt.NDArray[np.float64], orders: list[list[int]]) -> npt.NDArray[np.float64]:
+    """PCGrad's weights, a row for each task."""
 
 def ema(targets: list[Any], sources: list[Any], tau: float, threads: int) -> None:
     """``target <- target + tau * (source - target)``"""

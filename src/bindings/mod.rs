@@ -18,6 +18,7 @@ mod overlap;
 mod parameters;
 mod reader;
 mod rules;
+mod solve;
 mod view;
 
 use pyo3::prelude::*;
@@ -50,6 +51,8 @@ mod _core {
     use super::rules::{PyRule, rules};
     #[pymodule_export]
     use super::runtime::{adopt_openmp, available_cpus, isa, supported_isas, use_isa};
+    #[pymodule_export]
+    use super::solve::{Report, cagrad, min_norm, pcgrad};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

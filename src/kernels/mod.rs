@@ -8,5 +8,6 @@ pub mod matmul;
 pub mod matrix;
 pub mod orthogonal;
 pub mod rows;
+pub mod solve;
 pub mod storage;
 pub mod vector;

@@ -60,33 +60,73 @@ def pcgrad_weights(gram: Tensor, *, generator: torch.Generator | None = None) ->
     return torch.from_numpy(weights.pcgrad_weights(matrix, orders))
 
 
-def min_norm_weights(gram: Tensor) -> Tensor:
+def min_norm_weights(
+    gram: Tensor,
+    *,
+    initial: Sequence[float] | Tensor | None = None,
+    callback: Callable[[_core.Report], object] | None = None,
+) -> Tensor:
     """MGDA's weights (arXiv 1810.04650): the point of least norm in the convex hull of the gradients.
 
-    Exact up to rounding, by an active set.
+    Exact up to rounding, by an active set (Wolfe, Mathematical Programming 11, 1976).
 
     Args:
         gram: of :func:`ferrostep.gradients.gram`, shape (T, T).
+        initial: T weights to start from, such as those of the step before: where they are still the best, no work is
+            left, and where the same tasks have a weight, little. Default: the task of the least norm.
+        callback: called with a report about every 50 ms, and with the last one: its ``steps``, its ``status``
+            (``running``, at the end ``converged``, or ``stalled`` where rounding lets no step come nearer), and its
+            ``gap``: by how much half the squared norm may exceed the least one, in units of the gram's largest number.
+            What it raises ends the call, as Ctrl-C does.
 
     Returns:
         T numbers of at least 0 that sum up to 1, float64.
+
+    Raises:
+        TypeError, ValueError: gram is no square matrix of finite real numbers, or ``initial`` no such weights.
+
+    Example:
+        >>> import torch
+        >>> min_norm_weights(torch.tensor([[1.0, 0.0], [0.0, 3.0]])).tolist()
+        [0.75, 0.25]
     """
-    return torch.from_numpy(weights.min_norm_weights(_array(gram)))
+    found = weights.min_norm_weights(_array(gram), initial=_listed(initial), callback=callback)
+    return torch.from_numpy(found)
 
 
-def cagrad_weights(gram: Tensor, *, c: float = 0.5) -> Tensor:
+def cagrad_weights(
+    gram: Tensor,
+    *,
+    c: float = 0.5,
+    initial: Sequence[float] | Tensor | None = None,
+    callback: Callable[[_core.Report], object] | None = None,
+) -> Tensor:
     """CAGrad's weights (arXiv 2110.14048, equation 4), which maximize the worst task's gain near the mean gradient.
 
     Args:
         gram: of :func:`ferrostep.gradients.gram`, shape (T, T).
         c: how far from the mean gradient, as a share of its norm, from 0; 0 is the mean itself.
+        initial: T weights that were returned before, as of the last step; they save some of the work, and change the
+            result by no more than rounding.
+        callback: as of :func:`min_norm_weights`; the gap is the interval in which the worst combination's norm is
+            still searched for, as a part of it.
 
     Returns:
         T numbers, float64, of which the update is ``combine(gradients, weights)``, not rescaled. Where no task can gain
         without another's loss (as of more tasks than dimensions), the update is the one nearest to the mean gradient
         in which none loses, with ``c >= 1`` none at all if need be.
+
+    Raises:
+        TypeError, ValueError: gram is no square matrix of finite real numbers, c is below 0, or ``initial`` not T
+            finite numbers.
+
+    Example:
+        >>> import torch
+        >>> cagrad_weights(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), c=1.0)
+        tensor([1.0000, 1.0000], dtype=torch.float64)
     """
-    return torch.from_numpy(weights.cagrad_weights(_array(gram), c=c))
+    found = weights.cagrad_weights(_array(gram), c=c, initial=_listed(initial), callback=callback)
+    return torch.from_numpy(found)
 
 
 def aligned_mtl_weights(gram: Tensor) -> Tensor:
@@ -109,3 +149,7 @@ def _array(gram: Tensor) -> Array:
     if gram.is_complex():
         raise TypeError(f"gram has dtype {gram.dtype}, expected real numbers")
     return weights.checked(gram.detach().double().cpu().numpy())
+
+
+def _listed(given: Any) -> Any:
+    return given.tolist() if isinstance(given, Tensor) and given.ndim == 1 else given

@@ -1,76 +1,44 @@
-"""Weights of several tasks' gradients, from the matrix of their inner products: small problems, solved in float64.
+"""Weights of several tasks' gradients, from the matrix of their inner products, in float64.
 
 For the arguments see the functions of the same names in :mod:`ferrostep.gradients`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 
 import numpy as np
 
-from ferrostep.numpy.arrays import Array, check
-
-HULL = 1e-7
-"""The hull's least norm is 0 below this part of the largest: a gram of float64 tells no more than its root of 1e-16."""
-MOST = 1e6
-"""The most that CAGrad adds of all gradients, in units of the mean's square over the largest: ``t |g|^2 / |g_0|^2``."""
+from ferrostep import _core
+from ferrostep.numpy.arrays import Array, check, integers, numbers
 
 
 def pcgrad_weights(gram: Array, orders: Sequence[Sequence[int]]) -> Array:
     """PCGrad: ``orders[i]`` is the order in which task i meets the others (itself is passed over)."""
-    gram = checked(gram)
-    rows = np.eye(len(gram))
-    for i, order in enumerate(orders):
-        for j in order:
-            along = rows[i] @ gram[:, j]
-            if j != i and along < 0:
-                rows[i, j] -= along / gram[j, j]
-    return rows
+    return _core.pcgrad(checked(gram), [integers(f"orders[{i}]", order) for i, order in enumerate(orders)])
 
 
-def min_norm_weights(gram: Array) -> Array:
+def min_norm_weights(
+    gram: Array,
+    *,
+    initial: Sequence[float] | Array | None = None,
+    callback: Callable[[_core.Report], object] | None = None,
+) -> Array:
     """MGDA: the point of least norm in the convex hull."""
-    gram = checked(gram)
-    return _least_on_simplex(gram, np.zeros(len(gram)))
+    return _core.min_norm(checked(gram), initial=_initial(initial), callback=callback)
 
 
-def cagrad_weights(gram: Array, *, c: float = 0.5) -> Array:
-    """CAGrad: the mean gradient g_0 moved by ``t g_w``, at most ``r = c |g_0|``, towards the worst combination w.
-
-    w has the least ``t |g_w|^2 / 2 + <g_w, g_0>`` on the simplex; ``t |g_w|`` grows with t, and t = r / s is found by
-    halving for ``s = |g_w|``.
-
-    With 0 in the hull no task gains without another's loss, so one that has nothing to gain changes nothing, and ``t
-    g_w`` ends where no task loses any more, at the latest at -g_0: there t stays finite, where ``r / |g_w|`` would not.
-    """
+def cagrad_weights(
+    gram: Array,
+    *,
+    c: float = 0.5,
+    initial: Sequence[float] | Array | None = None,
+    callback: Callable[[_core.Report], object] | None = None,
+) -> Array:
+    """CAGrad: the mean gradient, moved by at most ``c`` of its norm towards the worst combination."""
     check("c", c, 0.0)
-    c = float(c)
-    gram = checked(gram)
-    count = len(gram)
-    mean = np.full(count, 1 / count)
-    along, length = gram @ mean, _norm(gram, mean)
-    high = float(np.sqrt(gram.diagonal().max()))
-    if c * length == 0 or high == 0:
-        return mean
-    low = _norm(gram, _least_on_simplex(gram, np.zeros(count)))
-    if low <= HULL * high:
-        c = min(c, 1.0)
-        gram, along = np.pad(gram, (0, 1)), np.append(along, 0.0)
-        low = c * high**2 / (MOST * length)
-    radius = c * length
-    low = min(low, high)
-    for _ in range(100):
-        s = (low + high) / 2
-        w = _least_on_simplex(radius / s * gram, along)
-        norm = _norm(gram, w)
-        low, high = (s, high) if norm > s else (low, s)
-        if high - low <= 1e-15 * high:
-            break
-    result: Array = mean + radius / max(norm, s) * w[:count]
-    return result
+    return _core.cagrad(checked(gram), c=float(c), initial=_initial(initial), callback=callback)
 
 
 def aligned_mtl_weights(gram: Array) -> Array:
@@ -86,50 +54,8 @@ def aligned_mtl_weights(gram: Array) -> Array:
     return result
 
 
-def _norm(gram: Array, w: Array) -> float:
-    return math.sqrt(max(float(w @ gram @ w), 0.0))
-
-
-def _least_on_simplex(quadratic: Array, linear: Array) -> Array:
-    """The least ``w^T quadratic w / 2 + linear^T w`` for ``w >= 0`` that sums up to 1, by an active set."""
-    count = len(linear)
-    scale = max(np.abs(quadratic).max(), np.abs(linear).max())
-    if scale == 0:
-        return np.full(count, 1 / count)
-    # A ridge for gradients that are linearly dependent, to which it prefers zero itself.
-    ridge = 1e-14 * np.diag(quadratic.diagonal() > 0)
-    quadratic, linear = quadratic / scale + ridge, linear / scale
-    w = np.zeros(count)
-    w[np.argmin(quadratic.diagonal() / 2 + linear)] = 1.0
-    for _ in range(20 * count):
-        slope = quadratic @ w + linear
-        best = int(np.argmin(slope))
-        if slope[best] >= w @ slope - 1e-15:
-            break
-        active = w > 0
-        active[best] = True
-        w = _towards(w, active, quadratic, linear)
-    return w
-
-
-def _towards(w: Array, active: Array, quadratic: Array, linear: Array) -> Array:
-    """The least where only the active ones may differ from 0; those that it would make negative leave, one by one."""
-    while True:
-        chosen = np.flatnonzero(active)
-        size = len(chosen)
-        system = np.zeros((size + 1, size + 1))
-        system[:size, :size] = quadratic[np.ix_(chosen, chosen)]
-        system[size, :size] = system[:size, size] = 1.0
-        goal = np.zeros(len(w))
-        goal[chosen] = np.linalg.solve(system, np.append(-linear[chosen], 1.0))[:size]
-        if (goal >= 0).all():
-            result: Array = goal / goal.sum()
-            return result
-        falling = goal < 0
-        steps = np.where(falling, w / np.where(falling, w - goal, 1.0), np.inf)
-        first = int(np.argmin(steps))
-        w = w + steps[first] * (goal - w)
-        w[first], active[first] = 0.0, False
+def _initial(given: Sequence[float] | Array | None) -> list[float] | None:
+    return None if given is None else numbers("initial", given)
 
 
 def checked(gram: Array) -> Array:

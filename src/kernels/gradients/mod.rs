@@ -1,6 +1,8 @@
 //! Gradients of several losses over the same parameters: their inner products, linear combinations of them, and the
 //! projection of one onto the normal plane of another.
 
+mod pcgrad;
+
 use std::ops::Range;
 
 use smallvec::{SmallVec, smallvec};
@@ -8,6 +10,8 @@ use smallvec::{SmallVec, smallvec};
 use super::linear::{self, CHUNK, ELEMENTS_PER_THREAD, Element, sums};
 use super::storage::{Float, with_type};
 use crate::runtime::{Isa, Shared, pool};
+
+pub use pcgrad::pcgrad;
 
 /// As many lists are summed or combined at once; of more, several at a time while they are in the cache.
 const AT_ONCE: usize = 6;

@@ -5,8 +5,9 @@ mod element;
 mod simplex;
 
 use super::linear::ELEMENTS_PER_THREAD;
-use super::matmul::{Job, Real, run_on};
+use super::matmul::Real;
 use super::storage::{Float, with_type};
+use super::vector::{Arch, Routine, dispatch};
 use crate::runtime::{Isa, Shared, pool};
 use element::{Element, Work};
 pub use simplex::Simplex;
@@ -114,7 +115,7 @@ unsafe fn forward_of<T: Element>(map: &impl Map, shape: Shape, from: *const u8, 
                 false => Row::Into(std::slice::from_raw_parts(from.get().add(first), count), image),
             }
         };
-        run_on(isa, Forward { map, rows, len });
+        dispatch(isa, Forward { map, rows, len });
     });
 }
 
@@ -159,7 +160,7 @@ unsafe fn vjp_of<T: Element>(
                 std::slice::from_raw_parts_mut(to.get().add(first), count),
             )
         };
-        run_on(
+        dispatch(
             isa,
             Vjp {
                 map,
@@ -178,9 +179,11 @@ struct Forward<'a, M, T> {
     len: usize,
 }
 
-impl<M: Map, T: Element> Job for Forward<'_, M, T> {
+impl<M: Map, T: Element> Routine for Forward<'_, M, T> {
+    type Output = ();
+
     #[inline(always)]
-    fn run(self) {
+    unsafe fn run<A: Arch>(self) {
         let mut work = Work::default();
         match self.rows {
             Row::InPlace(rows) => {
@@ -205,9 +208,11 @@ struct Vjp<'a, M, T> {
     len: usize,
 }
 
-impl<M: Map, T: Element> Job for Vjp<'_, M, T> {
+impl<M: Map, T: Element> Routine for Vjp<'_, M, T> {
+    type Output = ();
+
     #[inline(always)]
-    fn run(self) {
+    unsafe fn run<A: Arch>(self) {
         let mut work = Work::default();
         let read = self
             .images

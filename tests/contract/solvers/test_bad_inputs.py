@@ -1,0 +1,54 @@
+"""What is no problem, or no start, is refused by its name, in both twins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.contract.solvers.registry import MIN_NORM, Entry, every_solver
+
+GOOD = np.array([[2.0, -0.5], [-0.5, 1.0]])
+HALVES = [0.5, 0.5]
+
+CASES: dict[str, tuple[type[Exception], str, Any, dict[str, Any]]] = {
+    "not square": (ValueError, r"^gram has shape \[2, 3\], expected a square matrix", np.ones((2, 3)), {}),
+    "a vector": (ValueError, r"^gram has shape \[3\], expected a square matrix", np.ones(3), {}),
+    "empty": (ValueError, r"^gram has shape \[0, 0\], expected a square matrix", np.ones((0, 0)), {}),
+    "NaN": (ValueError, "^gram has NaN or infinity", np.full((2, 2), np.nan), {}),
+    "infinity": (ValueError, "^gram has NaN or infinity", np.diag([np.inf, 1.0]), {}),
+    "complex": (TypeError, "^gram has dtype .*complex128, expected real numbers", GOOD.astype(complex), {}),
+    "a string": (TypeError, "^gram has a str in it, expected a square matrix of numbers", "gram", {}),
+    "None": (TypeError, "^gram is a NoneType, expected a square matrix of numbers", None, {}),
+    "short initial": (ValueError, r"^initial has shape \[1\], expected \[2\]", GOOD, {"initial": [1.0]}),
+    "initial of two dimensions": (ValueError, r"^initial has shape \[2, 2\]", GOOD, {"initial": GOOD}),
+    "initial with NaN": (ValueError, "^initial has NaN or infinity", GOOD, {"initial": [np.nan, 1.0]}),
+    "initial of strings": (TypeError, r"^initial\[0\] is a str", GOOD, {"initial": ["a", "b"]}),
+    "initial is a number": (TypeError, "^initial is a float", GOOD, {"initial": 0.5}),
+    "no callable": (TypeError, "^callback is a int, expected a callable", GOOD, {"callback": 3}),
+}
+
+
+@every_solver
+@pytest.mark.parametrize(("error", "message", "gram", "changes"), CASES.values(), ids=CASES)
+@pytest.mark.parametrize("twin", ["numpy", "torch"])
+def test_bad_input(
+    entry: Entry, twin: str, error: type[Exception], message: str, gram: Any, changes: dict[str, Any]
+) -> None:
+    if twin == "torch":
+        gram, changes = as_tensor(gram), {name: as_tensor(value) for name, value in changes.items()}
+    with pytest.raises(error, match=message):
+        getattr(entry, twin)(gram, **changes)
+
+
+def as_tensor(given: Any) -> Any:
+    return torch.from_numpy(given) if isinstance(given, np.ndarray) else given
+
+
+@pytest.mark.parametrize("initial", [[-0.5, 1.5], [0.2, 0.2], [0.0, 0.0], [1.0, 1.0]])
+@pytest.mark.parametrize("twin", ["numpy", "torch"])
+def test_least_norms_start_is_on_the_simplex(twin: str, initial: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"^initial has numbers from .* expected at least 0 and 1"):
+        getattr(MIN_NORM, twin)(as_tensor(GOOD) if twin == "torch" else GOOD, initial=initial)
