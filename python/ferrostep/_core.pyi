@@ -7,70 +7,17 @@ T = TypeVar("T")
 
 __version__: str
 
-class AdamW:
-    """AdamW, or Adam with ``decoupled=False``; states exp_avg, exp_avg_sq."""
+class Rule:
+    """An element-wise update rule; see :func:`rules` for the names and what hyperparameters each has, all required.
 
-    def __init__(
-        self,
-        *,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
-        maximize: bool,
-    ) -> None: ...
+    Raises ValueError for an unknown name, TypeError for a missing or unknown hyperparameter or one of another type.
+    """
 
-class AmsGrad:
-    """AdamW with the greatest second moment so far; states exp_avg, exp_avg_sq, max_exp_avg_sq."""
+    def __init__(self, name: str, hyperparameters: dict[str, Any]) -> None: ...
 
-    def __init__(
-        self,
-        *,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
-        maximize: bool,
-    ) -> None: ...
-
-class Lion:
-    """Lion; state exp_avg."""
-
-    def __init__(self, *, lr: float, beta1: float, beta2: float, weight_decay: float, maximize: bool) -> None: ...
-
-class Sophia:
-    """Sophia; states exp_avg, hessian (read only). Counts the elements with abs(exp_avg) < scale * hessian."""
-
-    def __init__(
-        self,
-        *,
-        lr: float,
-        beta1: float,
-        weight_decay: float,
-        scale: float,
-        eps: float,
-        add_eps: bool,
-        maximize: bool,
-    ) -> None: ...
-
-class HessianSquare:
-    """Average of squared gradients; state hessian. The parameter is not touched."""
-
-    def __init__(self, *, beta2: float, scale: float, skip_nonfinite: bool) -> None: ...
-
-class HessianProduct:
-    """Average of gradients times probes; states hessian, probe (read only). The parameter is not touched."""
-
-    def __init__(self, *, beta2: float, scale: float, skip_nonfinite: bool) -> None: ...
-
-class HessianEstimate:
-    """Average of gradients; the parameter is the average."""
-
-    def __init__(self, *, beta2: float, scale: float, skip_nonfinite: bool) -> None: ...
+def rules() -> dict[str, tuple[tuple[str, ...], dict[str, type[float] | type[bool]], bool]]:
+    """By name, the rules: the names of their states, their hyperparameters with their types, and whether they depend
+    on the number of the step."""
 
 class Schedule:
     """The coefficients (a, b, c) of every Newton-Schulz step, checked; ValueError for impossible ones."""
@@ -151,7 +98,7 @@ class Batch:
     def __init__(self, known: Known | None = None) -> None: ...
     def add(
         self,
-        rule: AdamW | AmsGrad | Lion | MatrixRule | Sophia | HessianSquare | HessianProduct | HessianEstimate,
+        rule: Rule | MatrixRule,
         params: list[Any],
         grads: list[Any],
         states: dict[str, list[Any]],
@@ -186,8 +133,8 @@ class Batch:
     ) -> bool:
         """Update everything that was added, on up to ``threads`` threads, without the GIL; once.
 
-        Then tell autograd of the parameters, and copy to the first tensor of each of ``copies`` the second: an interrupt
-        leaves nothing of this undone.
+        Then tell autograd of the parameters, and copy to the first tensor of each of ``copies`` the second: an
+        interrupt leaves nothing of this undone.
 
         Returns False, with nothing changed, if a gradient that is not to be has a NaN or infinity. Raises ValueError
         if tensors share memory of which some is written.

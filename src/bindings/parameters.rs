@@ -229,6 +229,7 @@ impl Ledger {
     }
 
     /// Tensor `i` of a column.
+    #[inline]
     pub fn take(
         &mut self,
         inputs: &Inputs<'_>,
