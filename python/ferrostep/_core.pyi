@@ -78,6 +78,9 @@ class MatrixRule:
         cautious_weight_decay: bool = False,
         skip_zero_grad: bool = False,
     ) -> None: ...
+    @property
+    def states(self) -> list[str]:
+        """The names of the states, in their order."""
 
 class Known:
     """What one step of an optimizer leaves to the next, to check less."""

@@ -126,6 +126,13 @@ impl MatrixRule {
         };
         Ok(MatrixRule { rule, layout })
     }
+
+    /// The names of the states, in their order.
+    #[getter]
+    fn states(&self) -> Vec<&'static str> {
+        let of_transforms = self.rule.transforms.row_states();
+        std::iter::once("momentum_buffer").chain(of_transforms).collect()
+    }
 }
 
 fn adjust_lr(name: &str) -> PyResult<AdjustLr> {

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core
+from tests.contract.rules.registry import Entry, every
 from tests.contract.training import bits, normal
 from tests.contract.transforms.registry import (
     CHAINS,
@@ -153,6 +154,18 @@ def test_matches_adamws_step_by_the_norm_of_what_it_makes(chain: Chain) -> None:
         torch.testing.assert_close(q, p * factor, rtol=1e-14, atol=0)
 
 
+@every_chain
+def test_states_are_named_by_their_transforms(chain: Chain) -> None:
+    assert rule(chain).states == ["momentum_buffer", *chain.states]
+
+
+@every(lambda entry: entry.state == "momentum_buffer")
+def test_optimizers_keep_the_states_of_their_chains(entry: Entry) -> None:
+    optimizer: Any = entry.build([torch.nn.Parameter(torch.ones(entry.shapes[0]))])
+    plain = optimizer.rule(optimizer.param_groups[0])
+    assert plain.kernel(**plain.hyperparameters).states == list(plain.states)
+
+
 def test_transforms_that_write_come_first() -> None:
     with pytest.raises(ValueError, match="Invalid transforms: transform 1 writes elements, expected before"):
         step(Chain("misplaced", (DIVIDE_BY_COSH, ORTHOGONALIZE)), [])
@@ -162,8 +175,11 @@ def test_transforms_that_write_come_first() -> None:
     ("states", "message"),
     [
         ([], "the rule has 2 states, got 1"),
-        ([torch.zeros(2, 3)], "second_momentum_buffer of parameter 0 has shape [2, 3], expected [2, 1]"),
-        ([torch.zeros(2, 1).double()], "second_momentum_buffer of parameter 0 has dtype float64, expected float32"),
+        ([torch.zeros(2, 3)], "second_momentum_buffer of parameter 0 in group 0 has shape [2, 3], expected [2, 1]"),
+        (
+            [torch.zeros(2, 1).double()],
+            "second_momentum_buffer of parameter 0 in group 0 has dtype float64, expected float32",
+        ),
     ],
     ids=["none", "shape", "dtype"],
 )
@@ -175,4 +191,4 @@ def test_states_of_transforms_are_checked(states: list[Tensor], message: str) ->
         **{name: [state] for name, state in zip(chain.states, states, strict=False)},
     }
     with pytest.raises(ValueError, match=re.escape(message)):
-        _core.Batch().add(rule(chain), memory[:1], memory[1:2], named)
+        _core.Batch().add(rule(chain), memory[:1], memory[1:2], named, group=0)
