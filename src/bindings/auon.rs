@@ -83,7 +83,8 @@ pub fn add(batch: &mut Batch, rule: &AuON, inputs: Inputs<'_, '_>) -> PyResult<(
         let rounding = inputs.rounding.to(tensors.param.dtype);
         let rounding = rounding.at(batch.number(i), tensors.step(&inputs));
         let buffers = batch.buffers(&tensors, &tensors.param.order(), rounding, writes);
-        if !elementwise::is_supported(buffers.dtype, buffers.state_dtype, rounding) {
+        let state = buffers.state_dtype();
+        if !state.is_some_and(|state| elementwise::is_supported(buffers.dtype, state, rounding)) {
             return Err(batch.refuse_combination(i, &buffers, &inputs));
         }
         let shape = &tensors.param.shape;

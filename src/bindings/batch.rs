@@ -12,7 +12,7 @@ use super::overlap::{self, Claim};
 use super::rules;
 use super::tensor::{Counter, Elements, Known, Reader, View};
 use crate::kernels::elementwise::{self, Hyperparameters, Rule as _, Values, Work};
-use crate::kernels::storage::{Buffers, Float, Rounding, Staged};
+use crate::kernels::storage::{Buffers, Float, Rounding, Staged, State};
 use crate::kernels::whole::{Whole, Workspace};
 
 /// A step in the making: `add` the groups, then `run` once.
@@ -443,11 +443,13 @@ impl Batch {
     ) -> Buffers<N> {
         let buffers = Buffers {
             dtype: tensors.param.dtype,
-            state_dtype: tensors.states.first().unwrap_or(&tensors.param).dtype,
             len: tensors.param.len,
             param: self.stage(&tensors.param, order, writes.param),
             grad: self.stage(&tensors.grad, order, false),
-            state: std::array::from_fn(|k| self.stage(&tensors.states[k], order, k < writes.states)),
+            state: std::array::from_fn(|k| {
+                let state = &tensors.states[k];
+                State::float(self.stage(state, order, k < writes.states), state.dtype)
+            }),
             rounding,
             compensation: tensors
                 .compensation
@@ -483,7 +485,7 @@ impl Batch {
     ) -> PyErr {
         let problem = Problem::Combination {
             param: buffers.dtype.name(),
-            state: buffers.state_dtype.name(),
+            state: buffers.state_dtype().map_or("mixed", Float::name),
             rounding: inputs.rounding.name(),
         };
         self.refuse(i, 0, problem)

@@ -122,7 +122,8 @@ pub fn add(batch: &mut Batch, muon: &Muon, inputs: Inputs<'_, '_>) -> PyResult<(
         let rounding = inputs.rounding.to(tensors.param.dtype);
         let rounding = rounding.at(batch.number(i), tensors.step(&inputs));
         let buffers = batch.buffers(&tensors, &order, rounding, writes);
-        if !muon::is_supported(buffers.dtype, buffers.state_dtype, rounding) {
+        let state = buffers.state_dtype();
+        if !state.is_some_and(|state| muon::is_supported(buffers.dtype, state, rounding)) {
             return Err(batch.refuse_combination(i, &buffers, &inputs));
         }
         batch.counters.extend(tensors.counter);

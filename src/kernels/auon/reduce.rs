@@ -191,7 +191,10 @@ unsafe fn reduce<F: Fold>(block: &Buffers<1>, direction: &Direction, fold: F, is
                     isa,
                     Reduce {
                         grad: std::slice::from_raw_parts(block.grad.cast::<$grad>(), block.len),
-                        momentum: std::slice::from_raw_parts(block.state[0].cast::<$momentum>(), block.len),
+                        momentum: std::slice::from_raw_parts(
+                            block.state[0].data.cast::<$momentum>(),
+                            block.len,
+                        ),
                         direction,
                         fold,
                         sum: &mut sum,
@@ -200,7 +203,7 @@ unsafe fn reduce<F: Fold>(block: &Buffers<1>, direction: &Direction, fold: F, is
             }
         };
     }
-    match (block.dtype, block.state_dtype) {
+    match (block.dtype, block.state_dtype().expect("a float")) {
         (F64, _) => run!(f64, f64),
         (F32, Bf16) => run!(f32, bf16),
         (F32, _) => run!(f32, f32),

@@ -1,16 +1,15 @@
 use super::*;
-use crate::kernels::storage::Rounding;
+use crate::kernels::storage::{Rounding, State};
 
 fn step(rule: Auon, rows: usize, cols: usize, grad: &[f64], steps: usize) -> (Vec<f64>, Vec<f64>) {
     let (mut param, mut momentum) = (vec![0.0; grad.len()], vec![0.0; grad.len()]);
     for _ in 0..steps {
         let buffers = Buffers {
             dtype: Float::F64,
-            state_dtype: Float::F64,
             len: grad.len(),
             param: param.as_mut_ptr().cast(),
             grad: grad.as_ptr().cast(),
-            state: [momentum.as_mut_ptr().cast()],
+            state: [State::float(momentum.as_mut_ptr().cast(), Float::F64)],
             rounding: Rounding::Nearest,
             compensation: std::ptr::null_mut(),
         };

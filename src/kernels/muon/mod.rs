@@ -11,7 +11,7 @@ mod stages;
 use super::auon::{Cosh, Direction, Entries};
 use super::elementwise::{self, Work};
 use super::orthogonal::{Input, Job, Options, Target, orthogonalize};
-use super::storage::{Buffers, Float, Rounding, Scratch};
+use super::storage::{Buffers, Float, Rounding, Scratch, State};
 use super::whole::{Whole, Workspace};
 pub use matrices::{Layout, Mismatch, Part};
 use rows::Rows;
@@ -182,11 +182,16 @@ impl Matrix {
     /// The buffers with the result in the place of the momentum.
     fn with_result(&self, place: &Place) -> Buffers<1> {
         let work = work_type(self.buffers.dtype);
-        self.buffers.with_states([place.result], work)
+        self.buffers.with_states([State::float(place.result, work)])
     }
 
     fn len(&self) -> usize {
         self.rows * self.cols
+    }
+
+    /// The type of the momentum: one that [`is_supported`] has seen.
+    fn state_dtype(&self) -> Float {
+        self.buffers.state_dtype().expect("a momentum of floats")
     }
 
     fn grad_is_zero(&self) -> bool {
@@ -202,7 +207,7 @@ impl Matrix {
     /// Bytes of scratch memory for the direction in the momentum's type, where that is not the arithmetic's, and for
     /// the orthogonalized matrix.
     fn scratch(&self) -> (usize, usize) {
-        let (state, work) = (self.buffers.state_dtype, work_type(self.buffers.dtype));
+        let (state, work) = (self.state_dtype(), work_type(self.buffers.dtype));
         let narrow = if state == work {
             0
         } else {
@@ -271,8 +276,8 @@ impl Muon {
         let mut batch = elementwise::Batch::with_capacity(matrices.len());
         for (matrix, place) in matrices.iter().zip(places) {
             let [momentum] = matrix.buffers.state;
-            let states = [momentum, place.direction];
-            let buffers = matrix.buffers.with_states(states, matrix.buffers.state_dtype);
+            let direction = State::float(place.direction, matrix.state_dtype());
+            let buffers = matrix.buffers.with_states([momentum, direction]);
             // SAFETY: the maker of the update vouched for the tensors, `places` for the direction.
             unsafe { batch.push(self.momentum, buffers.unwritten()) }.expect("a supported combination");
         }
@@ -325,7 +330,7 @@ unsafe fn jobs<'a>(matrices: &[Matrix], places: &[Place]) -> Vec<Job<'a>> {
                 Float::F64 => Target::F64(std::slice::from_raw_parts_mut(place.result.cast(), len)),
                 _ => Target::F32(std::slice::from_raw_parts_mut(place.result.cast(), len)),
             };
-            let input = match matrix.buffers.state_dtype {
+            let input = match matrix.state_dtype() {
                 Float::Bf16 => Input::Bf16(std::slice::from_raw_parts(place.direction.cast(), len)),
                 Float::F16 => Input::F16(std::slice::from_raw_parts(place.direction.cast(), len)),
                 Float::F32 | Float::F64 => Input::Output,

@@ -27,11 +27,10 @@ fn step(rule: Muon, start: f64, parts: Vec<Part>, grad: &[f64]) -> Vec<f64> {
     let (mut param, mut momentum) = (vec![start; grad.len()], vec![0.0; grad.len()]);
     let buffers = Buffers {
         dtype: Float::F64,
-        state_dtype: Float::F64,
         len: grad.len(),
         param: param.as_mut_ptr().cast(),
         grad: grad.as_ptr().cast(),
-        state: [momentum.as_mut_ptr().cast()],
+        state: [State::float(momentum.as_mut_ptr().cast(), Float::F64)],
         rounding: Rounding::Nearest,
         compensation: std::ptr::null_mut(),
     };
