@@ -185,8 +185,13 @@ impl<T: Scalar + From<f32>> Job for Decode<'_, T> {
             numbers,
         } = self.0;
         let blocks = numbers.chunks_mut(CODE_BLOCK).zip(codes.chunks(CODE_BLOCK));
-        for ((numbers, codes), &mut scale) in blocks.zip(scales) {
-            book.decode(codes, scale, numbers);
+        for ((numbers, part), &mut scale) in blocks.zip(scales) {
+            let (mut codes, mut block) = ([0; CODE_BLOCK], [0.0; CODE_BLOCK]);
+            codes[..part.len()].copy_from_slice(part);
+            book.decode(&codes, scale, &mut block);
+            for (number, &value) in numbers.iter_mut().zip(&block) {
+                *number = value.into();
+            }
         }
     }
 }
@@ -203,8 +208,13 @@ impl<T: Scalar + From<f32>> Job for Encode<'_, T> {
             numbers,
         } = self.0;
         let blocks = numbers.chunks(CODE_BLOCK).zip(codes.chunks_mut(CODE_BLOCK));
-        for ((numbers, codes), scale) in blocks.zip(scales) {
-            *scale = book.encode(numbers, codes);
+        for ((numbers, part), scale) in blocks.zip(scales) {
+            let (mut codes, mut block) = ([0; CODE_BLOCK], [0.0; CODE_BLOCK]);
+            for (value, &number) in block.iter_mut().zip(numbers) {
+                *value = number.wide() as f32;
+            }
+            *scale = book.encode(&block, &mut codes);
+            part.copy_from_slice(&codes[..part.len()]);
         }
     }
 }
@@ -280,10 +290,12 @@ mod tests {
                     codes,
                     scales,
                 } => {
-                    let mut numbers = vec![0.0; codes.len()];
-                    let blocks = numbers.chunks_mut(CODE_BLOCK).zip(codes.chunks(CODE_BLOCK));
-                    for ((numbers, codes), &scale) in blocks.zip(scales) {
-                        Stored::book(*signed).decode(codes, scale, numbers);
+                    let mut numbers = Vec::new();
+                    for (codes, &scale) in codes.chunks(CODE_BLOCK).zip(scales) {
+                        let (mut block, mut decoded) = ([0; CODE_BLOCK], [0.0; CODE_BLOCK]);
+                        block[..codes.len()].copy_from_slice(codes);
+                        Stored::book(*signed).decode(&block, scale, &mut decoded);
+                        numbers.extend(decoded[..codes.len()].iter().map(|&x| f64::from(x)));
                     }
                     numbers
                 }
@@ -302,11 +314,13 @@ mod tests {
                     codes,
                     scales,
                 } => {
-                    *codes = vec![0; numbers.len()];
-                    let blocks = numbers.chunks(CODE_BLOCK).zip(codes.chunks_mut(CODE_BLOCK));
-                    *scales = blocks
-                        .map(|(from, to)| Stored::book(*signed).encode(from, to))
-                        .collect();
+                    (*codes, *scales) = (vec![], vec![]);
+                    for numbers in singles.collect::<Vec<_>>().chunks(CODE_BLOCK) {
+                        let (mut block, mut encoded) = ([0.0; CODE_BLOCK], [0; CODE_BLOCK]);
+                        block[..numbers.len()].copy_from_slice(numbers);
+                        scales.push(Stored::book(*signed).encode(&block, &mut encoded));
+                        codes.extend(&encoded[..numbers.len()]);
+                    }
                 }
             }
         }

@@ -2,64 +2,55 @@
 
 use std::sync::LazyLock;
 
-use super::Scalar;
-
 /// Elements that share a scale. It divides [`BLOCK`](super::BLOCK), so that each of these blocks is one task's.
 pub const CODE_BLOCK: usize = 256;
-
-/// The code of a zero where there are signs; codes below stand for negative numbers.
-const SIGNED_ZERO: u8 = 127;
-
-/// Numbers of so few binary digits, sign and exponent apart, share a bucket.
-const BUCKET_DIGITS: u32 = 7;
-const BUCKET_SHIFT: u32 = f32::MANTISSA_DIGITS - 1 - BUCKET_DIGITS;
-/// The bucket of 2^-23, which is nearer to zero than to the least number that has a code.
-const FIRST_BUCKET: u32 = 0x3400_0000 >> BUCKET_SHIFT;
-const BUCKETS: usize = (0x3f80_0000 >> BUCKET_SHIFT) as usize - FIRST_BUCKET as usize + 1;
 
 /// What codes stand for, as fractions of a block's scale. The numbers lie the closer the smaller they are, over seven
 /// decades.
 ///
 /// The scale is the block's number of greatest magnitude, with its sign, whose code stands for 1: so it is kept exactly,
-/// and decoded numbers have the very codes that they come from. Others become the nearest number that has a code, ties
-/// away from zero. Zeros stay zeros. A block with a NaN or an infinity is all NaN; one without a normal f32 is all zero.
+/// and decoded numbers have the very codes that they come from. Others become the nearest number that has a code, the
+/// greater of two. Zeros stay zeros. A block with a NaN or an infinity is all NaN; one without a normal f32 is all zero.
 #[derive(Debug)]
 pub struct Codebook {
-    /// By code.
+    /// By code, ascending.
     values: [f32; 256],
     zero: u8,
-    /// By the number of a magnitude, in their order: the least that is nearer to the next one.
+    /// By code: the least number that is as near to the next value.
     limits: [f32; 256],
-    /// By bucket: the number of the magnitude nearest to the least in the bucket.
-    nearest: [u8; BUCKETS],
+    /// By the upper half of a number's bits: the code of the least number that has them. None has two limits.
+    least: [u8; 1 << 16],
 }
 
 impl Codebook {
     /// Positive and negative numbers: from -0.993 to 1, the least magnitude is 5.5e-7.
     pub fn signed() -> &'static Codebook {
-        static BOOK: LazyLock<Codebook> = LazyLock::new(|| Codebook::new(SIGNED_ZERO));
+        static BOOK: LazyLock<Codebook> = LazyLock::new(|| Codebook::new(127, 1));
         &BOOK
     }
 
     /// From 0 to 1, the least is 3.25e-7. What is below zero becomes zero.
     pub fn unsigned() -> &'static Codebook {
-        static BOOK: LazyLock<Codebook> = LazyLock::new(|| Codebook::new(0));
+        static BOOK: LazyLock<Codebook> = LazyLock::new(|| Codebook::new(0, 2));
         &BOOK
     }
 
-    fn new(zero: u8) -> Codebook {
-        // The codes above that of zero stand for the middles of 1, 2, 4, ... equal parts of each decade, or of twice as
-        // many where there are no signs, and for 1.
+    /// The codes above `zero`, that of a zero, stand for the middles of `parts` equal parts of the first decade, of twice
+    /// as many of each next, and for 1; those below for the same numbers with the other sign.
+    fn new(zero: u8, parts: u32) -> Codebook {
         let mut magnitudes = vec![0.0];
-        let first = if zero == 0 { 2 } else { 1 };
         for (i, top) in [1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0].into_iter().enumerate() {
-            let parts = first << i;
+            let parts = parts << i;
             let middle = |part: u32| 0.1 + 0.9 * (f64::from(part) + 0.5) / f64::from(parts);
             magnitudes.extend((0..parts).map(|part| (top * middle(part)) as f32));
         }
         magnitudes.push(1.0);
+        let values: [f32; 256] = std::array::from_fn(|code| match code.checked_sub(zero.into()) {
+            Some(number) => magnitudes[number],
+            None => -magnitudes[usize::from(zero) - code],
+        });
         let mut limits = [f32::INFINITY; 256];
-        for (limit, pair) in limits.iter_mut().zip(magnitudes.windows(2)) {
+        for (limit, pair) in limits.iter_mut().zip(values.windows(2)) {
             let middle = (f64::from(pair[0]) + f64::from(pair[1])) / 2.0;
             let rounded = middle as f32;
             *limit = if f64::from(rounded) < middle {
@@ -68,53 +59,58 @@ impl Codebook {
                 rounded
             };
         }
-        let nearest = std::array::from_fn(|bucket| {
-            let least = f32::from_bits((bucket as u32 + FIRST_BUCKET) << BUCKET_SHIFT);
+        let least = std::array::from_fn(|upper| {
+            let ends = [0, 0xffff].map(|lower| f32::from_bits((upper as u32) << 16 | lower));
+            let least = ends[0].min(ends[1]);
             limits.partition_point(|&limit| limit <= least) as u8
         });
-        let value = |code: usize| match code.checked_sub(zero.into()) {
-            Some(number) => magnitudes[number],
-            None => -magnitudes[usize::from(zero) - code],
-        };
         Codebook {
-            values: std::array::from_fn(value),
+            values,
             zero,
             limits,
-            nearest,
+            least,
         }
     }
 
     /// The numbers of a block.
     #[inline(always)]
-    pub fn decode<T: From<f32>>(&self, codes: &[u8], scale: f32, to: &mut [T]) {
+    pub fn decode(&self, codes: &[u8; CODE_BLOCK], scale: f32, to: &mut [f32; CODE_BLOCK]) {
+        // In two loops: the first looks up, one by one, the second computes in vectors.
         for (number, &code) in to.iter_mut().zip(codes) {
+            *number = self.values[usize::from(code)];
+        }
+        for number in to {
             // Adding zero makes a zero of a negative one, which a negative scale gives.
-            *number = (self.values[usize::from(code)] * scale + 0.0).into();
+            *number = *number * scale + 0.0;
         }
     }
 
-    /// Writes the codes of a block and returns its scale.
+    /// Writes the codes of a block, which is filled up with zeros, and returns its scale.
     #[inline(always)]
-    pub fn encode<T: Scalar>(&self, from: &[T], codes: &mut [u8]) -> f32 {
+    pub fn encode(&self, from: &[f32; CODE_BLOCK], codes: &mut [u8; CODE_BLOCK]) -> f32 {
         let scale = self.scale(from);
         if !scale.is_normal() {
             codes.fill(self.zero);
             return if scale.is_finite() { 0.0 } else { f32::NAN };
         }
-        for (code, &number) in codes.iter_mut().zip(from) {
-            *code = self.code(number.wide() as f32 / scale);
+        // In two loops, as above.
+        let mut fractions = [0.0; CODE_BLOCK];
+        for (fraction, &number) in fractions.iter_mut().zip(from) {
+            *fraction = number / scale;
+        }
+        for (code, &fraction) in codes.iter_mut().zip(&fractions) {
+            *code = self.code(fraction);
         }
         scale
     }
 
     /// The number of greatest magnitude, the positive one of two such; NaN is greater than all.
     #[inline(always)]
-    fn scale<T: Scalar>(&self, from: &[T]) -> f32 {
-        let positive_only = self.zero == 0;
+    fn scale(&self, from: &[f32; CODE_BLOCK]) -> f32 {
+        let without_sign = self.zero == 0;
         let mut greatest = 0;
         for &number in from {
-            let number = number.wide() as f32;
-            let number = if positive_only & (number < 0.0) {
+            let number = if without_sign & (number < 0.0) {
                 0.0
             } else {
                 number
@@ -128,16 +124,8 @@ impl Codebook {
     /// The code of a number between -1 and 1.
     #[inline(always)]
     fn code(&self, number: f32) -> u8 {
-        let magnitude = number.abs();
-        let bucket = (magnitude.to_bits() >> BUCKET_SHIFT).saturating_sub(FIRST_BUCKET) as usize;
-        // A bucket has one limit at most.
-        let below = self.nearest[bucket.min(BUCKETS - 1)];
-        let nearest = below + u8::from(magnitude >= self.limits[usize::from(below)]);
-        if number < 0.0 {
-            self.zero - nearest.min(self.zero)
-        } else {
-            self.zero + nearest
-        }
+        let least = self.least[(number.to_bits() >> 16) as usize];
+        least + u8::from(number >= self.limits[usize::from(least)])
     }
 }
 
@@ -156,11 +144,17 @@ mod tests {
             .collect()
     }
 
-    fn round_trip(book: &Codebook, block: &[f32]) -> (Vec<u8>, f32, Vec<f32>) {
-        let (mut codes, mut decoded) = (vec![0; block.len()], vec![f32::NAN; block.len()]);
-        let scale = book.encode(block, &mut codes);
+    fn round_trip(book: &Codebook, numbers: &[f32]) -> (Vec<u8>, f32, Vec<f32>) {
+        let mut block = [0.0; CODE_BLOCK];
+        block[..numbers.len()].copy_from_slice(numbers);
+        let (mut codes, mut decoded) = ([0; CODE_BLOCK], [f32::NAN; CODE_BLOCK]);
+        let scale = book.encode(&block, &mut codes);
         book.decode(&codes, scale, &mut decoded);
-        (codes, scale, decoded)
+        (
+            codes[..numbers.len()].to_vec(),
+            scale,
+            decoded[..numbers.len()].to_vec(),
+        )
     }
 
     #[test]
@@ -186,14 +180,13 @@ mod tests {
     #[test]
     fn numbers_become_the_nearest_that_has_a_code() {
         for book in BOOKS.map(|book| book()) {
-            let limits = book.limits.iter().filter(|limit| limit.is_finite());
-            let edges =
-                (0..=BUCKETS as u32).map(|bucket| f32::from_bits((bucket + FIRST_BUCKET) << BUCKET_SHIFT));
+            let uppers = (0..1 << 16).map(|upper| f32::from_bits(upper << 16));
             let near = |x: f32| [x.next_down(), x, x.next_up()];
-            let magnitudes: Vec<f32> = limits.copied().chain(edges).flat_map(near).collect();
-            for number in magnitudes
-                .iter()
-                .flat_map(|&x| [x, -x])
+            for number in book
+                .limits
+                .into_iter()
+                .chain(uppers)
+                .flat_map(near)
                 .filter(|x| x.abs() <= 1.0)
             {
                 let distance =
@@ -278,9 +271,9 @@ mod tests {
             }
         }
         // As memory comes from an allocation of zeros.
-        let mut decoded = [f32::NAN; 2];
-        Codebook::signed().decode(&[0, 0], 0.0, &mut decoded);
-        assert_eq!(decoded.map(f32::to_bits), [0, 0]);
+        let mut decoded = [f32::NAN; CODE_BLOCK];
+        Codebook::signed().decode(&[0; CODE_BLOCK], 0.0, &mut decoded);
+        assert!(decoded.iter().all(|x| x.to_bits() == 0), "{decoded:?}");
         let decoded = round_trip(Codebook::signed(), &[0.0, -3.0, 1.0]).2;
         assert_eq!((decoded[0].to_bits(), decoded[1]), (0, -3.0));
         assert_eq!(
