@@ -178,12 +178,11 @@ class Batch:
         threads: int,
         *,
         copies: list[tuple[Any, Any]] = ...,
-        changed: list[Any] | None = None,
     ) -> bool:
         """Update everything that was added, on up to ``threads`` threads, without the GIL; once.
 
-        Then copy to the first tensor of each of ``copies`` the second, and tell autograd of the ``changed`` ones: an
-        interrupt leaves nothing of this undone.
+        Then tell autograd of the parameters, and copy to the first tensor of each of ``copies`` the second: an interrupt
+        leaves nothing of this undone.
 
         Returns False, with nothing changed, if a gradient that is not to be has a NaN or infinity. Raises ValueError
         if tensors share memory of which some is written.
@@ -303,5 +302,5 @@ def combine(
 ) -> None:
     """Write to each list of outputs the sum of all lists, each times its factor; outputs may be inputs."""
 
-def ema(targets: list[Any], sources: list[Any], tau: float, threads: int, *, changed: list[Any] | None = None) -> None:
-    """``target <- target + tau * (source - target)``; then tell autograd of the ``changed`` ones, as :class:`Batch`."""
+def ema(targets: list[Any], sources: list[Any], tau: float, threads: int) -> None:
+    """``target <- target + tau * (source - target)``"""

@@ -97,11 +97,9 @@ def orthogonalize(
         restarts=integers("restarts", restarts),
         threads=torch.get_num_threads(),
     )
+    call()  # elsewhere, it checks the arguments
     if not elsewhere:
-        changed = [] if given is None else outputs
-        _core.complete(call, lambda _: torch.autograd.graph.increment_version(changed))
         return outputs[0] if single else outputs
-    call()  # checks the arguments
     triples = schedule.triples()
     results = [reference.newton_schulz(x, triples, eps=eps, precision=precision) for x in inputs]
     _core.complete(lambda: results, lambda _: [to.copy_(x) for to, x in zip(outputs, results, strict=True)])

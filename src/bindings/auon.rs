@@ -2,11 +2,11 @@
 
 use pyo3::prelude::*;
 
-use super::batch::{Batch, Inputs, Writes};
-use super::muon::unknown;
-use super::orthogonal::at_least_zero;
+use super::arguments::{at_least_zero, unknown};
+use super::parameters::{Inputs, Ledger, Writes, combination};
 use crate::kernels::auon::{AdjustLr, Auon, Cosh, Direction, Parameter, Update, Variant};
 use crate::kernels::elementwise;
+use crate::kernels::whole::Whole;
 
 /// AuON. State: momentum_buffer.
 #[pyclass(frozen, module = "ferrostep._core")]
@@ -71,36 +71,29 @@ pub fn cosh(gamma: f64, rms_eps: f64) -> PyResult<Cosh> {
 }
 
 /// Checks the tensors of a parameter group and takes them in.
-pub fn add(batch: &mut Batch, rule: &AuON, inputs: Inputs<'_, '_>) -> PyResult<()> {
-    batch.check_lengths(1, &inputs)?;
+pub fn add(ledger: &mut Ledger, rule: &AuON, inputs: &Inputs<'_>) -> PyResult<Box<dyn Whole>> {
+    inputs.expect(1)?;
     let writes = Writes {
         param: true,
         states: 1,
     };
-    let mut parameters = Vec::with_capacity(inputs.params.len());
-    for i in 0..inputs.params.len() {
-        let tensors = batch.views::<1>(i, &inputs, writes)?;
-        let rounding = inputs.rounding.to(tensors.param.dtype);
-        let rounding = rounding.at(batch.number(i), tensors.step(&inputs));
-        let buffers = batch.buffers(&tensors, &tensors.param.order(), rounding, writes);
+    let mut parameters = Vec::with_capacity(inputs.len());
+    for i in 0..inputs.len() {
+        let tensors = ledger.tensors::<1>(inputs, i, writes)?;
+        let buffers = ledger.buffers(inputs, i, &tensors, &tensors.param.order(), writes);
         let state = buffers.state_dtype();
-        if !state.is_some_and(|state| elementwise::is_supported(buffers.dtype, state, rounding)) {
-            return Err(batch.refuse_combination(i, &buffers, &inputs));
+        if !state.is_some_and(|state| elementwise::is_supported(buffers.dtype, state, buffers.rounding)) {
+            return Err(ledger.refuse(inputs, i, combination(&buffers, inputs.rounding)));
         }
-        let shape = &tensors.param.shape;
         // A tensor of fewer than two dimensions is no matrix that could be taller than wide.
-        let (rows, cols) = match shape.as_slice() {
+        let (rows, cols) = match tensors.param.shape.as_slice() {
             [first, rest @ ..] if !rest.is_empty() => {
                 (*first as usize, rest.iter().product::<i64>() as usize)
             }
             _ => (1, buffers.len),
         };
-        batch.counters.extend(tensors.counter);
         parameters.push(Parameter { buffers, rows, cols });
     }
-    // SAFETY: the views are valid while `batch` lives, which checks before it runs the update that what is written is
-    // not shared.
-    let update = unsafe { Update::new(rule.0, parameters) };
-    batch.whole.push(Box::new(update));
-    Ok(())
+    // SAFETY: the views are valid while the ledger lives, and its call checks that what is written is not shared.
+    Ok(Box::new(unsafe { Update::new(rule.0, parameters) }))
 }

@@ -5,7 +5,7 @@ use std::fmt;
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-use super::tensor::Dims;
+use crate::kernels::storage::Dims;
 
 /// Where a tensor stands in the caller's arguments.
 #[derive(Clone, Debug)]
@@ -63,7 +63,7 @@ pub enum Problem {
     },
     Combination {
         param: &'static str,
-        state: &'static str,
+        states: String,
         rounding: &'static str,
     },
 }
@@ -73,12 +73,6 @@ pub enum Problem {
 pub struct Refusal {
     pub place: Place,
     pub problem: Problem,
-}
-
-/// The error for an argument that is not in a parameter group.
-pub fn refuse(argument: impl Into<String>, problem: Problem) -> PyErr {
-    let place = Place::named(argument.into());
-    Refusal { place, problem }.into()
 }
 
 impl Place {
@@ -142,12 +136,12 @@ impl fmt::Display for Problem {
             Step { value } => write!(f, "is {value}, expected a whole number of at least 0"),
             Combination {
                 param,
-                state,
+                states,
                 rounding,
             } => {
                 write!(
                     f,
-                    "cannot be updated: no kernel for {param} parameters with {state} state and rounding={rounding:?}"
+                    "cannot be updated: no kernel for {param} parameters with {states} state and rounding={rounding:?}"
                 )
             }
         }

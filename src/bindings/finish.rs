@@ -2,6 +2,7 @@
 //! exception of whatever Python code runs next. So what raises is called once more, all of it is called, and only then
 //! is the first exception passed on.
 
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -16,14 +17,23 @@ pub fn copy(copies: &[Copy]) -> PyResult<()> {
     copies.iter().map(copied).fold(Ok(()), PyResult::and)
 }
 
-/// Tells autograd that the tensors were changed.
-pub fn tell(py: Python<'_>, changed: Option<&Bound<'_, PyList>>) -> PyResult<()> {
+/// Tells autograd that the tensors were changed. No Python code runs meanwhile, so no interrupt comes up.
+pub fn tell(py: Python<'_>, changed: &Bound<'_, PyList>) -> PyResult<()> {
     static INCREMENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
-    let Some(changed) = changed.filter(|tensors| !tensors.is_empty()) else {
-        return Ok(());
-    };
-    let increment = INCREMENT.import(py, "torch.autograd.graph", "increment_version")?;
-    insist(|| increment.call1((changed,)))
+    let increment = INCREMENT.import(py, "torch._C", "_increment_version")?;
+    match increment.call1((changed,)) {
+        // Tensors of `torch.inference_mode` have no version, at which older versions of torch take offence.
+        Err(error) if error.is_instance_of::<PyRuntimeError>(py) => {
+            let counted = PyList::empty(py);
+            for tensor in changed {
+                if !tensor.call_method0(intern!(py, "is_inference"))?.is_truthy()? {
+                    counted.append(tensor)?;
+                }
+            }
+            increment.call1((&counted,)).map(drop)
+        }
+        told => told.map(drop),
+    }
 }
 
 /// Calls `call` and then `then` with its result, which it returns; see `_core.pyi`.

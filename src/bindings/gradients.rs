@@ -2,15 +2,14 @@
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use pyo3::types::PyList;
 use smallvec::{SmallVec, smallvec};
 
-use super::errors::{Place, Problem, Refusal};
-use super::finish;
-use super::overlap::{self, Claim};
-use super::tensor::{Reader, View};
+use super::arguments::{at_least_zero, finite};
+use super::call::{Call, Names, Owner, Role};
+use super::errors::Problem;
+use super::view::View;
 use crate::kernels::gradients::{self, Factors, Position, Products};
-use crate::kernels::storage::Staged;
+use crate::kernels::storage::Access;
 
 type List<'py> = Vec<Option<Bound<'py, PyAny>>>;
 
@@ -26,17 +25,15 @@ pub fn orthogonal(
     per_tensor: bool,
     threads: usize,
 ) -> PyResult<Vec<f64>> {
-    check("scale", scale)?;
-    check_eps(eps)?;
-    let mut lists = Lists::read(
-        &[("forward", &forward), ("backward", &backward)],
-        &[("backward", &backward)],
-    )?;
+    finite("scale", scale)?;
+    at_least_zero("eps", eps)?;
+    let inputs = [("forward", &forward), ("backward", &backward)];
+    let mut lists = take(&inputs, &inputs[1..])?;
     let kappas = lists.project(py, threads, per_tensor, |products| {
         let kappas = kappas(products, 2, eps, per_tensor);
         let factors = kappas.iter().map(|kappa| smallvec![-scale * kappa, scale]);
         Some((kappas.clone(), factors.collect()))
-    });
+    })?;
     Ok(kappas.unwrap_or_default())
 }
 
@@ -56,11 +53,11 @@ pub fn orthogonal_combine(
     skip_nonfinite: bool,
     threads: usize,
 ) -> PyResult<Option<Vec<f64>>> {
-    check("eta", eta)?;
-    check_eps(eps)?;
+    finite("eta", eta)?;
+    at_least_zero("eps", eps)?;
     let inputs = [("extra", &extra), ("forward", &forward), ("backward", &backward)];
-    let mut lists = Lists::read(&inputs, &[("out", &outputs)])?;
-    Ok(lists.project(py, threads, per_tensor, |products| {
+    let outputs = [("out", &outputs)];
+    take(&inputs, &outputs)?.project(py, threads, per_tensor, |products| {
         let finite = || {
             gradients::total(products)
                 .iter()
@@ -72,7 +69,7 @@ pub fn orthogonal_combine(
         let kappas = kappas(products, 3, eps, per_tensor);
         let factors = kappas.iter().map(|kappa| smallvec![1.0, 1.0 - eta * kappa, eta]);
         Some((kappas.clone(), factors.collect()))
-    }))
+    })
 }
 
 /// The inner products of all pairs of lists.
@@ -80,8 +77,7 @@ pub fn orthogonal_combine(
 pub fn gram(py: Python<'_>, lists: Vec<List<'_>>, threads: usize) -> PyResult<Vec<Vec<f64>>> {
     let names: Vec<String> = (0..lists.len()).map(|i| format!("gradients[{i}]")).collect();
     let inputs: Vec<_> = names.iter().map(String::as_str).zip(&lists).collect();
-    let mut read = Lists::read(&inputs, &[])?;
-    let mut sums = read.products(py, threads);
+    let mut sums = take(&inputs, &[])?.products(py, threads)?;
     if sums.is_empty() {
         sums = smallvec![0.0; lists.len() * lists.len()];
     }
@@ -110,55 +106,26 @@ pub fn combine(
     let (names, out) = (named("gradients", lists.len()), named("out", outputs.len()));
     let inputs: Vec<_> = names.iter().map(String::as_str).zip(&lists).collect();
     let outputs: Vec<_> = out.iter().map(String::as_str).zip(&outputs).collect();
-    let mut read = Lists::read(&inputs, &outputs)?;
     let all: Factors = factors.into_iter().flatten().collect();
-    read.combine(py, threads, &all);
-    Ok(())
+    take(&inputs, &outputs)?.combine(py, threads, &all)
 }
 
 /// Moves the targets the share `tau` of the way to the sources; see `_core.pyi`.
 #[pyfunction]
-#[pyo3(signature = (targets, sources, tau, threads, *, changed=None))]
-pub fn ema(
-    py: Python<'_>,
-    targets: List<'_>,
-    sources: List<'_>,
-    tau: f64,
-    threads: usize,
-    changed: Option<Bound<'_, PyList>>,
-) -> PyResult<()> {
+pub fn ema(py: Python<'_>, targets: List<'_>, sources: List<'_>, tau: f64, threads: usize) -> PyResult<()> {
     if !(0.0..=1.0).contains(&tau) {
         return Err(PyValueError::new_err(format!(
             "Invalid tau: {tau}; expected 0 <= tau <= 1"
         )));
     }
     let inputs = [("target", &targets), ("source", &sources)];
-    let mut lists = Lists::read(&inputs, &[("target", &targets)])?;
+    let mut lists = take(&inputs, &inputs[..1])?;
     if let Some(i) = (0..targets.len()).find(|&i| targets[i].is_none() != sources[i].is_none()) {
         return Err(PyValueError::new_err(format!(
             "one of target[{i}] and source[{i}] is None, expected both"
         )));
     }
-    lists.move_towards(py, tau, threads);
-    finish::tell(py, changed.as_ref())
-}
-
-fn check(name: &str, value: f64) -> PyResult<()> {
-    match value.is_finite() {
-        true => Ok(()),
-        false => Err(PyValueError::new_err(format!(
-            "Invalid {name}: {value}; expected a finite number"
-        ))),
-    }
-}
-
-fn check_eps(eps: f64) -> PyResult<()> {
-    match eps >= 0.0 && eps.is_finite() {
-        true => Ok(()),
-        false => Err(PyValueError::new_err(format!(
-            "Invalid eps: {eps}; expected a number of at least 0"
-        ))),
-    }
+    lists.move_towards(py, tau, threads)
 }
 
 /// One for all positions, or one for each. The forward and the backward gradients are the last two of the lists.
@@ -174,142 +141,117 @@ fn kappas(products: &[Products], lists: usize, eps: f64, per_tensor: bool) -> Sm
     }
 }
 
-/// Lists of tensors that fit together, read.
-struct Lists {
+/// Lists of tensors that fit together, taken in.
+struct Lists<N> {
+    call: Call<N>,
     positions: Vec<Position>,
     /// Which place in the lists each position is: places without a tensor are left out.
     places: Vec<usize>,
     count: usize,
-    staged: Vec<Staged>,
-    /// Keeps the views valid.
-    _reader: Reader,
 }
 
+/// A list by its name.
 type Named<'a, 'py> = (&'a str, &'a List<'py>);
-/// Where a tensor comes from: the list (inputs first) and the place in it.
-type Owner = (usize, usize);
+/// The tensors at one place, and what is done to each.
+type Found = SmallVec<[Option<(View, Access)>; 4]>;
 
-impl Lists {
-    fn read(inputs: &[Named], outputs: &[Named]) -> PyResult<Lists> {
-        let all: SmallVec<[Named; 4]> = inputs.iter().chain(outputs).copied().collect();
-        let count = all.first().map_or(0, |(_, list)| list.len());
-        for (name, list) in &all {
-            if list.len() != count {
-                let (first, given) = (all[0].0, list.len());
-                let message = format!("{name} has {given} tensors, expected {count}, as {first} has");
-                return Err(PyValueError::new_err(message));
-            }
-        }
-        let mut lists = Lists {
-            positions: Vec::with_capacity(count),
-            places: Vec::with_capacity(count),
-            count,
-            staged: Vec::new(),
-            _reader: Reader::default(),
-        };
-        let (mut writes, mut reads) = (Vec::new(), Vec::new());
-        for place in 0..count {
-            let views = lists.views(&all, inputs.len(), place)?;
-            let written = &views[inputs.len()..];
-            for (list, view) in views.iter().enumerate() {
-                let Some(view) = view else { continue };
-                let is = |other: &Option<View>| {
-                    other
-                        .as_ref()
-                        .is_some_and(|other| other.data == view.data && other.strides == view.strides)
-                };
-                if list >= inputs.len() {
-                    writes.push(Claim::new(view, (list, place)));
-                } else if !outputs.is_empty() && !written.iter().any(is) {
-                    reads.push(Claim::new(view, (list, place)));
-                }
-            }
-            lists.add(&views, inputs.len(), place);
-        }
-        let name = |(list, place): Owner| Place::named(format!("{}[{place}]", all[list].0));
-        match overlap::find(&mut writes, &reads) {
-            None => Ok(lists),
-            Some((one, other)) => Err(Refusal {
-                place: name(one),
-                problem: Problem::Overlaps { other: name(other) },
-            }
-            .into()),
+/// Takes in what is read, and what is written with the very tensors of a list that is read or with others. All of one
+/// place have one shape and type; where an input has a tensor, so have all outputs.
+fn take<'a>(inputs: &'a [Named], outputs: &'a [Named]) -> PyResult<Lists<impl Names + 'a>> {
+    let all: SmallVec<[Named; 4]> = inputs.iter().chain(outputs).copied().collect();
+    let count = all.first().map_or(0, |(_, list)| list.len());
+    for (name, list) in &all {
+        if list.len() != count {
+            let (first, given) = (all[0].0, list.len());
+            let message = format!("{name} has {given} tensors, expected {count}, as {first} has");
+            return Err(PyValueError::new_err(message));
         }
     }
+    let names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
+    let name = move |owner: Owner| format!("{}[{}]", names[owner.argument as usize], owner.index);
+    let mut lists = Lists {
+        call: Call::new(name),
+        positions: Vec::with_capacity(count),
+        places: Vec::with_capacity(count),
+        count,
+    };
+    for place in 0..count {
+        let found = lists.find(&all, inputs.len(), place)?;
+        lists.add(&found, inputs.len(), place);
+    }
+    Ok(lists)
+}
 
-    /// The tensors at a place, checked.
-    fn views(&mut self, all: &[Named], inputs: usize, place: usize) -> PyResult<SmallVec<[Option<View>; 4]>> {
-        let mut views: SmallVec<[Option<View>; 4]> = SmallVec::new();
-        for (i, (name, list)) in all.iter().enumerate() {
+impl<N: Names> Lists<N> {
+    /// The tensors at a place.
+    fn find(&mut self, all: &[Named], inputs: usize, place: usize) -> PyResult<Found> {
+        let mut found = Found::new();
+        for (i, (_, list)) in all.iter().enumerate() {
             let Some(tensor) = &list[place] else {
-                views.push(None);
+                found.push(None);
                 continue;
             };
-            let refuse = |problem| Refusal {
-                place: Place::named(format!("{name}[{place}]")),
-                problem,
-            };
-            // A tensor that is read and written is asked once.
             let same = |list: &Named| list.1[place].as_ref().is_some_and(|other| other.is(tensor));
+            // A tensor that is read and written is taken once.
             if let Some(at) = all[..inputs.min(i)].iter().position(same) {
-                views.push(views[at].clone());
+                found.push(found[at].clone());
                 continue;
             }
-            let writes = i >= inputs || all[inputs..].iter().any(same);
-            let view = match self._reader.view(tensor, writes, false)? {
-                Ok(view) => view,
-                Err(problem) => return Err(refuse(*problem).into()),
+            let access = match (i < inputs, all[inputs..].iter().any(same)) {
+                (true, false) => Access::Reads,
+                (true, true) => Access::Updates,
+                (false, _) => Access::Writes,
             };
-            let first = views.iter().flatten().next();
-            if let Some(problem) = first.and_then(|first| view.unlike(first)) {
-                return Err(refuse(problem).into());
-            }
-            if writes && view.overlaps_itself() {
-                return Err(refuse(Problem::OverlapsItself).into());
-            }
-            views.push(Some(view));
+            let first = found.iter().flatten().next();
+            let role = Role::new(access).like(first.map(|(view, _)| view)).in_place();
+            let view = self.call.take(Owner::new(i, place), tensor, &role)?;
+            found.push(Some((view, access)));
         }
-        let missing = (inputs..views.len()).find(|&i| views[i].is_none());
+        let missing = (inputs..found.len()).find(|&i| found[i].is_none());
         match missing {
-            Some(i) if views[..inputs].iter().any(Option::is_some) => {
+            Some(i) if found[..inputs].iter().any(Option::is_some) => {
                 let kind = "NoneType".into();
-                let place = Place::named(format!("{}[{place}]", all[i].0));
-                let problem = Problem::NotATensor { kind };
-                Err(Refusal { place, problem }.into())
+                Err(self
+                    .call
+                    .refuse(Owner::new(i, place), Problem::NotATensor { kind }))
             }
-            _ => Ok(views),
+            _ => Ok(found),
         }
     }
 
-    fn add(&mut self, views: &[Option<View>], inputs: usize, place: usize) {
-        let Some(first) = views.iter().flatten().next() else {
+    fn add(&mut self, found: &Found, inputs: usize, place: usize) {
+        let Some((first, _)) = found.iter().flatten().next() else {
             return;
         };
-        let (order, dtype, len) = (first.order(), first.dtype, first.len);
-        let mut pointers = views.iter().enumerate().map(|(i, view)| match view {
-            None => std::ptr::null_mut(),
-            Some(view) if view.is_dense_in(&order) => view.data,
-            Some(view) => {
-                self.staged.push(Staged::new(view.strided(&order), i >= inputs));
-                self.staged.last_mut().map_or(std::ptr::null_mut(), Staged::data)
-            }
-        });
+        let (order, dtype, len) = (first.order(), first.float(), first.len);
+        let mut pointers: SmallVec<[*mut u8; 4]> = SmallVec::new();
+        for (i, each) in found.iter().enumerate() {
+            let before = found[..i].iter().position(|other| is_same(other, each));
+            pointers.push(match (each, before) {
+                (None, _) => std::ptr::null_mut(),
+                (Some(_), Some(before)) => pointers[before],
+                (Some((view, access)), None) => self.call.stage(view, &order, *access),
+            });
+        }
         let position = Position {
             dtype,
             len,
-            inputs: pointers.by_ref().take(inputs).collect(),
-            outputs: pointers.collect(),
+            inputs: pointers[..inputs].into(),
+            outputs: pointers[inputs..].into(),
         };
         self.positions.push(position);
         self.places.push(place);
     }
 
-    fn products(&mut self, py: Python<'_>, threads: usize) -> Products {
-        py.detach(|| {
-            self.load(threads);
-            // SAFETY: the views are valid while the caller's lists hold the tensors and `self` the reader.
-            gradients::total(&unsafe { gradients::products(&self.positions, threads) })
-        })
+    fn products(&mut self, py: Python<'_>, threads: usize) -> PyResult<Products> {
+        let positions = &self.positions;
+        let products = self.call.run(py, threads, || {
+            // SAFETY: the views are valid, and nothing writes there: `Call::run` saw to it.
+            Some(gradients::total(&unsafe {
+                gradients::products(positions, threads)
+            }))
+        })?;
+        Ok(products.unwrap_or_default())
     }
 
     /// Makes of the products at each position what is returned, and the factors by which all is combined: one row for
@@ -320,65 +262,59 @@ impl Lists {
         threads: usize,
         per_tensor: bool,
         make: impl Fn(&[Products]) -> Option<(SmallVec<[f64; 4]>, Vec<Factors>)> + Sync,
-    ) -> Option<Vec<f64>> {
-        let kappas = py.detach(|| {
-            self.load(threads);
+    ) -> PyResult<Option<Vec<f64>>> {
+        let positions = &self.positions;
+        let kappas = self.call.run(py, threads, || {
             // SAFETY: as in `products`.
-            let products = unsafe { gradients::products(&self.positions, threads) };
+            let products = unsafe { gradients::products(positions, threads) };
             let (kappas, mut factors) = make(&products)?;
             if let ([only], false) = (factors.as_slice(), per_tensor) {
-                factors = vec![only.clone(); self.positions.len()];
+                factors = vec![only.clone(); positions.len()];
             }
-            // SAFETY: as above, and `read` saw to it that what is written is shared with nothing but an input at its
-            // place.
-            unsafe { gradients::combine(&self.positions, &factors, threads) };
-            self.store(threads);
+            // SAFETY: as above, and what is written is shared with nothing but an input at its place.
+            unsafe { gradients::combine(positions, &factors, threads) };
             Some(kappas)
         })?;
+        let Some(kappas) = kappas else {
+            return Ok(None);
+        };
         if !per_tensor {
-            return Some(kappas.to_vec());
+            return Ok(Some(kappas.to_vec()));
         }
         let mut all = vec![0.0; self.count];
         self.places
             .iter()
             .zip(kappas)
             .for_each(|(&place, kappa)| all[place] = kappa);
-        Some(all)
+        Ok(Some(all))
     }
 
-    fn combine(&mut self, py: Python<'_>, threads: usize, factors: &Factors) {
-        let factors = vec![factors.clone(); self.positions.len()];
-        py.detach(|| {
-            self.load(threads);
+    fn combine(&mut self, py: Python<'_>, threads: usize, factors: &Factors) -> PyResult<()> {
+        let positions = &self.positions;
+        let factors = vec![factors.clone(); positions.len()];
+        self.call.run(py, threads, || {
             // SAFETY: as in `project`.
-            unsafe { gradients::combine(&self.positions, &factors, threads) };
-            self.store(threads);
-        });
+            unsafe { gradients::combine(positions, &factors, threads) };
+            Some(())
+        })?;
+        Ok(())
     }
 
-    fn move_towards(&mut self, py: Python<'_>, tau: f64, threads: usize) {
-        for position in &mut self.positions {
-            position.inputs[0] = position.outputs[0]; // copies of one tensor, if they are copies
-        }
-        py.detach(|| {
-            self.load(threads);
+    fn move_towards(&mut self, py: Python<'_>, tau: f64, threads: usize) -> PyResult<()> {
+        let positions = &self.positions;
+        self.call.run(py, threads, || {
             // SAFETY: as in `project`; the first input is the output.
-            unsafe { gradients::move_towards(&self.positions, tau, threads) };
-            self.store(threads);
-        });
+            unsafe { gradients::move_towards(positions, tau, threads) };
+            Some(())
+        })?;
+        Ok(())
     }
+}
 
-    fn load(&mut self, threads: usize) {
-        // SAFETY: the views are valid, as in `products`.
-        self.staged
-            .iter_mut()
-            .for_each(|copy| unsafe { copy.load(threads) });
-    }
-
-    fn store(&mut self, threads: usize) {
-        // SAFETY: as above, and what is written belongs to nothing else.
-        self.staged
-            .iter_mut()
-            .for_each(|copy| unsafe { copy.store(threads) });
+/// Whether both stand for one tensor that was taken once.
+fn is_same(one: &Option<(View, Access)>, other: &Option<(View, Access)>) -> bool {
+    match (one, other) {
+        (Some((one, access)), Some((other, _))) => *access == Access::Updates && one.is(other),
+        _ => false,
     }
 }

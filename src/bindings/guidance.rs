@@ -4,12 +4,11 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use smallvec::SmallVec;
 
-use super::errors::{Place, Problem, refuse};
-use super::muon::unknown;
-use super::overlap::{self, Claim};
-use super::tensor::{Reader, View};
+use super::arguments::{finite, invalid, share, unknown};
+use super::call::{Call, Owner, Role};
+use super::view::View;
 use crate::kernels::guidance::{self, Apg, MAX_INPUTS, Memory, Rule};
-use crate::kernels::storage::Staged;
+use crate::kernels::storage::Access;
 
 /// A rule with its numbers.
 #[pyclass(frozen, module = "ferrostep._core")]
@@ -19,25 +18,12 @@ fn checked(rule: Rule, scales: Vec<f64>, rescale: f64) -> PyResult<Guidance> {
     for &scale in &scales {
         finite("scale", scale)?;
     }
-    if !(0.0..=1.0).contains(&rescale) {
-        return Err(invalid("rescale", rescale, "a number from 0 to 1"));
-    }
+    let rescale = share("rescale", rescale)?;
     Ok(Guidance(guidance::Guidance {
         rule,
         scales,
         rescale,
     }))
-}
-
-fn finite(name: &str, value: f64) -> PyResult<f64> {
-    match value.is_finite() {
-        true => Ok(value),
-        false => Err(invalid(name, value, "a finite number")),
-    }
-}
-
-fn invalid(name: &str, value: f64, expected: &str) -> PyErr {
-    PyValueError::new_err(format!("Invalid {name}: {value}; expected {expected}"))
 }
 
 #[pymethods]
@@ -123,76 +109,73 @@ impl Guidance {
                 return Err(PyValueError::new_err(message));
             }
         }
-        let mut tensors = Tensors::default();
+        let count = self.0.inputs();
+        let mut call = Call::new(|owner: Owner| self.name(owner.argument as usize));
         let mut views: SmallVec<[View; 4]> = SmallVec::new();
-        for (i, tensor) in inputs.iter().enumerate() {
-            let writes = i == 2 && self.0.momentum().is_some();
-            views.push(tensors.view(tensor, views.first(), writes, || self.input(i))?);
+        let accesses: SmallVec<[Access; 8]> = (0..count + outputs.len()).map(|i| self.access(i)).collect();
+        for (i, tensor) in inputs.iter().chain(&outputs).enumerate() {
+            let role = Role::new(accesses[i]).like(views.first());
+            let role = match accesses[i] {
+                Access::Updates => role,
+                Access::Reads | Access::Writes => role.in_place(),
+            };
+            let view = call.take(Owner::new(i, 0), tensor, &role)?;
+            views.push(view);
         }
-        for (i, tensor) in outputs.iter().enumerate() {
-            views.push(tensors.view(tensor, views.first(), true, || self.output(i))?);
-        }
-        let [cond, ..] = views.as_slice() else {
-            unreachable!()
-        };
+        let cond = &views[0];
         if cond.shape.is_empty() {
             return Err(PyValueError::new_err(format!(
                 "{} has no dimension, expected one for the batch at least",
-                self.input(0)
+                self.name(0)
             )));
         }
         let (order, kept) = order(cond, dims.as_deref())?;
         let first = order[..kept].iter().position(|&dim| dim == 0);
         self.check_scales(cond, first)?;
-        self.check_overlaps(&views)?;
-        if cond.len == 0 {
-            return Ok(());
-        }
         let product = |dims: &[usize]| dims.iter().map(|&dim| cond.shape[dim] as usize).product();
-        let groups = product(&order[..kept]);
-        let per_sample = first.map_or(groups, |first| product(&order[first + 1..kept]));
-        let (dtype, len) = (cond.dtype, cond.len / groups);
-        let mut pointers = tensors.stage(&views, &order, self.0.inputs(), self.0.momentum().is_some());
-        let outputs = pointers.split_off(self.0.inputs());
+        let groups: usize = product(&order[..kept]);
+        let stage = |(view, &access): (&View, &Access)| call.stage(view, &order, access);
+        let mut pointers: Vec<*mut u8> = views.iter().zip(&accesses).map(stage).collect();
         let memory = Memory {
-            dtype,
+            dtype: cond.float(),
             groups,
-            len,
-            per_sample,
+            len: cond.len / groups.max(1),
+            per_sample: first.map_or(groups, |first| product(&order[first + 1..kept])),
+            outputs: pointers.split_off(count),
             inputs: pointers,
-            outputs,
         };
-        let staged = &mut tensors.staged;
-        // SAFETY: the views are valid while the caller's lists hold the tensors and `tensors` the reader, all have as
-        // many elements, and `check_overlaps` saw to it that what is written is shared with nothing but, element by
-        // element, an input.
-        py.detach(|| unsafe {
-            staged.iter_mut().for_each(|copy| copy.load(threads));
-            guidance::run(&self.0, &memory, threads);
-            staged.iter_mut().for_each(|copy| copy.store(threads));
-        });
+        let empty = cond.len == 0;
+        call.run(py, threads, || {
+            if !empty {
+                // SAFETY: the views are valid, all have as many elements, and what is written is shared with nothing
+                // but, element by element, an input: `Call::run` saw to it.
+                unsafe { guidance::run(&self.0, &memory, threads) };
+            }
+            Some(())
+        })?;
         Ok(())
     }
 }
 
 impl Guidance {
-    /// What Python calls the input.
-    fn input(&self, i: usize) -> String {
+    /// What Python calls the tensor, inputs first.
+    fn name(&self, i: usize) -> String {
+        let inputs = self.0.inputs();
         match (&self.0.rule, i) {
-            (Rule::Project, 0) => "onto".into(),
-            (Rule::Project, _) => "vector".into(),
+            (Rule::Project, i) => ["onto", "vector", "parallel", "orthogonal"][i].into(),
             (_, 0) => "cond".into(),
             (_, 1) => "uncond".into(),
+            (_, i) if i >= inputs => "out".into(),
             (Rule::PerpNeg { .. }, i) => format!("negatives[{}]", i - 2),
             _ => "momentum_buffer".into(),
         }
     }
 
-    fn output(&self, i: usize) -> String {
-        match (&self.0.rule, i) {
-            (Rule::Project, 0) => "parallel".into(),
-            (Rule::Project, _) => "orthogonal".into(),
-            _ => "out".into(),
+    fn access(&self, i: usize) -> Access {
+        match i {
+            i if i >= self.0.inputs() => Access::Writes,
+            2 if self.0.momentum().is_some() => Access::Updates,
+            _ => Access::Reads,
         }
     }
 
@@ -210,39 +193,6 @@ impl Guidance {
             Some(_) => Ok(()),
             None => Err(PyValueError::new_err(
                 "Invalid dims: 0 is the dimension of the samples, each of which has its own scale",
-            )),
-        }
-    }
-
-    /// Refuses tensors of which one is written and that share memory, but for an output that is c, u or a negative.
-    fn check_overlaps(&self, views: &[View]) -> PyResult<()> {
-        let (inputs, outputs) = views.split_at(self.0.inputs());
-        let (mut writes, mut reads) = (SmallVec::<[_; 2]>::new(), SmallVec::<[_; 4]>::new());
-        for (i, view) in outputs.iter().enumerate() {
-            writes.push(Claim::new(view, inputs.len() + i));
-        }
-        for (i, view) in inputs.iter().enumerate() {
-            let is = |other: &View| view.data == other.data && view.strides == other.strides;
-            if i == 2 && self.0.momentum().is_some() {
-                writes.push(Claim::new(view, i));
-            } else if !outputs.iter().any(is) {
-                reads.push(Claim::new(view, i));
-            }
-        }
-        let name = |i| {
-            if i < inputs.len() {
-                self.input(i)
-            } else {
-                self.output(i - inputs.len())
-            }
-        };
-        match overlap::find(&mut writes, &reads) {
-            None => Ok(()),
-            Some((one, other)) => Err(refuse(
-                name(one),
-                Problem::Overlaps {
-                    other: Place::named(name(other)),
-                },
             )),
         }
     }
@@ -265,48 +215,4 @@ fn order(view: &View, dims: Option<&[i64]>) -> PyResult<(SmallVec<[usize; 4]>, u
     let mut order = view.order();
     order.sort_by_key(|&dim| reduced[dim]); // stable
     Ok((order, reduced.iter().filter(|&&is| !is).count()))
-}
-
-#[derive(Default)]
-struct Tensors {
-    reader: Reader,
-    staged: Vec<Staged>,
-}
-
-impl Tensors {
-    /// A tensor of the shape and dtype of the first.
-    fn view(
-        &mut self,
-        tensor: &Bound<'_, PyAny>,
-        first: Option<&View>,
-        writes: bool,
-        name: impl Fn() -> String,
-    ) -> PyResult<View> {
-        let view = match self.reader.view(tensor, writes, false)? {
-            Ok(view) => view,
-            Err(problem) => return Err(refuse(name(), *problem)),
-        };
-        if let Some(problem) = first.and_then(|first| view.unlike(first)) {
-            return Err(refuse(name(), problem));
-        }
-        if writes && view.overlaps_itself() {
-            return Err(refuse(name(), Problem::OverlapsItself));
-        }
-        Ok(view)
-    }
-
-    /// The memory of tensors that lie in `order`, or of copies that do. The first `inputs` are read, the others written.
-    fn stage(&mut self, views: &[View], order: &[usize], inputs: usize, momentum: bool) -> Vec<*mut u8> {
-        let mut pointers = Vec::with_capacity(views.len());
-        for (i, view) in views.iter().enumerate() {
-            if view.is_dense_in(order) {
-                pointers.push(view.data);
-                continue;
-            }
-            let mut copy = Staged::new(view.strided(order), i >= inputs || (momentum && i == 2));
-            pointers.push(copy.data());
-            self.staged.push(copy);
-        }
-        pointers
-    }
 }

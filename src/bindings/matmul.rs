@@ -4,13 +4,13 @@ use std::cell::RefCell;
 
 use half::bf16;
 use pyo3::prelude::*;
-use smallvec::SmallVec;
 
-use super::errors::{Place, Problem, refuse};
-use super::overlap::{self, Claim};
-use super::tensor::{Dims, Reader, View};
+use super::call::{Call, Names, Owner, Role};
+use super::errors::Problem;
+use super::parameters::work_dtype;
+use super::view::View;
 use crate::kernels::matmul::{self, Element, Output, Packed, Real};
-use crate::kernels::storage::Float;
+use crate::kernels::storage::{Access, DType, Dims, Float};
 use crate::runtime::Isa;
 
 thread_local! {
@@ -28,97 +28,84 @@ pub fn multiply(
     out: &Bound<'_, PyAny>,
     threads: usize,
 ) -> PyResult<()> {
-    let mut reader = Reader::default();
-    let a = matrix(&mut reader, "a", a, None)?;
+    let mut call = Call::new(|owner: Owner| ["a", "b", "out"][owner.argument as usize].to_string());
+    let reads = Role::new(Access::Reads);
+    let a = matrix(&mut call, 0, a, &reads)?;
+    if a.dtype == DType::F16 {
+        let (dtype, expected) = (a.dtype.name().into(), "float64, float32 or bfloat16".into());
+        return Err(call.refuse(Owner::new(0, 0), Problem::DType { dtype, expected }));
+    }
     let b = b
-        .map(|b| matrix(&mut reader, "b", b, Some(a.dtype)))
+        .map(|b| matrix(&mut call, 1, b, &reads.dtype(a.dtype)))
         .transpose()?;
-    let dtype = if a.dtype == Float::Bf16 {
-        Float::F32
-    } else {
-        a.dtype
-    };
-    let out = matrix(&mut reader, "out", out, Some(dtype))?;
     let cols = match &b {
         Some(b) if b.shape[0] != a.shape[1] => {
             let expected = Dims::from_slice(&[a.shape[1], b.shape[1]]);
             let shape = b.shape.clone();
-            return Err(refuse("b", Problem::Shape { shape, expected }));
+            return Err(call.refuse(Owner::new(1, 0), Problem::Shape { shape, expected }));
         }
         Some(b) => b.shape[1],
         None => a.shape[0],
     };
+    let writes = Role::new(Access::Writes).dtype(work_dtype(&a));
+    let out = matrix(&mut call, 2, out, &writes)?;
     if out.shape[..] != [a.shape[0], cols] || !out.is_contiguous() {
         let expected = format!("contiguous [{}, {cols}]", a.shape[0]);
         let shape = out.shape.clone();
-        return Err(refuse("out", Problem::Matrices { shape, expected }));
+        return Err(call.refuse(Owner::new(2, 0), Problem::Matrices { shape, expected }));
     }
-    if out.len == 0 {
-        return Ok(());
-    }
-    let reads: SmallVec<[_; 2]> = (["a", "b"].into_iter())
-        .zip([Some(&a), b.as_ref()].into_iter().flatten())
-        .map(|(name, view)| Claim::new(view, name))
-        .collect();
-    if let Some((one, other)) = overlap::find(&mut [Claim::new(&out, "out")], &reads) {
-        let other = Place::named(other.into());
-        return Err(refuse(one, Problem::Overlaps { other }));
-    }
-    let call = Call { a, b, out, threads };
-    // SAFETY: the views are valid while the caller holds the tensors and `reader` lives; `out` overlaps no factor.
-    py.detach(|| unsafe {
-        let call = &call; // all of it: by themselves, its pointers are not `Sync`
-        match call.a.dtype {
-            Float::F64 => call.run::<f64>(),
-            Float::F32 => call.run::<f32>(),
-            Float::Bf16 => call.run::<bf16>(),
-            Float::F16 => unreachable!("`matrix` refuses it"),
+    let operands = Operands { a, b, out, threads };
+    call.run(py, threads, || {
+        let operands = &operands; // all of it: by themselves, its pointers are not `Sync`
+        if operands.out.len > 0 {
+            // SAFETY: the views are valid, and `out` overlaps no factor: `Call::run` saw to it.
+            unsafe {
+                match operands.a.float() {
+                    Float::F64 => operands.multiply::<f64>(),
+                    Float::F32 => operands.multiply::<f32>(),
+                    Float::Bf16 => operands.multiply::<bf16>(),
+                    Float::F16 => unreachable!("refused above"),
+                }
+            }
         }
-    });
+        Some(())
+    })?;
     Ok(())
 }
 
 /// A matrix that is contiguous or the transpose of such a one.
 fn matrix(
-    reader: &mut Reader,
-    name: &'static str,
+    call: &mut Call<impl Names>,
+    argument: usize,
     tensor: &Bound<'_, PyAny>,
-    dtype: Option<Float>,
+    role: &Role<'_>,
 ) -> PyResult<View> {
-    let view = match reader.view(tensor, name == "out", false)? {
-        Ok(view) => view,
-        Err(problem) => return Err(refuse(name, *problem)),
-    };
+    let owner = Owner::new(argument, 0);
+    let view = call.take(owner, tensor, role)?;
     if view.shape.len() != 2 || !(view.is_dense_in(&[0, 1]) || view.is_dense_in(&[1, 0])) {
-        let expected = "a contiguous matrix or the transpose of one".into();
-        let shape = view.shape;
-        return Err(refuse(name, Problem::Matrices { shape, expected }));
-    }
-    if dtype.is_some_and(|dtype| dtype != view.dtype) || view.dtype == Float::F16 {
-        let expected = dtype.map_or("float64, float32 or bfloat16", Float::name).into();
-        let dtype = view.dtype.name().into();
-        return Err(refuse(name, Problem::DType { dtype, expected }));
+        let (shape, expected) = (view.shape, "a contiguous matrix or the transpose of one".into());
+        return Err(call.refuse(owner, Problem::Matrices { shape, expected }));
     }
     Ok(view)
 }
 
-/// Checked arguments.
-struct Call {
+/// Checked matrices.
+struct Operands {
     a: View,
     b: Option<View>,
     out: View,
     threads: usize,
 }
 
-// SAFETY: the pointers are used by `run` only, whose caller answers for the memory.
-unsafe impl Send for Call {}
+// SAFETY: the pointers are used by `multiply` only, whose caller answers for the memory.
+unsafe impl Send for Operands {}
 // SAFETY: as above.
-unsafe impl Sync for Call {}
+unsafe impl Sync for Operands {}
 
-impl Call {
+impl Operands {
     /// # Safety
     /// The views are valid, of type `T` and its sums', and `out` is not used otherwise.
-    unsafe fn run<T: Element>(&self) {
+    unsafe fn multiply<T: Element>(&self) {
         let (isa, factors, threads) = (Isa::current(), (T::Acc::ONE, T::Acc::ZERO), self.threads);
         PACKED.with_borrow_mut(|memory| {
             // SAFETY: the caller's promise.

@@ -1,7 +1,11 @@
 //! Everything that knows Python: tensors in, errors out. The module `ferrostep._core`.
 
+mod arguments;
 mod auon;
 mod batch;
+mod call;
+mod counter;
+mod dlpack;
 mod errors;
 mod finish;
 mod gather;
@@ -11,8 +15,10 @@ mod matmul;
 mod muon;
 mod orthogonal;
 mod overlap;
+mod parameters;
+mod reader;
 mod rules;
-mod tensor;
+mod view;
 
 use pyo3::prelude::*;
 
@@ -39,11 +45,11 @@ mod _core {
     #[pymodule_export]
     use super::orthogonal::{Schedule, orthogonalize};
     #[pymodule_export]
+    use super::reader::{Known, use_exchange_api};
+    #[pymodule_export]
     use super::rules::{AdamW, AmsGrad, HessianEstimate, HessianProduct, HessianSquare, Lion, Sophia};
     #[pymodule_export]
     use super::runtime::{adopt_openmp, available_cpus, isa, supported_isas, use_isa};
-    #[pymodule_export]
-    use super::tensor::{Known, use_exchange_api};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

@@ -1,15 +1,17 @@
 //! Muon as a Python object, and the checks of its parameters' shapes.
 
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use super::arguments::unknown;
 use super::auon::cosh;
-use super::batch::{Batch, Inputs, Tensors, Writes};
+use super::call::Role;
 use super::errors::Problem;
 use super::orthogonal::{self, Schedule};
-use super::tensor::{Dims, View};
+use super::parameters::{Column, Inputs, Ledger, Writes, combination, work_dtype};
+use super::view::View;
 use crate::kernels::muon::{self, AdjustLr, DivideByCosh, Layout, Momentum, Parameter, Part, Update};
-use crate::kernels::storage::Float;
+use crate::kernels::storage::Access;
+use crate::kernels::whole::Whole;
 
 /// Muon. State: momentum_buffer, and with `beta2` second_momentum_buffer, one number for every row.
 #[pyclass(frozen, module = "ferrostep._core")]
@@ -82,11 +84,6 @@ impl Muon {
     }
 }
 
-/// The error for a name that is none of those expected.
-pub fn unknown(argument: &str, got: &str, expected: &str) -> PyErr {
-    PyValueError::new_err(format!("Invalid {argument}: {got:?}; expected {expected}"))
-}
-
 fn adjust_lr(name: &str) -> PyResult<AdjustLr> {
     match name {
         "none" => Ok(AdjustLr::None),
@@ -102,90 +99,69 @@ fn adjust_lr(name: &str) -> PyResult<AdjustLr> {
 }
 
 /// Checks the tensors of a parameter group and takes them in.
-pub fn add(batch: &mut Batch, muon: &Muon, inputs: Inputs<'_, '_>) -> PyResult<()> {
-    let states = 1 + usize::from(muon.rule.row_beta.is_some());
-    batch.check_lengths(states, &inputs)?;
+pub fn add(ledger: &mut Ledger, muon: &Muon, inputs: &Inputs<'_>) -> PyResult<Box<dyn Whole>> {
+    inputs.expect(1 + usize::from(muon.rule.row_beta.is_some()))?;
     let writes = Writes {
         param: true,
         states: 1,
     };
-    let mut parameters = Vec::with_capacity(inputs.params.len());
-    for i in 0..inputs.params.len() {
-        let tensors = batch.views::<1>(i, &inputs, writes)?;
-        let parts = parts(batch, i, &muon.layout, &tensors)?;
+    let mut parameters = Vec::with_capacity(inputs.len());
+    for i in 0..inputs.len() {
+        let tensors = ledger.tensors::<1>(inputs, i, writes)?;
+        let parts =
+            parts(&muon.layout, &tensors.param).map_err(|problem| ledger.refuse(inputs, i, problem))?;
         let row_moments = match inputs.states.get(1) {
-            Some(list) => row_moments(batch, i, list, &tensors, &muon.layout)?,
+            Some(column) => row_moments(ledger, inputs, column, i, &tensors.param, &muon.layout)?,
             None => std::ptr::null_mut(),
         };
-        // Row by row, however the tensor lies.
-        let order: Vec<usize> = (0..tensors.param.shape.len()).collect();
-        let rounding = inputs.rounding.to(tensors.param.dtype);
-        let rounding = rounding.at(batch.number(i), tensors.step(&inputs));
-        let buffers = batch.buffers(&tensors, &order, rounding, writes);
+        let buffers = ledger.buffers(inputs, i, &tensors, &row_by_row(&tensors.param), writes);
         let state = buffers.state_dtype();
-        if !state.is_some_and(|state| muon::is_supported(buffers.dtype, state, rounding)) {
-            return Err(batch.refuse_combination(i, &buffers, &inputs));
+        if !state.is_some_and(|state| muon::is_supported(buffers.dtype, state, buffers.rounding)) {
+            return Err(ledger.refuse(inputs, i, combination(&buffers, inputs.rounding)));
         }
-        batch.counters.extend(tensors.counter);
         parameters.push(Parameter {
             buffers,
             parts,
             row_moments,
         });
     }
-    // SAFETY: the views are valid while `batch` lives, which checks before it runs the update that what is written is
-    // not shared; `parts` covers just the tensor's elements.
-    let update = unsafe { Update::new(muon.rule.clone(), parameters) };
-    batch.whole.push(Box::new(update));
-    Ok(())
+    // SAFETY: the views are valid while the ledger lives, and its call checks that what is written is not shared;
+    // `parts` covers just the tensor's elements.
+    Ok(Box::new(unsafe { Update::new(muon.rule.clone(), parameters) }))
 }
 
-fn parts(batch: &Batch, i: usize, layout: &Layout, tensors: &Tensors<1>) -> PyResult<Vec<Part>> {
-    let shape: Vec<usize> = tensors.param.shape.iter().map(|&size| size as usize).collect();
-    layout.parts(&shape).map_err(|mismatch| {
-        let problem = Problem::Matrices {
-            shape: tensors.param.shape.clone(),
-            expected: mismatch.to_string(),
-        };
-        batch.refuse(i, 0, problem)
+/// The order of dimensions in which rows follow one another, however the tensor lies.
+fn row_by_row(view: &View) -> Vec<usize> {
+    (0..view.shape.len()).collect()
+}
+
+fn parts(layout: &Layout, param: &View) -> Result<Vec<Part>, Problem> {
+    let shape: Vec<usize> = param.shape.iter().map(|&size| size as usize).collect();
+    layout.parts(&shape).map_err(|mismatch| Problem::Matrices {
+        shape: param.shape.clone(),
+        expected: mismatch.to_string(),
     })
 }
 
 /// The second moments, one for every row, in the type of the arithmetic.
 fn row_moments(
-    batch: &mut Batch,
+    ledger: &mut Ledger,
+    inputs: &Inputs<'_>,
+    column: &Column<'_>,
     i: usize,
-    list: &Bound<'_, pyo3::types::PyList>,
-    tensors: &Tensors<1>,
+    param: &View,
     layout: &Layout,
 ) -> PyResult<*mut u8> {
-    const ARGUMENT: usize = 3;
-    let view: View = batch.view(i, ARGUMENT, list, true)?;
-    let mut shape: Dims = tensors.param.shape.clone();
-    let columns = if *layout == Layout::Flatten {
-        1
-    } else {
-        shape.len() - 1
+    let mut shape = param.shape.clone();
+    let columns = match layout {
+        Layout::Flatten => 1,
+        _ => shape.len() - 1,
     };
     shape[columns..].fill(1);
-    let expected = if tensors.param.dtype == Float::F64 {
-        Float::F64
-    } else {
-        Float::F32
-    };
-    let problem = if view.shape != shape {
-        Problem::Shape {
-            shape: view.shape.clone(),
-            expected: shape,
-        }
-    } else if view.dtype != expected {
-        Problem::DType {
-            dtype: view.dtype.name().into(),
-            expected: expected.name().into(),
-        }
-    } else {
-        let order: Vec<usize> = (0..view.shape.len()).collect();
-        return Ok(batch.stage(&view, &order, true));
-    };
-    Err(batch.refuse(i, ARGUMENT, problem))
+    let role = Role::new(Access::Updates)
+        .shape(&shape)
+        .dtype(work_dtype(param))
+        .state();
+    let view = ledger.take(inputs, column, i, &role)?;
+    Ok(ledger.call.stage(&view, &row_by_row(&view), Access::Updates))
 }

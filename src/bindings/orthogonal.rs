@@ -5,13 +5,12 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 use smallvec::SmallVec;
 
-use super::errors::{Place, Problem, Refusal};
-use super::muon::unknown;
-use super::overlap::{self, Claim};
-use super::tensor::{Reader, View};
+use super::arguments::{at_least_zero, unknown};
+use super::call::{Call, Names, Owner, Role};
+use super::errors::Problem;
 use crate::kernels::muon::{Layout, Part};
 use crate::kernels::orthogonal::{self, Algorithm, Options, Precision};
-use crate::kernels::storage::{Float, Staged};
+use crate::kernels::storage::{Access, Float};
 
 /// The coefficients of every step, checked.
 #[pyclass(frozen, module = "ferrostep._core")]
@@ -75,16 +74,6 @@ pub fn options(
     })
 }
 
-/// The number, unless it is negative, infinite or NaN.
-pub fn at_least_zero(argument: &str, value: f64) -> PyResult<f64> {
-    if value >= 0.0 && value.is_finite() {
-        return Ok(value);
-    }
-    Err(PyValueError::new_err(format!(
-        "Invalid {argument}: {value}; expected a finite number of at least 0"
-    )))
-}
-
 fn algorithm(name: &str) -> PyResult<Algorithm> {
     match name {
         "auto" => Ok(Algorithm::Auto),
@@ -128,101 +117,52 @@ pub fn orthogonalize(
         let message = format!("out has {} tensors, expected {}", outputs.len(), inputs.len());
         return Err(PyValueError::new_err(message));
     }
-    let mut pairs = Pairs::default();
+    let name = |owner: Owner| format!("{}[{}]", ["tensors", "out"][owner.argument as usize], owner.index);
+    let mut call = Call::new(name);
+    let mut matrices = Vec::new();
     for i in 0..inputs.len() {
-        pairs.add(i, &inputs.get_item(i)?, &outputs.get_item(i)?)?;
+        let (input, output) = (inputs.get_item(i)?, outputs.get_item(i)?);
+        matrices.extend(pair(&mut call, i, &input, &output)?);
     }
-    if let Some((one, other)) = overlap::find(&mut pairs.writes, &pairs.reads) {
-        return Err(refuse(one, Problem::Overlaps { other: place(other) }));
-    }
-    // SAFETY: the views are valid while the caller's lists hold the tensors and `pairs` the reader, and `overlap::find`
-    // saw to it that an output is shared with no more than its own input, element by element.
-    py.detach(|| unsafe {
-        pairs.staged.iter_mut().for_each(|copy| copy.load(threads));
-        orthogonal::orthogonalize_all(&pairs.matrices, &options, threads);
-        pairs.staged.iter_mut().for_each(|copy| copy.store(threads));
-    });
+    call.run(py, threads, || {
+        // SAFETY: the views are valid, and an output is shared with no more than its own input, element by element:
+        // `Call::run` saw to it.
+        unsafe { orthogonal::orthogonalize_all(&matrices, &options, threads) };
+        Some(())
+    })?;
     Ok(())
 }
 
-/// Number of the tensor, and whether it is an output.
-type Owner = (usize, bool);
-
-fn place((index, is_output): Owner) -> Place {
-    Place::named(format!("{}[{index}]", if is_output { "out" } else { "tensors" }))
-}
-
-fn refuse(owner: Owner, problem: Problem) -> PyErr {
-    Refusal {
-        place: place(owner),
-        problem,
+/// The matrices of a tensor and of where they go.
+fn pair(
+    call: &mut Call<impl Names>,
+    i: usize,
+    input: &Bound<'_, PyAny>,
+    output: &Bound<'_, PyAny>,
+) -> PyResult<Vec<orthogonal::Memory>> {
+    let (reads, writes) = (
+        Role::new(Access::Reads).in_place(),
+        Role::new(Access::Writes).in_place(),
+    );
+    let read = call.take(Owner::new(0, i), input, &reads)?;
+    let shape: SmallVec<[usize; 4]> = read.shape.iter().map(|&size| size as usize).collect();
+    let parts = Layout::Batch.parts(&shape).map_err(|mismatch| {
+        let (shape, expected) = (read.shape.clone(), mismatch.to_string());
+        call.refuse(Owner::new(0, i), Problem::Matrices { shape, expected })
+    })?;
+    let written = call.take(Owner::new(1, i), output, &writes.like(Some(&read)))?;
+    if read.len == 0 {
+        return Ok(Vec::new());
     }
-    .into()
-}
-
-/// The checked tensors.
-#[derive(Default)]
-struct Pairs {
-    reader: Reader,
-    writes: Vec<Claim<Owner>>,
-    reads: Vec<Claim<Owner>>,
-    staged: Vec<Staged>,
-    matrices: Vec<orthogonal::Memory>,
-}
-
-impl Pairs {
-    fn add(&mut self, i: usize, input: &Bound<'_, PyAny>, output: &Bound<'_, PyAny>) -> PyResult<()> {
-        let input = self.view((i, false), input)?;
-        let output = self.view((i, true), output)?;
-        let shape: SmallVec<[usize; 4]> = input.shape.iter().map(|&size| size as usize).collect();
-        let parts = Layout::Batch.parts(&shape).map_err(|mismatch| {
-            let (shape, expected) = (input.shape.clone(), mismatch.to_string());
-            refuse((i, false), Problem::Matrices { shape, expected })
-        })?;
-        if output.shape != input.shape {
-            let (shape, expected) = (output.shape, input.shape);
-            return Err(refuse((i, true), Problem::Shape { shape, expected }));
-        }
-        if output.dtype != input.dtype {
-            let (dtype, expected) = (output.dtype.name().into(), input.dtype.name().into());
-            return Err(refuse((i, true), Problem::DType { dtype, expected }));
-        }
-        if input.len == 0 {
-            return Ok(());
-        }
-        self.writes.push(Claim::new(&output, (i, true)));
-        let same = input.data == output.data && input.strides == output.strides;
-        if !same {
-            self.reads.push(Claim::new(&input, (i, false)));
-        }
-        let to = self.stage(&output, true);
-        let from = if same { to } else { self.stage(&input, false) };
-        self.matrices.extend(memory(input.dtype, from, to, &parts));
-        Ok(())
-    }
-
-    fn view(&mut self, owner: Owner, tensor: &Bound<'_, PyAny>) -> PyResult<View> {
-        let view = match self.reader.view(tensor, owner.1, false)? {
-            Ok(view) => view,
-            Err(problem) => return Err(refuse(owner, *problem)),
-        };
-        if owner.1 && view.overlaps_itself() {
-            return Err(refuse(owner, Problem::OverlapsItself));
-        }
-        Ok(view)
-    }
-
-    /// The tensor's own memory where it lies row by row, else a copy's.
-    fn stage(&mut self, view: &View, write_back: bool) -> *mut u8 {
-        if view.is_contiguous() {
-            return view.data;
-        }
-        let order: Vec<usize> = (0..view.shape.len()).collect();
-        let mut staged = Staged::new(view.strided(&order), write_back);
-        let data = staged.data();
-        self.staged.push(staged);
-        data
-    }
+    let order: Vec<usize> = (0..shape.len()).collect();
+    let same = read.is(&written);
+    let access = if same { Access::Updates } else { Access::Writes };
+    let to = call.stage(&written, &order, access);
+    let from = match same {
+        true => to,
+        false => call.stage(&read, &order, Access::Reads),
+    };
+    Ok(memory(read.float(), from, to, &parts).collect())
 }
 
 fn memory(

@@ -2,20 +2,43 @@
 
 use std::collections::HashSet;
 
-use super::tensor::View;
+use super::view::View;
+use crate::kernels::storage::Dims;
 
-/// A tensor's claim on a range of memory. `owner` says whose it is.
+/// Whose memory it is: an argument, and the tensor's number in it. In a step, arguments are those of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Owner {
+    pub argument: u32,
+    pub group: u32,
+    pub index: u32,
+}
+
+impl Owner {
+    /// A tensor of an argument, where there are no groups.
+    pub fn new(argument: usize, index: usize) -> Owner {
+        Owner {
+            argument: argument as u32,
+            group: 0,
+            index: index as u32,
+        }
+    }
+}
+
+/// A tensor's claim on a range of memory.
 #[derive(Clone, Debug)]
-pub struct Claim<T> {
+pub struct Claim {
     start: usize,
     end: usize,
-    owner: T,
+    owner: Owner,
+    strides: Dims,
+    /// See `Role::in_place`.
+    in_place: bool,
     /// Where the range has gaps: other tensors may lie in them.
     gaps: Option<Box<View>>,
 }
 
-impl<T: Copy> Claim<T> {
-    pub fn new(view: &View, owner: T) -> Claim<T> {
+impl Claim {
+    pub fn new(view: &View, owner: Owner, in_place: bool) -> Claim {
         let item = view.dtype.size() as isize;
         let (mut low, mut high) = (0, 0);
         for (&size, &stride) in view.shape.iter().zip(&view.strides) {
@@ -29,11 +52,21 @@ impl<T: Copy> Claim<T> {
             start: (first + low * item) as usize,
             end: (first + (high + 1) * item) as usize,
             owner,
+            strides: view.strides.clone(),
+            in_place,
             gaps: gaps.then(|| Box::new(view.clone())),
         }
     }
 
-    fn overlaps(&self, other: &Claim<T>) -> bool {
+    /// Whether a write may be in the same place, and is.
+    fn is_written_by(&self, write: &Claim) -> bool {
+        self.in_place
+            && write.in_place
+            && (self.start, self.end, self.owner.index) == (write.start, write.end, write.owner.index)
+            && self.strides == write.strides
+    }
+
+    fn overlaps(&self, other: &Claim) -> bool {
         if self.start >= other.end || other.start >= self.end {
             return false;
         }
@@ -56,7 +89,7 @@ impl<T: Copy> Claim<T> {
 }
 
 /// Two claims that overlap, where at least one is in `writes`. Sorts `writes`.
-pub fn find<T: Copy + Ord>(writes: &mut [Claim<T>], reads: &[Claim<T>]) -> Option<(T, T)> {
+pub fn find(writes: &mut [Claim], reads: &[Claim]) -> Option<(Owner, Owner)> {
     writes.sort_unstable_by_key(|claim| claim.start);
     // The claim that reaches farthest so far may overlap a later one than the next.
     let mut farthest = 0;
@@ -77,7 +110,8 @@ pub fn find<T: Copy + Ord>(writes: &mut [Claim<T>], reads: &[Claim<T>]) -> Optio
             true => &writes[..below],
             false => &writes[below.saturating_sub(1)..below],
         };
-        if let Some(write) = candidates.iter().find(|write| write.overlaps(read)) {
+        let clashes = |write: &&Claim| write.overlaps(read) && !read.is_written_by(write);
+        if let Some(write) = candidates.iter().find(clashes) {
             return Some((read.owner, write.owner));
         }
     }
@@ -86,7 +120,7 @@ pub fn find<T: Copy + Ord>(writes: &mut [Claim<T>], reads: &[Claim<T>]) -> Optio
 
 /// Of all overlapping pairs the one of the least owners: where a parameter is listed twice, the error is to name the
 /// parameter rather than one of its states.
-fn least_pair<T: Copy + Ord>(claims: &[Claim<T>]) -> Option<(T, T)> {
+fn least_pair(claims: &[Claim]) -> Option<(Owner, Owner)> {
     let pairs = claims.iter().enumerate().flat_map(|(i, one)| {
         let others = claims[i + 1..].iter().take_while(|other| other.start < one.end);
         others.filter(|other| one.overlaps(other)).map(|other| {

@@ -3,9 +3,10 @@
 use pyo3::prelude::*;
 
 use super::auon::{self, AuON};
-use super::batch::{Batch, Inputs};
 use super::muon::{self, Muon};
-use crate::kernels::elementwise::{adamw, diagonal, lion, sophia};
+use super::parameters::{Inputs, Ledger, Writes, combination};
+use crate::kernels::elementwise::{self, Hyperparameters, Rule as _, Work, adamw, diagonal, lion, sophia};
+use crate::kernels::whole::Whole;
 
 /// AdamW, or Adam with `decoupled=False`. State: exp_avg, exp_avg_sq.
 #[pyclass(frozen, module = "ferrostep._core")]
@@ -141,18 +142,53 @@ averages! {
     HessianEstimate = Estimate;
 }
 
+/// The updates of a parameter group, ready to be run.
+pub enum Update {
+    Elements(Box<dyn Work>),
+    Whole(Box<dyn Whole>),
+}
+
+/// Checks the tensors of a group and hands them to the engine.
+fn elements<H: Hyperparameters<N>, const N: usize>(
+    ledger: &mut Ledger,
+    hyperparameters: H,
+    inputs: &Inputs<'_>,
+) -> PyResult<Box<dyn Work>> {
+    inputs.expect(N)?;
+    let mut batch = elementwise::Batch::with_capacity(inputs.len());
+    let writes = Writes {
+        param: H::Rule::WRITES_PARAM,
+        states: H::Rule::WRITES_STATES,
+    };
+    let mut latest = None; // most tensors are at the same step, and its rule takes a power or two
+    for i in 0..inputs.len() {
+        let tensors = ledger.tensors::<N>(inputs, i, writes)?;
+        let buffers = ledger.buffers(inputs, i, &tensors, &tensors.param.order(), writes);
+        let rule = match latest {
+            Some((known, rule)) if known == tensors.step => rule,
+            _ => hyperparameters.at_step(tensors.step as f64),
+        };
+        latest = Some((tensors.step, rule));
+        // SAFETY: the views are valid while the ledger lives, and its call checks that what is written is not shared.
+        if unsafe { batch.push(rule, buffers) }.is_err() {
+            return Err(ledger.refuse(inputs, i, combination(&buffers, inputs.rounding)));
+        }
+    }
+    Ok(Box::new(batch))
+}
+
 /// The table of rules with the number of their states: hands the inputs to the engine under the rule's type.
 macro_rules! table {
     ($($rule:ident: $states:literal),* $(,)?) => {
-        pub fn add(batch: &mut Batch, rule: &Bound<'_, PyAny>, inputs: Inputs<'_, '_>) -> PyResult<()> {
+        pub fn add(ledger: &mut Ledger, rule: &Bound<'_, PyAny>, inputs: &Inputs<'_>) -> PyResult<Update> {
             if let Ok(rule) = rule.cast::<AuON>() {
-                return auon::add(batch, rule.get(), inputs);
+                return auon::add(ledger, rule.get(), inputs).map(Update::Whole);
             }
             if let Ok(rule) = rule.cast::<Muon>() {
-                return muon::add(batch, rule.get(), inputs);
+                return muon::add(ledger, rule.get(), inputs).map(Update::Whole);
             }
             $(if let Ok(rule) = rule.cast::<$rule>() {
-                return batch.add_rule::<_, $states>(rule.get().0, inputs);
+                return elements::<_, $states>(ledger, rule.get().0, inputs).map(Update::Elements);
             })*
             let kind = rule.get_type().name()?;
             Err(pyo3::exceptions::PyTypeError::new_err(format!("{kind} is not an update rule")))

@@ -75,7 +75,7 @@ def ema_(target: Iterable[Tensor], source: Iterable[Tensor], tau: float) -> None
     if elsewhere({"target": targets, "source": sources}):
         _core.complete(partial(reference.moved, targets, sources, tau), lambda values: settle(targets, values))
     else:
-        _core.ema(targets, sources, tau, torch.get_num_threads(), changed=targets)
+        _core.ema(targets, sources, tau, torch.get_num_threads())
 
 
 def named(lists: Sequence[Gradient]) -> dict[str, Gradient]:
@@ -116,7 +116,7 @@ def written(name: str, given: Any, others: Sequence[Gradient], make: Callable[[T
 
 
 def settle(given: Any, values: Gradient) -> None:
-    """Leave new values in a list: put in, or copied to the tensors that are there, of which autograd is told.
+    """Leave new values in a list: put in, or copied to the tensors that are there.
 
     May be done twice, as :func:`ferrostep._core.complete` does after an interrupt.
     """
@@ -129,4 +129,3 @@ def settle(given: Any, values: Gradient) -> None:
                     given[place] = value
                 else:
                     given[place].copy_(torch.zeros(()) if value is None else value)
-    torch.autograd.graph.increment_version([x for x in values if x is not None])

@@ -249,16 +249,12 @@ def _run(
 ) -> Tensor:
     to = torch.empty_like(inputs["cond"], requires_grad=False) if out is None else out
     call = partial(rule.run, list(inputs.values()), [to], dims, torch.get_num_threads())
-    if out is None and momentum_buffer is None:
+    if momentum_buffer is None:
         call()
         return to
 
     def settle(_: None) -> None:
-        written = [to]
-        if momentum_buffer is not None:
-            momentum_buffer.running_average = inputs["momentum_buffer"]
-            written.append(inputs["momentum_buffer"])
-        torch.autograd.graph.increment_version(written)
+        momentum_buffer.running_average = inputs["momentum_buffer"]
 
     _core.complete(call, settle)
     return to

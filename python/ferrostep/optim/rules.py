@@ -67,6 +67,16 @@ class RuleOptimizer(InPlaceOptimizer):
         """The update rule for a parameter group, with the group's present hyperparameters."""
         raise NotImplementedError
 
+    def _check(self, group: dict[str, Any]) -> None:
+        super()._check(group)
+        if isinstance(group["state_dtype"], Mapping):
+            rule = self.rule(group)
+            names = [name for name in rule.states if name not in rule.shapes]
+            for name in group["state_dtype"]:
+                if name not in names:
+                    there_are = ", ".join(map(repr, names))
+                    raise ValueError(f"Invalid state_dtype: {name!r} is not a state; expected names of {there_are}")
+
     # Only here, so that a closure is compiled as any function. What Dynamo traced of this it would compile anew for
     # every other number and kind of tensors.
     @without_dynamo
@@ -75,19 +85,19 @@ class RuleOptimizer(InPlaceOptimizer):
         batch = _core.Batch(self._known)
         try:
             try:
-                ours, elsewhere = self._gather_all(batch, new_state)
+                elsewhere = self._gather_all(batch, new_state)
             except ValueError:
                 if not self._convert_states(new_state):
                     raise
                 batch = _core.Batch(self._known)
-                ours, elsewhere = self._gather_all(batch, new_state)
+                elsewhere = self._gather_all(batch, new_state)
             if not elsewhere:
-                batch.run(torch.get_num_threads(), changed=ours)
+                batch.run(torch.get_num_threads())
             elif not any(gathered.is_skipped() for gathered in elsewhere):
                 copies = [copy for gathered in elsewhere for copy in gathered.updates()]
                 # What autograd records of a differentiable step; parameters of other groups are detached.
                 with torch.set_grad_enabled(any(gathered.group["differentiable"] for gathered in elsewhere)):
-                    batch.run(torch.get_num_threads(), copies=copies, changed=ours)
+                    batch.run(torch.get_num_threads(), copies=copies)
         finally:
             if not batch.finished:
                 new_state.discard()
@@ -97,23 +107,23 @@ class RuleOptimizer(InPlaceOptimizer):
     def _after_update(self, batch: _core.Batch, elsewhere: list[Gathered]) -> None:
         """For subclasses: called when all groups have been updated."""
 
-    def _gather_all(self, batch: _core.Batch, new_state: NewState) -> tuple[list[Tensor], list[Gathered]]:
-        """Hand all groups to Rust, which checks them; its parameters, and what is for plain torch, checked, too."""
-        ours: list[Tensor] = []
+    def _gather_all(self, batch: _core.Batch, new_state: NewState) -> list[Gathered]:
+        """Hand all groups to Rust, which checks them; what is for plain torch, checked, too."""
+        is_ours = False
         elsewhere: list[Gathered] = []
         for number, group in enumerate(self.param_groups):
             on_cpu, others = _core.with_gradient(group["params"], is_for_plain_torch(group))
             if on_cpu[0]:
                 self._gather(number, group, Found(*on_cpu), new_state).add_to(batch)
-                ours += on_cpu[1]
+                is_ours = True
             if others[0]:
                 check_place(number, group, Found(*others))
                 gathered = self._gather(number, group, Found(*others), new_state)
                 gathered.check_for_reference()
                 elsewhere.append(gathered)
-        if ours and any(is_fake(gathered.params[0]) for gathered in elsewhere):
+        if is_ours and any(is_fake(gathered.params[0]) for gathered in elsewhere):
             raise RuntimeError("some parameters are fake tensors and others are real ones, expected one kind")
-        return ours, elsewhere
+        return elsewhere
 
     def _gather(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> Gathered:
         rule = self.rule(group)

@@ -125,7 +125,7 @@ def ema_(target: Sequence[Tensor], source: Sequence[Tensor], tau: float) -> None
 def _kappas(forward: Gradient, backward: Gradient, eps: float, per_tensor: bool) -> list[float]:
     checks.finite(eps=eps)
     if eps < 0:
-        raise ValueError(f"Invalid eps: {eps}; expected a number of at least 0")
+        raise ValueError(f"Invalid eps: {eps}; expected a finite number of at least 0")
     if per_tensor:
         return [_kappa([f], [b], eps) for f, b in zip(forward, backward, strict=True)]
     return [_kappa(forward, backward, eps)] * len(forward)

@@ -14,7 +14,7 @@ pub use rounding::Rounding;
 pub use scalar::Scalar;
 pub use scratch::Scratch;
 pub use state::{Codes, State, Storage};
-pub use strided::{Staged, Strided};
+pub use strided::{Access, Dims, Staged, Strided};
 
 /// Elements a task works on. Part of the definition of stochastic rounding, whose random numbers are keyed by block.
 pub const BLOCK: usize = 32_768;

@@ -1,14 +1,39 @@
 //! Copies between strided memory and contiguous buffers, for tensors whose layouts differ.
 
+use smallvec::SmallVec;
+
 use crate::runtime::{Shared, pool};
+
+/// Sizes or strides, without an allocation up to the dimensions of a convolution.
+pub type Dims = SmallVec<[i64; 4]>;
+
+/// What is done to a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Reads,
+    /// Reads it and writes it, some of it or all.
+    Updates,
+    /// Writes all of it, whatever it was.
+    Writes,
+}
+
+impl Access {
+    pub fn reads(self) -> bool {
+        self != Access::Writes
+    }
+
+    pub fn writes(self) -> bool {
+        self != Access::Reads
+    }
+}
 
 /// Strided memory: sizes and strides in elements of `item` bytes, outermost dimension first.
 #[derive(Clone, Debug)]
 pub struct Strided {
     pub data: *mut u8,
     pub item: usize,
-    pub shape: Vec<i64>,
-    pub strides: Vec<i64>,
+    pub shape: Dims,
+    pub strides: Dims,
 }
 
 /// A contiguous copy of strided memory, aligned for every element type.
@@ -16,7 +41,7 @@ pub struct Strided {
 pub struct Staged {
     original: Strided,
     copy: Vec<u64>,
-    write_back: bool,
+    access: Access,
 }
 
 // SAFETY: the pointer is used by `load` and `store` only, whose callers answer for the memory.
@@ -25,13 +50,13 @@ unsafe impl Send for Staged {}
 unsafe impl Sync for Staged {}
 
 impl Staged {
-    /// Room for the copy; `load` fills it. With `write_back`, `store` copies it back.
-    pub fn new(original: Strided, write_back: bool) -> Staged {
+    /// Room for the copy; `load` fills it and `store` copies it back, as far as the access asks for it.
+    pub fn new(original: Strided, access: Access) -> Staged {
         let bytes = original.shape.iter().product::<i64>() as usize * original.item;
         Staged {
             original,
             copy: vec![0; bytes.div_ceil(8)],
-            write_back,
+            access,
         }
     }
 
@@ -40,22 +65,24 @@ impl Staged {
         self.copy.as_mut_ptr().cast()
     }
 
-    /// Fills the copy, on up to `threads` threads.
+    /// Fills the copy where it is read, on up to `threads` threads.
     ///
     /// # Safety
     /// The original is valid for reading.
     pub unsafe fn load(&mut self, threads: usize) {
-        let copy = self.data();
-        // SAFETY: the caller's promise, and the copy has room for as many elements.
-        unsafe { self.original.transfer(copy, Direction::ToCopy, threads) }
+        if self.access.reads() {
+            let copy = self.data();
+            // SAFETY: the caller's promise, and the copy has room for as many elements.
+            unsafe { self.original.transfer(copy, Direction::ToCopy, threads) }
+        }
     }
 
-    /// Copies back, where that was asked for.
+    /// Copies back where the tensor is written.
     ///
     /// # Safety
     /// The original is valid for writing.
     pub unsafe fn store(&mut self, threads: usize) {
-        if self.write_back {
+        if self.access.writes() {
             let copy = self.data();
             // SAFETY: the caller's promise, and the copy has as many elements.
             unsafe { self.original.transfer(copy, Direction::FromCopy, threads) }
@@ -80,6 +107,7 @@ impl Strided {
         // SAFETY: the caller's promise; these are the sizes of the element types.
         unsafe {
             match self.item {
+                1 => self.transfer_as::<u8>(copy.cast(), direction, threads),
                 2 => self.transfer_as::<u16>(copy.cast(), direction, threads),
                 4 => self.transfer_as::<u32>(copy.cast(), direction, threads),
                 8 => self.transfer_as::<u64>(copy.cast(), direction, threads),
@@ -144,6 +172,8 @@ impl Strided {
 
 #[cfg(test)]
 mod tests {
+    use smallvec::smallvec;
+
     use super::*;
 
     #[test]
@@ -152,10 +182,10 @@ mod tests {
         let transposed = Strided {
             data: memory.as_mut_ptr().cast(),
             item: 4,
-            shape: vec![3, 2],
-            strides: vec![1, 3],
+            shape: smallvec![3, 2],
+            strides: smallvec![1, 3],
         };
-        let mut staged = Staged::new(transposed, true);
+        let mut staged = Staged::new(transposed, Access::Updates);
         // SAFETY: the strides stay within `memory`.
         unsafe { staged.load(2) };
         let copy = staged.data().cast::<u32>();
@@ -191,10 +221,10 @@ mod tests {
             let original = Strided {
                 data,
                 item: 2,
-                shape: shape.clone(),
-                strides: strides.clone(),
+                shape: Dims::from_vec(shape.clone()),
+                strides: Dims::from_vec(strides.clone()),
             };
-            let mut staged = Staged::new(original, true);
+            let mut staged = Staged::new(original, Access::Updates);
             // SAFETY: the strides stay within `memory`.
             unsafe { staged.load(3) };
             // SAFETY: the copy holds as many elements.
@@ -219,10 +249,10 @@ mod tests {
             Strided {
                 data: memory.as_mut_ptr().cast(),
                 item: 2,
-                shape: vec![],
-                strides: vec![],
+                shape: Dims::new(),
+                strides: Dims::new(),
             },
-            true,
+            Access::Updates,
         );
         // SAFETY: one element, valid.
         unsafe {

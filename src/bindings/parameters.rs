@@ -1,0 +1,371 @@
+//! The tensors of an optimizer's parameters, group by group, as a step takes them in.
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+use smallvec::SmallVec;
+
+use super::call::{Call, Names, Owner, Role};
+use super::counter::Counter;
+use super::errors::{Place, Problem};
+use super::view::{Elements, View};
+use crate::kernels::elementwise::Values;
+use crate::kernels::storage::{Access, Buffers, DType, Float, Integer, Rounding, State};
+
+/// What a step has taken in so far.
+pub struct Ledger {
+    pub call: Call<Groups>,
+    pub counters: Vec<Counter>,
+    /// The gradients in which to look for NaN and infinity.
+    pub searched: Vec<Values>,
+}
+
+/// What error messages need to know of the groups.
+#[derive(Default)]
+pub struct Groups(Vec<Group>);
+
+struct Group {
+    number: Option<usize>,
+    /// What the columns are called.
+    arguments: Vec<String>,
+    positions: Option<Vec<usize>>,
+}
+
+impl Group {
+    fn position(&self, i: usize) -> usize {
+        self.positions.as_ref().map_or(i, |all| all[i])
+    }
+}
+
+impl Names for Groups {
+    fn place(&self, owner: Owner) -> Place {
+        let group = &self.0[owner.group as usize];
+        Place {
+            group: group.number,
+            index: group.position(owner.index as usize),
+            argument: group.arguments[owner.argument as usize].clone(),
+        }
+    }
+}
+
+/// Tensors of one name, one for each parameter of a group.
+pub struct Column<'py> {
+    argument: u32,
+    list: Bound<'py, PyList>,
+}
+
+/// A parameter group as it came: columns of one length.
+pub struct Inputs<'py> {
+    group: u32,
+    pub params: Column<'py>,
+    grads: Column<'py>,
+    pub states: SmallVec<[Column<'py>; 4]>,
+    compensation: Option<Column<'py>>,
+    steps: Option<Column<'py>>,
+    /// The number of this step where it is not counted, from 1.
+    step: u64,
+    /// A stochastic one with the optimizer's seed.
+    pub rounding: Rounding,
+    searched: bool,
+}
+
+/// How a group came besides its columns; see `Batch.add` in `_core.pyi`.
+pub struct Options {
+    pub number: Option<usize>,
+    pub positions: Option<Vec<usize>>,
+    pub step: u64,
+    pub rounding: Rounding,
+    pub skip_nonfinite: bool,
+}
+
+/// The lists of a group's tensors.
+pub struct Lists<'a, 'py> {
+    pub params: &'a Bound<'py, PyList>,
+    pub grads: &'a Bound<'py, PyList>,
+    pub states: &'a Bound<'py, PyDict>,
+    pub compensation: Option<Bound<'py, PyList>>,
+    pub steps: Option<Bound<'py, PyList>>,
+}
+
+/// What a rule writes.
+#[derive(Clone, Copy)]
+pub struct Writes {
+    pub param: bool,
+    /// How many of the states, from the first on.
+    pub states: usize,
+}
+
+/// The tensors of one parameter.
+pub struct Tensors<const N: usize> {
+    pub param: View,
+    grad: View,
+    states: [View; N],
+    compensation: Option<View>,
+    /// The number of this step, from 1.
+    pub step: u64,
+}
+
+impl Ledger {
+    pub fn new() -> Ledger {
+        Ledger {
+            call: Call::new(Groups::default()),
+            counters: Vec::new(),
+            searched: Vec::new(),
+        }
+    }
+
+    /// Takes in the columns of a group, which are to be of one length.
+    pub fn open<'py>(&mut self, lists: Lists<'_, 'py>, options: Options) -> PyResult<Inputs<'py>> {
+        let count = lists.params.len();
+        let rounding = options.rounding;
+        let group = self.call.names.0.len() as u32;
+        self.call.names.0.push(Group {
+            number: options.number,
+            arguments: Vec::with_capacity(lists.states.len() + 4),
+            positions: options.positions,
+        });
+        let mut column = |name: String, list: &Bound<'py, PyList>| {
+            let arguments = &mut self.call.names.0[group as usize].arguments;
+            let argument = arguments.len() as u32;
+            arguments.push(name);
+            if list.len() != count {
+                let count = Problem::Count {
+                    count: list.len(),
+                    expected: count,
+                };
+                let owner = Owner {
+                    argument,
+                    group,
+                    index: 0,
+                };
+                return Err(self.call.refuse(owner, count));
+            }
+            let list = list.clone();
+            Ok(Column { argument, list })
+        };
+        let mut states = SmallVec::new();
+        let (params, grads) = (
+            column("param".into(), lists.params)?,
+            column("grad".into(), lists.grads)?,
+        );
+        for (name, list) in lists.states {
+            states.push(column(name.extract()?, &list.cast_into::<PyList>()?)?);
+        }
+        let name = match rounding {
+            Rounding::Split => "master_low",
+            _ => "kahan_comp",
+        };
+        let compensation = lists.compensation.as_ref();
+        let compensation = compensation.map(|list| column(name.into(), list)).transpose()?;
+        let steps = lists.steps.as_ref();
+        let steps = steps.map(|list| column("step".into(), list)).transpose()?;
+        if compensation.is_none() && matches!(rounding, Rounding::Kahan | Rounding::Split) {
+            let message = format!("rounding='{}' needs compensation buffers", rounding.name());
+            return Err(PyValueError::new_err(message));
+        }
+        let positions = &self.call.names.0[group as usize].positions;
+        if let Some(positions) = positions
+            && positions.len() != count
+        {
+            let message = format!("positions has {} numbers, expected {count}", positions.len());
+            return Err(PyValueError::new_err(message));
+        }
+        self.call.reserve(count, count * (states.len() + 2));
+        Ok(Inputs {
+            group,
+            params,
+            grads,
+            states,
+            compensation,
+            steps,
+            step: options.step,
+            rounding,
+            searched: options.skip_nonfinite,
+        })
+    }
+
+    /// The checked tensors of parameter `i`, with the first `N` states, which have its shape.
+    pub fn tensors<const N: usize>(
+        &mut self,
+        inputs: &Inputs<'_>,
+        i: usize,
+        writes: Writes,
+    ) -> PyResult<Tensors<N>> {
+        let access = |written: bool| match written {
+            true => Access::Updates,
+            false => Access::Reads,
+        };
+        let param = self.take(inputs, &inputs.params, i, &Role::new(access(writes.param)))?;
+        let like_it = Role::new(Access::Reads).like(Some(&param));
+        let grad = self.take(inputs, &inputs.grads, i, &like_it)?;
+        let mut states = SmallVec::<[View; N]>::new();
+        for (k, column) in inputs.states.iter().take(N).enumerate() {
+            let role = Role::new(access(k < writes.states)).shape(&param.shape).state();
+            let state = self.take(inputs, column, i, &role)?;
+            states.push(state);
+        }
+        let Ok(states) = states.into_inner() else {
+            unreachable!("`Inputs::expect` counted the states")
+        };
+        let compensation = match (&inputs.compensation, inputs.rounding.to(param.float())) {
+            (Some(column), rounding) => self.compensation(inputs, column, i, rounding, &param)?,
+            _ => None,
+        };
+        let step = match &inputs.steps {
+            Some(column) => self.counter(inputs, column, i)?,
+            None => inputs.step,
+        };
+        Ok(Tensors {
+            param,
+            grad,
+            states,
+            compensation,
+            step,
+        })
+    }
+
+    /// Tensor `i` of a column.
+    pub fn take(
+        &mut self,
+        inputs: &Inputs<'_>,
+        column: &Column<'_>,
+        i: usize,
+        role: &Role<'_>,
+    ) -> PyResult<View> {
+        self.call
+            .take(inputs.owner(column, i), &column.list.get_item(i)?, role)
+    }
+
+    /// What makes up for the rounding, where anything does.
+    fn compensation(
+        &mut self,
+        inputs: &Inputs<'_>,
+        column: &Column<'_>,
+        i: usize,
+        rounding: Rounding,
+        param: &View,
+    ) -> PyResult<Option<View>> {
+        const LOWER_HALVES: Elements = Elements::Only(DType::Integer(Integer::I16));
+        let role = Role::new(Access::Updates).shape(&param.shape).state();
+        let role = match rounding {
+            Rounding::Kahan => role.dtype(param.dtype),
+            Rounding::Split if param.dtype == DType::BF16 => role.elements(LOWER_HALVES),
+            // Other halves have no kernel, which the engine says.
+            Rounding::Split | Rounding::Nearest | Rounding::Stochastic { .. } => return Ok(None),
+        };
+        self.take(inputs, column, i, &role).map(Some)
+    }
+
+    /// The number of this step, from the count of those before it.
+    fn counter(&mut self, inputs: &Inputs<'_>, column: &Column<'_>, i: usize) -> PyResult<u64> {
+        let view = self.take(inputs, column, i, &Role::new(Access::Updates).state())?;
+        let problem = match Counter::read(&view) {
+            Some(counter) if counter.value() >= 0.0 && counter.value().fract() == 0.0 => {
+                self.counters.push(counter);
+                return Ok(counter.value() as u64 + 1);
+            }
+            Some(counter) => Problem::Step {
+                value: counter.value(),
+            },
+            None => Problem::DType {
+                dtype: format!("{} and {} elements", view.dtype.name(), view.len),
+                expected: "one float32 or float64 number".into(),
+            },
+        };
+        Err(self.call.refuse(inputs.owner(column, i), problem))
+    }
+
+    /// The memory of a parameter's tensors with their elements in the order of dimensions `order`.
+    pub fn buffers<const N: usize>(
+        &mut self,
+        inputs: &Inputs<'_>,
+        i: usize,
+        tensors: &Tensors<N>,
+        order: &[usize],
+        writes: Writes,
+    ) -> Buffers<N> {
+        let access = |written: bool| match written {
+            true => Access::Updates,
+            false => Access::Reads,
+        };
+        let Tensors { param, grad, .. } = tensors;
+        let mut stage = |view: &View, written: bool| self.call.stage(view, order, access(written));
+        let buffers = Buffers {
+            dtype: param.float(),
+            len: param.len,
+            param: stage(param, writes.param),
+            grad: stage(grad, false),
+            state: std::array::from_fn(|k| {
+                let state = &tensors.states[k];
+                State::float(stage(state, k < writes.states), state.float())
+            }),
+            rounding: inputs
+                .rounding
+                .to(param.float())
+                .at(self.number(inputs, i), tensors.step),
+            compensation: match &tensors.compensation {
+                Some(view) => self.call.stage(view, order, Access::Updates),
+                None => std::ptr::null_mut(),
+            },
+        };
+        if inputs.searched {
+            let (dtype, len, data) = (buffers.dtype, buffers.len, buffers.grad);
+            self.searched.push(Values { dtype, len, data });
+        }
+        buffers
+    }
+
+    /// The number of parameter `i` in the stream of random numbers.
+    fn number(&self, inputs: &Inputs<'_>, i: usize) -> u64 {
+        let group = &self.call.names.0[inputs.group as usize];
+        group.position(i) as u64 | (group.number.unwrap_or(0) as u64) << 32
+    }
+
+    /// The error for a parameter of which the shape, or the types of its tensors together, have no kernel.
+    pub fn refuse(&self, inputs: &Inputs<'_>, i: usize, problem: Problem) -> PyErr {
+        self.call.refuse(inputs.owner(&inputs.params, i), problem)
+    }
+}
+
+impl Inputs<'_> {
+    pub fn len(&self) -> usize {
+        self.params.list.len()
+    }
+
+    /// Refuses other numbers of states than a rule has.
+    pub fn expect(&self, states: usize) -> PyResult<()> {
+        if self.states.len() != states {
+            let message = format!("the rule has {states} states, got {}", self.states.len());
+            return Err(PyValueError::new_err(message));
+        }
+        Ok(())
+    }
+
+    pub fn owner(&self, column: &Column<'_>, i: usize) -> Owner {
+        Owner {
+            argument: column.argument,
+            group: self.group,
+            index: i as u32,
+        }
+    }
+}
+
+/// Why types that no kernel takes together are refused.
+pub fn combination<const N: usize>(buffers: &Buffers<N>, rounding: Rounding) -> Problem {
+    let mut states: Vec<_> = buffers.state.iter().filter_map(State::dtype).collect();
+    states.dedup();
+    let states: Vec<_> = states.into_iter().map(Float::name).collect();
+    Problem::Combination {
+        param: buffers.dtype.name(),
+        states: states.join(", "),
+        rounding: rounding.name(),
+    }
+}
+
+/// The type that numbers of the arithmetic are kept in.
+pub fn work_dtype(param: &View) -> DType {
+    match param.float() {
+        Float::F64 => DType::F64,
+        Float::F32 | Float::F16 | Float::Bf16 => DType::F32,
+    }
+}

@@ -1,0 +1,217 @@
+//! Reading: torch tensors and NumPy arrays become views of memory, or the reason why not is told.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use numpy::npyffi::{NPY_ARRAY_ALIGNED, NPY_ARRAY_WRITEABLE};
+use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyType, PyWeakrefMethods, PyWeakrefReference};
+
+use super::dlpack::{self, FromPyObject};
+use super::errors::Problem;
+use super::view::{Elements, View, Viewed, refuse};
+use crate::kernels::storage::{DType, Integer};
+use crate::kernels::whole::Workspace;
+
+/// Reads tensors of whatever kind, remembering what it learned about their types.
+#[derive(Default)]
+pub struct Reader {
+    kinds: Vec<(Py<PyType>, Kind)>,
+    /// DLPack capsules own what the views of their tensors point to.
+    capsules: Vec<Py<PyAny>>,
+    /// The lasting tensors of the last step in the order of their reading, and how many of them have been met again.
+    known: Vec<Seen>,
+    met: usize,
+}
+
+/// A tensor that is not kept alive, so that whoever drops a state gets its memory, and where its data was.
+type Seen = (Py<PyWeakrefReference>, usize);
+
+/// What one step leaves to the next: memory to work in, and the states found to be free of lazy operations, and where
+/// their data was. Only a new tensor or new data can have one, so the next step need not ask again.
+#[pyclass(module = "ferrostep._core")]
+#[derive(Default)]
+pub struct Known {
+    tensors: Vec<Seen>,
+    pub workspace: Workspace,
+}
+
+#[pymethods]
+impl Known {
+    #[new]
+    fn new() -> Known {
+        Known::default()
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Exchange(FromPyObject),
+    Capsule,
+    Numpy,
+    Unknown,
+}
+
+static USE_EXCHANGE: AtomicBool = AtomicBool::new(true);
+
+/// Whether torch tensors cross by the C exchange API where torch has it (default) or always as DLPack capsules, as
+/// they do with torch before 2.10: for tests.
+#[pyfunction]
+pub fn use_exchange_api(yes: bool) {
+    USE_EXCHANGE.store(yes, Ordering::Relaxed);
+}
+
+impl Reader {
+    /// A reader that begins with what the last one knew.
+    pub fn resume(known: &mut Known) -> Reader {
+        Reader {
+            known: std::mem::take(&mut known.tensors),
+            ..Reader::default()
+        }
+    }
+
+    /// Leaves what this reader knows to the next.
+    pub fn leave(&mut self, known: &mut Known) {
+        self.known.truncate(self.met);
+        known.tensors = std::mem::take(&mut self.known);
+    }
+
+    /// The memory of a tensor or array, to be written or only read. `lasting` tensors (states) are remembered from one
+    /// step to the next; of others (gradients come and go, parameters change their `.data`) all is asked each time.
+    ///
+    /// The view is valid while the object lives, keeps its memory, and the reader lives. (Another thread that
+    /// meanwhile replaces the memory, by `param.data = ...`, is the caller's mistake.)
+    pub fn view(
+        &mut self,
+        elements: Elements,
+        object: &Bound<'_, PyAny>,
+        writable: bool,
+        lasting: bool,
+    ) -> PyResult<Viewed> {
+        let viewed = match self.kind(&object.get_type())? {
+            Kind::Numpy => return numpy_view(elements, object.cast::<PyUntypedArray>()?, writable),
+            Kind::Unknown => {
+                let kind = object.get_type().name()?.to_string();
+                return refuse(Problem::NotATensor { kind });
+            }
+            Kind::Exchange(from_object) => dlpack::exchanged_view(elements, object, from_object)?,
+            Kind::Capsule => {
+                let (view, capsule) = dlpack::capsule_view(elements, object)?;
+                self.capsules.extend(capsule);
+                view
+            }
+        };
+        Ok(match viewed {
+            Ok(view) if lasting && self.remembers(object, &view) => Ok(view),
+            Ok(_) if object.call_method0(intern!(object.py(), "is_neg"))?.is_truthy()? => {
+                Err(Box::new(Problem::NegativeBit))
+            }
+            Ok(view) => {
+                if lasting {
+                    self.remember(object, &view)?;
+                }
+                Ok(view)
+            }
+            problem => problem,
+        })
+    }
+
+    /// Whether the tensor and the place of its data are those of the last step.
+    fn remembers(&mut self, object: &Bound<'_, PyAny>, view: &View) -> bool {
+        let same = |(tensor, data): &Seen| {
+            let tensor = tensor.bind(object.py());
+            *data == view.data as usize && tensor.upgrade().is_some_and(|tensor| tensor.is(object))
+        };
+        let found = self.known.get(self.met).is_some_and(same);
+        self.met += usize::from(found);
+        found
+    }
+
+    fn remember(&mut self, object: &Bound<'_, PyAny>, view: &View) -> PyResult<()> {
+        self.known.truncate(self.met);
+        let tensor = PyWeakrefReference::new(object)?;
+        self.known.push((tensor.unbind(), view.data as usize));
+        self.met += 1;
+        Ok(())
+    }
+
+    fn kind(&mut self, ty: &Bound<'_, PyType>) -> PyResult<Kind> {
+        if let Some((_, kind)) = self.kinds.iter().find(|(known, _)| known.is(ty)) {
+            return Ok(*kind);
+        }
+        let py = ty.py();
+        let is_torch = ty.hasattr(intern!(py, "is_neg"))? && ty.hasattr(intern!(py, "__dlpack__"))?;
+        let kind = if is_torch {
+            match ty.getattr(intern!(py, "__dlpack_c_exchange_api__")) {
+                Ok(capsule) if USE_EXCHANGE.load(Ordering::Relaxed) => {
+                    dlpack::exchange_function(&capsule)?.map_or(Kind::Capsule, Kind::Exchange)
+                }
+                _ => Kind::Capsule,
+            }
+        } else if ty.is_subclass_of::<PyUntypedArray>()? {
+            Kind::Numpy
+        } else {
+            Kind::Unknown
+        };
+        self.kinds.push((ty.clone().unbind(), kind));
+        Ok(kind)
+    }
+}
+
+fn numpy_view(elements: Elements, array: &Bound<'_, PyUntypedArray>, writable: bool) -> PyResult<Viewed> {
+    let descriptor = array.dtype();
+    let name: String = descriptor.getattr(intern!(array.py(), "name"))?.extract()?;
+    let stored = stored(&name).filter(|&(dtype, _)| elements.admit(dtype));
+    let Some((dtype, complex)) = stored else {
+        return refuse(Problem::DType {
+            dtype: name,
+            expected: elements.name().into(),
+        });
+    };
+    if descriptor.is_native_byteorder() == Some(false) {
+        return refuse(Problem::ByteOrder);
+    }
+    // SAFETY: the object is an array, so the pointer is to a PyArrayObject.
+    let (data, flags) = unsafe {
+        (
+            (*array.as_array_ptr()).fields.data.cast::<u8>(),
+            (*array.as_array_ptr()).fields.flags,
+        )
+    };
+    let itemsize = descriptor.itemsize() as isize;
+    let strides_fit = array.strides().iter().all(|stride| stride % itemsize == 0);
+    if writable && flags & NPY_ARRAY_WRITEABLE == 0 {
+        return refuse(Problem::ReadOnly);
+    }
+    if flags & NPY_ARRAY_ALIGNED == 0 || !strides_fit {
+        return refuse(Problem::Misaligned);
+    }
+    let shape = array.shape().iter().map(|&size| size as i64).collect();
+    let strides = array
+        .strides()
+        .iter()
+        .map(|&stride| (stride / itemsize) as i64)
+        .collect();
+    Ok(Ok(View::new(data, dtype, complex, shape, strides)))
+}
+
+/// The elements' type by NumPy's name, and whether two of them make a complex number.
+fn stored(name: &str) -> Option<(DType, bool)> {
+    let real = match name {
+        "float64" => DType::F64,
+        "float32" => DType::F32,
+        "float16" => DType::F16,
+        "bfloat16" => DType::BF16,
+        "complex64" => return Some((DType::F32, true)),
+        "complex128" => return Some((DType::F64, true)),
+        "int64" => DType::Integer(Integer::I64),
+        "int32" => DType::Integer(Integer::I32),
+        "int16" => DType::Integer(Integer::I16),
+        "int8" => DType::Integer(Integer::I8),
+        "uint8" => DType::Integer(Integer::U8),
+        "bool" => DType::Bool,
+        _ => return None,
+    };
+    Some((real, false))
+}

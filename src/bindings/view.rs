@@ -1,0 +1,154 @@
+//! Tensors as typed views of memory, and how they lie in it.
+
+use pyo3::prelude::*;
+use smallvec::SmallVec;
+
+use super::errors::Problem;
+use crate::kernels::storage::{DType, Dims, Float, Strided};
+
+/// A tensor's memory. Complex numbers appear as a last dimension of two.
+#[derive(Clone, Debug)]
+pub struct View {
+    pub data: *mut u8,
+    pub dtype: DType,
+    pub shape: Dims,
+    /// In elements.
+    pub strides: Dims,
+    pub len: usize,
+}
+
+impl View {
+    pub fn new(data: *mut u8, dtype: DType, complex: bool, mut shape: Dims, mut strides: Dims) -> View {
+        if complex {
+            strides.iter_mut().for_each(|stride| *stride *= 2);
+            shape.push(2);
+            strides.push(1);
+        }
+        let len = shape.iter().product::<i64>() as usize;
+        View {
+            data,
+            dtype,
+            shape,
+            strides,
+            len,
+        }
+    }
+
+    /// How its elements are stored, of a view that was asked for as one of floating-point numbers.
+    pub fn float(&self) -> Float {
+        match self.dtype {
+            DType::Float(float) => float,
+            DType::Integer(_) | DType::Bool => unreachable!("the reader was to refuse other elements"),
+        }
+    }
+
+    /// Whether both are the same elements in the same memory.
+    pub fn is(&self, other: &View) -> bool {
+        self.data == other.data && self.strides == other.strides
+    }
+
+    /// The dimensions from the largest stride to the smallest.
+    pub fn order(&self) -> SmallVec<[usize; 4]> {
+        let mut order: SmallVec<[usize; 4]> = (0..self.shape.len()).collect();
+        if !self.is_contiguous() {
+            order.sort_by_key(|&dim| std::cmp::Reverse((self.strides[dim].abs(), self.shape[dim])));
+        }
+        order
+    }
+
+    /// Whether the elements lie without gaps in the order of dimensions `order`.
+    pub fn is_dense_in(&self, order: &[usize]) -> bool {
+        let mut expected = 1;
+        order.iter().rev().all(|&dim| {
+            let fits = self.shape[dim] == 1 || self.strides[dim] == expected;
+            expected *= self.shape[dim];
+            fits
+        }) || self.len == 0
+    }
+
+    /// Whether the elements lie without gaps in the order of the dimensions.
+    pub fn is_contiguous(&self) -> bool {
+        let mut expected = 1;
+        self.shape
+            .iter()
+            .zip(&self.strides)
+            .rev()
+            .all(|(&size, &stride)| {
+                let fits = size == 1 || stride == expected;
+                expected *= size;
+                fits
+            })
+    }
+
+    /// Whether several elements may have the same place: a dimension that does not step over the smaller ones.
+    pub fn overlaps_itself(&self) -> bool {
+        let mut reach = 0;
+        self.len > 1
+            && !self.is_contiguous()
+            && self
+                .order()
+                .iter()
+                .rev()
+                .filter(|&&dim| self.shape[dim] > 1)
+                .any(|&dim| {
+                    let stride = self.strides[dim].abs();
+                    let overlaps = stride <= reach;
+                    reach += stride * (self.shape[dim] - 1);
+                    overlaps
+                })
+    }
+
+    /// The memory with its dimensions in the order `order`.
+    pub fn strided(&self, order: &[usize]) -> Strided {
+        Strided {
+            data: self.data,
+            item: self.dtype.size(),
+            shape: order.iter().map(|&dim| self.shape[dim]).collect(),
+            strides: order.iter().map(|&dim| self.strides[dim]).collect(),
+        }
+    }
+
+    /// The address of every element.
+    pub fn addresses(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.len).map(|mut index| {
+            let mut offset = 0;
+            for (&size, &stride) in self.shape.iter().zip(&self.strides).rev() {
+                offset += (index as i64 % size) * stride;
+                index /= size as usize;
+            }
+            (self.data as usize).wrapping_add_signed(offset as isize * self.dtype.size() as isize)
+        })
+    }
+}
+
+/// A tensor's memory, or why it cannot be had.
+pub type Viewed = Result<View, Box<Problem>>;
+
+pub fn refuse(problem: Problem) -> PyResult<Viewed> {
+    Ok(Err(Box::new(problem)))
+}
+
+/// What a tensor's elements are to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Elements {
+    /// Floating-point numbers, real or complex.
+    Floats,
+    Only(DType),
+}
+
+impl Elements {
+    pub fn admit(self, dtype: DType) -> bool {
+        match self {
+            Elements::Floats => matches!(dtype, DType::Float(_)),
+            Elements::Only(only) => dtype == only,
+        }
+    }
+
+    /// What errors call them.
+    pub fn name(self) -> &'static str {
+        match self {
+            Elements::Floats => "float32, float64, bfloat16 or float16",
+            Elements::Only(dtype) => dtype.name(),
+        }
+    }
+}
