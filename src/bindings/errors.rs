@@ -63,7 +63,7 @@ pub enum Problem {
     },
     Combination {
         param: &'static str,
-        state: &'static str,
+        states: String,
         rounding: &'static str,
     },
 }
@@ -136,12 +136,12 @@ impl fmt::Display for Problem {
             Step { value } => write!(f, "is {value}, expected a whole number of at least 0"),
             Combination {
                 param,
-                state,
+                states,
                 rounding,
             } => {
                 write!(
                     f,
-                    "cannot be updated: no kernel for {param} parameters with {state} state and rounding={rounding:?}"
+                    "cannot be updated: no kernel for {param} parameters with {states} state and rounding={rounding:?}"
                 )
             }
         }

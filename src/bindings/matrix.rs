@@ -174,7 +174,8 @@ pub fn add(
             false => row_by_row(&tensors.param),
         };
         let buffers = ledger.buffers(inputs, i, &tensors, &order, writes);
-        if !rule.takes(buffers.dtype, buffers.state_dtype, buffers.rounding) {
+        let state = buffers.state_dtype();
+        if !state.is_some_and(|state| rule.takes(buffers.dtype, state, buffers.rounding)) {
             return Err(ledger.refuse(inputs, i, combination(&buffers, inputs.rounding)));
         }
         parameters.push(Parameter {

@@ -10,7 +10,7 @@ use super::counter::Counter;
 use super::errors::{Place, Problem};
 use super::view::{Elements, View};
 use crate::kernels::elementwise::Values;
-use crate::kernels::storage::{Access, Buffers, DType, Float, Integer, Rounding};
+use crate::kernels::storage::{Access, Buffers, DType, Float, Integer, Rounding, State};
 
 /// What a step has taken in so far.
 pub struct Ledger {
@@ -201,10 +201,6 @@ impl Ledger {
         let mut states = SmallVec::<[View; N]>::new();
         for (k, column) in inputs.states.iter().take(N).enumerate() {
             let role = Role::new(access(k < writes.states)).shape(&param.shape).state();
-            let role = match states.first() {
-                Some(first) => role.dtype(first.dtype),
-                None => role,
-            };
             let state = self.take(inputs, column, i, &role)?;
             states.push(state);
         }
@@ -297,11 +293,13 @@ impl Ledger {
         let mut stage = |view: &View, written: bool| self.call.stage(view, order, access(written));
         let buffers = Buffers {
             dtype: param.float(),
-            state_dtype: tensors.states.first().unwrap_or(param).float(),
             len: param.len,
             param: stage(param, writes.param),
             grad: stage(grad, false),
-            state: std::array::from_fn(|k| stage(&tensors.states[k], k < writes.states)),
+            state: std::array::from_fn(|k| {
+                let state = &tensors.states[k];
+                State::float(stage(state, k < writes.states), state.float())
+            }),
             rounding: inputs
                 .rounding
                 .to(param.float())
@@ -355,9 +353,12 @@ impl Inputs<'_> {
 
 /// Why types that no kernel takes together are refused.
 pub fn combination<const N: usize>(buffers: &Buffers<N>, rounding: Rounding) -> Problem {
+    let mut states: Vec<_> = buffers.state.iter().filter_map(State::dtype).collect();
+    states.dedup();
+    let states: Vec<_> = states.into_iter().map(Float::name).collect();
     Problem::Combination {
         param: buffers.dtype.name(),
-        state: buffers.state_dtype.name(),
+        states: states.join(", "),
         rounding: rounding.name(),
     }
 }

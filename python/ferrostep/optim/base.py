@@ -205,12 +205,13 @@ def is_fake(p: Tensor) -> bool:
     return module is not None and isinstance(p, module.FakeTensor)
 
 
-def state_dtype(p: Tensor, group: dict[str, Any]) -> torch.dtype:
-    """The dtype of the moments: complex parameters and float64 keep theirs."""
+def state_dtype(name: str, p: Tensor, group: dict[str, Any]) -> torch.dtype:
+    """The dtype of a moment: complex parameters and float64 keep theirs."""
     if p.is_complex() or p.dtype == torch.float64:
         return p.dtype
-    if group["state_dtype"] is not None:
-        chosen: torch.dtype = group["state_dtype"]
+    option: torch.dtype | Mapping[str, torch.dtype | None] | None = group["state_dtype"]
+    chosen = option.get(name) if isinstance(option, Mapping) else option
+    if chosen is not None:
         return chosen
     return torch.float32 if has_16_bits(p) else p.dtype
 
@@ -224,7 +225,7 @@ def dtype_of(name: str, p: Tensor, group: dict[str, Any]) -> torch.dtype:
     """The dtype of a state with the parameter's shape."""
     if name == "kahan_comp":
         return p.dtype
-    return torch.int16 if name == "master_low" else state_dtype(p, group)
+    return torch.int16 if name == "master_low" else state_dtype(name, p, group)
 
 
 def zero_state(name: str, p: Tensor, group: dict[str, Any]) -> Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
 
 import torch
@@ -22,7 +22,8 @@ class Options(TypedDict, total=False):
         ``kahan_comp`` buffer of the parameter's dtype and added back, with which a bfloat16 weight has 16 bits: steps
         below about 2**-18 of it still vanish). No effect on float32 and float64.
     state_dtype: dtype of the state. Default: float32 for bfloat16 and float16 parameters, else the parameter's.
-        float32, bfloat16 and (for float16 parameters) float16 are possible; float64 parameters keep float64.
+        float32, bfloat16 and (for float16 parameters) float16 are possible; float64 parameters keep float64. A mapping
+        from names of states to dtypes, such as ``{"exp_avg": torch.bfloat16}``, leaves the others at their default.
     seed: of stochastic rounding, from 0 to 2**64 - 1; default 0.
     master_weights: ``"split"`` keeps the float32 weights of bfloat16 parameters without any loss: the parameter is
         their upper half, rounded to the nearest, and ``master_low`` (int16) what is left. Updates are those of float32
@@ -36,7 +37,7 @@ class Options(TypedDict, total=False):
     """
 
     rounding: str
-    state_dtype: torch.dtype | None
+    state_dtype: torch.dtype | Mapping[str, torch.dtype | None] | None
     seed: int
     master_weights: str | None
     backend: str
@@ -82,8 +83,10 @@ def full_options(owner: str, own: Iterable[str], options: Options) -> Options:
 def check_options(group: dict[str, Any]) -> None:
     """Raise ValueError for impossible options of a parameter group, RuntimeError for those that exclude each other."""
     for name, allowed in ALLOWED.items():
-        if group[name] not in allowed:
-            raise ValueError(f"Invalid {name} value: {group[name]!r}; expected one of {', '.join(map(repr, allowed))}")
+        of_states = name == "state_dtype" and isinstance(group[name], Mapping)
+        for value in group[name].values() if of_states else (group[name],):
+            if value not in allowed:
+                raise ValueError(f"Invalid {name} value: {value!r}; expected one of {', '.join(map(repr, allowed))}")
     group["seed"] = whole("seed", group["seed"], -math.inf)
     if not 0 <= group["seed"] < 2**64:
         raise ValueError(f"Invalid seed value: {group['seed']}; expected 0 to 2**64 - 1")

@@ -101,6 +101,16 @@ class RuleOptimizer(InPlaceOptimizer):
         """The update rule for a parameter group, with the group's present hyperparameters."""
         return self._rule.of(group)
 
+    def _check(self, group: dict[str, Any]) -> None:
+        super()._check(group)
+        if isinstance(group["state_dtype"], Mapping):
+            rule = self.rule(group)
+            names = [name for name in rule.states if name not in rule.shapes]
+            for name in group["state_dtype"]:
+                if name not in names:
+                    there_are = ", ".join(map(repr, names))
+                    raise ValueError(f"Invalid state_dtype: {name!r} is not a state; expected names of {there_are}")
+
     # Only here, so that a closure is compiled as any function. What Dynamo traced of this it would compile anew for
     # every other number and kind of tensors.
     @without_dynamo

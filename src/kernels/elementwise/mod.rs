@@ -6,6 +6,7 @@
 mod declared;
 mod finite;
 mod sweep;
+mod tiles;
 
 pub mod adamw;
 pub mod diagonal;
@@ -59,6 +60,8 @@ pub trait Rule<const N: usize>: Copy + Send + Sync + 'static {
 struct Slot<R, const N: usize> {
     rule: R,
     kernel: Kernel<R, N>,
+    /// Whether the kernel is one for [`tiles`].
+    in_tiles: bool,
     buffers: Buffers<N>,
     first_block: usize,
 }
@@ -90,11 +93,16 @@ impl<R: Rule<N>, const N: usize> Batch<R, N> {
     /// Until the batch is dropped, the pointers of `buffers` stay valid for `len` elements of their types, for writing
     /// where they are `*mut`, and nothing else reads or writes what they write.
     pub unsafe fn push(&mut self, rule: R, buffers: Buffers<N>) -> Result<(), Unsupported> {
-        let kernel = kernel(buffers.dtype, buffers.state_dtype, buffers.rounding)?;
+        let state_dtype = buffers.state_dtype();
+        let kernel = match state_dtype {
+            Some(dtype) => kernel(buffers.dtype, dtype, buffers.rounding)?,
+            None => tiles::kernel_of(&buffers)?,
+        };
         if buffers.len > 0 {
             self.slots.push(Slot {
                 rule,
                 kernel,
+                in_tiles: state_dtype.is_none(),
                 buffers,
                 first_block: self.blocks,
             });
@@ -140,17 +148,17 @@ impl<R: Rule<N>, const N: usize> Work for Batch<R, N> {
             Rounding::Stochastic { stream } => Noise::key(stream, block as u64),
             _ => 0,
         };
-        let span = Span {
-            param: part.param,
-            grad: part.grad,
-            state: part.state,
-            compensation: part.compensation,
-            len: part.len,
-            noise: Noise { key, counter: 0 },
-        };
-        // SAFETY: `push` got buffers valid for `len` elements and chose the kernel for their types; the span lies
+        let noise = Noise { key, counter: 0 };
+        // SAFETY: `push` got buffers valid for `len` elements and chose the kernel for their types; the part lies
         // within them, and blocks do not overlap.
-        unsafe { (slot.kernel)(&slot.rule, &span) }
+        unsafe {
+            if slot.in_tiles {
+                tiles::run(slot.kernel, &slot.rule, &part, noise)
+            } else {
+                let state = part.state.map(|state| state.data);
+                (slot.kernel)(&slot.rule, &Span::new(&part, state, noise))
+            }
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::marker::PhantomData;
 use half::bf16;
 
 use super::Rule;
+use crate::kernels::storage::Buffers;
 use crate::kernels::vector::{
     Arch, Arithmetic, InF32, MAX_LANES, Noise, Order, Pair, Routine, Stored, Vector, dispatch,
 };
@@ -19,6 +20,20 @@ pub struct Span<const N: usize> {
     pub compensation: *mut u8,
     pub len: usize,
     pub noise: Noise,
+}
+
+impl<const N: usize> Span<N> {
+    /// All elements of a parameter's buffers, with their states at `state`.
+    pub fn new(buffers: &Buffers<N>, state: [*mut u8; N], noise: Noise) -> Self {
+        Span {
+            param: buffers.param,
+            grad: buffers.grad,
+            state,
+            compensation: buffers.compensation,
+            len: buffers.len,
+            noise,
+        }
+    }
 }
 
 /// Applies a rule to a span and returns what the rule counted.

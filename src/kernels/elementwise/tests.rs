@@ -5,16 +5,17 @@ use std::sync::{Mutex, MutexGuard};
 use half::{bf16, f16};
 
 use super::*;
+use crate::kernels::storage::State;
 use crate::runtime::Isa;
 
 /// The instruction set is global; tests that switch it take turns.
 static ISA: Mutex<()> = Mutex::new(());
 
-fn one_at_a_time() -> MutexGuard<'static, ()> {
+pub fn one_at_a_time() -> MutexGuard<'static, ()> {
     ISA.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
-const ADAMW: adamw::AdamW = adamw::AdamW {
+pub const ADAMW: adamw::AdamW = adamw::AdamW {
     lr: 1e-2,
     beta1: 0.9,
     beta2: 0.99,
@@ -33,14 +34,14 @@ const LION: lion::Lion = lion::Lion {
 };
 
 /// Numbers between -1 and 1.
-fn numbers(count: usize, seed: u64) -> Vec<f64> {
+pub fn numbers(count: usize, seed: u64) -> Vec<f64> {
     (0..count as u64)
         .map(|i| (Noise::key(seed, i) >> 11) as f64 / (1_u64 << 52) as f64 - 1.0)
         .collect()
 }
 
 /// A stored element.
-trait Number: Copy + PartialEq + std::fmt::Debug {
+pub trait Number: Copy + PartialEq + std::fmt::Debug {
     const DTYPE: Float;
     fn of(x: f64) -> Self;
     fn wide(self) -> f64;
@@ -89,11 +90,10 @@ impl<P: Number, S: Number, const N: usize> Tensor<P, S, N> {
             let mut batch = Batch::with_capacity(1);
             let buffers = Buffers {
                 dtype: P::DTYPE,
-                state_dtype: S::DTYPE,
                 len: self.param.len(),
                 param: self.param.as_mut_ptr().cast(),
                 grad: self.grad.as_ptr().cast(),
-                state: std::array::from_fn(|k| self.state[k].as_mut_ptr().cast()),
+                state: std::array::from_fn(|k| State::float(self.state[k].as_mut_ptr().cast(), S::DTYPE)),
                 rounding: rounding.at(0, step as u64),
                 compensation: self.compensation.as_mut_ptr().cast(),
             };

@@ -7,7 +7,7 @@ use half::{bf16, f16};
 
 use super::Momentum;
 use crate::kernels::orthogonal::Numbers;
-use crate::kernels::storage::{BLOCK, Buffers, Float, Rounding, Scalar};
+use crate::kernels::storage::{BLOCK, Buffers, Float, Rounding, Scalar, State};
 use crate::kernels::vector::{Arch, Routine, dispatch};
 use crate::runtime::{Isa, Shared, pool};
 
@@ -41,11 +41,10 @@ impl<'a> Entries<'a> {
         let (dtype, data) = (numbers.dtype(), numbers.as_mut_ptr());
         let buffers = Buffers {
             dtype,
-            state_dtype: dtype,
             len: numbers.len(),
             param: std::ptr::null_mut(),
             grad: data,
-            state: [data],
+            state: [State::float(data, dtype)],
             rounding: Rounding::Nearest,
             compensation: std::ptr::null_mut(),
         };
@@ -130,7 +129,7 @@ impl<'a> Entries<'a> {
                         Reduce {
                             grad: std::slice::from_raw_parts(block.grad.cast::<$grad>(), block.len),
                             momentum: std::slice::from_raw_parts(
-                                block.state[0].cast::<$momentum>(),
+                                block.state[0].data.cast::<$momentum>(),
                                 block.len,
                             ),
                             direction: &self.momentum,
@@ -140,7 +139,7 @@ impl<'a> Entries<'a> {
                 }
             };
         }
-        match (block.dtype, block.state_dtype) {
+        match (block.dtype, block.state_dtype().expect("a momentum of floats")) {
             (F64, _) => run!(f64, f64),
             (F32, Bf16) => run!(f32, bf16),
             (F32, _) => run!(f32, f32),

@@ -53,6 +53,11 @@ impl Piece {
         work_type(self.buffers.dtype)
     }
 
+    /// The type of the momentum, one that the rule [takes](super::MatrixRule::takes).
+    pub fn state_type(&self) -> Float {
+        self.buffers.state_dtype().expect("a momentum of floats")
+    }
+
     pub fn grad_is_zero(&self) -> bool {
         let bytes = self.buffers.len * self.buffers.dtype.size();
         // SAFETY: the maker of the step vouched for the gradient.
@@ -66,7 +71,7 @@ impl Piece {
     /// Bytes of scratch memory for the direction in the momentum's type, where that is not the arithmetic's, and in the
     /// arithmetic's.
     fn scratch(&self) -> (usize, usize) {
-        let (state, work) = (self.buffers.state_dtype, self.work_type());
+        let (state, work) = (self.state_type(), self.work_type());
         let narrow = if state == work {
             0
         } else {

@@ -6,7 +6,7 @@ use super::piece::{Piece, Place, places, work_type};
 use super::{Apply, Chain, Direction, Matrix, Momentum, Parameter, Workspace, Written};
 use crate::kernels::elementwise::{self, Work};
 use crate::kernels::orthogonal::{Input, Numbers};
-use crate::kernels::storage::{BLOCK, Float, Rounding, Scratch};
+use crate::kernels::storage::{BLOCK, Float, Rounding, Scratch, State};
 use crate::runtime::{Isa, Shared, pool};
 
 /// Scratch memory is for so many elements, or for the largest matrix.
@@ -101,8 +101,8 @@ impl MatrixRule {
         let mut batch = elementwise::Batch::with_capacity(pieces.len());
         for (piece, place) in pieces.iter().zip(&places) {
             let [momentum] = piece.buffers.state;
-            let states = [momentum, place.direction];
-            let buffers = piece.buffers.with_states(states, piece.buffers.state_dtype);
+            let direction = State::float(place.direction, piece.state_type());
+            let buffers = piece.buffers.with_states([momentum, direction]);
             // SAFETY: the maker of the step vouched for the tensors, `places` for the direction.
             unsafe { batch.push(self.momentum, buffers.unwritten()) }.expect("a supported combination");
         }
@@ -111,7 +111,7 @@ impl MatrixRule {
             let len = piece.buffers.len;
             // SAFETY: the places are disjoint parts of the scratch memory, with room for each direction in both types.
             let written = unsafe {
-                let input = match piece.buffers.state_dtype {
+                let input = match piece.state_type() {
                     Float::Bf16 => Input::Bf16(std::slice::from_raw_parts(place.direction.cast(), len)),
                     Float::F16 => Input::F16(std::slice::from_raw_parts(place.direction.cast(), len)),
                     Float::F32 | Float::F64 => Input::Output,
@@ -170,7 +170,12 @@ impl MatrixRule {
                 match matrix.direction {
                     Direction::Written(mut numbers) => {
                         let state = numbers.values(threads).as_mut_ptr();
-                        written.push(along, piece.buffers.with_states([state], piece.work_type()))
+                        written.push(
+                            along,
+                            piece
+                                .buffers
+                                .with_states([State::float(state, piece.work_type())]),
+                        )
                     }
                     Direction::Implied(..) => {
                         let momentum = self.momentum;

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use super::*;
 use crate::kernels::orthogonal::{Options, Precision, Schedule};
-use crate::kernels::storage::{Buffers, Float, Rounding};
+use crate::kernels::storage::{Buffers, Float, Rounding, State};
 
 fn rule(transforms: Vec<Arc<dyn Transform>>) -> MatrixRule {
     MatrixRule {
@@ -43,11 +43,10 @@ fn step(rule: MatrixRule, start: f64, parts: Vec<Part>, grad: &[f64]) -> (Vec<f6
     let (mut param, mut momentum) = (vec![start; grad.len()], vec![0.0; grad.len()]);
     let buffers = Buffers {
         dtype: Float::F64,
-        state_dtype: Float::F64,
         len: grad.len(),
         param: param.as_mut_ptr().cast(),
         grad: grad.as_ptr().cast(),
-        state: [momentum.as_mut_ptr().cast()],
+        state: [State::float(momentum.as_mut_ptr().cast(), Float::F64)],
         rounding: Rounding::Nearest,
         compensation: std::ptr::null_mut(),
     };

@@ -2,7 +2,7 @@
 
 use super::{Input, Numbers, Operand, Options, Workspace, orthogonalize};
 use crate::kernels::elementwise::{self, Rule, Work};
-use crate::kernels::storage::{Buffers, Float, Rounding};
+use crate::kernels::storage::{Buffers, Float, Rounding, State};
 use crate::kernels::vector::Vector;
 
 /// A row-major matrix, and where its orthogonalization goes: both of one type, in separate memory or the same.
@@ -62,11 +62,10 @@ pub unsafe fn orthogonalize_all(matrices: &[Memory], options: &Options, threads:
     {
         let buffers = Buffers {
             dtype: matrix.dtype,
-            state_dtype: Float::F32,
             len: wide.len(),
             param: matrix.to,
             grad: matrix.to.cast_const(),
-            state: [wide.as_mut_ptr().cast()],
+            state: [State::float(wide.as_mut_ptr().cast(), Float::F32)],
             rounding: Rounding::Nearest,
             compensation: std::ptr::null_mut(),
         };

@@ -1,28 +1,35 @@
 //! The tensors of one parameter.
 
-use super::{Float, Rounding};
+use super::{Float, Rounding, State};
 
-/// The memory of one parameter, and how it is rounded. All buffers hold `len` elements in the same order; the gradient has the parameter's
-/// type, all state tensors have `state_dtype`.
+/// The memory of one parameter, and how it is rounded. All buffers hold `len` elements in the same order; the gradient
+/// has the parameter's type.
 #[derive(Clone, Copy, Debug)]
 pub struct Buffers<const N: usize> {
     pub dtype: Float,
-    pub state_dtype: Float,
     pub len: usize,
     pub param: *mut u8,
     pub grad: *const u8,
-    pub state: [*mut u8; N],
+    pub state: [State; N],
     pub rounding: Rounding,
     /// Used with [`Rounding::Kahan`], and with [`Rounding::Split`], where it holds 16-bit integers.
     pub compensation: *mut u8,
 }
 
 impl<const N: usize> Buffers<N> {
+    /// The type of all states, if they have one type; without states the parameter's.
+    pub fn state_dtype(&self) -> Option<Float> {
+        let Some(first) = self.state.first() else {
+            return Some(self.dtype);
+        };
+        let dtype = first.dtype();
+        dtype.filter(|_| self.state.iter().all(|state| state.dtype() == dtype))
+    }
+
     /// With other states.
-    pub fn with_states<const M: usize>(&self, state: [*mut u8; M], state_dtype: Float) -> Buffers<M> {
+    pub fn with_states<const M: usize>(&self, state: [State; M]) -> Buffers<M> {
         Buffers {
             dtype: self.dtype,
-            state_dtype,
             len: self.len,
             param: self.param,
             grad: self.grad,
@@ -43,13 +50,13 @@ impl<const N: usize> Buffers<N> {
 
     /// `len` elements from `start` on.
     pub fn part(&self, start: usize, len: usize) -> Self {
-        let at = |pointer: *mut u8, dtype: Float| pointer.wrapping_add(start * dtype.size());
+        let offset = start * self.dtype.size();
         Buffers {
             len,
-            param: at(self.param, self.dtype),
-            grad: at(self.grad.cast_mut(), self.dtype).cast_const(),
-            state: self.state.map(|pointer| at(pointer, self.state_dtype)),
-            compensation: at(self.compensation, self.dtype),
+            param: self.param.wrapping_add(offset),
+            grad: self.grad.wrapping_add(offset),
+            state: self.state.map(|state| state.from(start)),
+            compensation: self.compensation.wrapping_add(offset),
             ..*self
         }
     }

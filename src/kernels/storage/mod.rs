@@ -1,15 +1,19 @@
 //! How numbers lie in memory: element types, the tensors of a parameter, rounding, and copies between layouts.
 
 mod buffers;
+mod codes;
 mod rounding;
 mod scalar;
 mod scratch;
+mod state;
 mod strided;
 
 pub use buffers::Buffers;
+pub use codes::{CODE_BLOCK, Codebook};
 pub use rounding::Rounding;
 pub use scalar::Scalar;
 pub use scratch::Scratch;
+pub use state::{Codes, State, Storage};
 pub use strided::{Access, Dims, Staged, Strided};
 
 /// Elements a task works on. Part of the definition of stochastic rounding, whose random numbers are keyed by block.
@@ -62,6 +66,14 @@ impl Float {
             Float::F64 => 8,
             Float::F32 => 4,
             Float::F16 | Float::Bf16 => 2,
+        }
+    }
+
+    /// The type of the arithmetic on such numbers.
+    pub fn arithmetic(self) -> Float {
+        match self {
+            Float::F64 => Float::F64,
+            Float::F32 | Float::F16 | Float::Bf16 => Float::F32,
         }
     }
 

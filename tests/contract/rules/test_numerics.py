@@ -43,14 +43,17 @@ SIXTEEN_BIT_PAIRS = (
 )
 
 
+# The dtype of all states, or of one by its name.
+StateDType = torch.dtype | tuple[str, torch.dtype] | None
+
+
 @cache
-def trained(
-    name: str, dtype: torch.dtype, state_dtype: torch.dtype | None, rounding: str, how: str
-) -> dict[str, Tensor]:
+def trained(name: str, dtype: torch.dtype, state_dtype: StateDType, rounding: str, how: str) -> dict[str, Tensor]:
     """Parameters and states after the steps, by an instruction set or by the reference."""
     entry = BY_NAME[name]
     params = parameters(entry.shapes, dtype)
-    options = {"state_dtype": state_dtype, "rounding": rounding, "seed": 7}
+    of_states = dict([state_dtype]) if isinstance(state_dtype, tuple) else state_dtype
+    options = {"state_dtype": of_states, "rounding": rounding, "seed": 7}
     if how == "reference":
         options["backend"] = "reference"
     else:
@@ -61,7 +64,7 @@ def trained(
     return contents(optimizer)
 
 
-def portable(name: str, dtype: torch.dtype, state_dtype: torch.dtype | None, rounding: str) -> dict[str, Tensor]:
+def portable(name: str, dtype: torch.dtype, state_dtype: StateDType, rounding: str) -> dict[str, Tensor]:
     """What the portable instruction set gives."""
     before = _core.isa()
     _core.use_isa("portable")
@@ -88,6 +91,19 @@ def test_float32_with_bfloat16_state_equals_the_reference(entry: Entry, isa: str
     # A state that lies between two bfloat16 numbers may be rounded either way: one part in 256 of the state.
     expected = trained(*arguments, "reference")
     assert_close(actual, expected, 2.0**-7)
+    if entry.exact:
+        assert_same_bits(actual, portable(*arguments))
+
+
+@every_near_the_reference
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_states_of_several_dtypes_equal_the_reference(entry: Entry, dtype: torch.dtype, isa: str) -> None:
+    arguments = (entry.name, dtype, (entry.state, torch.bfloat16), "nearest")
+    actual = trained(*arguments, isa)
+    for name, tensor in actual.items():
+        if not name.endswith(("param", ".step")):
+            assert tensor.dtype == (torch.bfloat16 if name.endswith(f".{entry.state}") else torch.float32), name
+    assert_close(actual, trained(*arguments, "reference"), 2.0**-7)
     if entry.exact:
         assert_same_bits(actual, portable(*arguments))
 

@@ -26,6 +26,11 @@ IMPOSSIBLE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"backend": "cuda"}, "Invalid backend value: 'cuda'; expected one of 'auto', 'rust', 'reference'"),
     ({"state_dtype": torch.int8}, r"Invalid state_dtype value: torch.int8; expected one of None, torch.float32"),
     ({"state_dtype": "bf16"}, "Invalid state_dtype value: 'bf16'"),
+    (
+        {"state_dtype": {"exp_avgs": torch.bfloat16}},
+        "Invalid state_dtype: 'exp_avgs' is not a state; expected names of",
+    ),
+    ({"state_dtype": {"exp_avg": "bf16"}}, "Invalid state_dtype value: 'bf16'; expected one of None, torch.float32"),
     ({"seed": -1}, r"Invalid seed value: -1; expected 0 to 2\*\*64 - 1"),
     ({"seed": 2**64}, "Invalid seed value"),
 )

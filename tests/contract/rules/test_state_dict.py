@@ -63,6 +63,17 @@ OPTIONS: tuple[tuple[torch.dtype, dict[str, Any]], ...] = (
 def test_a_loaded_state_resumes_to_the_bit(entry: Entry, dtype: torch.dtype, options: dict[str, Any], way: str) -> None:
     if dtype.is_complex and not entry.complex:
         pytest.skip("this rule has no complex form")
+    assert_resumes(entry, dtype, options, way)
+
+
+@every_entry
+@pytest.mark.parametrize("way", WAYS)
+def test_states_of_several_dtypes_resume_to_the_bit(entry: Entry, way: str) -> None:
+    assert_resumes(entry, torch.float32, {"state_dtype": {entry.state: torch.bfloat16}}, way)
+
+
+def assert_resumes(entry: Entry, dtype: torch.dtype, options: dict[str, Any], way: str) -> None:
+    """Fail unless an optimizer with the loaded state of another goes on as the other does."""
     params = parameters(entry.shapes, dtype)
     optimizer = entry.build(params, **options)
     train(optimizer, params, 3)

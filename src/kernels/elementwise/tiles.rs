@@ -1,0 +1,496 @@
+//! States that are stored in different ways, or as codes: a tile of them at a time is taken into the type of the
+//! arithmetic, updated by the kernel for states of that type, and stored again. So no kernel is needed for each of the
+//! ways together, and where states are of one type the results are the same.
+
+use super::sweep::{Kernel, Span};
+use super::{Rule, Unsupported, kernel};
+use crate::kernels::storage::{
+    Buffers, CODE_BLOCK, Codebook, Codes, Float, Rounding, Scalar, State, Storage,
+};
+use crate::kernels::vector::{Arch, Noise, Routine, Vector, dispatch};
+use crate::runtime::Isa;
+
+/// Elements that are taken in at once; with their states they stay in the nearest cache.
+const TILE: usize = 4 * CODE_BLOCK;
+
+/// The kernel for [`run`]: each state may be stored in any way that all of them could be.
+pub fn kernel_of<R: Rule<N>, const N: usize>(buffers: &Buffers<N>) -> Result<Kernel<R, N>, Unsupported> {
+    for dtype in buffers.state.iter().filter_map(State::dtype) {
+        kernel::<R, N>(buffers.dtype, dtype, buffers.rounding)?;
+    }
+    kernel(buffers.dtype, buffers.dtype.arithmetic(), buffers.rounding)
+}
+
+/// Applies a rule to a block, and returns what the rule counted.
+///
+/// # Safety
+/// The kernel is that of [`kernel_of`]; the buffers are valid for `len` elements and do not overlap.
+pub unsafe fn run<R: Rule<N>, const N: usize>(
+    kernel: Kernel<R, N>,
+    rule: &R,
+    block: &Buffers<N>,
+    noise: Noise,
+) -> u32 {
+    let work = block.dtype.arithmetic();
+    let mut room = [[0_u64; TILE]; N];
+    let mut counted = 0;
+    for start in (0..block.len).step_by(TILE) {
+        let tile = block.part(start, TILE.min(block.len - start));
+        let mut numbers = [std::ptr::null_mut(); N];
+        // SAFETY: the caller's promise, and the room is large enough for numbers of any type.
+        unsafe {
+            for ((numbers, state), room) in numbers.iter_mut().zip(&tile.state).zip(&mut room) {
+                *numbers = load(state, work, tile.len, room.as_mut_ptr().cast());
+            }
+            let noise = Noise {
+                counter: noise.counter + start as u32,
+                ..noise
+            };
+            counted += kernel(rule, &Span::new(&tile, numbers, noise));
+            for (numbers, state) in numbers.iter().zip(&tile.state).take(R::WRITES_STATES) {
+                store(state, work, tile.len, *numbers);
+            }
+        }
+    }
+    counted
+}
+
+/// Where `len` numbers of a state are in the type of the arithmetic: in its own memory if it is of that type, else in
+/// `room`.
+///
+/// # Safety
+/// Both are valid for `len` elements, and nothing else uses them meanwhile.
+unsafe fn load(state: &State, work: Float, len: usize, room: *mut u8) -> *mut u8 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (state.storage, work) {
+            (Storage::Float(dtype), _) if dtype == work => return state.data,
+            (Storage::Float(dtype), _) => convert(Widen, dtype, state.data, room, len),
+            (Storage::Codes(codes), Float::F64) => Coded::<f64>::new(state.data, codes, room, len).decode(),
+            (Storage::Codes(codes), _) => Coded::<f32>::new(state.data, codes, room, len).decode(),
+        }
+    }
+    room
+}
+
+/// Stores the numbers from where [`load`] said that they are.
+///
+/// # Safety
+/// As for [`load`].
+unsafe fn store(state: &State, work: Float, len: usize, numbers: *mut u8) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match (state.storage, work) {
+            (Storage::Float(dtype), _) if dtype == work => {}
+            (Storage::Float(dtype), _) => convert(Narrow, dtype, state.data, numbers, len),
+            (Storage::Codes(codes), Float::F64) => {
+                Coded::<f64>::new(state.data, codes, numbers, len).encode()
+            }
+            (Storage::Codes(codes), _) => Coded::<f32>::new(state.data, codes, numbers, len).encode(),
+        }
+    }
+}
+
+/// The state becomes what the parameter is.
+#[derive(Clone, Copy)]
+struct Widen;
+
+/// The parameter becomes what the state is.
+#[derive(Clone, Copy)]
+struct Narrow;
+
+impl Rule<1> for Widen {
+    const WRITES_PARAM: bool = false;
+
+    #[inline(always)]
+    fn update<V: Vector>(&self, narrow: V, _: V, _: [V; 1]) -> (V, [V; 1]) {
+        (narrow, [narrow])
+    }
+}
+
+impl Rule<1> for Narrow {
+    const WRITES_STATES: usize = 0;
+
+    #[inline(always)]
+    fn update<V: Vector>(&self, _: V, _: V, [wide]: [V; 1]) -> (V, [V; 1]) {
+        (wide, [wide])
+    }
+}
+
+/// Converts between a type of 16 bits and f32 as kernels do.
+///
+/// # Safety
+/// Both are valid for `len` elements, and nothing else uses them meanwhile.
+unsafe fn convert<R: Rule<1>>(rule: R, dtype: Float, narrow: *mut u8, wide: *mut u8, len: usize) {
+    let kernel = kernel::<R, 1>(dtype, Float::F32, Rounding::Nearest);
+    let span = Span {
+        param: narrow,
+        grad: narrow,
+        state: [wide],
+        compensation: std::ptr::null_mut(),
+        len,
+        noise: Noise { key: 0, counter: 0 },
+    };
+    // SAFETY: the caller's promise.
+    unsafe { kernel.expect("f32 beside a type of 16 bits")(&rule, &span) };
+}
+
+/// Codes of a tile, and its numbers.
+struct Coded<'a, T> {
+    book: &'a Codebook,
+    codes: &'a mut [u8],
+    scales: &'a mut [f32],
+    numbers: &'a mut [T],
+}
+
+impl<T: Scalar + From<f32>> Coded<'_, T> {
+    /// # Safety
+    /// The memory is valid for `len` elements, of type `T` where the numbers are, while the result lives.
+    unsafe fn new(data: *mut u8, codes: Codes, numbers: *mut u8, len: usize) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            Coded {
+                book: codes.book,
+                codes: std::slice::from_raw_parts_mut(data, len),
+                scales: std::slice::from_raw_parts_mut(codes.scales, len.div_ceil(CODE_BLOCK)),
+                numbers: std::slice::from_raw_parts_mut(numbers.cast(), len),
+            }
+        }
+    }
+
+    fn decode(self) {
+        dispatch(Isa::current(), Decode(self));
+    }
+
+    fn encode(self) {
+        dispatch(Isa::current(), Encode(self));
+    }
+}
+
+struct Decode<'a, T>(Coded<'a, T>);
+
+impl<T: Scalar + From<f32>> Routine for Decode<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<A: Arch>(self) {
+        let Coded {
+            book,
+            codes,
+            scales,
+            numbers,
+        } = self.0;
+        let blocks = numbers.chunks_mut(CODE_BLOCK).zip(codes.chunks(CODE_BLOCK));
+        for ((numbers, part), &mut scale) in blocks.zip(scales) {
+            let (mut codes, mut block) = ([0; CODE_BLOCK], [0.0; CODE_BLOCK]);
+            codes[..part.len()].copy_from_slice(part);
+            book.decode(&codes, scale, &mut block);
+            for (number, &value) in numbers.iter_mut().zip(&block) {
+                *number = value.into();
+            }
+        }
+    }
+}
+
+struct Encode<'a, T>(Coded<'a, T>);
+
+impl<T: Scalar + From<f32>> Routine for Encode<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<A: Arch>(self) {
+        let Coded {
+            book,
+            codes,
+            scales,
+            numbers,
+        } = self.0;
+        let blocks = numbers.chunks(CODE_BLOCK).zip(codes.chunks_mut(CODE_BLOCK));
+        for ((numbers, part), scale) in blocks.zip(scales) {
+            let (mut codes, mut block) = ([0; CODE_BLOCK], [0.0; CODE_BLOCK]);
+            for (value, &number) in block.iter_mut().zip(numbers) {
+                *value = number.wide() as f32;
+            }
+            *scale = book.encode(&block, &mut codes);
+            part.copy_from_slice(&codes[..part.len()]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+
+    use super::*;
+    use crate::kernels::elementwise::tests::{ADAMW, Number, numbers, one_at_a_time};
+    use crate::kernels::elementwise::{self, Batch, Hyperparameters, adamw};
+    use crate::kernels::storage::BLOCK;
+
+    /// A state tensor in any storage.
+    #[derive(Clone, Debug, PartialEq)]
+    enum Stored {
+        F64(Vec<f64>),
+        F32(Vec<f32>),
+        F16(Vec<f16>),
+        Bf16(Vec<bf16>),
+        Codes {
+            signed: bool,
+            codes: Vec<u8>,
+            scales: Vec<f32>,
+        },
+    }
+
+    impl Stored {
+        fn codes(signed: bool) -> Stored {
+            Stored::Codes {
+                signed,
+                codes: vec![],
+                scales: vec![],
+            }
+        }
+
+        fn book(signed: bool) -> &'static Codebook {
+            if signed {
+                Codebook::signed()
+            } else {
+                Codebook::unsigned()
+            }
+        }
+
+        fn state(&mut self) -> State {
+            match self {
+                Stored::F64(all) => State::float(all.as_mut_ptr().cast(), Float::F64),
+                Stored::F32(all) => State::float(all.as_mut_ptr().cast(), Float::F32),
+                Stored::F16(all) => State::float(all.as_mut_ptr().cast(), Float::F16),
+                Stored::Bf16(all) => State::float(all.as_mut_ptr().cast(), Float::Bf16),
+                Stored::Codes {
+                    signed,
+                    codes,
+                    scales,
+                } => State {
+                    data: codes.as_mut_ptr(),
+                    storage: Storage::Codes(Codes {
+                        book: Stored::book(*signed),
+                        scales: scales.as_mut_ptr(),
+                    }),
+                },
+            }
+        }
+
+        fn get(&self) -> Vec<f64> {
+            match self {
+                Stored::F64(all) => all.clone(),
+                Stored::F32(all) => all.iter().map(|&x| x.into()).collect(),
+                Stored::F16(all) => all.iter().map(|x| x.to_f64()).collect(),
+                Stored::Bf16(all) => all.iter().map(|x| x.to_f64()).collect(),
+                Stored::Codes {
+                    signed,
+                    codes,
+                    scales,
+                } => {
+                    let mut numbers = Vec::new();
+                    for (codes, &scale) in codes.chunks(CODE_BLOCK).zip(scales) {
+                        let (mut block, mut decoded) = ([0; CODE_BLOCK], [0.0; CODE_BLOCK]);
+                        block[..codes.len()].copy_from_slice(codes);
+                        Stored::book(*signed).decode(&block, scale, &mut decoded);
+                        numbers.extend(decoded[..codes.len()].iter().map(|&x| f64::from(x)));
+                    }
+                    numbers
+                }
+            }
+        }
+
+        fn put(&mut self, numbers: &[f64]) {
+            let singles = numbers.iter().map(|&x| x as f32);
+            match self {
+                Stored::F64(all) => *all = numbers.to_vec(),
+                Stored::F32(all) => *all = singles.collect(),
+                Stored::F16(all) => *all = singles.map(f16::from_f32).collect(),
+                Stored::Bf16(all) => *all = singles.map(bf16::from_f32).collect(),
+                Stored::Codes {
+                    signed,
+                    codes,
+                    scales,
+                } => {
+                    (*codes, *scales) = (vec![], vec![]);
+                    for numbers in singles.collect::<Vec<_>>().chunks(CODE_BLOCK) {
+                        let (mut block, mut encoded) = ([0.0; CODE_BLOCK], [0; CODE_BLOCK]);
+                        block[..numbers.len()].copy_from_slice(numbers);
+                        scales.push(Stored::book(*signed).encode(&block, &mut encoded));
+                        codes.extend(&encoded[..numbers.len()]);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A parameter with its states.
+    #[derive(Clone, Debug, PartialEq)]
+    struct Tensor<P, const N: usize> {
+        param: Vec<P>,
+        /// For parameters of 16 bits, which alone use it.
+        compensation: Vec<u16>,
+        states: [Stored; N],
+    }
+
+    impl<P: Number, const N: usize> Tensor<P, N> {
+        fn new(len: usize, mut states: [Stored; N]) -> Self {
+            states.iter_mut().for_each(|state| state.put(&vec![0.0; len]));
+            Tensor {
+                param: numbers(len, 1).into_iter().map(P::of).collect(),
+                compensation: vec![0; len],
+                states,
+            }
+        }
+
+        fn step(&mut self, hyper: &impl Hyperparameters<N>, step: u32, rounding: Rounding, threads: usize) {
+            let grad: Vec<P> = numbers(self.param.len(), 2 + u64::from(step))
+                .into_iter()
+                .map(P::of)
+                .collect();
+            let mut states = self.states.iter_mut();
+            let buffers = Buffers {
+                dtype: P::DTYPE,
+                len: self.param.len(),
+                param: self.param.as_mut_ptr().cast(),
+                grad: grad.as_ptr().cast(),
+                state: std::array::from_fn(|_| states.next().unwrap().state()),
+                rounding: rounding.at(0, step.into()),
+                compensation: self.compensation.as_mut_ptr().cast(),
+            };
+            let mut batch = Batch::with_capacity(1);
+            // SAFETY: the vectors have `len` elements and outlive the batch.
+            unsafe { batch.push(hyper.at_step(step.into()), buffers) }.unwrap();
+            elementwise::run(&[Box::new(batch)], threads);
+        }
+    }
+
+    /// Trains with the states as they are, and beside it with states of the arithmetic's type that are put through the
+    /// storage after every step.
+    fn check<P: Number, const N: usize>(
+        hyper: &impl Hyperparameters<N>,
+        rounding: Rounding,
+        states: [Stored; N],
+    ) {
+        let work = match P::DTYPE {
+            Float::F64 => Stored::F64(vec![]),
+            _ => Stored::F32(vec![]),
+        };
+        for len in [1, 15, CODE_BLOCK - 1, CODE_BLOCK, TILE + 1, BLOCK + TILE + 77] {
+            let mut results = vec![];
+            for isa in Isa::supported() {
+                isa.select();
+                let mut tensor = Tensor::<P, N>::new(len, states.clone());
+                let mut model = Tensor::<P, N>::new(len, std::array::from_fn(|_| work.clone()));
+                for step in 1..=3 {
+                    tensor.step(hyper, step, rounding, 1);
+                    model.step(hyper, step, rounding, 1);
+                    for (state, stored) in model.states.iter_mut().zip(&mut states.clone()) {
+                        stored.put(&state.get());
+                        state.put(&stored.get());
+                    }
+                }
+                assert!(
+                    tensor.param == model.param,
+                    "{isa:?}, {rounding:?}, {len}: parameters"
+                );
+                assert!(
+                    tensor.compensation == model.compensation,
+                    "{isa:?}, {rounding:?}, {len}: compensation"
+                );
+                for (state, model) in tensor.states.iter().zip(&model.states) {
+                    assert!(
+                        state.get() == model.get(),
+                        "{isa:?}, {rounding:?}, {len}: {states:?}"
+                    );
+                }
+                results.push(tensor);
+            }
+            assert!(
+                results.windows(2).all(|pair| pair[0] == pair[1]),
+                "instruction sets differ at length {len}"
+            );
+        }
+    }
+
+    #[test]
+    fn states_of_any_storage_are_those_of_the_arithmetic_put_through_it() {
+        let _turn = one_at_a_time();
+        let (f32s, f16s, bf16s) = (Stored::F32(vec![]), Stored::F16(vec![]), Stored::Bf16(vec![]));
+        let (signed, unsigned) = (Stored::codes(true), Stored::codes(false));
+        let nearest = Rounding::Nearest;
+        check::<f32, 2>(&ADAMW, nearest, [bf16s.clone(), f32s.clone()]);
+        check::<f32, 2>(&ADAMW, nearest, [signed.clone(), f32s.clone()]);
+        check::<f64, 2>(&ADAMW, nearest, [signed.clone(), Stored::F64(vec![])]);
+        let three = [signed.clone(), bf16s.clone(), f32s.clone()];
+        check::<f32, 3>(&adamw::AmsGrad(ADAMW), nearest, three);
+        let stochastic = Rounding::Stochastic { stream: 3 };
+        for rounding in [nearest, stochastic, Rounding::Kahan, Rounding::Split] {
+            check::<bf16, 2>(&ADAMW, rounding, [signed.clone(), unsigned.clone()]);
+            check::<bf16, 2>(&ADAMW, rounding, [bf16s.clone(), f32s.clone()]);
+        }
+        for rounding in [nearest, stochastic, Rounding::Kahan] {
+            check::<f16, 2>(&ADAMW, rounding, [f16s.clone(), bf16s.clone()]);
+        }
+    }
+
+    #[test]
+    fn states_of_one_type_and_of_several_agree_within_its_rounding() {
+        let _turn = one_at_a_time();
+        let of = |states| {
+            let mut tensor = Tensor::<f32, 2>::new(TILE + 3, states);
+            (1..=5).for_each(|step| tensor.step(&ADAMW, step, Rounding::Nearest, 1));
+            tensor.param
+        };
+        let exact = of([Stored::F32(vec![]), Stored::F32(vec![])]);
+        for (tolerance, states) in [
+            (1e-3, [Stored::Bf16(vec![]), Stored::F32(vec![])]),
+            (1e-3, [Stored::F32(vec![]), Stored::Bf16(vec![])]),
+            (1e-2, [Stored::codes(true), Stored::F32(vec![])]),
+        ] {
+            let error = of(states.clone())
+                .iter()
+                .zip(&exact)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, f32::max);
+            assert!(error < tolerance && error > 0.0, "{error} with {states:?}");
+        }
+    }
+
+    #[test]
+    fn the_number_of_threads_does_not_change_a_bit() {
+        let _turn = one_at_a_time();
+        let after = |threads| {
+            let states = [Stored::codes(true), Stored::codes(false)];
+            let mut tensor = Tensor::<bf16, 2>::new(5 * BLOCK + 3, states);
+            tensor.step(&ADAMW, 1, Rounding::Stochastic { stream: 9 }, threads);
+            tensor
+        };
+        let alone = after(1);
+        for threads in [2, 3, 4] {
+            assert!(after(threads) == alone, "{threads} threads");
+        }
+    }
+
+    #[test]
+    fn each_state_has_to_be_one_that_all_could_be() {
+        let refused = |dtype, states: [Float; 2], rounding| {
+            let buffers = Buffers {
+                dtype,
+                len: 0,
+                param: std::ptr::null_mut(),
+                grad: std::ptr::null(),
+                state: states.map(|dtype| State::float(std::ptr::null_mut(), dtype)),
+                rounding,
+                compensation: std::ptr::null_mut(),
+            };
+            kernel_of::<adamw::AdamWRule, 2>(&buffers).is_err()
+        };
+        use Float::*;
+        assert!(!refused(F32, [Bf16, F32], Rounding::Nearest));
+        assert!(refused(F32, [F32, F16], Rounding::Nearest));
+        assert!(refused(F32, [F64, F32], Rounding::Nearest));
+        assert!(refused(F64, [F64, F32], Rounding::Nearest));
+        assert!(refused(F16, [Bf16, F32], Rounding::Split));
+    }
+}
