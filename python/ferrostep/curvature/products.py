@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.numpy.arrays import listed
 
 Loss: TypeAlias = "Tensor | Callable[[], Tensor]"
@@ -53,9 +54,9 @@ class HessianProduct:
     def __init__(self, loss: Loss, params: Iterable[Tensor], *, grad_scale: float = 1.0) -> None:
         self.params = listed_parameters(params)
         if not hasattr(grad_scale, "__float__"):
-            raise TypeError(f"grad_scale is a {type(grad_scale).__name__}, expected a number")
+            raise wrong_kind("grad_scale", grad_scale, "a number")
         if not grad_scale > 0.0:
-            raise ValueError(f"Invalid grad_scale value: {grad_scale}; expected a number above 0")
+            raise Problem.NUMBER.of("grad_scale value", grad_scale, "a number above 0")
         self.grad_scale = grad_scale
         self._trainable = [i for i, p in enumerate(self.params) if p.requires_grad]
         gradients = first_derivatives(evaluated(loss), self.params, create_graph=True)
@@ -127,12 +128,12 @@ def listed_parameters(params: Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -
     for i, item in enumerate(listed("params", params)):
         p = item[1] if isinstance(item, tuple) and len(item) == 2 else item
         if not isinstance(p, Tensor):
-            raise TypeError(f"params[{i}] is a {type(item).__name__}, expected a torch.Tensor or (name, torch.Tensor)")
+            raise wrong_kind(f"params[{i}]", item, "a torch.Tensor or (name, torch.Tensor)")
         if id(p) in found:
             raise ValueError(f"params[{i}] has come before, expected each parameter once")
         found[id(p)] = p
     if not found:
-        raise ValueError("params is empty, expected at least one parameter")
+        raise Problem.EMPTY.of("params", "nothing", "at least one parameter")
     return list(found.values())
 
 
@@ -189,12 +190,11 @@ def draw_probes(
     one if None.
     """
     if distribution not in DISTRIBUTIONS:
-        expected = " or ".join(map(repr, DISTRIBUTIONS))
-        raise ValueError(f"Invalid distribution value: {distribution!r}; expected {expected}")
+        raise wrong_choice("distribution value", distribution, *DISTRIBUTIONS)
     params = list(params)
     for i, p in enumerate(params):
         if p.is_complex():
-            raise ValueError(f"parameter {i} has dtype {p.dtype}, expected a real one")
+            raise Problem.DTYPE.of(f"parameter {i}", p.dtype, "a real one")
     with torch.no_grad():
         probes = [torch.empty_like(p, requires_grad=False) for p in params]
         for probe in probes:

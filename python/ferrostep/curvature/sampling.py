@@ -17,7 +17,9 @@ from torch import Tensor
 
 from ferrostep.curvature.diagonal import count_ranks, mean_over_ranks
 from ferrostep.curvature.products import Loss, evaluated, first_derivatives, listed_parameters, work_dtype
+from ferrostep.errors import Problem
 from ferrostep.numpy.arrays import whole
+from ferrostep.reference import checks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -56,14 +58,12 @@ def sampled_cross_entropy(
     """
     _check_predictions("logits", logits)
     if logits.ndim == 0 or logits.shape[-1] == 0:
-        raise ValueError(f"logits has shape {list(logits.shape)}, expected classes in the last dimension")
+        raise Problem.SHAPE.of("logits", list(logits.shape), "classes in the last dimension")
     rows = logits.reshape(-1, logits.shape[-1])
     if targets is not None:
-        if not isinstance(targets, Tensor):
-            raise TypeError(f"targets is a {type(targets).__name__}, expected a torch.Tensor")
+        checks.tensor("targets", targets)
         if targets.shape != logits.shape[:-1]:
-            expected = list(logits.shape[:-1])
-            raise ValueError(f"targets has shape {list(targets.shape)}, expected {expected} for these logits")
+            raise Problem.SHAPE.of("targets", list(targets.shape), f"{list(logits.shape[:-1])} for these logits")
         rows = rows[targets.reshape(-1) != ignore_index]
     if len(rows) == 0:
         return rows.sum(), 0
@@ -137,7 +137,6 @@ def gauss_newton_bartlett(
 
 
 def _check_predictions(name: str, x: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor")
+    checks.tensor(name, x)
     if not x.is_floating_point():
-        raise ValueError(f"{name} has dtype {x.dtype}, expected a floating-point one")
+        raise Problem.DTYPE.of(name, x.dtype, "a floating-point one")

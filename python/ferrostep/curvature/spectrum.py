@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ferrostep.curvature.products import HessianProduct, Loss, draw_probes, listed_parameters
+from ferrostep.errors import Problem
 from ferrostep.numpy.arrays import check, whole
 
 
@@ -160,7 +161,7 @@ def top_eigenvalue(
     check("tolerance", tolerance, 0.0)
     for i, p in enumerate(params):
         if p.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"parameter {i} has dtype {p.dtype}, expected float32 or float64")
+            raise Problem.DTYPE.of(f"parameter {i}", p.dtype, "float32 or float64")
     product = HessianProduct(loss, params)
 
     def multiply(vector: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core
+from ferrostep.errors import wrong_kind
 from ferrostep.numpy.arrays import listed, nested, numbers
 from ferrostep.reference import checks
 from ferrostep.reference import gradients as reference
@@ -48,7 +49,8 @@ def combine(
         ``out``, with None where all gradients have it. 16-bit numbers are rounded once for six gradients, and again for
         every five more.
     """
-    lists, row = nested("gradients", gradients), numbers("weights", weights)
+    lists = nested("gradients", gradients)
+    row = numbers("weights", weights, ("gradients", lists))
     given = [None] * len(lists[0]) if out is None else out
     to = written("out", given, lists, torch.empty_like)
     call: Callable[[], Any]
@@ -102,7 +104,7 @@ def written(name: str, given: Any, others: Sequence[Gradient], make: Callable[[T
     """
     to = listed(name, given)
     if not hasattr(given, "__getitem__"):
-        raise TypeError(f"{name} is a {type(given).__name__}, expected a list")
+        raise wrong_kind(name, given, "a list")
     for place in [place for place, there in enumerate(to) if there is None]:
         first = next((x[place] for x in others if place < len(x) and isinstance(x[place], Tensor)), None)
         if first is not None:

@@ -14,6 +14,7 @@ from ferrostep import _core
 from ferrostep.curvature.products import check_reached
 from ferrostep.gradients.lists import Gradient, elsewhere, settle, written
 from ferrostep.numpy.arrays import listed
+from ferrostep.reference import checks
 from ferrostep.reference import gradients as reference
 
 
@@ -140,8 +141,7 @@ class OrthogonalGradient:
         if extra_loss is not None:
             losses["extra_loss"] = extra_loss
         for name, loss in losses.items():
-            if not isinstance(loss, Tensor):
-                raise TypeError(f"{name} is a {type(loss).__name__}, expected a torch.Tensor")
+            checks.tensor(name, loss)
         params = self._params()
         if not params:
             raise RuntimeError("no parameter of the optimizer requires gradients")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core
+from ferrostep.errors import Problem
 from ferrostep.gradients.lists import Gradient, elsewhere, gram, named, settle, written
 from ferrostep.numpy import weights
 from ferrostep.numpy.arrays import Array, listed, nested
@@ -107,5 +108,5 @@ def _array(gram: Tensor) -> Array:
     if not isinstance(gram, Tensor):
         return weights.checked(gram)
     if gram.is_complex():
-        raise TypeError(f"gram has dtype {gram.dtype}, expected real numbers")
+        raise Problem.NOT_REAL.of("gram", gram.dtype, "real numbers")
     return weights.checked(gram.detach().double().cpu().numpy())

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core
+from ferrostep.errors import Problem, wrong_kind
 from ferrostep.guidance.momentum import MomentumBuffer
 from ferrostep.guidance.parameterization import from_denoised, to_denoised
 from ferrostep.numpy.arrays import integers, listed, numbers, scales
@@ -111,8 +112,7 @@ def apg(
     momentum = None
     if momentum_buffer is not None:
         if not isinstance(momentum_buffer, MomentumBuffer):
-            what = type(momentum_buffer).__name__
-            raise TypeError(f"momentum_buffer is a {what}, expected a ferrostep.guidance.MomentumBuffer")
+            raise wrong_kind("momentum_buffer", momentum_buffer, "a ferrostep.guidance.MomentumBuffer")
         momentum, inputs["momentum_buffer"] = momentum_buffer.momentum, momentum_buffer.of(cond)
         checks.finite(momentum=momentum)
     rule = _core.Guidance.apg(each, eta, norm_threshold or 0.0, momentum, base, rescale)
@@ -211,9 +211,8 @@ def perp_neg(
         weights: one for each, usually positive.
         dims, out: see the module.
     """
-    negatives, weights = listed("negatives", negatives), numbers("weights", weights)
-    if len(weights) != len(negatives):
-        raise ValueError(f"weights has {len(weights)} numbers, expected {len(negatives)}: one for each of negatives")
+    negatives = listed("negatives", negatives)
+    weights = numbers("weights", weights, ("negatives", negatives))
     inputs = {"cond": cond, "uncond": uncond, **{f"negatives[{i}]": x for i, x in enumerate(negatives)}}
     rule, dims = _core.Guidance.perp_neg(_scales(scale, inputs), weights), _dims(dims)
     if _elsewhere(inputs, dims, out, scale):
@@ -270,10 +269,9 @@ def _into(out: Tensor | None, result: Tensor) -> Tensor:
 
 def _check(inputs: dict[str, Any]) -> None:
     for name, x in inputs.items():
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor")
+        checks.tensor(name, x)
         if x.is_complex():
-            raise TypeError("the predictions are complex, expected real numbers")
+            raise Problem.NOT_REAL.of(name, x.dtype, "real numbers")
 
 
 def _scales(scale: float | Tensor, inputs: dict[str, Tensor]) -> list[float]:

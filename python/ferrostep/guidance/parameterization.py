@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ferrostep.errors import Problem, wrong_choice, wrong_kind
+from ferrostep.reference import checks
+
 
 def to_denoised(
     prediction: Tensor, sample: Tensor, *, prediction_type: str, alpha: float | Tensor = 1.0, sigma: float | Tensor
@@ -52,16 +55,15 @@ def from_denoised(
 def _check(prediction_type: str, **tensors: Tensor) -> None:
     known = ("epsilon", "v_prediction", "flow_prediction", "sample")
     if prediction_type not in known:
-        raise ValueError(f"Invalid prediction_type: {prediction_type!r}; expected one of {', '.join(known)}")
+        raise wrong_choice("prediction_type", prediction_type, *known)
     for name, x in tensors.items():
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor")
+        checks.tensor(name, x)
     (_, first), (name, second) = tensors.items()
     if second.shape != first.shape:
-        raise ValueError(f"{name} has shape {list(second.shape)}, expected {list(first.shape)}")
+        raise Problem.SHAPE.of(name, list(second.shape), list(first.shape))
 
 
 def _check_numbers(**numbers: float | Tensor) -> None:
     for name, x in numbers.items():
         if not hasattr(x, "__float__"):
-            raise TypeError(f"{name} is a {type(x).__name__}, expected a number or a torch.Tensor")
+            raise wrong_kind(name, x, "a number or a torch.Tensor")

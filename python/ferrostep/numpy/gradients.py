@@ -78,8 +78,9 @@ def combine(
     num_threads: int | None = None,
 ) -> None:
     """Write to ``out`` the sum of gradients, each times its weight, as :func:`ferrostep.gradients.combine`."""
-    row = numbers("weights", weights)
-    _core.combine(nested("gradients", gradients), [writable("out", out)], [row], threads(num_threads))
+    lists = nested("gradients", gradients)
+    row = numbers("weights", weights, ("gradients", lists))
+    _core.combine(lists, [writable("out", out)], [row], threads(num_threads))
 
 
 def pcgrad_(

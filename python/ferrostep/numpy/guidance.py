@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ferrostep import _core
+from ferrostep.errors import Problem, wrong_kind
 from ferrostep.numpy.arrays import Array, integers, listed, numbers, scales, threads
 
 Dims = int | Sequence[int] | None
@@ -107,9 +108,8 @@ def perp_neg(
     num_threads: int | None = None,
 ) -> Array:
     """Perp-Neg (arXiv 2304.04968), as :func:`ferrostep.guidance.perp_neg`."""
-    negatives, weights = listed("negatives", negatives), numbers("weights", weights)
-    if len(weights) != len(negatives):
-        raise ValueError(f"weights has {len(weights)} numbers, expected {len(negatives)}: one for each of negatives")
+    negatives = listed("negatives", negatives)
+    weights = numbers("weights", weights, ("negatives", negatives))
     inputs = _checked(cond=cond, uncond=uncond, **{f"negatives[{i}]": x for i, x in enumerate(negatives)})
     return _guide(_core.Guidance.perp_neg(scales(scale, cond), weights), inputs, dims, out, num_threads)
 
@@ -131,9 +131,9 @@ def _guide(rule: _core.Guidance, inputs: list[Array], dims: Dims, out: Array | N
 def _checked(**inputs: Array) -> list[Array]:
     for name, x in inputs.items():
         if not isinstance(x, np.ndarray):
-            raise TypeError(f"{name} is a {type(x).__name__}, expected a numpy.ndarray")
+            raise wrong_kind(name, x, "a numpy.ndarray")
         if np.iscomplexobj(x):
-            raise TypeError("the predictions are complex, expected real numbers")
+            raise Problem.NOT_REAL.of(name, x.dtype, "real numbers")
     return list(inputs.values())
 
 

@@ -11,6 +11,7 @@ from numbers import Real
 
 import numpy as np
 
+from ferrostep.errors import Problem
 from ferrostep.numpy.arrays import Array, check
 
 HULL = 1e-7
@@ -137,10 +138,10 @@ def checked(gram: Array) -> Array:
     if not isinstance(gram, np.ndarray):
         _check_numbers(gram)
     elif gram.dtype.kind not in "fiub":
-        raise TypeError(f"gram has dtype {gram.dtype}, expected real numbers")
+        raise Problem.NOT_REAL.of("gram", gram.dtype, "real numbers")
     matrix = np.asarray(gram, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) == 0:
-        raise ValueError(f"gram has shape {list(matrix.shape)}, expected a square matrix")
+        raise Problem.SHAPE.of("gram", list(matrix.shape), "a square matrix")
     if not np.isfinite(matrix).all():
         raise ValueError("gram has NaN or infinity, expected finite numbers")
     return matrix

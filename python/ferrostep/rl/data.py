@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ferrostep.errors import Problem
 from ferrostep.numpy.arrays import Array
 
 
@@ -128,12 +129,11 @@ def _check(given: Mapping[str, Array]) -> None:
     observations = given["observations"]
     for name, array in given.items():
         if array.ndim != _DIMENSIONS[name]:
-            raise ValueError(f"{name} has shape {list(array.shape)}, expected {_DIMENSIONS[name]} dimension(s)")
+            raise Problem.SHAPE.of(name, list(array.shape), f"{_DIMENSIONS[name]} dimension(s)")
         if len(array) != len(observations):
             raise ValueError(f"{name} has length {len(array)}, expected {len(observations)}")
         if name == "next_observations" and array.shape != observations.shape:
-            shapes = [list(x.shape) for x in (array, observations)]
-            raise ValueError(f"next_observations has shape {shapes[0]}, expected {shapes[1]}, as observations")
+            raise Problem.SHAPE.of(name, list(array.shape), f"{list(observations.shape)}, as observations")
         bad = np.flatnonzero(~np.isfinite(array).all(tuple(range(1, array.ndim))))
         if len(bad):
             raise ValueError(f"{name} has NaN or infinity, first in row {bad[0]}")

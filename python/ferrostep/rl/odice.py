@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
+from ferrostep.errors import Problem, wrong_choice
 from ferrostep.gradients import OrthogonalGradient, ema_
 from ferrostep.rl.data import Transitions
 from ferrostep.rl.networks import GaussianPolicy, TwinValue, mlp
@@ -113,7 +114,7 @@ class ODICE:
             ("weights", weights, ("official", "paper")),
         ):
             if value not in known:
-                raise ValueError(f"Invalid {name}: {value!r}; expected one of {', '.join(known)}")
+                raise wrong_choice(name, value, *known)
         for name, number, fits in (
             ("lam", lam, 0 < lam < 1),
             ("eta", eta, 0 <= eta < math.inf),
@@ -300,7 +301,7 @@ class ODICE:
             sizes["expert"] = (expert, self.observation_size)
         for name, (tensor, size) in sizes.items():
             if tensor.ndim != 2 or tensor.shape[1] != size:
-                raise ValueError(f"{name} has shape {list(tensor.shape)}, expected (N, {size})")
+                raise Problem.SHAPE.of(name, list(tensor.shape), f"(N, {size})")
         if expert is not None and not (len(expert) > 0 and bool(expert.isfinite().all())):
             raise ValueError("expert is empty or has NaN or infinity, expected finite observations")
         if not bool((data.actions.abs() <= 1 + 1e-6).all()):
