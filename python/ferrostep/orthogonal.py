@@ -60,6 +60,8 @@ def orthogonalize(
 ) -> Tensor | list[Tensor]:
     """Orthogonalize matrices: with ``G = U S V^T``, about ``U V^T`` by Newton-Schulz, as Muon does.
 
+    The iteration and its coefficients: Jordan et al. 2024; Bernstein and Newhouse, arXiv 2409.20325.
+
     Args:
         tensors: a tensor of shape (..., rows, columns), or several, of dtype float32, float64, bfloat16 or float16.
             All matrices of a call are spread over the threads together.
@@ -76,6 +78,12 @@ def orthogonalize(
     Raises:
         ValueError, TypeError, RuntimeError: an impossible argument, or a tensor that cannot be taken. Nothing has
             been changed then.
+
+    Example:
+        >>> orthogonal = orthogonalize(torch.tensor([[3.0, 0.0], [4.0, 5.0]]), steps=15, coefficients="classic")
+        >>> (orthogonal @ orthogonal.T).abs().round(decimals=3)
+        tensor([[1., 0.],
+                [0., 1.]])
     """
     single = isinstance(tensors, Tensor)
     inputs = [tensors] if isinstance(tensors, Tensor) else listed("tensors", tensors)

@@ -23,22 +23,27 @@ def double_backward() -> Iterator[None]:
     """Compute attention in a form that can be differentiated twice, which the fused kernels of CPU and CUDA cannot.
 
     Example:
-        >>> with double_backward():  # doctest: +SKIP
-        ...     loss = model(x).mean()
+        >>> x = torch.ones(1, 2, 4, requires_grad=True)
+        >>> with double_backward():
+        ...     loss = torch.nn.functional.scaled_dot_product_attention(x, x, x).sum()
+        >>> [h.shape for h in HessianProduct(loss, [x])([torch.ones_like(x)])]
+        [torch.Size([1, 2, 4])]
     """
     with sdpa_kernel(SDPBackend.MATH):
         yield
 
 
 class HessianProduct:
-    r"""The Hessian of a loss as a function of a vector: ``v -> H v``.
+    r"""The Hessian of a loss as a function of a vector: ``v -> H v``, by differentiating twice (Pearlmutter 1994).
 
     Args:
-        loss: a scalar tensor with its graph, or a function without arguments that returns one; the function is called
-            once, with gradients enabled and under :func:`double_backward`.
-        params: the parameters in which to differentiate, or (name, parameter) pairs. One that the loss does not use,
-            or that does not require gradients, has zeros for its part of the Hessian.
+        loss: a tensor of shape () with its graph, or a function without arguments that returns one; the function is
+            called once, with gradients enabled and under :func:`double_backward`.
+        params: the parameters in which to differentiate, of any shape and floating-point dtype, or (name, parameter)
+            pairs. One that the loss does not use, or that does not require gradients, has zeros for its part of the
+            Hessian.
         grad_scale: what the loss has been multiplied by (``GradScaler.get_scale()``); products are divided by it.
+            Default 1.
 
     The graph is kept while the object lives, for any number of products; dropout and the like are those of the one
     forward pass, so all products belong to one symmetric matrix. ``p.grad`` is not touched.
@@ -49,6 +54,12 @@ class HessianProduct:
         RuntimeError: the loss has no graph, reaches none of the parameters, or lacks some of them and went through
             ``torch.utils.checkpoint`` with ``use_reentrant=True``; a gradient is sparse; or, in a call, the loss went
             through an operation without a second derivative.
+
+    Example:
+        >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> product = HessianProduct((w**3).sum(), [w])
+        >>> product([torch.ones(2)])
+        [tensor([ 6., 12.])]
     """
 
     def __init__(self, loss: Loss, params: Iterable[Tensor], *, grad_scale: float = 1.0) -> None:

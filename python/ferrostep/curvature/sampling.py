@@ -35,8 +35,8 @@ def sampled_cross_entropy(
     """Mean cross-entropy at labels drawn from the model's own distribution, and the number of labels.
 
     Args:
-        logits: ``[..., classes]``, with their graph.
-        targets: ``[...]``, the true labels: only looked at for positions with ``ignore_index``, which draw no label
+        logits: shape (..., classes), of a floating-point dtype, with their graph.
+        targets: shape (...), the true labels: only looked at for positions with ``ignore_index``, which draw no label
             (masked or padded positions would else enter the curvature). Default None: every position counts.
         ignore_index: as of ``torch.nn.functional.cross_entropy``. Default -100.
         generator: for the labels; default torch's global one.
@@ -47,7 +47,9 @@ def sampled_cross_entropy(
         and :class:`SophiaG` skips the estimate.
 
     Raises:
-        ValueError: ``targets`` has not the shape of ``logits`` without its last dimension.
+        TypeError: something else than tensors.
+        ValueError: ``logits`` of integers or without classes, or ``targets`` not of their shape without the last
+            dimension.
 
     Example:
         >>> logits = torch.zeros(2, 3, 5, requires_grad=True)
@@ -81,11 +83,19 @@ def sampled_squared_error(outputs: Tensor, *, generator: torch.Generator | None 
     The curvature is that of ``0.5 * mse_loss`` (mean over all elements); ``mse_loss`` itself has twice of it.
 
     Args:
-        outputs: of any shape, with their graph.
+        outputs: of any shape and floating-point dtype, with their graph.
         generator: for the noise; default torch's global one.
 
     Returns:
         The mean loss and the number of labels, one per element; 0 and 0 without any.
+
+    Raises:
+        TypeError, ValueError: ``outputs`` is no tensor, or one of integers.
+
+    Example:
+        >>> loss, labels = sampled_squared_error(torch.zeros(2, 3, requires_grad=True))
+        >>> loss.shape, labels
+        (torch.Size([]), 6)
     """
     _check_predictions("outputs", outputs)
     if outputs.numel() == 0:
@@ -103,7 +113,9 @@ def gauss_newton_bartlett(
     grad_scale: float = 1.0,
     all_reduce: bool | ProcessGroup = True,
 ) -> list[Tensor]:
-    """An estimate of the Gauss-Newton diagonal from a loss at sampled labels; ``p.grad`` is not touched.
+    """An estimate of the Gauss-Newton diagonal from a loss at sampled labels (arXiv 2305.14342, Algorithm 2).
+
+    ``p.grad`` is not touched.
 
     Args:
         loss: the mean over sampled labels, from :func:`sampled_cross_entropy` or :func:`sampled_squared_error`.
@@ -117,14 +129,15 @@ def gauss_newton_bartlett(
             True.
 
     Returns:
-        ``B * g^2``, one tensor like each parameter, float32 for bfloat16 and float16 ones.
+        ``B * g^2``, one tensor of each parameter's shape, float32 for bfloat16 and float16 ones, else of its dtype.
 
     Raises:
         TypeError, ValueError, RuntimeError: as of :class:`HessianProduct`.
 
     Example:
-        >>> logits = model(x)  # doctest: +SKIP
-        >>> d = gauss_newton_bartlett(*sampled_cross_entropy(logits, y), model.parameters())  # doctest: +SKIP
+        >>> w = torch.zeros(2, requires_grad=True)
+        >>> gauss_newton_bartlett(*sampled_cross_entropy(w.expand(1, 2)), [w])
+        [tensor([0.2500, 0.2500])]
     """
     params, labels = listed_parameters(params), whole("labels", labels, 0)
     gradients = first_derivatives(evaluated(loss), params, retain_graph=retain_graph)

@@ -24,9 +24,19 @@ def pcgrad_(gradients: Sequence[Gradient], *, generator: torch.Generator | None 
     task. The update is their sum.
 
     Args:
-        gradients: T gradients, see the module; where one has None and another has not, it gets a new tensor, which a
-            tuple cannot: TypeError.
+        gradients: T gradients, lists of tensors of the same shapes and dtypes, see the module; where one has None and
+            another has not, it gets a new tensor, for which it must be no tuple.
         generator: for the orders; default torch's.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: lists that do not go together, or a tensor that cannot be read or written.
+            Nothing has been changed then.
+
+    Example:
+        >>> gradients = [[torch.tensor([1.0, 0.0])], [torch.tensor([-1.0, 1.0])]]
+        >>> pcgrad_(gradients)
+        >>> gradients
+        [[tensor([0.5000, 0.5000])], [tensor([0., 1.])]]
     """
     given = listed("gradients", gradients)
     lists = nested("gradients", given)
@@ -47,14 +57,22 @@ def _settle_all(given: Sequence[Any], values: Sequence[Gradient]) -> None:
 
 
 def pcgrad_weights(gram: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """PCGrad's projected gradients as combinations of the original ones.
+    """PCGrad's projected gradients (arXiv 2001.06782, Algorithm 1) as combinations of the original ones.
 
     Args:
-        gram: of :func:`ferrostep.gradients.gram`, shape (T, T).
+        gram: of :func:`ferrostep.gradients.gram`, shape (T, T), of any real dtype.
         generator: for the orders; default torch's.
 
     Returns:
         Shape (T, T), float64: row i makes the projected gradient of task i. Their sum makes the update.
+
+    Raises:
+        TypeError, ValueError: ``gram`` is no square matrix of finite real numbers.
+
+    Example:
+        >>> pcgrad_weights(torch.tensor([[1.0, -1.0], [-1.0, 2.0]]))
+        tensor([[1.0000, 0.5000],
+                [1.0000, 1.0000]], dtype=torch.float64)
     """
     matrix = _array(gram)
     orders = [torch.randperm(len(matrix), generator=generator).tolist() for _ in matrix]
@@ -62,15 +80,22 @@ def pcgrad_weights(gram: Tensor, *, generator: torch.Generator | None = None) ->
 
 
 def min_norm_weights(gram: Tensor) -> Tensor:
-    """MGDA's weights (arXiv 1810.04650): the point of least norm in the convex hull of the gradients.
+    """MGDA's weights (arXiv 1810.04650, equation 4): the point of least norm in the convex hull of the gradients.
 
     Exact up to rounding, by an active set.
 
     Args:
-        gram: of :func:`ferrostep.gradients.gram`, shape (T, T).
+        gram: of :func:`ferrostep.gradients.gram`, shape (T, T), of any real dtype.
 
     Returns:
         T numbers of at least 0 that sum up to 1, float64.
+
+    Raises:
+        TypeError, ValueError: ``gram`` is no square matrix of finite real numbers.
+
+    Example:
+        >>> min_norm_weights(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
+        tensor([0.8000, 0.2000], dtype=torch.float64)
     """
     return torch.from_numpy(weights.min_norm_weights(_array(gram)))
 
@@ -79,13 +104,20 @@ def cagrad_weights(gram: Tensor, *, c: float = 0.5) -> Tensor:
     """CAGrad's weights (arXiv 2110.14048, equation 4), which maximize the worst task's gain near the mean gradient.
 
     Args:
-        gram: of :func:`ferrostep.gradients.gram`, shape (T, T).
-        c: how far from the mean gradient, as a share of its norm, from 0; 0 is the mean itself.
+        gram: of :func:`ferrostep.gradients.gram`, shape (T, T), of any real dtype.
+        c: how far from the mean gradient, as a share of its norm, from 0; 0 is the mean itself. Default 0.5.
 
     Returns:
         T numbers, float64, of which the update is ``combine(gradients, weights)``, not rescaled. Where no task can gain
         without another's loss (as of more tasks than dimensions), the update is the one nearest to the mean gradient
         in which none loses, with ``c >= 1`` none at all if need be.
+
+    Raises:
+        TypeError, ValueError: ``gram`` is no square matrix of finite real numbers, or ``c`` no number of at least 0.
+
+    Example:
+        >>> cagrad_weights(torch.eye(2))
+        tensor([0.7500, 0.7500], dtype=torch.float64)
     """
     return torch.from_numpy(weights.cagrad_weights(_array(gram), c=c))
 
@@ -96,10 +128,17 @@ def aligned_mtl_weights(gram: Tensor) -> Tensor:
     The norm is that of the least singular value; directions without a share in the gradients are left out.
 
     Args:
-        gram: of :func:`ferrostep.gradients.gram`, shape (T, T).
+        gram: of :func:`ferrostep.gradients.gram`, shape (T, T), of any real dtype.
 
     Returns:
         T numbers, float64.
+
+    Raises:
+        TypeError, ValueError: ``gram`` is no square matrix of finite real numbers.
+
+    Example:
+        >>> aligned_mtl_weights(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
+        tensor([0.5000, 0.2500], dtype=torch.float64)
     """
     return torch.from_numpy(weights.aligned_mtl_weights(_array(gram)))
 

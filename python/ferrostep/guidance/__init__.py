@@ -59,17 +59,27 @@ def cfg(
     dims: Dims = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Classifier-free guidance (arXiv 2207.12598): ``uncond + scale * (cond - uncond)``.
+    """Classifier-free guidance (arXiv 2207.12598, equation 6): ``uncond + scale * (cond - uncond)``.
 
     ``scale=1`` gives ``cond``. (The paper's own scale is less by 1.)
 
     Args:
-        cond, uncond: the predictions.
+        cond, uncond: the predictions, of one shape (B, ...), dtype (float32, float64, bfloat16, float16) and device.
         scale: the guidance scale, a number or a tensor of one for each sample, of shape (B,) or (B, 1, ...); then
             ``dims`` may not have the batch's.
         rescale: how much of the result's standard deviation over ``dims`` becomes that of ``cond``, from 0 (default)
             to 1: phi of arXiv 2305.08891, section 3.4.
         dims, out: see the module.
+
+    Returns:
+        The guided prediction: ``out``, or a new tensor.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: an argument that cannot be used; nothing has been changed then.
+
+    Example:
+        >>> cfg(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]]), scale=3.0)
+        tensor([[3., 4.]])
     """
     inputs, dims = {"cond": cond, "uncond": uncond}, _dims(dims)
     rule = _core.Guidance.cfg(_scales(scale, inputs), rescale)
@@ -97,7 +107,8 @@ def apg(
     the component of ``d`` along ``cond``, the result is ``cond + (scale - 1) * (d - (1 - eta) * p)``.
 
     Args:
-        cond, uncond: the predictions; in the paper, of the denoised sample.
+        cond, uncond: the predictions, of one shape (B, ...) and dtype as of :func:`cfg`; in the paper, of the denoised
+            sample.
         scale: the guidance scale, as of :func:`cfg`; 1 gives ``cond``.
         eta: the share of ``p`` that is kept. 0 (default): none; 1: plain guidance.
         norm_threshold: the greatest norm of ``d``; 0 (default), less, or None for no limit.
@@ -106,6 +117,17 @@ def apg(
         base: ``"cond"`` (default): as above and in the paper. ``"uncond"``: ``uncond + scale * (d - (1 - eta) * p)``,
             as diffusers has it; the two agree where ``d`` is unchanged and ``eta=1``.
         rescale: as of :func:`cfg`.
+
+    Returns:
+        The guided prediction: ``out``, or a new tensor.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: an argument that cannot be used; nothing has been changed then, the buffer
+            included.
+
+    Example:
+        >>> apg(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]]), scale=3.0)
+        tensor([[1.8000, 1.6000]])
     """
     inputs, dims = {"cond": cond, "uncond": uncond}, _dims(dims)
     each = _scales(scale, inputs)
@@ -156,8 +178,19 @@ def cfg_zero_star(
     The paper also lets the first steps of a flow predict zero: skip these steps.
 
     Args:
-        cond, uncond, scale, rescale: as of :func:`cfg`.
+        cond, uncond: the predictions, of one shape (B, ...) and dtype as of :func:`cfg`.
+        scale, rescale: as of :func:`cfg`.
         dims, out: see the module.
+
+    Returns:
+        The guided prediction: ``out``, or a new tensor.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: an argument that cannot be used; nothing has been changed then.
+
+    Example:
+        >>> cfg_zero_star(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]]), scale=3.0)
+        tensor([[3., 2.]])
     """
     inputs, dims = {"cond": cond, "uncond": uncond}, _dims(dims)
     rule = _core.Guidance.cfg_zero_star(_scales(scale, inputs), rescale)
@@ -180,8 +213,19 @@ def tangential(
     The vector is the first right singular vector of the two rows ``cond`` and ``uncond``.
 
     Args:
-        cond, uncond, scale, rescale: as of :func:`cfg`.
+        cond, uncond: the predictions, of one shape (B, ...) and dtype as of :func:`cfg`.
+        scale, rescale: as of :func:`cfg`.
         dims, out: see the module.
+
+    Returns:
+        The guided prediction: ``out``, or a new tensor.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: an argument that cannot be used; nothing has been changed then.
+
+    Example:
+        >>> tangential(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]]), scale=3.0)
+        tensor([[6., 0.]])
     """
     inputs, dims = {"cond": cond, "uncond": uncond}, _dims(dims)
     rule = _core.Guidance.tangential(_scales(scale, inputs), rescale)
@@ -206,10 +250,22 @@ def perp_neg(
     component of ``negatives[i] - uncond`` orthogonal to ``d``.
 
     Args:
-        cond, uncond, scale: as of :func:`cfg`.
+        cond, uncond: the predictions, of one shape (B, ...) and dtype as of :func:`cfg`.
         negatives: 1 to 4 predictions for what is not wanted.
-        weights: one for each, usually positive.
+        scale: as of :func:`cfg`.
+        weights: one for each of ``negatives``, usually positive.
         dims, out: see the module.
+
+    Returns:
+        The guided prediction: ``out``, or a new tensor.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: an argument that cannot be used; nothing has been changed then.
+
+    Example:
+        >>> cond, uncond, unwanted = (torch.tensor([x]) for x in ([1.0, 2.0], [0.0, 1.0], [1.0, 0.0]))
+        >>> perp_neg(cond, uncond, [unwanted], 3.0, [0.5])
+        tensor([[1.5000, 5.5000]])
     """
     negatives = listed("negatives", negatives)
     weights = numbers("weights", weights, ("negatives", negatives))
@@ -224,11 +280,18 @@ def project(vector: Tensor, onto: Tensor, *, dims: Dims = None) -> tuple[Tensor,
     """The components of ``vector`` along ``onto`` and orthogonal to it; nothing lies along zero.
 
     Args:
-        vector, onto: tensors of one shape and dtype.
+        vector, onto: tensors of one shape (B, ...) and dtype: float32, float64, bfloat16 or float16.
         dims: see the module.
 
     Returns:
         The parallel component and the orthogonal one, which sum up to ``vector``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: an argument that cannot be used.
+
+    Example:
+        >>> project(torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 0.0]]))
+        (tensor([[1., 0.]]), tensor([[0., 1.]]))
     """
     inputs, dims = {"onto": onto, "vector": vector}, _dims(dims)
     _check(inputs)

@@ -21,7 +21,23 @@ MOST = 1e6
 
 
 def pcgrad_weights(gram: Array, orders: Sequence[Sequence[int]]) -> Array:
-    """PCGrad: ``orders[i]`` is the order in which task i meets the others (itself is passed over)."""
+    """PCGrad (arXiv 2001.06782, Algorithm 1), as :func:`ferrostep.gradients.pcgrad_weights`.
+
+    Args:
+        gram: of :func:`ferrostep.numpy.gram`, shape (T, T), of any real dtype.
+        orders: ``orders[i]`` is the order in which task i meets the others (itself is passed over).
+
+    Returns:
+        Shape (T, T), float64: row i makes the projected gradient of task i.
+
+    Raises:
+        TypeError, ValueError: ``gram`` is no square matrix of finite real numbers.
+
+    Example:
+        >>> pcgrad_weights(np.array([[1.0, -1.0], [-1.0, 2.0]]), orders=[[1], [0]])
+        array([[1. , 0.5],
+               [1. , 1. ]])
+    """
     gram = checked(gram)
     rows = np.eye(len(gram))
     for i, order in enumerate(orders):
@@ -33,7 +49,21 @@ def pcgrad_weights(gram: Array, orders: Sequence[Sequence[int]]) -> Array:
 
 
 def min_norm_weights(gram: Array) -> Array:
-    """MGDA: the point of least norm in the convex hull."""
+    """MGDA (arXiv 1810.04650, equation 4): the point of least norm in the convex hull.
+
+    Args:
+        gram: of :func:`ferrostep.numpy.gram`, shape (T, T), of any real dtype.
+
+    Returns:
+        T numbers of at least 0 that sum up to 1, float64.
+
+    Raises:
+        TypeError, ValueError: ``gram`` is no square matrix of finite real numbers.
+
+    Example:
+        >>> min_norm_weights(np.array([[1.0, 0.0], [0.0, 4.0]])).round(4)
+        array([0.8, 0.2])
+    """
     gram = checked(gram)
     return _least_on_simplex(gram, np.zeros(len(gram)))
 
@@ -41,11 +71,25 @@ def min_norm_weights(gram: Array) -> Array:
 def cagrad_weights(gram: Array, *, c: float = 0.5) -> Array:
     """CAGrad: the mean gradient g_0 moved by ``t g_w``, at most ``r = c |g_0|``, towards the worst combination w.
 
-    w has the least ``t |g_w|^2 / 2 + <g_w, g_0>`` on the simplex; ``t |g_w|`` grows with t, and t = r / s is found by
-    halving for ``s = |g_w|``.
+    w has the least ``t |g_w|^2 / 2 + <g_w, g_0>`` on the simplex (arXiv 2110.14048, equation 4); ``t |g_w|`` grows with
+    t, and t = r / s is found by halving for ``s = |g_w|``.
 
     With 0 in the hull no task gains without another's loss, so one that has nothing to gain changes nothing, and ``t
     g_w`` ends where no task loses any more, at the latest at -g_0: there t stays finite, where ``r / |g_w|`` would not.
+
+    Args:
+        gram: of :func:`ferrostep.numpy.gram`, shape (T, T), of any real dtype.
+        c: how far from the mean gradient, as a share of its norm, from 0. Default 0.5.
+
+    Returns:
+        T numbers, float64.
+
+    Raises:
+        TypeError, ValueError: ``gram`` is no square matrix of finite real numbers, or ``c`` no number of at least 0.
+
+    Example:
+        >>> cagrad_weights(np.eye(2)).round(4)
+        array([0.75, 0.75])
     """
     check("c", c, 0.0)
     c = float(c)
@@ -75,7 +119,23 @@ def cagrad_weights(gram: Array, *, c: float = 0.5) -> Array:
 
 
 def aligned_mtl_weights(gram: Array) -> Array:
-    """Aligned-MTL: the mean of the gradients after their singular values were made equal to the least."""
+    """Aligned-MTL: the mean of the gradients after their singular values were made equal to the least.
+
+    See :func:`ferrostep.gradients.aligned_mtl_weights` (CVPR 2023, Algorithm 1).
+
+    Args:
+        gram: of :func:`ferrostep.numpy.gram`, shape (T, T), of any real dtype.
+
+    Returns:
+        T numbers, float64.
+
+    Raises:
+        TypeError, ValueError: ``gram`` is no square matrix of finite real numbers.
+
+    Example:
+        >>> aligned_mtl_weights(np.array([[1.0, 0.0], [0.0, 4.0]])).round(4)
+        array([0.5 , 0.25])
+    """
     gram = checked(gram)
     values, vectors = np.linalg.eigh(gram)
     kept = values > values[-1] * len(gram) * np.finfo(np.float64).eps

@@ -30,6 +30,11 @@ class Transitions:
 
     Raises:
         ValueError: there is no transition, lengths or dimensions do not fit, or a number is not finite.
+
+    Example:
+        >>> rows = {"observations": [[0.0], [1.0]], "actions": [[0.5], [0.5]], "rewards": [0, 1], "terminals": [0, 1]}
+        >>> Transitions.of(rows).next_observations[0]
+        tensor([1.])
     """
 
     observations: Tensor
@@ -49,6 +54,9 @@ class Transitions:
         that ended at a time limit, as what followed is not there. ``timeouts`` say which these are, or d3rlpy's
         ``episode_terminals``, which stand at every end. Without both, such an episode seems to go on with the first
         observation of the next one.
+
+        Args:
+            arrays: by their names, each an array of numbers, or nested lists.
 
         Raises:
             ValueError: a name is missing, an array is not one of numbers, lengths or dimensions do not fit, a number is
@@ -74,8 +82,12 @@ class Transitions:
 
         HDF5 needs h5py. Arrays of other names are not read.
 
+        Args:
+            path: a file ending in .npz, .hdf5 or .h5.
+
         Raises:
             ValueError: the file is of another kind, or as of :meth:`of`.
+            OSError: there is no such file, or it cannot be read.
         """
         path = Path(path)
         if path.suffix not in (".npz", ".hdf5", ".h5"):
@@ -102,7 +114,15 @@ class Transitions:
         return len(self.rewards)
 
     def sample(self, size: int, generator: torch.Generator | None = None) -> Transitions:
-        """As many transitions, drawn with replacement."""
+        """As many transitions, drawn with replacement.
+
+        Args:
+            size: how many.
+            generator: for the draw; default torch's global one.
+
+        Raises:
+            RuntimeError: ``size`` is negative, as torch.
+        """
         chosen = torch.randint(len(self), (size,), generator=generator)
         drawn = copy.copy(self)  # without another check
         vars(drawn).update({name: x[chosen] for name, x in vars(self).items()})
