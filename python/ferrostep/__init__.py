@@ -24,9 +24,15 @@ __version__: str = _core.__version__
 def info() -> dict[str, str | int | list[str] | None]:
     """What this installation runs on: the versions, the instruction set in use and those the CPU has, the threads.
 
-    ``threads`` is what a torch optimizer's step would use now (``torch.get_num_threads()``), ``numpy_threads`` what the
-    functions for NumPy arrays use by default: as many as there are CPUs that the process may use, by affinity and
-    quota, of the machine's ``cpus``. ``FERROSTEP_ISA`` at import time forces a lower instruction set.
+    Returns:
+        ``ferrostep``, ``torch`` (None without it) and ``numpy``: versions. ``instruction_set`` is in use, of those that
+        are ``supported``; ``FERROSTEP_ISA`` at import time forces a lower one. ``threads`` is what a torch optimizer's
+        step would use now (``torch.get_num_threads()``), ``numpy_threads`` what the functions for NumPy arrays use by
+        default: as many as there are CPUs that the process may use, by affinity and quota, of the machine's ``cpus``.
+
+    Example:
+        >>> sorted(info())
+        ['cpus', 'ferrostep', 'instruction_set', 'numpy', 'numpy_threads', 'supported', 'threads', 'torch']
     """
     with_torch = importlib.util.find_spec("torch") is not None
     threads = numpy_threads = _core.available_cpus()

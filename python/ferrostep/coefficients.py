@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from ferrostep import _core
+from ferrostep.errors import Problem
 
 Coefficients = str | Sequence[float] | Sequence[Sequence[float]]
 """A name, a triple for all steps, or a sequence of triples of which the last repeats."""
@@ -25,5 +26,5 @@ def schedule_of(coefficients: Coefficients, steps: int | None) -> _core.Schedule
 @lru_cache(maxsize=64)
 def _schedule(coefficients: Any, steps: int | None) -> _core.Schedule:
     if steps is not None and not 1 <= steps <= MAX_STEPS:
-        raise ValueError(f"Invalid ns_steps value: {steps}; expected 1 to {MAX_STEPS}")
+        raise Problem.NUMBER.of("ns_steps value", steps, f"1 to {MAX_STEPS}")
     return _core.Schedule(coefficients, steps)

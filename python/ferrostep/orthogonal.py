@@ -11,7 +11,9 @@ from torch import Tensor
 
 from ferrostep import _core, reference
 from ferrostep.coefficients import Coefficients, schedule_of
+from ferrostep.errors import Problem
 from ferrostep.numpy.arrays import integers, listed
+from ferrostep.reference import checks
 
 _core.adopt_openmp()
 
@@ -58,6 +60,8 @@ def orthogonalize(
 ) -> Tensor | list[Tensor]:
     """Orthogonalize matrices: with ``G = U S V^T``, about ``U V^T`` by Newton-Schulz, as Muon does.
 
+    The iteration and its coefficients: Jordan et al. 2024; Bernstein and Newhouse, arXiv 2409.20325.
+
     Args:
         tensors: a tensor of shape (..., rows, columns), or several, of dtype float32, float64, bfloat16 or float16.
             All matrices of a call are spread over the threads together.
@@ -74,6 +78,12 @@ def orthogonalize(
     Raises:
         ValueError, TypeError, RuntimeError: an impossible argument, or a tensor that cannot be taken. Nothing has
             been changed then.
+
+    Example:
+        >>> orthogonal = orthogonalize(torch.tensor([[3.0, 0.0], [4.0, 5.0]]), steps=15, coefficients="classic")
+        >>> (orthogonal @ orthogonal.T).abs().round(decimals=3)
+        tensor([[1., 0.],
+                [0., 1.]])
     """
     single = isinstance(tensors, Tensor)
     inputs = [tensors] if isinstance(tensors, Tensor) else listed("tensors", tensors)
@@ -108,16 +118,8 @@ def orthogonalize(
 
 def _check_for_reference(inputs: list[Tensor], outputs: list[Tensor]) -> None:
     if len(inputs) != len(outputs):
-        raise ValueError(f"out has {len(outputs)} tensors, expected {len(inputs)}")
+        raise Problem.COUNT.of("out", f"{len(outputs)} tensors", len(inputs))
     for i, (x, to) in enumerate(zip(inputs, outputs, strict=True)):
-        for name, tensor in (("tensors", x), ("out", to)):
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"{name}[{i}] is a {type(tensor).__name__}, expected a torch.Tensor")
-        if x.layout != torch.strided:
-            raise RuntimeError(f"tensors[{i}] has layout {x.layout}; sparse tensors are not supported")
-        if not x.is_floating_point():
-            raise ValueError(f"tensors[{i}] has dtype {x.dtype}, expected a floating-point one")
+        checks.alike([(f"tensors[{i}]", x), (f"out[{i}]", to)])
         if x.ndim < 2:
-            raise ValueError(f"tensors[{i}] has shape {list(x.shape)}, expected 2 or more dimensions")
-        if to.shape != x.shape or to.dtype != x.dtype or to.device != x.device:
-            raise ValueError(f"out[{i}] must have the shape, dtype and device of tensors[{i}]")
+            raise Problem.SHAPE.of(f"tensors[{i}]", list(x.shape), "2 or more dimensions")

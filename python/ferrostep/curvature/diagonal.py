@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class HutchinsonDiagonal:
-    """The mean of estimates ``u * (H u)`` of the Hessian's diagonal, added one by one.
+    """The mean of estimates ``u * (H u)`` of the Hessian's diagonal, added one by one (Bekas et al. 2007).
 
     Args:
-        params: the parameters; fixed from here on.
+        params: the parameters, of any shape, of dtype float32, float64, bfloat16 or float16; fixed from here on.
         num_samples: probes per loss, at least 1. Default 1.
         distribution: of the probes ``u``: ``"rademacher"`` (default; exact where the Hessian is diagonal, and always
             of the smaller variance) or ``"gaussian"``.
@@ -28,6 +28,18 @@ class HutchinsonDiagonal:
 
     Estimates are kept in float32 for bfloat16 and float16 parameters, else in the parameter's dtype; a single one is
     kept as its two factors.
+
+    Raises:
+        TypeError, ValueError: ``params`` has something else than parameters, or none, or ``num_samples`` is no integer
+            of at least 1.
+
+    Example:
+        >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> diagonal = HutchinsonDiagonal([w])
+        >>> for x in (1.0, 3.0):
+        ...     diagonal.add((x * w**3).sum())
+        >>> diagonal.mean()
+        [tensor([12., 24.])]
     """
 
     def __init__(
@@ -51,8 +63,13 @@ class HutchinsonDiagonal:
     def add(self, loss: Loss, *, retain_graph: bool = False, grad_scale: float = 1.0) -> None:
         """Take in the Hessian of one more loss, such as the mean loss of one more micro-batch.
 
-        ``retain_graph=True`` keeps the loss's graph for its own ``backward``; ``grad_scale`` is what the loss has been
-        multiplied by. For the errors see :class:`HessianProduct`.
+        Args:
+            loss: of shape () with its graph, or a function that returns one, as of :class:`HessianProduct`.
+            retain_graph: keep the loss's graph for its own ``backward``. Default False.
+            grad_scale: what the loss has been multiplied by. Default 1.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as of :class:`HessianProduct`, or an unknown distribution.
         """
         product = HessianProduct(loss, self.params, grad_scale=grad_scale)
         for sample in range(self.num_samples):
@@ -91,7 +108,7 @@ def hutchinson_diagonal(
     grad_scale: float = 1.0,
     all_reduce: bool | ProcessGroup = True,
 ) -> list[Tensor]:
-    """An unbiased estimate of the diagonal of the Hessian of ``loss``.
+    """An unbiased estimate of the diagonal of the Hessian of ``loss`` (arXiv 2305.14342, Algorithm 1).
 
     Args:
         loss: a scalar tensor with its graph, a function that returns one (called once, with attention in a form that
@@ -109,7 +126,8 @@ def hutchinson_diagonal(
             inside DistributedDataParallel. Default True.
 
     Returns:
-        One tensor like each parameter, float32 for bfloat16 and float16 ones; entries may be negative.
+        One tensor of each parameter's shape, float32 for bfloat16 and float16 ones, else of its dtype; entries may be
+        negative.
 
     Raises:
         TypeError, ValueError: an impossible argument, or a loss that is not a scalar.

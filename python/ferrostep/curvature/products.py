@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.numpy.arrays import listed
 
 Loss: TypeAlias = "Tensor | Callable[[], Tensor]"
@@ -22,22 +23,27 @@ def double_backward() -> Iterator[None]:
     """Compute attention in a form that can be differentiated twice, which the fused kernels of CPU and CUDA cannot.
 
     Example:
-        >>> with double_backward():  # doctest: +SKIP
-        ...     loss = model(x).mean()
+        >>> x = torch.ones(1, 2, 4, requires_grad=True)
+        >>> with double_backward():
+        ...     loss = torch.nn.functional.scaled_dot_product_attention(x, x, x).sum()
+        >>> [h.shape for h in HessianProduct(loss, [x])([torch.ones_like(x)])]
+        [torch.Size([1, 2, 4])]
     """
     with sdpa_kernel(SDPBackend.MATH):
         yield
 
 
 class HessianProduct:
-    r"""The Hessian of a loss as a function of a vector: ``v -> H v``.
+    r"""The Hessian of a loss as a function of a vector: ``v -> H v``, by differentiating twice (Pearlmutter 1994).
 
     Args:
-        loss: a scalar tensor with its graph, or a function without arguments that returns one; the function is called
-            once, with gradients enabled and under :func:`double_backward`.
-        params: the parameters in which to differentiate, or (name, parameter) pairs. One that the loss does not use,
-            or that does not require gradients, has zeros for its part of the Hessian.
+        loss: a tensor of shape () with its graph, or a function without arguments that returns one; the function is
+            called once, with gradients enabled and under :func:`double_backward`.
+        params: the parameters in which to differentiate, of any shape and floating-point dtype, or (name, parameter)
+            pairs. One that the loss does not use, or that does not require gradients, has zeros for its part of the
+            Hessian.
         grad_scale: what the loss has been multiplied by (``GradScaler.get_scale()``); products are divided by it.
+            Default 1.
 
     The graph is kept while the object lives, for any number of products; dropout and the like are those of the one
     forward pass, so all products belong to one symmetric matrix. ``p.grad`` is not touched.
@@ -48,14 +54,20 @@ class HessianProduct:
         RuntimeError: the loss has no graph, reaches none of the parameters, or lacks some of them and went through
             ``torch.utils.checkpoint`` with ``use_reentrant=True``; a gradient is sparse; or, in a call, the loss went
             through an operation without a second derivative.
+
+    Example:
+        >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> product = HessianProduct((w**3).sum(), [w])
+        >>> product([torch.ones(2)])
+        [tensor([ 6., 12.])]
     """
 
     def __init__(self, loss: Loss, params: Iterable[Tensor], *, grad_scale: float = 1.0) -> None:
         self.params = listed_parameters(params)
         if not hasattr(grad_scale, "__float__"):
-            raise TypeError(f"grad_scale is a {type(grad_scale).__name__}, expected a number")
+            raise wrong_kind("grad_scale", grad_scale, "a number")
         if not grad_scale > 0.0:
-            raise ValueError(f"Invalid grad_scale value: {grad_scale}; expected a number above 0")
+            raise Problem.NUMBER.of("grad_scale value", grad_scale, "a number above 0")
         self.grad_scale = grad_scale
         self._trainable = [i for i, p in enumerate(self.params) if p.requires_grad]
         gradients = first_derivatives(evaluated(loss), self.params, create_graph=True)
@@ -127,12 +139,12 @@ def listed_parameters(params: Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -
     for i, item in enumerate(listed("params", params)):
         p = item[1] if isinstance(item, tuple) and len(item) == 2 else item
         if not isinstance(p, Tensor):
-            raise TypeError(f"params[{i}] is a {type(item).__name__}, expected a torch.Tensor or (name, torch.Tensor)")
+            raise wrong_kind(f"params[{i}]", item, "a torch.Tensor or (name, torch.Tensor)")
         if id(p) in found:
             raise ValueError(f"params[{i}] has come before, expected each parameter once")
         found[id(p)] = p
     if not found:
-        raise ValueError("params is empty, expected at least one parameter")
+        raise Problem.EMPTY.of("params", "nothing", "at least one parameter")
     return list(found.values())
 
 
@@ -189,12 +201,11 @@ def draw_probes(
     one if None.
     """
     if distribution not in DISTRIBUTIONS:
-        expected = " or ".join(map(repr, DISTRIBUTIONS))
-        raise ValueError(f"Invalid distribution value: {distribution!r}; expected {expected}")
+        raise wrong_choice("distribution value", distribution, *DISTRIBUTIONS)
     params = list(params)
     for i, p in enumerate(params):
         if p.is_complex():
-            raise ValueError(f"parameter {i} has dtype {p.dtype}, expected a real one")
+            raise Problem.DTYPE.of(f"parameter {i}", p.dtype, "a real one")
     with torch.no_grad():
         probes = [torch.empty_like(p, requires_grad=False) for p in params]
         for probe in probes:

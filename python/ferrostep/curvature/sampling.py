@@ -17,7 +17,9 @@ from torch import Tensor
 
 from ferrostep.curvature.diagonal import count_ranks, mean_over_ranks
 from ferrostep.curvature.products import Loss, evaluated, first_derivatives, listed_parameters, work_dtype
+from ferrostep.errors import Problem
 from ferrostep.numpy.arrays import whole
+from ferrostep.reference import checks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -33,8 +35,8 @@ def sampled_cross_entropy(
     """Mean cross-entropy at labels drawn from the model's own distribution, and the number of labels.
 
     Args:
-        logits: ``[..., classes]``, with their graph.
-        targets: ``[...]``, the true labels: only looked at for positions with ``ignore_index``, which draw no label
+        logits: shape (..., classes), of a floating-point dtype, with their graph.
+        targets: shape (...), the true labels: only looked at for positions with ``ignore_index``, which draw no label
             (masked or padded positions would else enter the curvature). Default None: every position counts.
         ignore_index: as of ``torch.nn.functional.cross_entropy``. Default -100.
         generator: for the labels; default torch's global one.
@@ -45,7 +47,9 @@ def sampled_cross_entropy(
         and :class:`SophiaG` skips the estimate.
 
     Raises:
-        ValueError: ``targets`` has not the shape of ``logits`` without its last dimension.
+        TypeError: something else than tensors.
+        ValueError: ``logits`` of integers or without classes, or ``targets`` not of their shape without the last
+            dimension.
 
     Example:
         >>> logits = torch.zeros(2, 3, 5, requires_grad=True)
@@ -56,14 +60,12 @@ def sampled_cross_entropy(
     """
     _check_predictions("logits", logits)
     if logits.ndim == 0 or logits.shape[-1] == 0:
-        raise ValueError(f"logits has shape {list(logits.shape)}, expected classes in the last dimension")
+        raise Problem.SHAPE.of("logits", list(logits.shape), "classes in the last dimension")
     rows = logits.reshape(-1, logits.shape[-1])
     if targets is not None:
-        if not isinstance(targets, Tensor):
-            raise TypeError(f"targets is a {type(targets).__name__}, expected a torch.Tensor")
+        checks.tensor("targets", targets)
         if targets.shape != logits.shape[:-1]:
-            expected = list(logits.shape[:-1])
-            raise ValueError(f"targets has shape {list(targets.shape)}, expected {expected} for these logits")
+            raise Problem.SHAPE.of("targets", list(targets.shape), f"{list(logits.shape[:-1])} for these logits")
         rows = rows[targets.reshape(-1) != ignore_index]
     if len(rows) == 0:
         return rows.sum(), 0
@@ -81,11 +83,19 @@ def sampled_squared_error(outputs: Tensor, *, generator: torch.Generator | None 
     The curvature is that of ``0.5 * mse_loss`` (mean over all elements); ``mse_loss`` itself has twice of it.
 
     Args:
-        outputs: of any shape, with their graph.
+        outputs: of any shape and floating-point dtype, with their graph.
         generator: for the noise; default torch's global one.
 
     Returns:
         The mean loss and the number of labels, one per element; 0 and 0 without any.
+
+    Raises:
+        TypeError, ValueError: ``outputs`` is no tensor, or one of integers.
+
+    Example:
+        >>> loss, labels = sampled_squared_error(torch.zeros(2, 3, requires_grad=True))
+        >>> loss.shape, labels
+        (torch.Size([]), 6)
     """
     _check_predictions("outputs", outputs)
     if outputs.numel() == 0:
@@ -103,7 +113,9 @@ def gauss_newton_bartlett(
     grad_scale: float = 1.0,
     all_reduce: bool | ProcessGroup = True,
 ) -> list[Tensor]:
-    """An estimate of the Gauss-Newton diagonal from a loss at sampled labels; ``p.grad`` is not touched.
+    """An estimate of the Gauss-Newton diagonal from a loss at sampled labels (arXiv 2305.14342, Algorithm 2).
+
+    ``p.grad`` is not touched.
 
     Args:
         loss: the mean over sampled labels, from :func:`sampled_cross_entropy` or :func:`sampled_squared_error`.
@@ -117,14 +129,15 @@ def gauss_newton_bartlett(
             True.
 
     Returns:
-        ``B * g^2``, one tensor like each parameter, float32 for bfloat16 and float16 ones.
+        ``B * g^2``, one tensor of each parameter's shape, float32 for bfloat16 and float16 ones, else of its dtype.
 
     Raises:
         TypeError, ValueError, RuntimeError: as of :class:`HessianProduct`.
 
     Example:
-        >>> logits = model(x)  # doctest: +SKIP
-        >>> d = gauss_newton_bartlett(*sampled_cross_entropy(logits, y), model.parameters())  # doctest: +SKIP
+        >>> w = torch.zeros(2, requires_grad=True)
+        >>> gauss_newton_bartlett(*sampled_cross_entropy(w.expand(1, 2)), [w])
+        [tensor([0.2500, 0.2500])]
     """
     params, labels = listed_parameters(params), whole("labels", labels, 0)
     gradients = first_derivatives(evaluated(loss), params, retain_graph=retain_graph)
@@ -137,7 +150,6 @@ def gauss_newton_bartlett(
 
 
 def _check_predictions(name: str, x: Tensor) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor")
+    checks.tensor(name, x)
     if not x.is_floating_point():
-        raise ValueError(f"{name} has dtype {x.dtype}, expected a floating-point one")
+        raise Problem.DTYPE.of(name, x.dtype, "a floating-point one")

@@ -10,21 +10,36 @@ import torch
 from torch import Tensor
 
 from ferrostep.curvature.products import HessianProduct, Loss, draw_probes, listed_parameters
+from ferrostep.errors import Problem
 from ferrostep.numpy.arrays import check, whole
 
 
 class Trace(NamedTuple):
-    """An estimated trace."""
+    """An estimated trace, of :func:`hutchinson_trace`.
+
+    Example:
+        >>> w = torch.ones(3, requires_grad=True)
+        >>> hutchinson_trace((w**2).sum(), [w], num_samples=1).value
+        6.0
+    """
 
     value: float
+    """The mean over the probes."""
     standard_error: float
     """Of the mean over the probes; NaN for one probe."""
 
 
 class Eigenvalue(NamedTuple):
-    """An approximate eigenvalue."""
+    """An approximate eigenvalue, of :func:`top_eigenvalue`.
+
+    Example:
+        >>> w = torch.ones(3, requires_grad=True)
+        >>> top_eigenvalue((w**2).sum(), [w]).steps
+        1
+    """
 
     value: float
+    """The largest of the tridiagonal matrix that Lanczos iteration has made."""
     residual: float
     """A true eigenvalue lies within this distance: the norm of ``A x - value * x`` for the approximate unit ``x``."""
     steps: int
@@ -51,11 +66,15 @@ def hutchinson_trace(
     """An unbiased estimate of the trace of the Hessian: the mean of ``u' H u`` over random ``u`` (Hutchinson 1990).
 
     Args:
-        loss, params: as of :class:`HessianProduct`.
+        loss: a tensor of shape () with its graph, or a function that returns one, as of :class:`HessianProduct`.
+        params: the parameters, of any shape, of dtype float32, float64, bfloat16 or float16.
         num_samples: probes, at least 1. Default 10.
         distribution: ``"rademacher"`` (default, of the smaller variance) or ``"gaussian"``.
         generator: for the probes; default torch's global one.
         retain_graph: keep the loss's graph. Default False.
+
+    Returns:
+        The mean over the probes, and its standard error.
 
     Raises:
         ValueError: ``num_samples < 1``, or a product that is not finite, as of a loss that is NaN.
@@ -89,15 +108,23 @@ def lanczos(
 
     Args:
         multiply: the symmetric matrix times a flat vector.
-        start: the first vector, flat, not zero; its dtype is that of the ``steps`` vectors that are kept.
+        start: the first vector, of shape (n,), not zero; its floating-point dtype is that of the ``steps`` vectors that
+            are kept.
         steps: at most so many products. Fewer where the vectors span an invariant subspace.
-        stop: asked after each product whether to end.
+        stop: asked after each product whether to end. Default None: never.
 
     Returns:
-        The diagonal and the off-diagonal, as long as products were made.
+        The diagonal and the off-diagonal, in float64, as long as products were made.
 
     Raises:
+        TypeError: ``steps`` is no integer.
         ValueError: ``steps < 1``, or a first vector that is empty, zero or not finite, or a product that is not finite.
+
+    Example:
+        >>> diagonal = torch.tensor([1.0, 2.0, 3.0])
+        >>> found = lanczos(lambda v: diagonal * v, torch.ones(3), steps=3)
+        >>> round(found.alphas.sum().item(), 4)
+        6.0
     """
     steps = whole("steps", steps, 1)
     if start.ndim != 1 or not start.is_floating_point():
@@ -140,11 +167,15 @@ def top_eigenvalue(
     """The largest (not: largest in magnitude) eigenvalue of the Hessian, by Lanczos iteration from a random vector.
 
     Args:
-        loss, params: as of :class:`HessianProduct`; a tensor's graph is kept. 16-bit parameters are refused: their
-            products are too coarse.
+        loss: a tensor of shape () with its graph, which is kept, or a function that returns one, as of
+            :class:`HessianProduct`.
+        params: the parameters, of any shape, of dtype float32 or float64: 16-bit products are too coarse.
         steps: at most so many products; as many vectors of all parameters are kept. Default 50.
         tolerance: end when the residual is at most this part of the eigenvalue. Default 1e-3.
         generator: for the first vector; default torch's global one.
+
+    Returns:
+        The eigenvalue, how far a true one is from it at most, and the number of products.
 
     Raises:
         ValueError: ``steps < 1``, parameters of 16 bits, or a product that is not finite, as of a loss that is NaN.
@@ -160,7 +191,7 @@ def top_eigenvalue(
     check("tolerance", tolerance, 0.0)
     for i, p in enumerate(params):
         if p.dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"parameter {i} has dtype {p.dtype}, expected float32 or float64")
+            raise Problem.DTYPE.of(f"parameter {i}", p.dtype, "float32 or float64")
     product = HessianProduct(loss, params)
 
     def multiply(vector: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core
+from ferrostep.errors import wrong_kind
 from ferrostep.numpy.arrays import listed, nested, numbers
 from ferrostep.reference import checks
 from ferrostep.reference import gradients as reference
@@ -23,10 +24,18 @@ def gram(gradients: Sequence[Gradient]) -> Tensor:
     """The inner products of all pairs of T gradients, in one pass over them.
 
     Args:
-        gradients: T gradients, see the module.
+        gradients: T gradients, lists of tensors of the same shapes and dtypes, see the module.
 
     Returns:
         A float64 tensor of shape (T, T).
+
+    Raises:
+        TypeError, ValueError, RuntimeError: lists that do not go together, or a tensor that cannot be read.
+
+    Example:
+        >>> gram([[torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 0.0])]])
+        tensor([[5., 3.],
+                [3., 9.]], dtype=torch.float64)
     """
     lists = nested("gradients", gradients)
     if elsewhere(named(lists)):
@@ -40,15 +49,24 @@ def combine(
     """The sum of gradients, each times its weight, in one pass.
 
     Args:
-        gradients: T gradients, see the module.
+        gradients: T gradients, lists of tensors of the same shapes and dtypes, see the module.
         weights: T numbers.
         out: where the sum goes, in place; may be one of ``gradients``. Default: a new list.
 
     Returns:
         ``out``, with None where all gradients have it. 16-bit numbers are rounded once for six gradients, and again for
         every five more.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: lists that do not go together, a tensor that cannot be read or written, or
+            another number of weights. Nothing has been changed then.
+
+    Example:
+        >>> combine([[torch.tensor([1.0, 2.0])], [torch.tensor([3.0, 0.0])]], [1.0, 0.5])
+        [tensor([2.5000, 2.0000])]
     """
-    lists, row = nested("gradients", gradients), numbers("weights", weights)
+    lists = nested("gradients", gradients)
+    row = numbers("weights", weights, ("gradients", lists))
     given = [None] * len(lists[0]) if out is None else out
     to = written("out", given, lists, torch.empty_like)
     call: Callable[[], Any]
@@ -67,6 +85,16 @@ def ema_(target: Iterable[Tensor], source: Iterable[Tensor], tau: float) -> None
     Args:
         target, source: tensors of the same shapes and dtypes, such as ``module.parameters()``.
         tau: the share, from 0 to 1.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: tensors that do not go together or cannot be read or written, or another
+            ``tau``. Nothing has been changed then.
+
+    Example:
+        >>> target = [torch.zeros(2)]
+        >>> ema_(target, [torch.ones(2)], tau=0.25)
+        >>> target
+        [tensor([0.2500, 0.2500])]
     """
     targets, sources = listed("target", target), listed("source", source)
     for i, (one, other) in enumerate(zip(targets, sources, strict=False)):
@@ -102,7 +130,7 @@ def written(name: str, given: Any, others: Sequence[Gradient], make: Callable[[T
     """
     to = listed(name, given)
     if not hasattr(given, "__getitem__"):
-        raise TypeError(f"{name} is a {type(given).__name__}, expected a list")
+        raise wrong_kind(name, given, "a list")
     for place in [place for place, there in enumerate(to) if there is None]:
         first = next((x[place] for x in others if place < len(x) and isinstance(x[place], Tensor)), None)
         if first is not None:

@@ -14,6 +14,7 @@ from ferrostep import _core
 from ferrostep.curvature.products import check_reached
 from ferrostep.gradients.lists import Gradient, elsewhere, settle, written
 from ferrostep.numpy.arrays import listed
+from ferrostep.reference import checks
 from ferrostep.reference import gradients as reference
 
 
@@ -33,13 +34,24 @@ def orthogonal_(
     Args:
         backward: changed in place; where it has None and ``forward`` has not, the list gets a new tensor. A tuple, as
             ``torch.autograd.grad`` gives it, cannot: TypeError.
-        forward: only read.
-        scale: of the result.
-        eps: least divisor; O-DICE's code has 1e-10.
-        per_tensor: a kappa for each tensor instead of one for all.
+        forward: only read; of the same shapes and dtypes, see the module.
+        scale: of the result. Default 1.
+        eps: least divisor. Default 1e-10, as O-DICE's code.
+        per_tensor: a kappa for each tensor instead of one for all. Default False.
 
     Returns:
         kappa; with ``per_tensor`` one for each place.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: lists that do not go together, a tensor that cannot be read or written, or
+            an impossible number. Nothing has been changed then.
+
+    Example:
+        >>> backward = [torch.tensor([1.0, 1.0])]
+        >>> orthogonal_(backward, [torch.tensor([2.0, 0.0])])
+        0.5
+        >>> backward
+        [tensor([0., 1.])]
     """
     forwards = listed("forward", forward)
     to = written("backward", backward, [forwards], torch.zeros_like)
@@ -68,12 +80,22 @@ def orthogonal_combine_(
     Args:
         out: changed in place; where it has None and another list has not, it gets a new tensor, as of
             :func:`orthogonal_`.
-        forward, backward: only read.
-        eta: the weight of the projected gradient.
+        forward, backward: only read; of the same shapes and dtypes, see the module.
+        eta: the weight of the projected gradient. Default 1.
         eps, per_tensor: as of :func:`orthogonal_`.
 
     Returns:
         kappa, as :func:`orthogonal_` does.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as of :func:`orthogonal_`; nothing has been changed then.
+
+    Example:
+        >>> out = [torch.zeros(2)]
+        >>> orthogonal_combine_(out, [torch.tensor([2.0, 0.0])], [torch.tensor([1.0, 1.0])])
+        0.5
+        >>> out
+        [tensor([2., 1.])]
     """
     forwards, backwards = listed("forward", forward), listed("backward", backward)
     to = written("out", out, [forwards, backwards], torch.zeros_like)
@@ -87,12 +109,8 @@ class OrthogonalGradient:
     """Steps any torch optimizer with ``extra + forward + eta * (backward - kappa * forward)``.
 
     The three are the gradients of three losses; kappa is taken over all parameters of the optimizer together, and the
-    two gradients are evaluated apart: the difference of two sums of them loses the smaller one.
-
-    In one call::
-
-        orthogonal = OrthogonalGradient(optimizer)
-        orthogonal.step(forward_loss, backward_loss, extra_loss)
+    two gradients are evaluated apart: the difference of two sums of them loses the smaller one (O-DICE, arXiv
+    2402.00348, section 3).
 
     With accumulation, ``backward`` for each micro-batch (its losses divided by their number), then ``combine`` and
     ``optimizer.step()``. With a GradScaler, scaled losses (which change kappa only where ``eps`` does, as
@@ -104,11 +122,19 @@ class OrthogonalGradient:
         scaler.update()
 
     Args:
-        optimizer: whose parameters get the gradients.
-        eta: the weight of the projected gradient.
+        optimizer: whose parameters, of any shape and floating-point or complex dtype, get the gradients.
+        eta: the weight of the projected gradient. Default 1.
         eps, per_tensor: as of :func:`orthogonal_`.
-        skip_nonfinite: with a NaN or infinity in any gradient, leave every ``p.grad`` unset and do not step. Not with a
-            GradScaler: it skips such steps itself, and must see the gradients to lower its scale.
+        skip_nonfinite: with a NaN or infinity in any gradient, leave every ``p.grad`` unset and do not step. Default
+            False. Not with a GradScaler: it skips such steps itself, and must see the gradients to lower its scale.
+
+    Example:
+        >>> w = torch.tensor([1.0, 1.0], requires_grad=True)
+        >>> orthogonal = OrthogonalGradient(torch.optim.SGD([w], lr=0.5))
+        >>> orthogonal.step(forward_loss=w[0] ** 2, backward_loss=w.sum())
+        0.5
+        >>> w.detach()
+        tensor([0.0000, 0.5000])
     """
 
     def __init__(
@@ -132,7 +158,11 @@ class OrthogonalGradient:
 
         Frees the graph of the last loss, with what the others share with it; the rest goes with the losses.
 
+        Args:
+            forward_loss, backward_loss, extra_loss: as of :meth:`step`; tensors of shape () with their graphs.
+
         Raises:
+            TypeError: a loss is no tensor.
             RuntimeError: a loss reaches none of the parameters, or lacks some of them and went through
                 ``torch.utils.checkpoint`` with ``use_reentrant=True``.
         """
@@ -140,8 +170,7 @@ class OrthogonalGradient:
         if extra_loss is not None:
             losses["extra_loss"] = extra_loss
         for name, loss in losses.items():
-            if not isinstance(loss, Tensor):
-                raise TypeError(f"{name} is a {type(loss).__name__}, expected a torch.Tensor")
+            checks.tensor(name, loss)
         params = self._params()
         if not params:
             raise RuntimeError("no parameter of the optimizer requires gradients")
@@ -195,12 +224,15 @@ class OrthogonalGradient:
         """:meth:`backward`, :meth:`combine`, and the optimizer's step unless that skips.
 
         Args:
-            forward_loss: scalar; its gradient keeps its direction.
-            backward_loss: scalar; its gradient is projected.
-            extra_loss: scalar; its gradient is added as it is.
+            forward_loss: a tensor of shape () with its graph; its gradient keeps its direction.
+            backward_loss: likewise; its gradient is projected.
+            extra_loss: likewise; its gradient is added as it is. Default None.
 
         Returns:
             As :meth:`combine`.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as of :meth:`backward` and :meth:`combine`.
         """
         self.backward(forward_loss, backward_loss, extra_loss)
         kappa = self.combine()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core
+from ferrostep.errors import Problem
 from ferrostep.gradients.lists import Gradient, elsewhere, gram, named, settle, written
 from ferrostep.numpy import weights
 from ferrostep.numpy.arrays import Array, listed, nested
@@ -23,9 +24,19 @@ def pcgrad_(gradients: Sequence[Gradient], *, generator: torch.Generator | None 
     task. The update is their sum.
 
     Args:
-        gradients: T gradients, see the module; where one has None and another has not, it gets a new tensor, which a
-            tuple cannot: TypeError.
+        gradients: T gradients, lists of tensors of the same shapes and dtypes, see the module; where one has None and
+            another has not, it gets a new tensor, for which it must be no tuple.
         generator: for the orders; default torch's.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: lists that do not go together, or a tensor that cannot be read or written.
+            Nothing has been changed then.
+
+    Example:
+        >>> gradients = [[torch.tensor([1.0, 0.0])], [torch.tensor([-1.0, 1.0])]]
+        >>> pcgrad_(gradients)
+        >>> gradients
+        [[tensor([0.5000, 0.5000])], [tensor([0., 1.])]]
     """
     given = listed("gradients", gradients)
     lists = nested("gradients", given)
@@ -46,14 +57,22 @@ def _settle_all(given: Sequence[Any], values: Sequence[Gradient]) -> None:
 
 
 def pcgrad_weights(gram: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-    """PCGrad's projected gradients as combinations of the original ones.
+    """PCGrad's projected gradients (arXiv 2001.06782, Algorithm 1) as combinations of the original ones.
 
     Args:
-        gram: of :func:`ferrostep.gradients.gram`, shape (T, T).
+        gram: of :func:`ferrostep.gradients.gram`, shape (T, T), of any real dtype.
         generator: for the orders; default torch's.
 
     Returns:
         Shape (T, T), float64: row i makes the projected gradient of task i. Their sum makes the update.
+
+    Raises:
+        TypeError, ValueError: ``gram`` is no square matrix of finite real numbers.
+
+    Example:
+        >>> pcgrad_weights(torch.tensor([[1.0, -1.0], [-1.0, 2.0]]))
+        tensor([[1.0000, 0.5000],
+                [1.0000, 1.0000]], dtype=torch.float64)
     """
     matrix = _array(gram)
     orders = [torch.randperm(len(matrix), generator=generator).tolist() for _ in matrix]
@@ -66,12 +85,12 @@ def min_norm_weights(
     initial: Sequence[float] | Tensor | None = None,
     callback: Callable[[_core.Report], object] | None = None,
 ) -> Tensor:
-    """MGDA's weights (arXiv 1810.04650): the point of least norm in the convex hull of the gradients.
+    """MGDA's weights (arXiv 1810.04650, equation 4): the point of least norm in the convex hull of the gradients.
 
     Exact up to rounding, by an active set (Wolfe, Mathematical Programming 11, 1976).
 
     Args:
-        gram: of :func:`ferrostep.gradients.gram`, shape (T, T).
+        gram: of :func:`ferrostep.gradients.gram`, shape (T, T), of any real dtype.
         initial: T weights to start from, such as those of the step before: where they are still the best, no work is
             left, and where the same tasks have a weight, little. Default: the task of the least norm.
         callback: called with a report about every 50 ms, and with the last one: its ``steps``, its ``status``
@@ -83,12 +102,11 @@ def min_norm_weights(
         T numbers of at least 0 that sum up to 1, float64.
 
     Raises:
-        TypeError, ValueError: gram is no square matrix of finite real numbers, or ``initial`` no such weights.
+        TypeError, ValueError: ``gram`` is no square matrix of finite real numbers, or ``initial`` no such weights.
 
     Example:
-        >>> import torch
-        >>> min_norm_weights(torch.tensor([[1.0, 0.0], [0.0, 3.0]])).tolist()
-        [0.75, 0.25]
+        >>> min_norm_weights(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
+        tensor([0.8000, 0.2000], dtype=torch.float64)
     """
     found = weights.min_norm_weights(_array(gram), initial=_listed(initial), callback=callback)
     return torch.from_numpy(found)
@@ -104,8 +122,8 @@ def cagrad_weights(
     """CAGrad's weights (arXiv 2110.14048, equation 4), which maximize the worst task's gain near the mean gradient.
 
     Args:
-        gram: of :func:`ferrostep.gradients.gram`, shape (T, T).
-        c: how far from the mean gradient, as a share of its norm, from 0; 0 is the mean itself.
+        gram: of :func:`ferrostep.gradients.gram`, shape (T, T), of any real dtype.
+        c: how far from the mean gradient, as a share of its norm, from 0; 0 is the mean itself. Default 0.5.
         initial: T weights that were returned before, as of the last step; they save some of the work, and change the
             result by no more than rounding.
         callback: as of :func:`min_norm_weights`; the gap is the interval in which the worst combination's norm is
@@ -117,13 +135,12 @@ def cagrad_weights(
         in which none loses, with ``c >= 1`` none at all if need be.
 
     Raises:
-        TypeError, ValueError: gram is no square matrix of finite real numbers, c is below 0, or ``initial`` not T
-            finite numbers.
+        TypeError, ValueError: ``gram`` is no square matrix of finite real numbers, ``c`` no number of at least 0, or
+            ``initial`` not T finite numbers.
 
     Example:
-        >>> import torch
-        >>> cagrad_weights(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), c=1.0)
-        tensor([1.0000, 1.0000], dtype=torch.float64)
+        >>> cagrad_weights(torch.eye(2))
+        tensor([0.7500, 0.7500], dtype=torch.float64)
     """
     found = weights.cagrad_weights(_array(gram), c=c, initial=_listed(initial), callback=callback)
     return torch.from_numpy(found)
@@ -135,10 +152,17 @@ def aligned_mtl_weights(gram: Tensor) -> Tensor:
     The norm is that of the least singular value; directions without a share in the gradients are left out.
 
     Args:
-        gram: of :func:`ferrostep.gradients.gram`, shape (T, T).
+        gram: of :func:`ferrostep.gradients.gram`, shape (T, T), of any real dtype.
 
     Returns:
         T numbers, float64.
+
+    Raises:
+        TypeError, ValueError: ``gram`` is no square matrix of finite real numbers.
+
+    Example:
+        >>> aligned_mtl_weights(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
+        tensor([0.5000, 0.2500], dtype=torch.float64)
     """
     return torch.from_numpy(weights.aligned_mtl_weights(_array(gram)))
 
@@ -147,7 +171,7 @@ def _array(gram: Tensor) -> Array:
     if not isinstance(gram, Tensor):
         return weights.checked(gram)
     if gram.is_complex():
-        raise TypeError(f"gram has dtype {gram.dtype}, expected real numbers")
+        raise Problem.NOT_REAL.of("gram", gram.dtype, "real numbers")
     return weights.checked(gram.detach().double().cpu().numpy())
 
 

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core
+from ferrostep.errors import Problem, wrong_kind
 from ferrostep.guidance.momentum import MomentumBuffer
 from ferrostep.guidance.parameterization import from_denoised, to_denoised
 from ferrostep.numpy.arrays import integers, listed, numbers, scales
@@ -58,17 +59,27 @@ def cfg(
     dims: Dims = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Classifier-free guidance (arXiv 2207.12598): ``uncond + scale * (cond - uncond)``.
+    """Classifier-free guidance (arXiv 2207.12598, equation 6): ``uncond + scale * (cond - uncond)``.
 
     ``scale=1`` gives ``cond``. (The paper's own scale is less by 1.)
 
     Args:
-        cond, uncond: the predictions.
+        cond, uncond: the predictions, of one shape (B, ...), dtype (float32, float64, bfloat16, float16) and device.
         scale: the guidance scale, a number or a tensor of one for each sample, of shape (B,) or (B, 1, ...); then
             ``dims`` may not have the batch's.
         rescale: how much of the result's standard deviation over ``dims`` becomes that of ``cond``, from 0 (default)
             to 1: phi of arXiv 2305.08891, section 3.4.
         dims, out: see the module.
+
+    Returns:
+        The guided prediction: ``out``, or a new tensor.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: an argument that cannot be used; nothing has been changed then.
+
+    Example:
+        >>> cfg(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]]), scale=3.0)
+        tensor([[3., 4.]])
     """
     inputs, dims = {"cond": cond, "uncond": uncond}, _dims(dims)
     rule = _core.Guidance.cfg(_scales(scale, inputs), rescale)
@@ -96,7 +107,8 @@ def apg(
     the component of ``d`` along ``cond``, the result is ``cond + (scale - 1) * (d - (1 - eta) * p)``.
 
     Args:
-        cond, uncond: the predictions; in the paper, of the denoised sample.
+        cond, uncond: the predictions, of one shape (B, ...) and dtype as of :func:`cfg`; in the paper, of the denoised
+            sample.
         scale: the guidance scale, as of :func:`cfg`; 1 gives ``cond``.
         eta: the share of ``p`` that is kept. 0 (default): none; 1: plain guidance.
         norm_threshold: the greatest norm of ``d``; 0 (default), less, or None for no limit.
@@ -105,14 +117,24 @@ def apg(
         base: ``"cond"`` (default): as above and in the paper. ``"uncond"``: ``uncond + scale * (d - (1 - eta) * p)``,
             as diffusers has it; the two agree where ``d`` is unchanged and ``eta=1``.
         rescale: as of :func:`cfg`.
+
+    Returns:
+        The guided prediction: ``out``, or a new tensor.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: an argument that cannot be used; nothing has been changed then, the buffer
+            included.
+
+    Example:
+        >>> apg(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]]), scale=3.0)
+        tensor([[1.8000, 1.6000]])
     """
     inputs, dims = {"cond": cond, "uncond": uncond}, _dims(dims)
     each = _scales(scale, inputs)
     momentum = None
     if momentum_buffer is not None:
         if not isinstance(momentum_buffer, MomentumBuffer):
-            what = type(momentum_buffer).__name__
-            raise TypeError(f"momentum_buffer is a {what}, expected a ferrostep.guidance.MomentumBuffer")
+            raise wrong_kind("momentum_buffer", momentum_buffer, "a ferrostep.guidance.MomentumBuffer")
         momentum, inputs["momentum_buffer"] = momentum_buffer.momentum, momentum_buffer.of(cond)
         checks.finite(momentum=momentum)
     rule = _core.Guidance.apg(each, eta, norm_threshold or 0.0, momentum, base, rescale)
@@ -156,8 +178,19 @@ def cfg_zero_star(
     The paper also lets the first steps of a flow predict zero: skip these steps.
 
     Args:
-        cond, uncond, scale, rescale: as of :func:`cfg`.
+        cond, uncond: the predictions, of one shape (B, ...) and dtype as of :func:`cfg`.
+        scale, rescale: as of :func:`cfg`.
         dims, out: see the module.
+
+    Returns:
+        The guided prediction: ``out``, or a new tensor.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: an argument that cannot be used; nothing has been changed then.
+
+    Example:
+        >>> cfg_zero_star(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]]), scale=3.0)
+        tensor([[3., 2.]])
     """
     inputs, dims = {"cond": cond, "uncond": uncond}, _dims(dims)
     rule = _core.Guidance.cfg_zero_star(_scales(scale, inputs), rescale)
@@ -180,8 +213,19 @@ def tangential(
     The vector is the first right singular vector of the two rows ``cond`` and ``uncond``.
 
     Args:
-        cond, uncond, scale, rescale: as of :func:`cfg`.
+        cond, uncond: the predictions, of one shape (B, ...) and dtype as of :func:`cfg`.
+        scale, rescale: as of :func:`cfg`.
         dims, out: see the module.
+
+    Returns:
+        The guided prediction: ``out``, or a new tensor.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: an argument that cannot be used; nothing has been changed then.
+
+    Example:
+        >>> tangential(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]]), scale=3.0)
+        tensor([[6., 0.]])
     """
     inputs, dims = {"cond": cond, "uncond": uncond}, _dims(dims)
     rule = _core.Guidance.tangential(_scales(scale, inputs), rescale)
@@ -206,14 +250,25 @@ def perp_neg(
     component of ``negatives[i] - uncond`` orthogonal to ``d``.
 
     Args:
-        cond, uncond, scale: as of :func:`cfg`.
+        cond, uncond: the predictions, of one shape (B, ...) and dtype as of :func:`cfg`.
         negatives: 1 to 4 predictions for what is not wanted.
-        weights: one for each, usually positive.
+        scale: as of :func:`cfg`.
+        weights: one for each of ``negatives``, usually positive.
         dims, out: see the module.
+
+    Returns:
+        The guided prediction: ``out``, or a new tensor.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: an argument that cannot be used; nothing has been changed then.
+
+    Example:
+        >>> cond, uncond, unwanted = (torch.tensor([x]) for x in ([1.0, 2.0], [0.0, 1.0], [1.0, 0.0]))
+        >>> perp_neg(cond, uncond, [unwanted], 3.0, [0.5])
+        tensor([[1.5000, 5.5000]])
     """
-    negatives, weights = listed("negatives", negatives), numbers("weights", weights)
-    if len(weights) != len(negatives):
-        raise ValueError(f"weights has {len(weights)} numbers, expected {len(negatives)}: one for each of negatives")
+    negatives = listed("negatives", negatives)
+    weights = numbers("weights", weights, ("negatives", negatives))
     inputs = {"cond": cond, "uncond": uncond, **{f"negatives[{i}]": x for i, x in enumerate(negatives)}}
     rule, dims = _core.Guidance.perp_neg(_scales(scale, inputs), weights), _dims(dims)
     if _elsewhere(inputs, dims, out, scale):
@@ -225,11 +280,18 @@ def project(vector: Tensor, onto: Tensor, *, dims: Dims = None) -> tuple[Tensor,
     """The components of ``vector`` along ``onto`` and orthogonal to it; nothing lies along zero.
 
     Args:
-        vector, onto: tensors of one shape and dtype.
+        vector, onto: tensors of one shape (B, ...) and dtype: float32, float64, bfloat16 or float16.
         dims: see the module.
 
     Returns:
         The parallel component and the orthogonal one, which sum up to ``vector``.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: an argument that cannot be used.
+
+    Example:
+        >>> project(torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 0.0]]))
+        (tensor([[1., 0.]]), tensor([[0., 1.]]))
     """
     inputs, dims = {"onto": onto, "vector": vector}, _dims(dims)
     _check(inputs)
@@ -266,10 +328,9 @@ def _into(out: Tensor | None, result: Tensor) -> Tensor:
 
 def _check(inputs: dict[str, Any]) -> None:
     for name, x in inputs.items():
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor")
+        checks.tensor(name, x)
         if x.is_complex():
-            raise TypeError("the predictions are complex, expected real numbers")
+            raise Problem.NOT_REAL.of(name, x.dtype, "real numbers")
 
 
 def _scales(scale: float | Tensor, inputs: dict[str, Tensor]) -> list[float]:

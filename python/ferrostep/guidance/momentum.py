@@ -12,10 +12,20 @@ class MomentumBuffer:
     """Carries the guidance's direction over the steps of one denoising: ``m <- (cond - uncond) + momentum * m``.
 
     Args:
-        momentum: the share of the last direction; the APG paper's are negative, -0.75 and -0.5.
+        momentum: the share of the last direction; the APG paper's are negative, -0.75 and -0.5. (It is checked when
+            :func:`ferrostep.guidance.apg` uses it.)
 
     Attributes:
+        momentum: as given.
         running_average: m, of the predictions' shape, dtype and device; None before the first step.
+
+    Example:
+        >>> from ferrostep.guidance import apg
+        >>> buffer = MomentumBuffer(-0.5)
+        >>> for cond in torch.tensor([[[1.0, 2.0]], [[2.0, 2.0]]]):
+        ...     guided = apg(cond, torch.ones(1, 2), 3.0, momentum_buffer=buffer)
+        >>> buffer.running_average
+        tensor([[1.0000, 0.5000]])
     """
 
     def __init__(self, momentum: float) -> None:
@@ -28,6 +38,9 @@ class MomentumBuffer:
 
     def of(self, prediction: Tensor) -> Tensor:
         """The direction for predictions like this one: new zeros, not kept, before the first step.
+
+        Args:
+            prediction: of any shape, dtype and device.
 
         Raises:
             ValueError: the buffer is of another shape, dtype or device.
@@ -49,7 +62,14 @@ class MomentumBuffer:
         return {"momentum": self.momentum, "running_average": self.running_average}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what :meth:`state_dict` gave; the direction is copied."""
+        """Take over what :meth:`state_dict` gave; the direction is copied.
+
+        Args:
+            state_dict: with ``momentum`` and ``running_average``.
+
+        Raises:
+            KeyError: one of both is missing.
+        """
         kept = state_dict["running_average"]
         self.momentum = state_dict["momentum"]
         self.running_average = None if kept is None else kept.clone()

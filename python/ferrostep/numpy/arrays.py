@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from operator import index
 from typing import Any, TypeAlias
@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy.typing as npt
 
 from ferrostep import _core
+from ferrostep.errors import Problem, wrong_kind
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -35,7 +36,7 @@ def whole(name: str, value: int, low: float, high: float = math.inf) -> int:
     try:
         number = index(value)
     except TypeError:
-        raise TypeError(f"{name} is a {type(value).__name__}, expected an integer") from None
+        raise wrong_kind(name, value, "an integer") from None
     check(name, number, low, high)
     return number
 
@@ -45,9 +46,9 @@ def check(name: str, value: float, low: float, high: float = math.inf) -> None:
     try:
         fits = low <= value < high
     except TypeError:
-        raise TypeError(f"{name} is a {type(value).__name__}, expected a number") from None
+        raise wrong_kind(name, value, "a number") from None
     if not fits:
-        raise ValueError(f"Invalid {name}: {value}; expected {low} <= {name} < {high}")
+        raise Problem.NUMBER.of(name, value, f"{low} <= {name} < {high}")
 
 
 def real(name: str, value: float, low: float) -> float:
@@ -62,7 +63,7 @@ def real(name: str, value: float, low: float) -> float:
 def listed(name: str, given: Any) -> list[Any]:
     """The elements; TypeError, by its name, for what is one array or tensor, or nothing to go through."""
     if hasattr(given, "dtype") or isinstance(given, str) or not isinstance(given, Iterable):
-        raise TypeError(f"{name} is a {type(given).__name__}, expected a list")
+        raise wrong_kind(name, given, "a list")
     return list(given)
 
 
@@ -79,37 +80,41 @@ def nested(name: str, given: Any) -> list[list[Any]]:
     """The elements of lists in a list; at least one list."""
     lists = [listed(f"{name}[{i}]", each) for i, each in enumerate(listed(name, given))]
     if not lists:
-        raise ValueError(f"{name} is empty, expected one gradient at least")
+        raise Problem.EMPTY.of(name, "nothing", "one gradient at least")
     return lists
 
 
 def scales(scale: Any, like: Any) -> list[float]:
     """The scale as one number, or one for each sample of an array or tensor; TypeError or ValueError for others."""
     if not hasattr(scale, "__float__"):
-        raise TypeError(f"scale is a {type(scale).__name__}, expected a number, or an array of one for each sample")
+        raise wrong_kind("scale", scale, "a number, or an array of one for each sample")
     shape = list(getattr(scale, "shape", []))
     if not shape:
         return [float(scale)]
     samples, *others = like.shape or [1]
     if math.prod(shape) != 1 and shape not in ([samples], [samples] + [1] * len(others)):
-        raise ValueError(f"scale has shape {shape}, expected {[samples]}: one for each sample of {list(like.shape)}")
+        expected = f"{[samples]}: one for each sample of {list(like.shape)}"
+        raise Problem.SHAPE.of("scale", shape, expected)
     each = scale.reshape(-1).tolist()
     if not all(isinstance(x, Real) for x in each):
-        raise TypeError(f"scale has dtype {scale.dtype}, expected real numbers")
+        raise Problem.NOT_REAL.of("scale", scale.dtype, "real numbers")
     return [float(x) for x in each]
 
 
-def numbers(name: str, given: Any) -> list[float]:
-    """The elements as numbers; TypeError or ValueError, by their name, for anything else."""
+def numbers(name: str, given: Any, of: tuple[str, Sequence[Any]]) -> list[float]:
+    """The elements as numbers, one for each of a named list; TypeError or ValueError, by their name, for others."""
     if getattr(given, "ndim", 1) != 1:
-        raise ValueError(f"{name} has shape {list(given.shape)}, expected one dimension")
+        raise Problem.SHAPE.of(name, list(given.shape), "one dimension")
     if isinstance(given, str) or not isinstance(given, Iterable):
-        raise TypeError(f"{name} is a {type(given).__name__}, expected numbers")
+        raise wrong_kind(name, given, "numbers")
     row = []
     for i, x in enumerate(given):
         if not hasattr(x, "__float__"):
-            raise TypeError(f"{name}[{i}] is a {type(x).__name__}, expected a number")
+            raise wrong_kind(f"{name}[{i}]", x, "a number")
         row.append(float(x))
+    each, elements = of
+    if len(row) != len(elements):
+        raise Problem.COUNT.of(name, f"{len(row)} numbers", f"{len(elements)}: one for each of {each}")
     return row
 
 

@@ -31,17 +31,28 @@ def adamw_(
     """AdamW (arXiv 1711.05101, Algorithm 2) as :class:`ferrostep.optim.AdamW`, on arrays.
 
     Args:
-        param: updated in place.
-        grad: the gradient; only read.
+        param: of any shape and dtype of the module's; updated in place.
+        grad: the gradient, of the same shape and dtype; only read.
         exp_avg, exp_avg_sq: the moments, zeros before the first step; updated in place.
         step: the number of this step, from 1.
         max_exp_avg_sq: makes it AMSGrad: the greatest second moment, zeros at first; updated in place.
         lr, betas, eps, weight_decay, decoupled_weight_decay, maximize: as of the class.
-        rounding: to a 16-bit parameter: "nearest", "stochastic" (from ``seed`` and ``step``) or "kahan" (with
-            ``kahan_comp``, an array like ``param``, zeros at first; updated in place).
+        rounding: to a 16-bit parameter: "nearest" (default), "stochastic" (from ``seed`` and ``step``) or "kahan" (with
+            ``kahan_comp``).
+        kahan_comp: what rounding lost, an array like ``param``, zeros at first; updated in place.
         master_low: makes a bfloat16 ``param`` the upper half of float32 master weights: the lower half, int16, zeros at
             first; updated in place. Goes with rounding to the nearest.
+        seed: of stochastic rounding, from 0 to 2**64 - 1. Default 0.
         num_threads: at most; default the CPUs that the process may use.
+
+    Raises:
+        TypeError, ValueError: an array that does not fit, or an impossible argument; nothing has been changed then.
+
+    Example:
+        >>> param, grad, exp_avg, exp_avg_sq = np.ones(2), np.array([0.5, -2.0]), np.zeros(2), np.zeros(2)
+        >>> adamw_(param, grad, exp_avg, exp_avg_sq, step=1, lr=0.1)
+        >>> param.round(4)
+        array([0.899, 1.099])
     """
     states = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     if max_exp_avg_sq is not None:
@@ -88,16 +99,22 @@ def lion_(
     """Lion (arXiv 2302.06675, Algorithm 2) as :class:`ferrostep.optim.Lion`, on arrays.
 
     Args:
-        param: updated in place.
-        grad: the gradient; only read.
+        param: of any shape and dtype of the module's; updated in place.
+        grad: the gradient, of the same shape and dtype; only read.
         exp_avg: the momentum, zeros before the first step; updated in place.
         lr, betas, weight_decay, maximize: as of the class.
-        rounding: to a 16-bit parameter: "nearest", "stochastic" (from ``seed`` and ``step``) or "kahan" (with
-            ``kahan_comp``, an array like ``param``, zeros at first; updated in place).
-        master_low: makes a bfloat16 ``param`` the upper half of float32 master weights: the lower half, int16, zeros at
-            first; updated in place. Goes with rounding to the nearest.
-        step: used by stochastic rounding only: another number for every call.
+        rounding, kahan_comp, master_low, seed: as of :func:`adamw_`.
+        step: used by stochastic rounding only: another number for every call. Default 0.
         num_threads: at most; default the CPUs that the process may use.
+
+    Raises:
+        TypeError, ValueError: an array that does not fit, or an impossible argument; nothing has been changed then.
+
+    Example:
+        >>> param, grad, exp_avg = np.ones(2), np.array([0.5, -2.0]), np.zeros(2)
+        >>> lion_(param, grad, exp_avg, lr=0.1)
+        >>> param.round(4)
+        array([0.9, 1.1])
     """
     beta1, beta2 = _pair(betas)
     for name, value, high in (

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ferrostep import _core
+from ferrostep.errors import Problem, wrong_kind
 from ferrostep.numpy.arrays import Array, integers, listed, numbers, scales, threads
 
 Dims = int | Sequence[int] | None
@@ -27,7 +28,23 @@ def cfg(
     out: Array | None = None,
     num_threads: int | None = None,
 ) -> Array:
-    """Classifier-free guidance (arXiv 2207.12598), as :func:`ferrostep.guidance.cfg`."""
+    """Classifier-free guidance (arXiv 2207.12598), as :func:`ferrostep.guidance.cfg`.
+
+    Args:
+        cond, uncond: the predictions, of one shape (B, ...) and dtype.
+        scale, rescale: as of that function.
+        dims, out, num_threads: see the module.
+
+    Returns:
+        The guided prediction: ``out``, or a new array.
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be used; nothing has been changed then.
+
+    Example:
+        >>> cfg(np.array([[1.0, 2.0]]), np.array([[0.0, 1.0]]), scale=3.0)
+        array([[3., 4.]])
+    """
     inputs = _checked(cond=cond, uncond=uncond)
     return _guide(_core.Guidance.cfg(scales(scale, cond), rescale), inputs, dims, out, num_threads)
 
@@ -50,10 +67,21 @@ def apg(
     """Adaptive projected guidance (arXiv 2410.02416, Algorithm 1), as :func:`ferrostep.guidance.apg`.
 
     Args:
-        cond, uncond, scale, eta, norm_threshold, dims, base, rescale: as of that function.
-        momentum: the share of the last direction; needs ``momentum_buffer``.
+        cond, uncond: the predictions, of one shape (B, ...) and dtype.
+        scale, eta, norm_threshold, base, rescale: as of that function.
+        momentum: the share of the last direction; needs ``momentum_buffer``. Default None: no momentum.
         momentum_buffer: the direction, an array like ``cond``, zeros before the first step; updated in place.
-        out, num_threads: see the module.
+        dims, out, num_threads: see the module.
+
+    Returns:
+        The guided prediction: ``out``, or a new array.
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be used; nothing has been changed then.
+
+    Example:
+        >>> apg(np.array([[1.0, 2.0]]), np.array([[0.0, 1.0]]), scale=3.0).round(4)
+        array([[1.8, 1.6]])
     """
     if (momentum is None) != (momentum_buffer is None):
         given, missing = ("momentum", "momentum_buffer") if momentum_buffer is None else ("momentum_buffer", "momentum")
@@ -75,7 +103,23 @@ def cfg_zero_star(
     out: Array | None = None,
     num_threads: int | None = None,
 ) -> Array:
-    """CFG-Zero* (arXiv 2503.18886), as :func:`ferrostep.guidance.cfg_zero_star`."""
+    """CFG-Zero* (arXiv 2503.18886), as :func:`ferrostep.guidance.cfg_zero_star`.
+
+    Args:
+        cond, uncond: the predictions, of one shape (B, ...) and dtype.
+        scale, rescale: as of that function.
+        dims, out, num_threads: see the module.
+
+    Returns:
+        The guided prediction: ``out``, or a new array.
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be used; nothing has been changed then.
+
+    Example:
+        >>> cfg_zero_star(np.array([[1.0, 2.0]]), np.array([[0.0, 1.0]]), scale=3.0).round(4)
+        array([[3., 2.]])
+    """
     inputs = _checked(cond=cond, uncond=uncond)
     return _guide(_core.Guidance.cfg_zero_star(scales(scale, cond), rescale), inputs, dims, out, num_threads)
 
@@ -90,7 +134,23 @@ def tangential(
     out: Array | None = None,
     num_threads: int | None = None,
 ) -> Array:
-    """Tangential CFG (arXiv 2503.18137), as :func:`ferrostep.guidance.tangential`."""
+    """Tangential CFG (arXiv 2503.18137), as :func:`ferrostep.guidance.tangential`.
+
+    Args:
+        cond, uncond: the predictions, of one shape (B, ...) and dtype.
+        scale, rescale: as of that function.
+        dims, out, num_threads: see the module.
+
+    Returns:
+        The guided prediction: ``out``, or a new array.
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be used; nothing has been changed then.
+
+    Example:
+        >>> tangential(np.array([[2.0, 0.0]]), np.array([[0.0, 1.0]]), scale=3.0).round(4)
+        array([[6., 0.]])
+    """
     inputs = _checked(cond=cond, uncond=uncond)
     return _guide(_core.Guidance.tangential(scales(scale, cond), rescale), inputs, dims, out, num_threads)
 
@@ -106,16 +166,48 @@ def perp_neg(
     out: Array | None = None,
     num_threads: int | None = None,
 ) -> Array:
-    """Perp-Neg (arXiv 2304.04968), as :func:`ferrostep.guidance.perp_neg`."""
-    negatives, weights = listed("negatives", negatives), numbers("weights", weights)
-    if len(weights) != len(negatives):
-        raise ValueError(f"weights has {len(weights)} numbers, expected {len(negatives)}: one for each of negatives")
+    """Perp-Neg (arXiv 2304.04968), as :func:`ferrostep.guidance.perp_neg`.
+
+    Args:
+        cond, uncond: the predictions, of one shape (B, ...) and dtype.
+        negatives: 1 to 4 predictions for what is not wanted.
+        scale, weights: as of that function.
+        dims, out, num_threads: see the module.
+
+    Returns:
+        The guided prediction: ``out``, or a new array.
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be used; nothing has been changed then.
+
+    Example:
+        >>> cond, uncond, unwanted = (np.array([x]) for x in ([1.0, 2.0], [0.0, 1.0], [1.0, 0.0]))
+        >>> perp_neg(cond, uncond, [unwanted], 3.0, [0.5])
+        array([[1.5, 5.5]])
+    """
+    negatives = listed("negatives", negatives)
+    weights = numbers("weights", weights, ("negatives", negatives))
     inputs = _checked(cond=cond, uncond=uncond, **{f"negatives[{i}]": x for i, x in enumerate(negatives)})
     return _guide(_core.Guidance.perp_neg(scales(scale, cond), weights), inputs, dims, out, num_threads)
 
 
 def project(vector: Array, onto: Array, *, dims: Dims = None, num_threads: int | None = None) -> tuple[Array, Array]:
-    """The components of ``vector`` along ``onto`` and orthogonal to it, as :func:`ferrostep.guidance.project`."""
+    """The components of ``vector`` along ``onto`` and orthogonal to it, as :func:`ferrostep.guidance.project`.
+
+    Args:
+        vector, onto: arrays of one shape (B, ...) and dtype.
+        dims, num_threads: see the module.
+
+    Returns:
+        The parallel component and the orthogonal one, new arrays.
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be used.
+
+    Example:
+        >>> project(np.array([[1.0, 1.0]]), np.array([[2.0, 0.0]]))
+        (array([[1., 0.]]), array([[0., 1.]]))
+    """
     inputs = _checked(onto=onto, vector=vector)
     outputs = [np.empty_like(vector) for _ in range(2)]
     _core.Guidance.project().run(inputs, outputs, _dims(dims), threads(num_threads))
@@ -131,9 +223,9 @@ def _guide(rule: _core.Guidance, inputs: list[Array], dims: Dims, out: Array | N
 def _checked(**inputs: Array) -> list[Array]:
     for name, x in inputs.items():
         if not isinstance(x, np.ndarray):
-            raise TypeError(f"{name} is a {type(x).__name__}, expected a numpy.ndarray")
+            raise wrong_kind(name, x, "a numpy.ndarray")
         if np.iscomplexobj(x):
-            raise TypeError("the predictions are complex, expected real numbers")
+            raise Problem.NOT_REAL.of(name, x.dtype, "real numbers")
     return list(inputs.values())
 
 

@@ -26,13 +26,22 @@ def orthogonalize(
     """Orthogonalize matrices by Newton-Schulz, as :func:`ferrostep.orthogonalize`, on arrays.
 
     Args:
-        arrays: an array of shape (..., rows, columns), or several.
+        arrays: an array of shape (..., rows, columns), or several, of dtype float32, float64, float16 or bfloat16.
         steps, coefficients, precision, algorithm, restarts, eps: as of :func:`ferrostep.orthogonalize`.
         out: where the results go, of the shapes and dtypes of ``arrays``, which may be ``arrays`` themselves.
         num_threads: at most; default the CPUs that the process may use.
 
     Returns:
         The results, in ``out`` or new arrays.
+
+    Raises:
+        TypeError, ValueError: an array that does not fit, or an impossible argument; nothing has been changed then.
+
+    Example:
+        >>> orthogonal = orthogonalize(np.array([[3.0, 0.0], [4.0, 5.0]]), steps=15, coefficients="classic")
+        >>> abs(orthogonal @ orthogonal.T).round(3)
+        array([[1., 0.],
+               [0., 1.]])
     """
     single = isinstance(arrays, np.ndarray)
     inputs = [arrays] if isinstance(arrays, np.ndarray) else listed("arrays", arrays)

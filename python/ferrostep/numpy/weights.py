@@ -11,11 +11,28 @@ from numbers import Real
 import numpy as np
 
 from ferrostep import _core
+from ferrostep.errors import Problem
 from ferrostep.numpy.arrays import Array, check, integers, numbers
 
 
 def pcgrad_weights(gram: Array, orders: Sequence[Sequence[int]]) -> Array:
-    """PCGrad: ``orders[i]`` is the order in which task i meets the others (itself is passed over)."""
+    """PCGrad (arXiv 2001.06782, Algorithm 1), as :func:`ferrostep.gradients.pcgrad_weights`.
+
+    Args:
+        gram: of :func:`ferrostep.numpy.gram`, shape (T, T), of any real dtype.
+        orders: ``orders[i]`` is the order in which task i meets the others (itself is passed over).
+
+    Returns:
+        Shape (T, T), float64: row i makes the projected gradient of task i.
+
+    Raises:
+        TypeError, ValueError: ``gram`` is no square matrix of finite real numbers.
+
+    Example:
+        >>> pcgrad_weights(np.array([[1.0, -1.0], [-1.0, 2.0]]), orders=[[1], [0]])
+        array([[1. , 0.5],
+               [1. , 1. ]])
+    """
     return _core.pcgrad(checked(gram), [integers(f"orders[{i}]", order) for i, order in enumerate(orders)])
 
 
@@ -25,8 +42,24 @@ def min_norm_weights(
     initial: Sequence[float] | Array | None = None,
     callback: Callable[[_core.Report], object] | None = None,
 ) -> Array:
-    """MGDA: the point of least norm in the convex hull."""
-    return _core.min_norm(checked(gram), initial=_initial(initial), callback=callback)
+    """MGDA (arXiv 1810.04650, equation 4): the point of least norm in the convex hull.
+
+    Args:
+        gram: of :func:`ferrostep.numpy.gram`, shape (T, T), of any real dtype.
+        initial, callback: as of :func:`ferrostep.gradients.min_norm_weights`.
+
+    Returns:
+        T numbers of at least 0 that sum up to 1, float64.
+
+    Raises:
+        TypeError, ValueError: ``gram`` is no square matrix of finite real numbers, or ``initial`` no such weights.
+
+    Example:
+        >>> min_norm_weights(np.array([[1.0, 0.0], [0.0, 4.0]])).round(4)
+        array([0.8, 0.2])
+    """
+    gram = checked(gram)
+    return _core.min_norm(gram, initial=_initial(initial, gram), callback=callback)
 
 
 def cagrad_weights(
@@ -36,13 +69,47 @@ def cagrad_weights(
     initial: Sequence[float] | Array | None = None,
     callback: Callable[[_core.Report], object] | None = None,
 ) -> Array:
-    """CAGrad: the mean gradient, moved by at most ``c`` of its norm towards the worst combination."""
+    """CAGrad (arXiv 2110.14048, equation 4): the mean gradient, moved towards the worst combination.
+
+    Args:
+        gram: of :func:`ferrostep.numpy.gram`, shape (T, T), of any real dtype.
+        c: by how much at most, as a share of the mean gradient's norm, from 0. Default 0.5.
+        initial, callback: as of :func:`ferrostep.gradients.cagrad_weights`.
+
+    Returns:
+        T numbers, float64.
+
+    Raises:
+        TypeError, ValueError: ``gram`` is no square matrix of finite real numbers, ``c`` no number of at least 0, or
+            ``initial`` not T finite numbers.
+
+    Example:
+        >>> cagrad_weights(np.eye(2)).round(4)
+        array([0.75, 0.75])
+    """
     check("c", c, 0.0)
-    return _core.cagrad(checked(gram), c=float(c), initial=_initial(initial), callback=callback)
+    gram = checked(gram)
+    return _core.cagrad(gram, c=float(c), initial=_initial(initial, gram), callback=callback)
 
 
 def aligned_mtl_weights(gram: Array) -> Array:
-    """Aligned-MTL: the mean of the gradients after their singular values were made equal to the least."""
+    """Aligned-MTL: the mean of the gradients after their singular values were made equal to the least.
+
+    See :func:`ferrostep.gradients.aligned_mtl_weights` (CVPR 2023, Algorithm 1).
+
+    Args:
+        gram: of :func:`ferrostep.numpy.gram`, shape (T, T), of any real dtype.
+
+    Returns:
+        T numbers, float64.
+
+    Raises:
+        TypeError, ValueError: ``gram`` is no square matrix of finite real numbers.
+
+    Example:
+        >>> aligned_mtl_weights(np.array([[1.0, 0.0], [0.0, 4.0]])).round(4)
+        array([0.5 , 0.25])
+    """
     gram = checked(gram)
     values, vectors = np.linalg.eigh(gram)
     kept = values > values[-1] * len(gram) * np.finfo(np.float64).eps
@@ -54,8 +121,8 @@ def aligned_mtl_weights(gram: Array) -> Array:
     return result
 
 
-def _initial(given: Sequence[float] | Array | None) -> list[float] | None:
-    return None if given is None else numbers("initial", given)
+def _initial(given: Sequence[float] | Array | None, gram: Array) -> list[float] | None:
+    return None if given is None else numbers("initial", given, of=("gram's rows", gram))
 
 
 def checked(gram: Array) -> Array:
@@ -63,10 +130,10 @@ def checked(gram: Array) -> Array:
     if not isinstance(gram, np.ndarray):
         _check_numbers(gram)
     elif gram.dtype.kind not in "fiub":
-        raise TypeError(f"gram has dtype {gram.dtype}, expected real numbers")
+        raise Problem.NOT_REAL.of("gram", gram.dtype, "real numbers")
     matrix = np.asarray(gram, dtype=np.float64)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) == 0:
-        raise ValueError(f"gram has shape {list(matrix.shape)}, expected a square matrix")
+        raise Problem.SHAPE.of("gram", list(matrix.shape), "a square matrix")
     if not np.isfinite(matrix).all():
         raise ValueError("gram has NaN or infinity, expected finite numbers")
     return matrix

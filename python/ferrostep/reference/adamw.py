@@ -20,10 +20,28 @@ def adamw(
     decoupled_weight_decay: bool,
     maximize: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the new parameter and the new state ``(exp_avg, exp_avg_sq[, max_exp_avg_sq])``.
+    """AdamW, Adam or AMSGrad for one parameter, as :class:`ferrostep.optim.AdamW`.
 
-    The third state makes it AMSGrad. Bias corrections and the place of eps are torch.optim.AdamW's; ``step`` counts
-    from 1.
+    Bias corrections and the place of eps are torch.optim.AdamW's.
+
+    Args:
+        p, g: the parameter and its gradient, of one shape and dtype.
+        state: ``(exp_avg, exp_avg_sq)``; a third, ``max_exp_avg_sq``, makes it AMSGrad.
+        step: counted from 1.
+        lr, beta1, beta2, eps, weight_decay, maximize: hyperparameters.
+        decoupled: AdamW, or Adam with an L2 penalty.
+
+    Returns:
+        The new parameter and the new state.
+
+    Raises:
+        RuntimeError: shapes that do not broadcast, as torch.
+
+    Example:
+        >>> options = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
+        >>> p, g, zeros = torch.ones(2), torch.tensor([0.5, -2.0]), torch.zeros(2)
+        >>> adamw(p, g, (zeros, zeros), 1, lr=0.1, decoupled=True, maximize=False, **options)[0]
+        tensor([0.9000, 1.1000])
     """
     m, v, *maximum = state
     if maximize:

@@ -25,7 +25,27 @@ def auon(
     variant: str,
     adjust_lr: str | None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the new parameter and the new state ``(momentum_buffer,)``; no use of ``step``."""
+    """AuON for one parameter, as :class:`ferrostep.optim.AuON`.
+
+    Args:
+        p, g: the parameter and its gradient, of one shape and dtype.
+        state: ``(momentum_buffer,)``.
+        step: not used.
+        lr, weight_decay, momentum, nesterov, maximize, gamma, eps, rms_eps, variant, adjust_lr: hyperparameters.
+
+    Returns:
+        The new parameter and the new state.
+
+    Raises:
+        RuntimeError: shapes that do not broadcast, as torch.
+
+    Example:
+        >>> options = {"weight_decay": 0.0, "momentum": 0.0, "nesterov": False, "maximize": False, "gamma": 1.0}
+        >>> options |= {"eps": 0.0, "rms_eps": 0.0, "variant": "paper", "adjust_lr": None}
+        >>> p, _ = auon(torch.zeros(2), torch.tensor([3.0, -4.0]), (torch.zeros(2),), 1, lr=1.0, **options)
+        >>> p / p[0]
+        tensor([ 1.0000, -1.3333])
+    """
     del step
     if p.numel() == 0:
         return p, state

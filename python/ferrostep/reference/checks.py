@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ferrostep.errors import Problem, wrong_kind
+
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+NAMED_FLOATS = "float32, float64, bfloat16 or float16"
 
 
 def wide(x: Tensor) -> Tensor:
@@ -17,35 +20,38 @@ def wide(x: Tensor) -> Tensor:
     return x.float() if x.device.type == "mps" else x.double()
 
 
+def tensor(name: str, x: Any, expected: str = "a torch.Tensor") -> None:
+    """Refuse what is no tensor."""
+    if not isinstance(x, Tensor):
+        raise wrong_kind(name, x, expected)
+
+
 def finite(**numbers: float) -> None:
     """Refuse NaN and infinity, and what is no number."""
     for name, x in numbers.items():
         if not hasattr(x, "__float__"):
-            raise TypeError(f"{name} is a {type(x).__name__}, expected a number")
+            raise wrong_kind(name, x, "a number")
         if not math.isfinite(x):
-            raise ValueError(f"Invalid {name}: {x}; expected a finite number")
+            raise Problem.NUMBER.of(name, x, "a finite number")
 
 
 def alike(tensors: Iterable[tuple[str, Any]], *, pairs: bool = False) -> None:
     """Refuse what is no tensor of the first one's shape, dtype and device; or complex, without `pairs`."""
     first: Tensor | None = None
     for name, x in tensors:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} is a {type(x).__name__}, expected a torch.Tensor")
+        tensor(name, x)
         if x.layout != torch.strided:
-            raise RuntimeError(
-                f"{name} has layout {x.layout}; sparse tensors are not supported, expected torch.strided"
-            )
+            raise Problem.LAYOUT.of(name, x.layout, torch.strided)
         if x.dtype not in FLOATS and not (pairs and x.is_complex()):
-            raise ValueError(f"{name} has dtype {x.dtype}, expected float32, float64, bfloat16 or float16")
+            raise Problem.DTYPE.of(name, x.dtype, NAMED_FLOATS)
         if first is None:
             first = x
         if x.shape != first.shape:
-            raise ValueError(f"{name} has shape {list(x.shape)}, expected {list(first.shape)}")
+            raise Problem.SHAPE.of(name, list(x.shape), list(first.shape))
         if x.dtype != first.dtype:
-            raise ValueError(f"{name} has dtype {x.dtype}, expected {first.dtype}")
+            raise Problem.DTYPE.of(name, *(str(each.dtype).removeprefix("torch.") for each in (x, first)))
         if x.device != first.device:
-            raise ValueError(f"{name} is on device {x.device}, expected {first.device}")
+            raise Problem.DEVICE.of(name, x.device, first.device)
 
 
 def lists(named: Iterable[tuple[str, Sequence[Any]]]) -> None:
@@ -54,7 +60,7 @@ def lists(named: Iterable[tuple[str, Sequence[Any]]]) -> None:
     first, like = given[0] if given else ("", [])
     for name, tensors in given:
         if len(tensors) != len(like):
-            raise ValueError(f"{name} has {len(tensors)} tensors, expected {len(like)}, as {first} has")
+            raise Problem.COUNT.of(name, f"{len(tensors)} tensors", f"{len(like)}, as {first} has")
     present = [
         [(f"{name}[{place}]", tensors[place]) for name, tensors in given if tensors[place] is not None]
         for place in range(len(like))
@@ -64,7 +70,7 @@ def lists(named: Iterable[tuple[str, Sequence[Any]]]) -> None:
     devices = [(name, x.device) for tensors in present for name, x in tensors]
     for name, device in devices:
         if device != devices[0][1]:
-            raise ValueError(f"{name} is on device {device}, expected {devices[0][1]}, as {devices[0][0]}")
+            raise Problem.DEVICE.of(name, device, f"{devices[0][1]}, as {devices[0][0]}")
 
 
 def dimensions(name: str, x: Tensor, dims: int | Sequence[int] | None, *, scaled: bool = False) -> None:
@@ -74,7 +80,7 @@ def dimensions(name: str, x: Tensor, dims: int | Sequence[int] | None, *, scaled
     seen = set()
     for dim in [] if dims is None else [dims] if isinstance(dims, int) else dims:
         if not -x.ndim <= dim < x.ndim or dim % x.ndim in seen:
-            raise ValueError(f"Invalid dims: {dim}; expected each of {x.ndim} dimensions at most once")
+            raise Problem.NUMBER.of("dims", dim, f"each of {x.ndim} dimensions at most once")
         seen.add(dim % x.ndim)
     if scaled and 0 in seen:
         raise ValueError("Invalid dims: 0 is the dimension of the samples, each of which has its own scale")

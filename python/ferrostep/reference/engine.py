@@ -28,7 +28,23 @@ def apply(
     hyperparameters: Mapping[str, Any],
     **rounding: Any,
 ) -> None:
-    """Update ``param`` and ``states`` in place by ``rule``; see :func:`updates`."""
+    """Update ``param`` and ``states`` in place by ``rule``.
+
+    Args:
+        rule, param, grad, states, step, hyperparameters: as of :func:`updates`; shapes and dtypes, too.
+        **rounding: ``rounding``, ``compensation``, ``seed`` and ``number`` of :func:`updates`.
+
+    Raises:
+        RuntimeError: shapes that do not broadcast, as torch.
+
+    Example:
+        >>> def descent(p, g, state, step, *, lr):
+        ...     return p - lr * g, state
+        >>> p = torch.ones(2)
+        >>> apply(descent, p, torch.ones(2), [], 1, {"lr": 0.5})
+        >>> p
+        tensor([0.5000, 0.5000])
+    """
     for tensor, new in updates(rule, param, grad, states, step, hyperparameters, **rounding):
         tensor.copy_(new)
 
@@ -48,9 +64,29 @@ def updates(
 ) -> list[tuple[Tensor, Tensor]]:
     """The tensors that ``rule`` updates, each with its new values; nothing is changed.
 
-    The arithmetic is in float32 for 16-bit parameters, and recorded by autograd if it is enabled. ``rounding``,
-    ``compensation`` and ``seed`` are those of the optimizers; ``number`` is the tensor's number in the stream of random
-    numbers.
+    Args:
+        rule: called in float64 for float64 and complex128 parameters, else in float32; recorded by autograd if that is
+            enabled.
+        param, grad: of one shape and dtype; complex ones are pairs of real numbers to the rule.
+        states: of the parameter's shape, or what the rule takes.
+        step: counted from 1.
+        hyperparameters: for the rule, by keyword.
+        rounding: ``"nearest"`` (default), ``"stochastic"``, ``"kahan"`` or ``"split"``, as the optimizers'.
+        compensation: what makes up for rounding, for the last two. Default None.
+        seed: of stochastic rounding. Default 0.
+        number: the tensor's number in the stream of random numbers. Default 0.
+
+    Returns:
+        Pairs of a tensor and its new values, of its dtype: the states', the parameter's, the compensation's.
+
+    Raises:
+        RuntimeError: shapes that do not broadcast, as torch.
+
+    Example:
+        >>> def descent(p, g, state, step, *, lr):
+        ...     return p - lr * g, state
+        >>> updates(descent, torch.ones(1), torch.ones(1), [], 1, {"lr": 0.5})
+        [(tensor([1.]), tensor([0.5000]))]
     """
     if param.is_complex():
         param, grad = torch.view_as_real(param), torch.view_as_real(grad)

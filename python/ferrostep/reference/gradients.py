@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ferrostep.errors import Problem, wrong_kind
 from ferrostep.reference import checks
 
 Gradient = Sequence[Tensor | None]
@@ -29,7 +30,7 @@ def combine(
 ) -> list[Tensor | None]:
     """The sum of gradients, each times its weight."""
     if len(weights) != len(gradients):
-        raise ValueError(f"weights has {len(weights)} numbers, expected {len(gradients)}: one for each of gradients")
+        raise Problem.COUNT.of("weights", f"{len(weights)} numbers", f"{len(gradients)}: one for each of gradients")
     row = [float(weight) for weight in weights]
     for place, tensors in enumerate(zip(*gradients, strict=True)):
         _write(out, place, _sum(*zip(row, tensors, strict=True)), *tensors)
@@ -109,9 +110,9 @@ def combined(
 def moved(target: Sequence[Tensor], source: Sequence[Tensor], tau: float) -> list[Tensor]:
     """A target network, moved towards another."""
     if not hasattr(tau, "__float__"):
-        raise TypeError(f"tau is a {type(tau).__name__}, expected a number")
+        raise wrong_kind("tau", tau, "a number")
     if not 0 <= tau <= 1:
-        raise ValueError(f"Invalid tau: {tau}; expected 0 <= tau <= 1")
+        raise Problem.NUMBER.of("tau", tau, "0 <= tau <= 1")
     return [_between(t, s, tau) for t, s in zip(target, source, strict=True)]
 
 
@@ -125,7 +126,7 @@ def ema_(target: Sequence[Tensor], source: Sequence[Tensor], tau: float) -> None
 def _kappas(forward: Gradient, backward: Gradient, eps: float, per_tensor: bool) -> list[float]:
     checks.finite(eps=eps)
     if eps < 0:
-        raise ValueError(f"Invalid eps: {eps}; expected a finite number of at least 0")
+        raise Problem.NUMBER.of("eps", eps, "a finite number of at least 0")
     if per_tensor:
         return [_kappa([f], [b], eps) for f, b in zip(forward, backward, strict=True)]
     return [_kappa(forward, backward, eps)] * len(forward)

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ferrostep.errors import Problem, wrong_choice
 from ferrostep.reference.checks import wide
 
 Dims = int | Sequence[int] | None
@@ -81,7 +82,7 @@ def apg_with_direction(
 ) -> tuple[Tensor, Tensor]:
     """APG, and the direction that the buffer is to keep, which is only read."""
     if base not in ("cond", "uncond"):
-        raise ValueError(f"Invalid base: {base!r}; expected 'cond' or 'uncond'")
+        raise wrong_choice("base", base, "cond", "uncond")
     c, u, scale = wide(cond), wide(uncond), _each(scale, cond)
     d = c - u
     if momentum_buffer is not None:
@@ -162,7 +163,7 @@ def _ratio(dividend: Tensor, divisor: Tensor) -> Tensor:
 
 def _rescaled(guided: Tensor, c: Tensor, rescale: float | Tensor, dims: Dims) -> Tensor:
     if not 0 <= rescale <= 1:
-        raise ValueError(f"Invalid rescale: {rescale}; expected a number from 0 to 1")
+        raise Problem.NUMBER.of("rescale", rescale, "a number from 0 to 1")
     if rescale == 0:
         return guided
     cond, own = _deviation(c, dims), _deviation(guided, dims)

@@ -45,11 +45,36 @@ def muon(
     split_sizes: Sequence[int] | None,
     cosh: tuple[float, float, bool] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Return the new parameter and the new state ``(momentum_buffer[, second_momentum_buffer])``; no use of ``step``.
+    """Muon, NorMuon or HybridAuON for one parameter, as :class:`ferrostep.optim.Muon`.
 
-    ``algorithm`` and ``restarts`` are forms of the same polynomial and make no difference here. ``cosh`` makes it
-    HybridAuON (arXiv 2509.24320): gamma, what is added to the root mean square of the cosine, and whether the cosine
-    is of the normalized matrix.
+    Args:
+        p, g: the parameter and its gradient, of one shape and dtype.
+        state: ``(momentum_buffer,)``; with ``beta2`` also ``second_momentum_buffer``, one number per row.
+        step: not used.
+        lr, weight_decay, momentum, nesterov, maximize, eps, cautious_weight_decay, skip_zero_grad: hyperparameters.
+        schedule: has the coefficients of Newton-Schulz.
+        precision: of Newton-Schulz.
+        algorithm, restarts: forms of the same polynomial, which make no difference here.
+        adjust_lr: ``"original"``, ``"match_rms_adamw"``, ``"spectral_unclamped"`` or ``"none"``.
+        beta2: makes it NorMuon; None is Muon.
+        ndim_policy, num_heads, split_sizes: how the parameter is seen as matrices, see :func:`matrices`.
+        cosh: makes it HybridAuON (arXiv 2509.24320): gamma, what is added to the root mean square of the cosine, and
+            whether the cosine is of the normalized matrix. Default None.
+
+    Returns:
+        The new parameter and the new state.
+
+    Raises:
+        ValueError: a shape that is not as ``ndim_policy``, ``num_heads`` or ``split_sizes`` say.
+
+    Example:
+        >>> from ferrostep.optim import Muon
+        >>> optimizer = Muon([torch.zeros(2, 3)], lr=1.0, ns_coefficients="classic", ns_steps=15)
+        >>> hyperparameters = optimizer.rule(optimizer.param_groups[0]).hyperparameters
+        >>> p, _ = muon(torch.zeros(2, 3), 5 * torch.eye(2, 3), (torch.zeros(2, 3),), 1, **hyperparameters)
+        >>> p.round(decimals=3)
+        tensor([[-1.,  0.,  0.],
+                [ 0., -1.,  0.]])
     """
     del step, algorithm, restarts
     if maximize:
@@ -91,9 +116,24 @@ def matrices(
     split_sizes: Sequence[int] | None = None,
     owner: str = "Muon",
 ) -> list[Tensor]:
-    """The matrices of a parameter, in stacks of equal ones of shape (count, rows, columns).
+    """The matrices of a parameter, in stacks of equal ones.
 
-    Raises ValueError where the shape does not fit; ``owner`` is who says so.
+    Args:
+        x: the parameter, of 2 or more dimensions and any dtype.
+        ndim_policy: what more than 2 dimensions are: ``"error"``, ``"flatten"`` or ``"batch"``.
+        num_heads: see a matrix as so many, one above the other. Default None.
+        split_sizes: see a matrix as ones of these heights, one above the other. Default None.
+        owner: the class that an error speaks of.
+
+    Returns:
+        Stacks of shape (count, rows, columns).
+
+    Raises:
+        ValueError: the shape does not fit.
+
+    Example:
+        >>> [stack.shape for stack in matrices(torch.zeros(6, 4), "error", num_heads=3)]
+        [torch.Size([3, 2, 4])]
     """
     if num_heads is not None or split_sizes is not None:
         if x.ndim != 2:

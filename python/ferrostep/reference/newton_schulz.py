@@ -15,9 +15,26 @@ PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": t
 def newton_schulz(x: Tensor, triples: Sequence[Triple], *, eps: float = 0.0, precision: str = "auto") -> Tensor:
     """Orthogonalize the last two dimensions: with ``x = U S V^T``, about ``U V^T``, in the dtype of ``x``.
 
-    ``X <- X / max(norm, eps)``, then ``X <- a X + (b A + c A A) X`` with ``A = X X^T`` for each ``(a, b, c)``. The
-    arithmetic is float64 for float64 and float32 for all else, unless ``precision`` names one; the norm is never less
-    precise than float32, and neither overflows nor underflows. A zero matrix stays zero.
+    ``X <- X / max(norm, eps)``, then ``X <- a X + (b A + c A A) X`` with ``A = X X^T`` for each ``(a, b, c)``. The norm
+    is never less precise than float32, and neither overflows nor underflows. A zero matrix stays zero.
+
+    Args:
+        x: shape (..., rows, columns), of a floating-point dtype.
+        triples: the coefficients of every step.
+        eps: least norm to divide by. Default 0.
+        precision: of the arithmetic: ``"bfloat16"``, ``"float32"``, ``"float64"``, or ``"auto"`` (default): float64 for
+            float64 and float32 for all else.
+
+    Returns:
+        A new tensor of the shape and dtype of ``x``.
+
+    Raises:
+        RuntimeError: integers or complex numbers, as torch.
+
+    Example:
+        >>> newton_schulz(torch.diag(torch.tensor([3.0, 4.0])), [(1.5, -0.5, 0.0)] * 15)
+        tensor([[1., 0.],
+                [0., 1.]])
     """
     work = PRECISIONS.get(precision, torch.float64 if x.dtype == torch.float64 else torch.float32)
     y = x if x.dtype == torch.float64 else x.to(torch.promote_types(work, torch.float32))

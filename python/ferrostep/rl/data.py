@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ferrostep.errors import Problem
 from ferrostep.numpy.arrays import Array
 
 
@@ -29,6 +30,11 @@ class Transitions:
 
     Raises:
         ValueError: there is no transition, lengths or dimensions do not fit, or a number is not finite.
+
+    Example:
+        >>> rows = {"observations": [[0.0], [1.0]], "actions": [[0.5], [0.5]], "rewards": [0, 1], "terminals": [0, 1]}
+        >>> Transitions.of(rows).next_observations[0]
+        tensor([1.])
     """
 
     observations: Tensor
@@ -48,6 +54,9 @@ class Transitions:
         that ended at a time limit, as what followed is not there. ``timeouts`` say which these are, or d3rlpy's
         ``episode_terminals``, which stand at every end. Without both, such an episode seems to go on with the first
         observation of the next one.
+
+        Args:
+            arrays: by their names, each an array of numbers, or nested lists.
 
         Raises:
             ValueError: a name is missing, an array is not one of numbers, lengths or dimensions do not fit, a number is
@@ -73,8 +82,12 @@ class Transitions:
 
         HDF5 needs h5py. Arrays of other names are not read.
 
+        Args:
+            path: a file ending in .npz, .hdf5 or .h5.
+
         Raises:
             ValueError: the file is of another kind, or as of :meth:`of`.
+            OSError: there is no such file, or it cannot be read.
         """
         path = Path(path)
         if path.suffix not in (".npz", ".hdf5", ".h5"):
@@ -101,7 +114,15 @@ class Transitions:
         return len(self.rewards)
 
     def sample(self, size: int, generator: torch.Generator | None = None) -> Transitions:
-        """As many transitions, drawn with replacement."""
+        """As many transitions, drawn with replacement.
+
+        Args:
+            size: how many.
+            generator: for the draw; default torch's global one.
+
+        Raises:
+            RuntimeError: ``size`` is negative, as torch.
+        """
         chosen = torch.randint(len(self), (size,), generator=generator)
         drawn = copy.copy(self)  # without another check
         vars(drawn).update({name: x[chosen] for name, x in vars(self).items()})
@@ -128,12 +149,11 @@ def _check(given: Mapping[str, Array]) -> None:
     observations = given["observations"]
     for name, array in given.items():
         if array.ndim != _DIMENSIONS[name]:
-            raise ValueError(f"{name} has shape {list(array.shape)}, expected {_DIMENSIONS[name]} dimension(s)")
+            raise Problem.SHAPE.of(name, list(array.shape), f"{_DIMENSIONS[name]} dimension(s)")
         if len(array) != len(observations):
             raise ValueError(f"{name} has length {len(array)}, expected {len(observations)}")
         if name == "next_observations" and array.shape != observations.shape:
-            shapes = [list(x.shape) for x in (array, observations)]
-            raise ValueError(f"next_observations has shape {shapes[0]}, expected {shapes[1]}, as observations")
+            raise Problem.SHAPE.of(name, list(array.shape), f"{list(observations.shape)}, as observations")
         bad = np.flatnonzero(~np.isfinite(array).all(tuple(range(1, array.ndim))))
         if len(bad):
             raise ValueError(f"{name} has NaN or infinity, first in row {bad[0]}")

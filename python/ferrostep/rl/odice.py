@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
+from ferrostep.errors import Problem, wrong_choice
 from ferrostep.gradients import OrthogonalGradient, ema_
 from ferrostep.rl.data import Transitions
 from ferrostep.rl.networks import GaussianPolicy, TwinValue, mlp
@@ -81,6 +82,13 @@ class ODICE:
 
     Raises:
         ValueError: an argument is none of these.
+
+    Example:
+        >>> rows = {"observations": [[0.0], [1.0]], "actions": [[0.5], [0.5]], "rewards": [0, 1], "terminals": [0, 1]}
+        >>> agent = ODICE(observation_size=1, action_size=1)
+        >>> agent.fit(Transitions.of(rows), steps=1, batch_size=4)
+        >>> agent.act(torch.zeros(3, 1)).shape
+        torch.Size([3, 1])
     """
 
     def __init__(
@@ -113,7 +121,7 @@ class ODICE:
             ("weights", weights, ("official", "paper")),
         ):
             if value not in known:
-                raise ValueError(f"Invalid {name}: {value!r}; expected one of {', '.join(known)}")
+                raise wrong_choice(name, value, *known)
         for name, number, fits in (
             ("lam", lam, 0 < lam < 1),
             ("eta", eta, 0 <= eta < math.inf),
@@ -177,10 +185,14 @@ class ODICE:
 
         Args:
             batch: transitions.
-            expert: observations of experts, for imitation.
+            expert: observations of experts, shape (N, observation size), for imitation. Default None.
 
         Returns:
             ``value`` (its mean), ``weight`` (mean), ``policy_loss``, and with the orthogonal gradient ``kappa``.
+
+        Raises:
+            ValueError: ``expert`` is None in imitation.
+            RuntimeError: sizes are not the agent's, as torch.
         """
         rewards = batch.rewards
         if self.discriminator is not None:
@@ -201,7 +213,15 @@ class ODICE:
 
     @torch.no_grad()
     def act(self, observations: Tensor, *, deterministic: bool = True) -> Tensor:
-        """Actions from -1 to 1, shape (..., action size), for observations (..., observation size)."""
+        """Actions from -1 to 1, shape (..., action size), for observations (..., observation size).
+
+        Args:
+            observations: float32.
+            deterministic: take the policy's mean (True, default), or draw.
+
+        Raises:
+            RuntimeError: observations of another size or dtype, as torch.
+        """
         distribution = self.policy(observations)
         actions: Tensor = distribution.mean
         if not deterministic:
@@ -217,6 +237,9 @@ class ODICE:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave, of an agent that was made with the same arguments.
 
+        Args:
+            state_dict: by the names of the parts.
+
         Raises:
             ValueError: a part is missing, of which the message tells the name.
         """
@@ -228,11 +251,26 @@ class ODICE:
         self.generator.set_state(state_dict["generator"])
 
     def save(self, path: str | Path) -> None:
-        """Write :meth:`state_dict` to a file."""
+        """Write :meth:`state_dict` to a file.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            OSError, RuntimeError: it cannot be written, as torch.save.
+        """
         torch.save(self.state_dict(), path)
 
     def load(self, path: str | Path) -> None:
-        """Go on from what :meth:`save` wrote."""
+        """Go on from what :meth:`save` wrote.
+
+        Args:
+            path: of the file.
+
+        Raises:
+            OSError: it cannot be read.
+            ValueError: as of :meth:`load_state_dict`.
+        """
         self.load_state_dict(torch.load(path, weights_only=True))
 
     def _parts(self) -> dict[str, nn.Module | Optimizer]:
@@ -300,7 +338,7 @@ class ODICE:
             sizes["expert"] = (expert, self.observation_size)
         for name, (tensor, size) in sizes.items():
             if tensor.ndim != 2 or tensor.shape[1] != size:
-                raise ValueError(f"{name} has shape {list(tensor.shape)}, expected (N, {size})")
+                raise Problem.SHAPE.of(name, list(tensor.shape), f"(N, {size})")
         if expert is not None and not (len(expert) > 0 and bool(expert.isfinite().all())):
             raise ValueError("expert is empty or has NaN or infinity, expected finite observations")
         if not bool((data.actions.abs() <= 1 + 1e-6).all()):

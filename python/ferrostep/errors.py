@@ -1,0 +1,40 @@
+"""Why an argument is refused: the exception's type and its words, once for all checks in Python.
+
+They are those of the Rust side (``src/bindings/errors.rs``), so that the same mistake reads the same whichever form of
+a rule meets it. Errors that only one place can raise are worded there.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Problem(Enum):
+    """What is wrong with an argument."""
+
+    KIND = (TypeError, "{name} is a {got}, expected {expected}")
+    NOT_REAL = (TypeError, "{name} has dtype {got}, expected {expected}")
+    LAYOUT = (RuntimeError, "{name} has layout {got}; sparse tensors are not supported, expected {expected}")
+    DEVICE = (RuntimeError, "{name} is on device {got}, expected {expected}")
+    DTYPE = (ValueError, "{name} has dtype {got}, expected {expected}")
+    SHAPE = (ValueError, "{name} has shape {got}, expected {expected}")
+    COUNT = (ValueError, "{name} has {got}, expected {expected}")
+    NUMBER = (ValueError, "Invalid {name}: {got}; expected {expected}")
+    EMPTY = (ValueError, "{name} is empty, expected {expected}")
+
+    def of(self, name: str, got: object, expected: object) -> Exception:
+        """The exception to raise: ``name`` is the argument as the caller knows it, ``got`` what came of it."""
+        error, template = self.value
+        refusal: Exception = error(template.format(name=name, got=got, expected=expected))
+        return refusal
+
+
+def wrong_kind(name: str, given: object, expected: str) -> Exception:
+    """The TypeError for an object that is no ``expected``."""
+    return Problem.KIND.of(name, type(given).__name__, expected)
+
+
+def wrong_choice(name: str, given: object, *known: str) -> Exception:
+    """The ValueError for a word that is none of the known ones."""
+    *others, last = map(repr, known)
+    return Problem.NUMBER.of(name, repr(given), f"{', '.join(others)} or {last}")

@@ -1,0 +1,112 @@
+"""The same mistake gets the same error in Rust and in plain torch.
+
+The words stand twice, in ``src/bindings/errors.rs`` and in ``ferrostep.errors``; these cases hold them together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ferrostep import guidance, orthogonalize
+from ferrostep.errors import Problem
+from ferrostep.gradients import combine, ema_, gram, orthogonal_, orthogonal_combine_
+
+Form = Callable[[Tensor], Tensor]
+"""What makes of a tensor one that a form of the rule is to compute with."""
+X = torch.ones(2, 3)
+NAN = float("nan")
+
+
+def in_rust(x: Tensor) -> Tensor:
+    return x
+
+
+def recorded(x: Tensor) -> Tensor:
+    """Autograd records, which guidance leaves to plain torch."""
+    return x.clone().requires_grad_(x.is_floating_point())
+
+
+def elsewhere(x: Tensor) -> Tensor:
+    """On another device, which has no kernels."""
+    return x.to("meta")
+
+
+def row(form: Form) -> list[Any]:
+    return [form(torch.ones(3)), form(torch.ones(2))]
+
+
+GUIDANCE: dict[str, Callable[[Form], object]] = {
+    "kind": lambda form: guidance.cfg(form(X), 3.0, 2.0),  # type: ignore[arg-type]
+    "kind of out": lambda form: guidance.cfg(form(X), form(X), 2.0, out=[X]),  # type: ignore[arg-type]
+    "complex": lambda form: guidance.cfg(form(X), X.to(torch.complex64), 2.0),
+    "layout": lambda form: guidance.cfg(form(X), X.to_sparse(), 2.0),
+    "integers": lambda form: guidance.cfg(form(X), X.long(), 2.0),
+    "dtype": lambda form: guidance.cfg(form(X), form(X.double()), 2.0),
+    "shape": lambda form: guidance.cfg(form(X), form(X[:1]), 2.0),
+    "shape of out": lambda form: guidance.cfg(form(X), form(X), 2.0, out=torch.ones(3)),
+    "no batch": lambda form: guidance.cfg(form(X.sum()), form(X.sum()), 2.0),
+    "count": lambda form: guidance.perp_neg(form(X), form(X), [form(X)], 2.0, [1.0, 2.0]),
+    "number": lambda form: guidance.cfg(form(X), form(X), 2.0, rescale=2.0),
+    "NaN": lambda form: guidance.apg(form(X), form(X), 2.0, eta=NAN),
+    "choice": lambda form: guidance.apg(form(X), form(X), 2.0, base="both"),
+    "dims": lambda form: guidance.cfg(form(X), form(X), 2.0, dims=5),
+    "dims twice": lambda form: guidance.cfg(form(X), form(X), 2.0, dims=(1, -1)),
+    "dims of samples": lambda form: guidance.cfg(form(X), form(X), torch.ones(2), dims=0),
+}
+GRADIENTS: dict[str, Callable[[Form], object]] = {
+    "kind": lambda form: gram([row(form), [form(torch.ones(3)), 2.0]]),  # type: ignore[list-item]
+    "no list": lambda form: gram([row(form), form(X)]),  # type: ignore[list-item]
+    "integers": lambda form: gram([[form(X.long())]]),
+    "dtype": lambda form: gram([row(form), [x.double() for x in row(form)]]),
+    "shape": lambda form: gram([row(form), row(form)[::-1]]),
+    "lengths": lambda form: gram([row(form), row(form)[:1]]),
+    "empty": lambda form: gram([]),
+    "count": lambda form: combine([row(form)], [1.0, 2.0]),
+    "scale": lambda form: orthogonal_(row(form), row(form), scale=NAN),
+    "eps": lambda form: orthogonal_(row(form), row(form), eps=-1.0),
+    "eta": lambda form: orthogonal_combine_(row(form), row(form), row(form), eta=float("inf")),
+    "tau": lambda form: ema_(row(form), row(form), 2.0),
+}
+MATRICES: dict[str, Callable[[Form], object]] = {
+    "kind": lambda form: orthogonalize([form(X), 1.0]),  # type: ignore[list-item]
+    "kind of out": lambda form: orthogonalize([form(X)], out=[1.0]),  # type: ignore[list-item]
+    "layout": lambda form: orthogonalize([form(X), X.to_sparse()]),
+    "integers": lambda form: orthogonalize(form(X.int())),
+    "shape": lambda form: orthogonalize(form(torch.ones(3))),
+    "shape of out": lambda form: orthogonalize(form(X), out=form(X.T.clone())),
+    "dtype of out": lambda form: orthogonalize(form(X), out=form(X.double())),
+    "count": lambda form: orthogonalize([form(X)], out=[]),
+    "steps": lambda form: orthogonalize(form(X), steps=0),
+}
+CASES = [
+    pytest.param(provoke, plain, id=f"{plain.__name__}-{name}")
+    for cases, plain in ((GUIDANCE, recorded), (GRADIENTS, elsewhere), (MATRICES, elsewhere))
+    for name, provoke in cases.items()
+]
+
+
+def error_of(provoke: Callable[[Form], object], form: Form) -> tuple[type[Exception], str]:
+    """The error, without what is a form's own: that Rust takes arrays, too, and how it prints numbers."""
+    with pytest.raises((TypeError, ValueError, RuntimeError)) as caught:
+        provoke(form)
+    message = str(caught.value).replace(" or a numpy.ndarray", "").replace("NaN", "nan")
+    return caught.type, re.sub(r"(\d)\.0\b", r"\1", message)
+
+
+@pytest.mark.parametrize(("provoke", "plain"), CASES)
+def test_both_forms_refuse_with_the_same_words(provoke: Callable[[Form], object], plain: Form) -> None:
+    assert error_of(provoke, in_rust) == error_of(provoke, plain)
+
+
+def test_every_problem_is_provoked() -> None:
+    """No entry of the table but those of a device, which one form alone can meet, is without a case."""
+    messages = [error_of(*case.values)[1] for case in CASES]
+    for problem in set(Problem) - {Problem.DEVICE}:
+        pattern = re.sub(r"\\{\w+\\}", ".+", re.escape(problem.value[1]))
+        assert any(re.fullmatch(pattern, message) for message in messages), problem
