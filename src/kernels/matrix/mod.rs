@@ -49,7 +49,7 @@ pub trait Transform: Send + Sync {
         None
     }
 
-    /// The square of the norm that all that it gives has, or nearly has, if it has one.
+    /// The square of the norm of what it gives, or about that, where the shape alone tells.
     fn squared_norm(&self, _rows: usize, _cols: usize) -> Option<f64> {
         None
     }

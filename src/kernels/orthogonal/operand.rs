@@ -38,7 +38,7 @@ pub struct Operand<'a> {
 
 impl Input<'_> {
     /// None for what is in the output.
-    pub fn len(&self) -> Option<usize> {
+    pub(crate) fn len(&self) -> Option<usize> {
         match self {
             Input::F64(values) => Some(values.len()),
             Input::F32(values) => Some(values.len()),
@@ -85,7 +85,7 @@ impl<'a> Numbers<'a> {
         }
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Numbers::F64(values) => values.len(),
             Numbers::F32(values) => values.len(),

@@ -83,7 +83,7 @@ def test_a_zero_direction_moves_nothing(chain: Chain, dtype: torch.dtype, state_
 
 @every_chain
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_what_is_not_finite_spreads_over_its_matrix_only(chain: Chain, value: float, isa: str) -> None:
+def test_what_is_not_finite_spreads_over_its_matrix_only(chain: Chain, value: float) -> None:
     grads = gradients(dtype=torch.float32)
     before = step(chain, grads).params
     grads[5][-1, -1] = value
@@ -97,7 +97,7 @@ def test_what_is_not_finite_spreads_over_its_matrix_only(chain: Chain, value: fl
 @every_chain
 @pytest.mark.parametrize(("dtype", "state_dtype"), DTYPES, ids=str)
 def test_a_matrix_alone_is_the_same_among_others(
-    chain: Chain, dtype: torch.dtype, state_dtype: torch.dtype | None, isa: str
+    chain: Chain, dtype: torch.dtype, state_dtype: torch.dtype | None
 ) -> None:
     grads = gradients(dtype=dtype)
     alone = [tensor for g in grads for tensor in step(chain, [g], state_dtype=state_dtype, steps=3).tensors()]
@@ -163,7 +163,7 @@ def test_states_are_named_by_their_transforms(chain: Chain) -> None:
 def test_optimizers_keep_the_states_of_their_chains(entry: Entry) -> None:
     optimizer: Any = entry.build([torch.nn.Parameter(torch.ones(entry.shapes[0]))])
     plain = optimizer.rule(optimizer.param_groups[0])
-    assert plain.kernel(**plain.hyperparameters).states == list(plain.states)
+    assert plain.native().states == list(plain.states)
 
 
 def test_transforms_that_write_come_first() -> None:
