@@ -14,9 +14,10 @@ from ferrostep import _core
 from ferrostep.numpy.arrays import Array, check, integers, numbers
 
 
-def pcgrad_weights(gram: Array, orders: Sequence[Sequence[int]]) -> Array:
+def pcgrad_weights(gram: Array, orders: Sequence[Sequence[int] | Array] | Array) -> Array:
     """PCGrad: ``orders[i]`` is the order in which task i meets the others (itself is passed over)."""
-    return _core.pcgrad(checked(gram), [integers(f"orders[{i}]", order) for i, order in enumerate(orders)])
+    lists = [order.tolist() if isinstance(order, np.ndarray) else order for order in orders]
+    return _core.pcgrad(checked(gram), [integers(f"orders[{i}]", order) for i, order in enumerate(lists)])
 
 
 def min_norm_weights(
