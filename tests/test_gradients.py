@@ -595,6 +595,13 @@ CASES: dict[str, tuple[str, Callable[[], object]]] = {
     "one None": (r"one of target\[0\] and source\[0\] is None", lambda: ema_([None], [X[0]], 0.5)),  # type: ignore[list-item]
     "c None": ("^c is a NoneType", lambda: cagrad_weights(torch.eye(2), c=None)),  # type: ignore[arg-type]
     "c negative": ("^Invalid c: -1", lambda: cagrad_weights(torch.eye(2), c=-1.0)),
+    "too few orders": ("^orders has 1 lists, expected 2", lambda: weights.pcgrad_weights(np.eye(2), [[0, 1]])),
+    "order of no task": (
+        r"^orders\[1\] has 2, expected tasks from 0 to below 2",
+        lambda: weights.pcgrad_weights(np.eye(2), np.array([[0, 1], [0, 2]])),
+    ),
+    "order before the first": (r"^orders\[0\] has -1", lambda: weights.pcgrad_weights(np.eye(2), [[-1], []])),
+    "order of halves": (r"^orders\[1\]\[0\] is a float", lambda: weights.pcgrad_weights(np.eye(2), [[0], [0.5]])),  # type: ignore[list-item]
     "complex gram": ("^gram has dtype", lambda: min_norm_weights(torch.eye(2, dtype=torch.complex64))),
     "no array": (r"^backward\[0\] is None", lambda: ferrostep.numpy.orthogonal_([None], [np.ones(2)])),  # type: ignore[list-item]
     "no array in out": (r"^out\[0\] is None", lambda: ferrostep.numpy.combine([[np.ones(2)]], [1.0], [None])),  # type: ignore[list-item]

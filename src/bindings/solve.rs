@@ -58,7 +58,7 @@ pub fn min_norm<'py>(
         let sum = weights.sum();
         if weights.iter().any(|&w| w < 0.0) || (sum - 1.0).abs() > 1e-6 {
             let message = format!(
-                "initial has numbers from {} and of sum {sum}, expected at least 0 and 1",
+                "initial has numbers from {} that sum up to {sum}, expected at least 0 and 1",
                 weights.fold(f64::INFINITY, |least, &w| least.min(w))
             );
             return Err(PyValueError::new_err(message));

@@ -15,7 +15,7 @@ from ferrostep.errors import Problem
 from ferrostep.numpy.arrays import Array, check, integers, numbers
 
 
-def pcgrad_weights(gram: Array, orders: Sequence[Sequence[int]]) -> Array:
+def pcgrad_weights(gram: Array, orders: Sequence[Sequence[int] | Array] | Array) -> Array:
     """PCGrad (arXiv 2001.06782, Algorithm 1), as :func:`ferrostep.gradients.pcgrad_weights`.
 
     Args:
@@ -33,7 +33,8 @@ def pcgrad_weights(gram: Array, orders: Sequence[Sequence[int]]) -> Array:
         array([[1. , 0.5],
                [1. , 1. ]])
     """
-    return _core.pcgrad(checked(gram), [integers(f"orders[{i}]", order) for i, order in enumerate(orders)])
+    lists = [order.tolist() if isinstance(order, np.ndarray) else order for order in orders]
+    return _core.pcgrad(checked(gram), [integers(f"orders[{i}]", order) for i, order in enumerate(lists)])
 
 
 def min_norm_weights(
@@ -122,7 +123,7 @@ def aligned_mtl_weights(gram: Array) -> Array:
 
 
 def _initial(given: Sequence[float] | Array | None, gram: Array) -> list[float] | None:
-    return None if given is None else numbers("initial", given, of=("gram's rows", gram))
+    return None if given is None else numbers("initial", given, of=("gram's rows", list(gram)))
 
 
 def checked(gram: Array) -> Array:

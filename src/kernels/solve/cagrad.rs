@@ -147,11 +147,8 @@ impl Cagrad {
     }
 
     fn halve(&mut self) {
-        *if self.worst.norm() > self.s {
-            &mut self.low
-        } else {
-            &mut self.high
-        } = self.s;
+        let is_low = self.worst.norm() > self.s;
+        *(if is_low { &mut self.low } else { &mut self.high }) = self.s;
         if self.gap() <= TOLERANCE {
             self.search = Search::Ended;
         } else {

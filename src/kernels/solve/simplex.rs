@@ -15,7 +15,7 @@ const TOLERANCE: f64 = 1e-15;
 /// `w^T products w / 2 + linear^T w`, of weights `w >= 0` that sum up to 1.
 #[derive(Clone, Debug)]
 pub struct Quadratic {
-    /// Symmetric and with the ridge; the largest number is 1, or all are 0.
+    /// Symmetric; the largest number is 1, or all are 0.
     pub products: Array2<f64>,
     pub linear: Array1<f64>,
 }
@@ -27,12 +27,8 @@ impl Quadratic {
         let unit = if largest > 0.0 { largest } else { 1.0 };
         let count = products.nrows();
         let symmetric = |(i, j)| products[[i, j]] / unit / 2.0 + products[[j, i]] / unit / 2.0;
-        let mut products = Array2::from_shape_fn((count, count), symmetric);
-        products
-            .diag_mut()
-            .mapv_inplace(|x| if x > 0.0 { x + RIDGE } else { x });
         Quadratic {
-            products,
+            products: Array2::from_shape_fn((count, count), symmetric),
             linear: Array1::zeros(count),
         }
     }
@@ -41,16 +37,11 @@ impl Quadratic {
     fn at(&self, point: usize) -> f64 {
         self.products[[point, point]] / 2.0 + self.linear[point]
     }
-
-    /// The ridge's part of the squared norm.
-    fn ridge(&self, weights: &Array1<f64>) -> f64 {
-        let of = |(&square, &w): (&f64, &f64)| if square > 0.0 { RIDGE * w * w } else { 0.0 };
-        self.products.diag().iter().zip(weights).map(of).sum()
-    }
 }
 
 /// Its gap is by how much the value may exceed the least one, in units of the largest number.
 pub struct SimplexQp {
+    /// With the ridge.
     quadratic: Quadratic,
     weights: Array1<f64>,
     /// `products * weights`.
@@ -70,25 +61,10 @@ impl Solver for SimplexQp {
     type Problem = Quadratic;
     type Solution = Array1<f64>;
 
-    fn start(quadratic: Quadratic, initial: Option<Array1<f64>>) -> SimplexQp {
-        let count = quadratic.linear.len();
-        let weights = initial.unwrap_or_else(|| corner(&quadratic));
-        let mut waiting: Vec<_> = (0..count).filter(|&i| weights[i] > 0.0).collect();
-        // The last one comes first and makes the base; the differences to the best point are the most exact.
-        waiting.sort_by(|&i, &j| quadratic.at(j).total_cmp(&quadratic.at(i)));
-        let mut solver = SimplexQp {
-            along: Array1::zeros(count),
-            slopes: Array1::zeros(count),
-            hull: Differences::new(count, RIDGE / 4.0),
-            weights,
-            waiting,
-            is_level: true,
-            least: f64::INFINITY,
-            idle: 0,
-            quadratic,
-        };
-        solver.evaluate();
-        solver
+    fn start(mut quadratic: Quadratic, initial: Option<Array1<f64>>) -> SimplexQp {
+        let mut squares = quadratic.products.diag_mut();
+        squares.mapv_inplace(|x| if x > 0.0 { x + RIDGE } else { x });
+        SimplexQp::with_ridge(quadratic, initial)
     }
 
     fn step(&mut self) {
@@ -141,18 +117,25 @@ fn first_least(count: usize, value: impl Fn(usize) -> f64) -> usize {
 }
 
 impl SimplexQp {
-    /// Another linear term, the weights staying where they are.
-    pub fn set_linear(&mut self, linear: Array1<f64>) {
-        self.quadratic.linear = linear;
-        self.is_level = false;
-        (self.least, self.idle) = (f64::INFINITY, 0);
-        self.evaluate();
-    }
-
-    /// The norm of the combination.
-    pub fn norm(&self) -> f64 {
-        let square = self.weights.dot(&self.along) - self.quadratic.ridge(&self.weights);
-        square.max(0.0).sqrt()
+    fn with_ridge(quadratic: Quadratic, initial: Option<Array1<f64>>) -> SimplexQp {
+        let count = quadratic.linear.len();
+        let weights = initial.unwrap_or_else(|| corner(&quadratic));
+        let mut waiting: Vec<_> = (0..count).filter(|&i| weights[i] > 0.0).collect();
+        // The last one comes first and makes the base; the differences to the best point are the most exact.
+        waiting.sort_by(|&i, &j| quadratic.at(j).total_cmp(&quadratic.at(i)));
+        let mut solver = SimplexQp {
+            along: Array1::zeros(count),
+            slopes: Array1::zeros(count),
+            hull: Differences::new(count, RIDGE / 4.0),
+            weights,
+            waiting,
+            is_level: true,
+            least: f64::INFINITY,
+            idle: 0,
+            quadratic,
+        };
+        solver.evaluate();
+        solver
     }
 
     /// The same problem with one more point: zero.
@@ -163,7 +146,24 @@ impl SimplexQp {
             .slice_mut(s![..count, ..count])
             .assign(&self.quadratic.products);
         let linear = Array1::zeros(count + 1);
-        SimplexQp::start(Quadratic { products, linear }, None)
+        SimplexQp::with_ridge(Quadratic { products, linear }, None)
+    }
+
+    /// Another linear term, the weights staying where they are.
+    pub fn set_linear(&mut self, linear: Array1<f64>) {
+        self.quadratic.linear = linear;
+        self.is_level = false;
+        (self.least, self.idle) = (f64::INFINITY, 0);
+        self.evaluate();
+    }
+
+    /// The norm of the combination, without the ridge.
+    pub fn norm(&self) -> f64 {
+        let squares = self.quadratic.products.diag();
+        let ridge: f64 = (self.weights.iter().zip(squares))
+            .map(|(&w, &square)| if square > 0.0 { RIDGE * w * w } else { 0.0 })
+            .sum();
+        (self.weights.dot(&self.along) - ridge).max(0.0).sqrt()
     }
 
     /// The point with the lowest slope.

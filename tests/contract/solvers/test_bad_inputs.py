@@ -50,5 +50,5 @@ def as_tensor(given: Any) -> Any:
 @pytest.mark.parametrize("initial", [[-0.5, 1.5], [0.2, 0.2], [0.0, 0.0], [1.0, 1.0]])
 @pytest.mark.parametrize("twin", ["numpy", "torch"])
 def test_least_norms_start_is_on_the_simplex(twin: str, initial: list[float]) -> None:
-    with pytest.raises(ValueError, match=r"^initial has numbers from .* expected at least 0 and 1"):
+    with pytest.raises(ValueError, match=r"^initial has numbers from .* that sum up to .*, expected at least 0 and 1"):
         getattr(MIN_NORM, twin)(as_tensor(GOOD) if twin == "torch" else GOOD, initial=initial)
