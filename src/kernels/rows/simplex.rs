@@ -10,6 +10,8 @@ use crate::kernels::matmul::Real;
 
 /// Steps before the candidates are sorted.
 const STEPS: usize = 16;
+/// Elements that are looked at together, so many that this takes few instructions for each.
+const CHUNK: usize = 64;
 /// Sums are taken in so many lanes, whatever the instruction set; a power of two.
 const LANES: usize = 16;
 
@@ -28,11 +30,12 @@ impl Map for Simplex {
             return self.share(row, top);
         }
         // Distances from the largest rather than the numbers themselves: they are exact where it matters.
-        candidates(row.values(), top, R::from_f64(-self.sum), room);
-        if room.is_empty() {
+        let least = R::from_f64(-self.sum);
+        let candidates = candidates(row.values(), top, least, room);
+        if candidates.is_empty() {
             return row.write(|_| R::ZERO); // the sum is 0
         }
-        let threshold = self.threshold(room);
+        let threshold = self.threshold(candidates, least.to_f64());
         if threshold.is_nan() {
             return row.write(|_| R::from_f64(f64::NAN));
         }
@@ -49,13 +52,15 @@ impl Map for Simplex {
         if image[0].to_f64().is_nan() {
             return to.fill(image[0]);
         }
-        let (images, image_rest) = image.as_chunks::<LANES>();
-        let (vectors, vector_rest) = vector.as_chunks::<LANES>();
+        let (images, image_rest) = image.as_chunks();
+        let (vectors, vector_rest) = vector.as_chunks();
         let mut support = Support::default();
         for (image, vector) in images.iter().zip(vectors) {
             support.add(image, vector);
         }
-        support.add(image_rest, vector_rest);
+        if !image_rest.is_empty() {
+            support.add(&filled(image_rest, R::ZERO), &filled(vector_rest, R::ZERO));
+        }
         let mean = R::from_f64(support.mean());
         for (to, (&p, &v)) in to.iter_mut().zip(image.iter().zip(vector)) {
             *to = if p > R::ZERO { v - mean } else { R::ZERO };
@@ -75,16 +80,17 @@ impl Simplex {
         row.write(|x| if nan || x == top { share } else { R::ZERO });
     }
 
-    /// What to subtract from the candidates, NaN if one of them is; sorts them perhaps.
+    /// What to subtract from the candidates greater than `least`, NaN if one of them is; sorts them perhaps.
     #[inline(always)]
-    fn threshold(&self, candidates: &mut [f64]) -> f64 {
-        let (mut threshold, mut before) = (f64::NEG_INFINITY, usize::MAX);
+    fn threshold(&self, candidates: &mut [f64], least: f64) -> f64 {
+        let (chunks, _) = candidates.as_chunks();
+        let (mut threshold, mut before) = (least, f64::INFINITY);
         for _ in 0..STEPS {
-            let (total, count) = above(candidates, threshold);
+            let (total, count) = above(chunks, threshold);
             if count >= before {
                 return threshold;
             }
-            (threshold, before) = ((total - self.sum) / count as f64, count);
+            (threshold, before) = ((total - self.sum) / count, count);
         }
         self.threshold_by_sorting(candidates)
     }
@@ -106,34 +112,36 @@ impl Simplex {
 }
 
 /// Of a vector's elements where the image is in the support.
+#[derive(Default)]
 struct Support {
     totals: [f64; LANES],
-    counts: [u32; LANES],
-}
-
-impl Default for Support {
-    fn default() -> Self {
-        Support {
-            totals: [0.0; LANES],
-            counts: [0; LANES],
-        }
-    }
+    count: usize,
 }
 
 impl Support {
     #[inline(always)]
-    fn add<R: Real>(&mut self, image: &[R], vector: &[R]) {
-        for (lane, (&p, &v)) in image.iter().zip(vector).enumerate() {
-            let inside = p > R::ZERO;
-            self.totals[lane] += if inside { v.to_f64() } else { 0.0 };
-            self.counts[lane] += u32::from(inside);
+    fn add<R: Real>(&mut self, image: &[R; CHUNK], vector: &[R; CHUNK]) {
+        let mut count = 0;
+        for &p in image {
+            count += u32::from(p > R::ZERO);
+        }
+        if count == 0 {
+            return;
+        }
+        self.count += count as usize;
+        let mut inside = [0.0; CHUNK];
+        for (inside, (&p, &v)) in inside.iter_mut().zip(image.iter().zip(vector)) {
+            *inside = (if p > R::ZERO { v } else { R::ZERO }).to_f64();
+        }
+        for (total, sum) in self.totals.iter_mut().zip(folded(inside, |a, b| a + b)) {
+            *total += sum;
         }
     }
 
     /// NaN where the support is empty.
     #[inline(always)]
     fn mean(self) -> f64 {
-        fold(self.totals, |a, b| a + b) / f64::from(fold(self.counts, |a, b| a + b))
+        fold(self.totals, |a, b| a + b) / self.count as f64
     }
 }
 
@@ -141,74 +149,108 @@ impl Support {
 #[inline(always)]
 fn largest<R: Real>(row: &[R]) -> R {
     let greater = |a: R, b: R| if b > a { b } else { a };
-    let mut tops = [R::from_f64(f64::NEG_INFINITY); 2 * LANES];
-    let (chunks, rest) = row.as_chunks::<{ 2 * LANES }>();
+    let mut tops = [R::from_f64(f64::NEG_INFINITY); LANES];
+    let (chunks, rest) = row.as_chunks::<CHUNK>();
     for chunk in chunks {
-        for (top, &x) in tops.iter_mut().zip(chunk) {
+        for (top, x) in tops.iter_mut().zip(folded(*chunk, greater)) {
             *top = greater(*top, x);
         }
     }
-    for (top, &x) in tops.iter_mut().zip(rest) {
-        *top = greater(*top, x);
+    for part in rest.chunks(LANES) {
+        for (top, &x) in tops.iter_mut().zip(part) {
+            *top = greater(*top, x);
+        }
     }
     fold(tops, greater)
 }
 
-/// The distances from `top` that are greater than `least`, or NaN.
+/// The distances from `top` of the elements around each that is greater than `least`, or NaN; `LANES` at a time.
 #[inline(always)]
-fn candidates<R: Real>(row: &[R], top: R, least: R, to: &mut Vec<f64>) {
-    to.clear();
-    let (chunks, rest) = row.as_chunks::<LANES>();
-    for chunk in chunks {
-        let mut dropped = 0;
-        for &x in chunk {
-            dropped += u32::from(x - top <= least);
+fn candidates<'a, R: Real>(row: &[R], top: R, least: R, room: &'a mut Vec<f64>) -> &'a mut [f64] {
+    let most = row.len() + LANES;
+    if room.len() < most {
+        *room = vec![0.0; most]; // not `resize`, which writes: where nothing is kept, no memory is touched
+    }
+    let mut count = 0;
+    // Without a branch, which could not be foreseen: what is not kept is written over.
+    let mut keep = |part: &[R; LANES]| {
+        for (to, &x) in room[count..count + LANES].iter_mut().zip(part) {
+            *to = (x - top).to_f64();
         }
-        if dropped < LANES as u32 {
-            gather(chunk, top, least, to);
+        count += LANES * usize::from(any_above(part, top, least));
+    };
+    let (chunks, rest) = row.as_chunks::<CHUNK>();
+    for chunk in chunks {
+        if any_above(chunk, top, least) {
+            chunk.as_chunks().0.iter().for_each(&mut keep);
         }
     }
-    gather(rest, top, least, to);
+    let (parts, rest) = rest.as_chunks();
+    parts.iter().for_each(&mut keep);
+    if !rest.is_empty() {
+        keep(&filled(rest, R::from_f64(f64::NEG_INFINITY)));
+    }
+    &mut room[..count]
 }
 
-/// As [`candidates`], of at most `LANES` numbers, without a branch for each.
 #[inline(always)]
-fn gather<R: Real>(chunk: &[R], top: R, least: R, to: &mut Vec<f64>) {
-    let (mut found, mut count) = ([0.0; LANES], 0);
+fn any_above<R: Real, const N: usize>(chunk: &[R; N], top: R, least: R) -> bool {
+    let mut any = 0;
     for &x in chunk {
-        let dropped = x - top <= least;
-        found[count] = (x - top).to_f64();
-        count += usize::from(!dropped);
+        let below = x - top <= least;
+        any |= u32::from(!below);
     }
-    to.extend_from_slice(&found[..count]);
+    any != 0
 }
 
 /// The total of the numbers above a threshold, and how many these are; NaN is above all.
 #[inline(always)]
-fn above(values: &[f64], threshold: f64) -> (f64, usize) {
-    let (mut totals, mut counts) = ([0.0; LANES], [0; LANES]);
-    let mut add = |chunk: &[f64]| {
+fn above(chunks: &[[f64; LANES]], threshold: f64) -> (f64, f64) {
+    let (mut totals, mut counts) = ([0.0; LANES], [0.0; LANES]);
+    for chunk in chunks {
         for (lane, &x) in chunk.iter().enumerate() {
             let below = x <= threshold;
             totals[lane] += if below { 0.0 } else { x };
-            counts[lane] += usize::from(!below);
+            counts[lane] += if below { 0.0 } else { 1.0 };
         }
-    };
-    let (chunks, rest) = values.as_chunks::<LANES>();
-    chunks.iter().for_each(|chunk| add(chunk));
-    add(rest);
+    }
     (fold(totals, |a, b| a + b), fold(counts, |a, b| a + b))
 }
 
-/// All lanes as one, in halves.
+/// A few numbers, and others behind them.
 #[inline(always)]
-fn fold<T: Copy, const N: usize>(mut lanes: [T; N], with: impl Fn(T, T) -> T) -> T {
-    let mut width = N;
-    while width > 1 {
-        width /= 2;
-        for lane in 0..width {
-            lanes[lane] = with(lanes[lane], lanes[lane + width]);
-        }
+fn filled<R: Real, const N: usize>(few: &[R], other: R) -> [R; N] {
+    let mut all = [other; N];
+    all[..few.len()].copy_from_slice(few);
+    all
+}
+
+/// All lanes as one.
+#[inline(always)]
+fn fold<T: Copy>(lanes: [T; LANES], with: impl Fn(T, T) -> T + Copy) -> T {
+    let eight: [T; 8] = halved(lanes, with);
+    let four: [T; 4] = halved(eight, with);
+    let [one, other] = halved(four, with);
+    with(one, other)
+}
+
+/// A chunk as one set of lanes.
+#[inline(always)]
+fn folded<T: Copy>(chunk: [T; CHUNK], with: impl Fn(T, T) -> T + Copy) -> [T; LANES] {
+    let half: [T; CHUNK / 2] = halved(chunk, with);
+    halved(half, with)
+}
+
+/// The lower half of the lanes, each joined to its like in the upper half.
+#[inline(always)]
+fn halved<T: Copy, const N: usize, const HALF: usize>(
+    lanes: [T; N],
+    with: impl Fn(T, T) -> T + Copy,
+) -> [T; HALF] {
+    const { assert!(N == 2 * HALF) };
+    let mut half = *lanes.first_chunk().expect("half of it");
+    for lane in 0..HALF {
+        half[lane] = with(half[lane], lanes[lane + HALF]);
     }
-    lanes[0]
+    half
 }
