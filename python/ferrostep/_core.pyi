@@ -22,6 +22,12 @@ def rules() -> dict[str, tuple[tuple[str, ...], dict[str, type[float] | type[boo
     """By name, the rules: the names of their states, their hyperparameters with their types, and whether they depend
     on the number of the step."""
 
+def hyperparameters(name: str, group: dict[str, Any]) -> dict[str, Any]:
+    """The hyperparameters of a rule in a parameter group: those of the same name, and beta1, beta2, ... from its betas.
+
+    Raises KeyError for one that is not there.
+    """
+
 class Schedule:
     """The coefficients (a, b, c) of every Newton-Schulz step, checked; ValueError for impossible ones."""
 

@@ -1,6 +1,7 @@
 //! The update rules as Python objects: hyperparameters by name.
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyString, PyTuple};
@@ -20,11 +21,7 @@ pub struct PyRule(AnyRule);
 impl PyRule {
     #[new]
     fn new(name: &str, hyperparameters: &Bound<'_, PyDict>) -> PyResult<Self> {
-        let Some(place) = AnyRule::DECLARATIONS.iter().position(|rule| rule.name == name) else {
-            let known: Vec<_> = AnyRule::DECLARATIONS.iter().map(|rule| rule.name).collect();
-            let message = format!("Invalid name: {name:?}; expected one of {}", known.join(", "));
-            return Err(PyValueError::new_err(message));
-        };
+        let place = place(name)?;
         let mut given = Given {
             rule: name,
             names: &names(hyperparameters.py())[place],
@@ -34,6 +31,18 @@ impl PyRule {
         given.check_all_known(place)?;
         Ok(PyRule(rule))
     }
+}
+
+/// The number of a rule in the table of declarations.
+fn place(name: &str) -> PyResult<usize> {
+    let place = AnyRule::DECLARATIONS.iter().position(|rule| rule.name == name);
+    place.ok_or_else(|| {
+        let known: Vec<_> = AnyRule::DECLARATIONS.iter().map(|rule| rule.name).collect();
+        PyValueError::new_err(format!(
+            "Invalid name: {name:?}; expected one of {}",
+            known.join(", ")
+        ))
+    })
 }
 
 /// The names of the hyperparameters of each rule, as Python's dicts find them fastest.
@@ -46,6 +55,32 @@ fn names(py: Python<'_>) -> &'static [Vec<Py<PyString>>] {
             .map(|rule| rule.hyperparameters.iter().map(intern).collect())
             .collect()
     })
+}
+
+/// A rule's hyperparameters in a parameter group: those of the same name, and `beta1`, `beta2`, ... from its `betas`.
+#[pyfunction]
+pub fn hyperparameters<'py>(name: &str, group: &Bound<'py, PyDict>) -> PyResult<Bound<'py, PyDict>> {
+    let py = group.py();
+    let place = place(name)?;
+    let found = PyDict::new(py);
+    for ((name, _), own) in AnyRule::DECLARATIONS[place]
+        .hyperparameters
+        .iter()
+        .zip(&names(py)[place])
+    {
+        let value = match name
+            .strip_prefix("beta")
+            .and_then(|number| number.parse::<usize>().ok())
+        {
+            Some(number) => group
+                .as_any()
+                .get_item(intern!(py, "betas"))?
+                .get_item(number - 1),
+            None => group.as_any().get_item(own),
+        };
+        found.set_item(own, value?)?;
+    }
+    Ok(found)
 }
 
 /// By name, the rules that there are: the names of their states, their hyperparameters with their types, and whether

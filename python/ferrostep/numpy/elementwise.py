@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
 from ferrostep import _core
 from ferrostep.numpy.arrays import Array, check, threads, whole
+
+RULES = _core.rules()
+"""The element-wise rules as Rust declares them."""
 
 
 def adamw_(
@@ -54,30 +57,7 @@ def adamw_(
         >>> param.round(4)
         array([0.899, 1.099])
     """
-    states = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
-    if max_exp_avg_sq is not None:
-        states["max_exp_avg_sq"] = max_exp_avg_sq
-    beta1, beta2 = _pair(betas)
-    whole("step", step, 1, 2**63)
-    for name, value, high in (
-        ("lr", lr, np.inf),
-        ("betas[0]", beta1, 1.0),
-        ("betas[1]", beta2, 1.0),
-        ("eps", eps, np.inf),
-        ("weight_decay", weight_decay, np.inf),
-    ):
-        check(name, value, 0.0, high)
-    hyperparameters = {
-        "lr": lr,
-        "beta1": beta1,
-        "beta2": beta2,
-        "eps": eps,
-        "weight_decay": weight_decay,
-        "decoupled_weight_decay": decoupled_weight_decay,
-        "maximize": maximize,
-    }
-    kernel = _core.Rule("AdamW" if max_exp_avg_sq is None else "AmsGrad", hyperparameters)
-    _update(kernel, param, grad, states, step, rounding, kahan_comp, master_low, seed, num_threads)
+    _update("AdamW" if max_exp_avg_sq is None else "AmsGrad", locals())
 
 
 def lion_(
@@ -116,59 +96,41 @@ def lion_(
         >>> param.round(4)
         array([0.9, 1.1])
     """
-    beta1, beta2 = _pair(betas)
-    for name, value, high in (
-        ("lr", lr, np.inf),
-        ("betas[0]", beta1, 1.0),
-        ("betas[1]", beta2, 1.0),
-        ("weight_decay", weight_decay, np.inf),
-    ):
-        check(name, value, 0.0, high)
-    hyperparameters = {
-        "lr": lr,
-        "beta1": beta1,
-        "beta2": beta2,
-        "weight_decay": weight_decay,
-        "maximize": maximize,
-    }
-    kernel = _core.Rule("Lion", hyperparameters)
-    _update(kernel, param, grad, {"exp_avg": exp_avg}, step, rounding, kahan_comp, master_low, seed, num_threads)
+    _update("Lion", locals())
 
 
-def _pair(betas: tuple[float, float]) -> tuple[float, float]:
+def _update(name: str, given: dict[str, Any]) -> None:
+    """One step of a rule, with the arguments of its function."""
+    states, types, counts_steps = RULES[name]
+    given["betas"] = _checked(given["betas"])
+    hyperparameters = _core.hyperparameters(name, given)
+    for each, of_type in types.items():
+        if of_type is float:
+            check(each, hyperparameters[each], 0.0)
+    rounding, compensation = given["rounding"], given["kahan_comp"]
+    if given["master_low"] is not None:
+        if rounding != "nearest":
+            raise ValueError(f"master_low rounds to the nearest and excludes rounding={rounding!r}")
+        rounding, compensation = "split", given["master_low"]
+    batch = _core.Batch()
+    batch.add(
+        _core.Rule(name, hyperparameters),
+        [given["param"]],
+        [given["grad"]],
+        {state: [given[state]] for state in states},
+        step=whole("step", given["step"], 1 if counts_steps else 0, 2**63),
+        rounding=rounding,
+        seed=whole("seed", given["seed"], 0, 2**64),
+        compensation=None if compensation is None else [compensation],
+    )
+    batch.run(threads(given["num_threads"]))
+
+
+def _checked(betas: tuple[float, float]) -> tuple[float, float]:
     try:
         first, second = betas
     except (TypeError, ValueError):
         raise TypeError(f"betas is {betas!r}, expected two numbers") from None
+    check("betas[0]", first, 0.0, 1.0)
+    check("betas[1]", second, 0.0, 1.0)
     return first, second
-
-
-def _update(
-    kernel: _core.Rule,
-    param: Array,
-    grad: Array,
-    states: dict[str, Array],
-    step: int,
-    rounding: str,
-    kahan_comp: Array | None,
-    master_low: Array | None,
-    seed: int,
-    num_threads: int | None,
-) -> None:
-    compensation = kahan_comp
-    if master_low is not None:
-        if rounding != "nearest":
-            raise ValueError(f"master_low rounds to the nearest and excludes rounding={rounding!r}")
-        rounding, compensation = "split", master_low
-    batch = _core.Batch()
-    batch.add(
-        kernel,
-        [param],
-        [grad],
-        {name: [state] for name, state in states.items()},
-        step=whole("step", step, 0, 2**63),
-        rounding=rounding,
-        seed=whole("seed", seed, 0, 2**64),
-        compensation=None if compensation is None else [compensation],
-    )
-    batch.run(threads(num_threads))

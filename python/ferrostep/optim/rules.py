@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -25,9 +24,6 @@ from ferrostep.optim.base import (
 
 COMPENSATIONS = {"kahan": "kahan_comp", "split": "master_low"}
 """The states that make up for rounding."""
-DECLARED = _core.rules()
-"""The element-wise rules by name, as Rust declares them."""
-BETA = re.compile(r"beta\d$")
 SINGLE = (torch.float32, torch.complex64)
 DOUBLE = (torch.float64, torch.complex128)
 
@@ -71,19 +67,15 @@ class ElementwiseRule:
     """
 
     def __init__(self, name: str, plain: reference.ReferenceRule, *, counts_steps: bool = False) -> None:
-        self.states, hyperparameters, depends_on_step = DECLARED[name]
-        self.kernel = name
+        self.name = name
         self.reference = plain
+        self.states, _, depends_on_step = _core.rules()[name]
         self.counts_steps = counts_steps or depends_on_step
-        self.betas = [name for name in hyperparameters if BETA.match(name)]
-        self.others = [name for name in hyperparameters if not BETA.match(name)]
 
-    def of(self, group: Mapping[str, Any]) -> Rule:
-        """The rule with a group's hyperparameters: those of one name, and ``beta1``, ... from ``betas``."""
-        hyperparameters = {name: group[name] for name in self.others}
-        for name, beta in zip(self.betas, group["betas"], strict=False):
-            hyperparameters[name] = beta
-        return Rule(self.kernel, self.reference, self.states, hyperparameters, self.counts_steps)
+    def of(self, group: dict[str, Any]) -> Rule:
+        """The rule with a group's hyperparameters: those of the same name, and ``beta1``, ... from ``betas``."""
+        hyperparameters = _core.hyperparameters(self.name, group)
+        return Rule(self.name, self.reference, self.states, hyperparameters, self.counts_steps)
 
 
 class RuleOptimizer(InPlaceOptimizer):
