@@ -22,8 +22,8 @@ from torch.nn import Parameter
 from ferrostep import _core
 from tests.bad_inputs import numpy_cases, torch_cases
 from tests.contract.rules.registry import ENTRIES, Entry
-from tests.contract.snapshot import Snapshot
 from tests.contract.rules.test_numpy import TWINS, arrays_for, call, data
+from tests.contract.snapshot import Snapshot
 from tests.contract.training import bits, contents
 
 ELEMENTWISE = [entry for entry in ENTRIES if entry.elementwise]

@@ -7,70 +7,17 @@ T = TypeVar("T")
 
 __version__: str
 
-class AdamW:
-    """AdamW, or Adam with ``decoupled=False``; states exp_avg, exp_avg_sq."""
+class Rule:
+    """An element-wise update rule; see :func:`rules` for the names and what hyperparameters each has, all required.
 
-    def __init__(
-        self,
-        *,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
-        maximize: bool,
-    ) -> None: ...
+    Raises ValueError for an unknown name, TypeError for a missing or unknown hyperparameter or one of another type.
+    """
 
-class AmsGrad:
-    """AdamW with the greatest second moment so far; states exp_avg, exp_avg_sq, max_exp_avg_sq."""
+    def __init__(self, name: str, hyperparameters: dict[str, Any]) -> None: ...
 
-    def __init__(
-        self,
-        *,
-        lr: float,
-        beta1: float,
-        beta2: float,
-        eps: float,
-        weight_decay: float,
-        decoupled: bool,
-        maximize: bool,
-    ) -> None: ...
-
-class Lion:
-    """Lion; state exp_avg."""
-
-    def __init__(self, *, lr: float, beta1: float, beta2: float, weight_decay: float, maximize: bool) -> None: ...
-
-class Sophia:
-    """Sophia; states exp_avg, hessian (read only). Counts the elements with abs(exp_avg) < scale * hessian."""
-
-    def __init__(
-        self,
-        *,
-        lr: float,
-        beta1: float,
-        weight_decay: float,
-        scale: float,
-        eps: float,
-        add_eps: bool,
-        maximize: bool,
-    ) -> None: ...
-
-class HessianSquare:
-    """Average of squared gradients; state hessian. The parameter is not touched."""
-
-    def __init__(self, *, beta2: float, scale: float, skip_nonfinite: bool) -> None: ...
-
-class HessianProduct:
-    """Average of gradients times probes; states hessian, probe (read only). The parameter is not touched."""
-
-    def __init__(self, *, beta2: float, scale: float, skip_nonfinite: bool) -> None: ...
-
-class HessianEstimate:
-    """Average of gradients; the parameter is the average."""
-
-    def __init__(self, *, beta2: float, scale: float, skip_nonfinite: bool) -> None: ...
+def rules() -> dict[str, tuple[tuple[str, ...], dict[str, type[float] | type[bool]], bool]]:
+    """By name, the rules: the names of their states, their hyperparameters with their types, and whether they depend
+    on the number of the step."""
 
 class Schedule:
     """The coefficients (a, b, c) of every Newton-Schulz step, checked; ValueError for impossible ones."""
@@ -82,8 +29,35 @@ class Schedule:
     ) -> None: ...
     def triples(self) -> list[tuple[float, float, float]]: ...
 
-class Muon:
-    """Muon; state momentum_buffer, and with ``beta2`` second_momentum_buffer, one number for every row."""
+class Transform:
+    """A link of the chain of a :class:`MatrixRule`, with its numbers; ValueError for impossible ones.
+
+    Those that write a matrix's elements come before those that only give it a factor.
+    """
+
+    @staticmethod
+    def orthogonalize(
+        *, schedule: Schedule, eps: float, algorithm: str, precision: str, restarts: Sequence[int]
+    ) -> Transform:
+        """Newton-Schulz; writes."""
+
+    @staticmethod
+    def normalize(*, eps: float) -> Transform:
+        """Divide by the norm, to which ``eps`` is added; a factor."""
+
+    @staticmethod
+    def normalize_rows(*, beta2: float) -> Transform:
+        """NorMuon; writes. State second_momentum_buffer, one number for every row."""
+
+    @staticmethod
+    def divide_by_cosh(*, gamma: float, rms_eps: float, of_normalized: bool, eps: float) -> Transform:
+        """Divide by the root mean square of cosh(gamma * x), to which ``rms_eps`` is added; a factor.
+
+        x is the matrix or, ``of_normalized``, the matrix divided by its norm, to which ``eps`` is added.
+        """
+
+class MatrixRule:
+    """A direction (the momentum), a chain of transforms, and the step; states momentum_buffer, the transforms'."""
 
     def __init__(
         self,
@@ -93,38 +67,13 @@ class Muon:
         momentum: float,
         nesterov: bool,
         maximize: bool,
-        schedule: Schedule,
-        eps: float,
-        algorithm: str,
-        precision: str,
-        restarts: list[int],
+        transforms: Sequence[Transform],
         adjust_lr: str,
-        beta2: float | None,
-        cautious_weight_decay: bool,
-        skip_zero_grad: bool,
         ndim_policy: str,
-        num_heads: int | None,
-        split_sizes: list[int] | None,
-        cosh: tuple[float, float, bool] | None = None,
-    ) -> None:
-        """``cosh`` (gamma, rms_eps, whether of the normalized matrix) makes it HybridAuON."""
-
-class AuON:
-    """AuON; state momentum_buffer."""
-
-    def __init__(
-        self,
-        *,
-        lr: float,
-        weight_decay: float,
-        momentum: float,
-        nesterov: bool,
-        maximize: bool,
-        gamma: float,
-        eps: float,
-        rms_eps: float,
-        variant: str,
-        adjust_lr: str | None,
+        num_heads: int | None = None,
+        split_sizes: Sequence[int] | None = None,
+        cautious_weight_decay: bool = False,
+        skip_zero_grad: bool = False,
     ) -> None: ...
 
 class Known:
@@ -146,7 +95,7 @@ class Batch:
     def __init__(self, known: Known | None = None) -> None: ...
     def add(
         self,
-        rule: AdamW | AmsGrad | AuON | Lion | Muon | Sophia | HessianSquare | HessianProduct | HessianEstimate,
+        rule: Rule | MatrixRule,
         params: list[Any],
         grads: list[Any],
         states: dict[str, list[Any]],
@@ -181,8 +130,8 @@ class Batch:
     ) -> bool:
         """Update everything that was added, on up to ``threads`` threads, without the GIL; once.
 
-        Then tell autograd of the parameters, and copy to the first tensor of each of ``copies`` the second: an interrupt
-        leaves nothing of this undone.
+        Then tell autograd of the parameters, and copy to the first tensor of each of ``copies`` the second: an
+        interrupt leaves nothing of this undone.
 
         Returns False, with nothing changed, if a gradient that is not to be has a NaN or infinity. Raises ValueError
         if tensors share memory of which some is written.

@@ -10,15 +10,15 @@ use super::parameters::{Ledger, Lists, Options};
 use super::reader::{Known, Reader};
 use super::rules::{self, Update};
 use crate::kernels::elementwise::{self, Work};
+use crate::kernels::matrix::{Step, Workspace};
 use crate::kernels::storage::Rounding;
-use crate::kernels::whole::{Whole, Workspace};
 
 /// A step in the making: `add` the groups, then `run` once.
 #[pyclass(unsendable, module = "ferrostep._core")]
 pub struct Batch {
     ledger: Ledger,
     works: Vec<Box<dyn Work>>,
-    whole: Vec<Box<dyn Whole>>,
+    matrices: Vec<Step>,
     known: Option<Py<Known>>,
     started: bool,
     counted: u64,
@@ -36,7 +36,7 @@ impl Batch {
         Batch {
             ledger,
             works: Vec::new(),
-            whole: Vec::new(),
+            matrices: Vec::new(),
             known,
             started: false,
             counted: 0,
@@ -79,7 +79,7 @@ impl Batch {
         let inputs = self.ledger.open(lists, options)?;
         match rules::add(&mut self.ledger, rule, &inputs)? {
             Update::Elements(work) => self.works.push(work),
-            Update::Whole(whole) => self.whole.push(whole),
+            Update::Matrices(step) => self.matrices.push(step),
         }
         Ok(())
     }
@@ -102,7 +102,7 @@ impl Batch {
             call.reader.leave(&mut known);
             workspace = std::mem::take(&mut known.workspace);
         }
-        let (works, whole) = (&self.works, &mut self.whole);
+        let (works, matrices) = (&self.works, &mut self.matrices);
         let (counters, searched, memory) = (&*counters, &*searched, &mut workspace);
         let result = call.run(py, threads, || {
             // SAFETY: the views of all tensors are valid, and nothing that is written is shared: `Call::run` saw to it.
@@ -113,7 +113,7 @@ impl Batch {
                 counters.iter().for_each(|counter| counter.advance());
             }
             let counted = elementwise::run(works, threads);
-            whole.iter_mut().for_each(|update| update.run(threads, memory));
+            matrices.iter_mut().for_each(|step| step.run(threads, memory));
             Some(counted)
         });
         if let Some(known) = &self.known {

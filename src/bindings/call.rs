@@ -86,6 +86,7 @@ impl<'a> Role<'a> {
     }
 
     /// Why a tensor does not fit.
+    #[inline]
     fn misfit(&self, view: &View) -> Option<Problem> {
         if let Some(expected) = self.shape
             && view.shape[..] != *expected
@@ -210,6 +211,7 @@ impl<N: Names> Call<N> {
         self.has_run
     }
 
+    #[cold]
     pub fn refuse(&self, owner: Owner, problem: Problem) -> PyErr {
         let place = self.names.place(owner);
         Refusal { place, problem }.into()

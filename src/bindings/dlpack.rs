@@ -12,6 +12,7 @@ use super::errors::Problem;
 use super::view::{Elements, View, Viewed, refuse};
 use crate::kernels::storage::{DType, Dims, Integer};
 
+#[inline]
 pub fn exchanged_view(
     elements: Elements,
     object: &Bound<'_, PyAny>,
@@ -68,6 +69,7 @@ fn refused_by_dlpack(object: &Bound<'_, PyAny>) -> PyResult<Viewed> {
 
 /// # Safety
 /// The shape and strides of `tensor` are valid for its number of dimensions.
+#[inline]
 unsafe fn dlpack_view(elements: Elements, tensor: &DlTensor, object: &Bound<'_, PyAny>) -> PyResult<Viewed> {
     let attribute = |name: &str| -> PyResult<String> { Ok(object.getattr(name)?.str()?.to_string()) };
     if tensor.device.kind != CPU && tensor.device.kind != PINNED_HOST {
@@ -120,6 +122,7 @@ unsafe fn dlpack_view(elements: Elements, tensor: &DlTensor, object: &Bound<'_, 
 }
 
 /// The elements' type, and whether two of them make a complex number.
+#[inline]
 fn stored(dtype: &DlDataType) -> Option<(DType, bool)> {
     let real = match (dtype.code, dtype.bits, dtype.lanes) {
         (FLOAT, 64, 1) => DType::F64,

@@ -7,20 +7,20 @@ use smallvec::SmallVec;
 use super::arguments::{finite, invalid, share, unknown};
 use super::call::{Call, Owner, Role};
 use super::view::View;
-use crate::kernels::guidance::{self, Apg, MAX_INPUTS, Memory, Rule};
+use crate::kernels::guidance::{self, Apg, MAX_INPUTS, Memory, Method};
 use crate::kernels::storage::Access;
 
-/// A rule with its numbers.
+/// A method with its numbers.
 #[pyclass(frozen, module = "ferrostep._core")]
 pub struct Guidance(guidance::Guidance);
 
-fn checked(rule: Rule, scales: Vec<f64>, rescale: f64) -> PyResult<Guidance> {
+fn checked(method: Method, scales: Vec<f64>, rescale: f64) -> PyResult<Guidance> {
     for &scale in &scales {
         finite("scale", scale)?;
     }
     let rescale = share("rescale", rescale)?;
     Ok(Guidance(guidance::Guidance {
-        rule,
+        method,
         scales,
         rescale,
     }))
@@ -30,7 +30,7 @@ fn checked(rule: Rule, scales: Vec<f64>, rescale: f64) -> PyResult<Guidance> {
 impl Guidance {
     #[staticmethod]
     fn cfg(scales: Vec<f64>, rescale: f64) -> PyResult<Self> {
-        checked(Rule::Cfg, scales, rescale)
+        checked(Method::Cfg, scales, rescale)
     }
 
     #[staticmethod]
@@ -58,17 +58,17 @@ impl Guidance {
                 .transpose()?,
             from_uncond,
         };
-        checked(Rule::Apg(apg), scales, rescale)
+        checked(Method::Apg(apg), scales, rescale)
     }
 
     #[staticmethod]
     fn cfg_zero_star(scales: Vec<f64>, rescale: f64) -> PyResult<Self> {
-        checked(Rule::ZeroStar, scales, rescale)
+        checked(Method::ZeroStar, scales, rescale)
     }
 
     #[staticmethod]
     fn tangential(scales: Vec<f64>, rescale: f64) -> PyResult<Self> {
-        checked(Rule::Tangential, scales, rescale)
+        checked(Method::Tangential, scales, rescale)
     }
 
     #[staticmethod]
@@ -83,12 +83,12 @@ impl Guidance {
         for (i, &weight) in weights.iter().enumerate() {
             finite(&format!("weights[{i}]"), weight)?;
         }
-        checked(Rule::PerpNeg { weights }, scales, 0.0)
+        checked(Method::PerpNeg { weights }, scales, 0.0)
     }
 
     #[staticmethod]
     fn project() -> PyResult<Self> {
-        checked(Rule::Project, vec![1.0], 0.0)
+        checked(Method::Project, vec![1.0], 0.0)
     }
 
     /// Computes the outputs; see `_core.pyi`.
@@ -161,12 +161,12 @@ impl Guidance {
     /// What Python calls the tensor, inputs first.
     fn name(&self, i: usize) -> String {
         let inputs = self.0.inputs();
-        match (&self.0.rule, i) {
-            (Rule::Project, i) => ["onto", "vector", "parallel", "orthogonal"][i].into(),
+        match (&self.0.method, i) {
+            (Method::Project, i) => ["onto", "vector", "parallel", "orthogonal"][i].into(),
             (_, 0) => "cond".into(),
             (_, 1) => "uncond".into(),
             (_, i) if i >= inputs => "out".into(),
-            (Rule::PerpNeg { .. }, i) => format!("negatives[{}]", i - 2),
+            (Method::PerpNeg { .. }, i) => format!("negatives[{}]", i - 2),
             _ => "momentum_buffer".into(),
         }
     }

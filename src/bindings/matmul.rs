@@ -49,7 +49,7 @@ pub fn multiply(
     };
     let writes = Role::new(Access::Writes).dtype(work_dtype(&a));
     let out = matrix(&mut call, 2, out, &writes)?;
-    if out.shape[..] != [a.shape[0], cols] || !out.is_contiguous() {
+    if out.shape[..] != [a.shape[0], cols] || !out.is_contiguous {
         let expected = format!("contiguous [{}, {cols}]", a.shape[0]);
         let shape = out.shape.clone();
         return Err(call.refuse(Owner::new(2, 0), Problem::Matrices { shape, expected }));
@@ -131,7 +131,7 @@ unsafe fn view<'a, T>(view: &View) -> matmul::View<'a, T> {
         len => unsafe { std::slice::from_raw_parts(view.data.cast(), len) },
     };
     let [rows, cols] = [view.shape[0] as usize, view.shape[1] as usize];
-    match view.is_contiguous() {
+    match view.is_contiguous {
         true => matmul::View::row_major(data, rows, cols),
         false => matmul::View::row_major(data, cols, rows).t(),
     }

@@ -1,7 +1,6 @@
 //! Everything that knows Python: tensors in, errors out. The module `ferrostep._core`.
 
 mod arguments;
-mod auon;
 mod batch;
 mod call;
 mod counter;
@@ -12,7 +11,7 @@ mod gather;
 mod gradients;
 mod guidance;
 mod matmul;
-mod muon;
+mod matrix;
 mod orthogonal;
 mod overlap;
 mod parameters;
@@ -27,8 +26,6 @@ mod _core {
     use super::*;
 
     #[pymodule_export]
-    use super::auon::AuON;
-    #[pymodule_export]
     use super::batch::Batch;
     #[pymodule_export]
     use super::finish::complete;
@@ -41,13 +38,13 @@ mod _core {
     #[pymodule_export]
     use super::matmul::multiply;
     #[pymodule_export]
-    use super::muon::Muon;
+    use super::matrix::{MatrixRule, Transform};
     #[pymodule_export]
     use super::orthogonal::{Schedule, orthogonalize};
     #[pymodule_export]
     use super::reader::{Known, use_exchange_api};
     #[pymodule_export]
-    use super::rules::{AdamW, AmsGrad, HessianEstimate, HessianProduct, HessianSquare, Lion, Sophia};
+    use super::rules::{PyRule, rules};
     #[pymodule_export]
     use super::runtime::{adopt_openmp, available_cpus, isa, supported_isas, use_isa};
 

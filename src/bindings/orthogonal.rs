@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use super::arguments::{at_least_zero, unknown};
 use super::call::{Call, Names, Owner, Role};
 use super::errors::Problem;
-use crate::kernels::muon::{Layout, Part};
+use crate::kernels::matrix::{Layout, Part};
 use crate::kernels::orthogonal::{self, Algorithm, Options, Precision};
 use crate::kernels::storage::{Access, Float};
 

@@ -30,40 +30,35 @@ pub struct Claim {
     start: usize,
     end: usize,
     owner: Owner,
-    strides: Dims,
-    /// See `Role::in_place`.
-    in_place: bool,
+    /// With `Role::in_place`, the strides, by which two claims on one place are told apart.
+    in_place: Option<Box<Dims>>,
     /// Where the range has gaps: other tensors may lie in them.
     gaps: Option<Box<View>>,
 }
 
 impl Claim {
+    #[inline]
     pub fn new(view: &View, owner: Owner, in_place: bool) -> Claim {
-        let item = view.dtype.size() as isize;
-        let (mut low, mut high) = (0, 0);
-        for (&size, &stride) in view.shape.iter().zip(&view.strides) {
-            let reach = (size - 1) as isize * stride as isize;
-            low += reach.min(0);
-            high += reach.max(0);
-        }
-        let first = view.data as isize;
+        let (low, high) = match view.is_contiguous {
+            true => (0, view.len as isize - 1),
+            false => view.reach(),
+        };
+        let (first, item) = (view.data as isize, view.dtype.size() as isize);
         let gaps = (high - low + 1) as usize > view.len;
         Claim {
             start: (first + low * item) as usize,
             end: (first + (high + 1) * item) as usize,
             owner,
-            strides: view.strides.clone(),
-            in_place,
+            in_place: in_place.then(|| Box::new(view.strides.clone())),
             gaps: gaps.then(|| Box::new(view.clone())),
         }
     }
 
     /// Whether a write may be in the same place, and is.
     fn is_written_by(&self, write: &Claim) -> bool {
-        self.in_place
-            && write.in_place
+        self.in_place.is_some()
+            && self.in_place == write.in_place
             && (self.start, self.end, self.owner.index) == (write.start, write.end, write.owner.index)
-            && self.strides == write.strides
     }
 
     fn overlaps(&self, other: &Claim) -> bool {

@@ -225,6 +225,7 @@ impl Ledger {
     }
 
     /// Tensor `i` of a column.
+    #[inline]
     pub fn take(
         &mut self,
         inputs: &Inputs<'_>,

@@ -11,8 +11,8 @@ use pyo3::types::{PyType, PyWeakrefMethods, PyWeakrefReference};
 use super::dlpack::{self, FromPyObject};
 use super::errors::Problem;
 use super::view::{Elements, View, Viewed, refuse};
+use crate::kernels::matrix::Workspace;
 use crate::kernels::storage::{DType, Integer};
-use crate::kernels::whole::Workspace;
 
 /// Reads tensors of whatever kind, remembering what it learned about their types.
 #[derive(Default)]
@@ -82,6 +82,7 @@ impl Reader {
     ///
     /// The view is valid while the object lives, keeps its memory, and the reader lives. (Another thread that
     /// meanwhile replaces the memory, by `param.data = ...`, is the caller's mistake.)
+    #[inline]
     pub fn view(
         &mut self,
         elements: Elements,
@@ -118,6 +119,7 @@ impl Reader {
     }
 
     /// Whether the tensor and the place of its data are those of the last step.
+    #[inline]
     fn remembers(&mut self, object: &Bound<'_, PyAny>, view: &View) -> bool {
         let same = |(tensor, data): &Seen| {
             let tensor = tensor.bind(object.py());
@@ -136,10 +138,16 @@ impl Reader {
         Ok(())
     }
 
+    #[inline]
     fn kind(&mut self, ty: &Bound<'_, PyType>) -> PyResult<Kind> {
-        if let Some((_, kind)) = self.kinds.iter().find(|(known, _)| known.is(ty)) {
-            return Ok(*kind);
+        match self.kinds.iter().find(|(known, _)| known.is(ty)) {
+            Some((_, kind)) => Ok(*kind),
+            None => self.learn(ty),
         }
+    }
+
+    #[cold]
+    fn learn(&mut self, ty: &Bound<'_, PyType>) -> PyResult<Kind> {
         let py = ty.py();
         let is_torch = ty.hasattr(intern!(py, "is_neg"))? && ty.hasattr(intern!(py, "__dlpack__"))?;
         let kind = if is_torch {

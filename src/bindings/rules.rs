@@ -1,201 +1,187 @@
 //! The update rules as Python objects: hyperparameters by name.
 
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBool, PyDict, PyFloat, PyString, PyTuple};
 
-use super::auon::{self, AuON};
-use super::muon::{self, Muon};
+use super::matrix::{self, MatrixRule};
 use super::parameters::{Inputs, Ledger, Writes, combination};
-use crate::kernels::elementwise::{self, Hyperparameters, Rule as _, Work, adamw, diagonal, lion, sophia};
-use crate::kernels::whole::Whole;
+use crate::kernels::elementwise::{
+    self, AnyRule, HyperparameterKind, Hyperparameters, Rule as _, Source, Visitor, Work,
+};
+use crate::kernels::matrix::Step;
 
-/// AdamW, or Adam with `decoupled=False`. State: exp_avg, exp_avg_sq.
-#[pyclass(frozen, module = "ferrostep._core")]
-pub struct AdamW(adamw::AdamW);
-
-#[pymethods]
-impl AdamW {
-    #[new]
-    #[pyo3(signature = (*, lr, beta1, beta2, eps, weight_decay, decoupled, maximize))]
-    fn new(
-        lr: f64,
-        beta1: f64,
-        beta2: f64,
-        eps: f64,
-        weight_decay: f64,
-        decoupled: bool,
-        maximize: bool,
-    ) -> Self {
-        AdamW(adamw::AdamW {
-            lr,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-            decoupled,
-            maximize,
-        })
-    }
-}
-
-/// AdamW with the greatest second moment so far. State: exp_avg, exp_avg_sq, max_exp_avg_sq.
-#[pyclass(frozen, module = "ferrostep._core")]
-pub struct AmsGrad(adamw::AmsGrad);
+/// An element-wise update rule with its hyperparameters.
+#[pyclass(frozen, name = "Rule", module = "ferrostep._core")]
+pub struct PyRule(AnyRule);
 
 #[pymethods]
-impl AmsGrad {
+impl PyRule {
     #[new]
-    #[pyo3(signature = (*, lr, beta1, beta2, eps, weight_decay, decoupled, maximize))]
-    fn new(
-        lr: f64,
-        beta1: f64,
-        beta2: f64,
-        eps: f64,
-        weight_decay: f64,
-        decoupled: bool,
-        maximize: bool,
-    ) -> Self {
-        let options = adamw::AdamW {
-            lr,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-            decoupled,
-            maximize,
+    fn new(name: &str, hyperparameters: &Bound<'_, PyDict>) -> PyResult<Self> {
+        let Some(place) = AnyRule::DECLARATIONS.iter().position(|rule| rule.name == name) else {
+            let known: Vec<_> = AnyRule::DECLARATIONS.iter().map(|rule| rule.name).collect();
+            let message = format!("Invalid name: {name:?}; expected one of {}", known.join(", "));
+            return Err(PyValueError::new_err(message));
         };
-        AmsGrad(adamw::AmsGrad(options))
+        let mut given = Given {
+            rule: name,
+            names: &names(hyperparameters.py())[place],
+            hyperparameters,
+        };
+        let rule = AnyRule::read(place, &mut given)?;
+        given.check_all_known(place)?;
+        Ok(PyRule(rule))
     }
 }
 
-/// Lion. State: exp_avg.
-#[pyclass(frozen, module = "ferrostep._core")]
-pub struct Lion(lion::Lion);
+/// The names of the hyperparameters of each rule, as Python's dicts find them fastest.
+fn names(py: Python<'_>) -> &'static [Vec<Py<PyString>>] {
+    static NAMES: PyOnceLock<Vec<Vec<Py<PyString>>>> = PyOnceLock::new();
+    NAMES.get_or_init(py, || {
+        let intern = |&(name, _): &(&str, _)| PyString::intern(py, name).unbind();
+        AnyRule::DECLARATIONS
+            .iter()
+            .map(|rule| rule.hyperparameters.iter().map(intern).collect())
+            .collect()
+    })
+}
 
-#[pymethods]
-impl Lion {
-    #[new]
-    #[pyo3(signature = (*, lr, beta1, beta2, weight_decay, maximize))]
-    fn new(lr: f64, beta1: f64, beta2: f64, weight_decay: f64, maximize: bool) -> Self {
-        Lion(lion::Lion {
-            lr,
-            beta1,
-            beta2,
-            weight_decay,
-            maximize,
-        })
+/// By name, the rules that there are: the names of their states, their hyperparameters with their types, and whether
+/// they depend on the number of the step.
+#[pyfunction]
+pub fn rules(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
+    let all = PyDict::new(py);
+    for rule in AnyRule::DECLARATIONS {
+        let hyperparameters = PyDict::new(py);
+        for (name, kind) in rule.hyperparameters {
+            let of_python = match kind {
+                HyperparameterKind::Number => py.get_type::<PyFloat>(),
+                HyperparameterKind::Flag => py.get_type::<PyBool>(),
+            };
+            hyperparameters.set_item(name, of_python)?;
+        }
+        let states = PyTuple::new(py, rule.states)?;
+        all.set_item(rule.name, (states, hyperparameters, rule.counts_steps))?;
     }
-}
-
-/// Sophia. State: exp_avg, hessian (read).
-#[pyclass(frozen, module = "ferrostep._core")]
-pub struct Sophia(sophia::Sophia);
-
-#[pymethods]
-impl Sophia {
-    #[new]
-    #[pyo3(signature = (*, lr, beta1, weight_decay, scale, eps, add_eps, maximize))]
-    fn new(
-        lr: f64,
-        beta1: f64,
-        weight_decay: f64,
-        scale: f64,
-        eps: f64,
-        add_eps: bool,
-        maximize: bool,
-    ) -> Self {
-        Sophia(sophia::Sophia {
-            lr,
-            beta1,
-            weight_decay,
-            scale,
-            eps,
-            add_eps,
-            maximize,
-        })
-    }
-}
-
-/// The averages of Hessian estimates, alike but for what the estimate is made of.
-macro_rules! averages {
-    ($($(#[$doc:meta])* $rule:ident = $kernel:ident;)*) => {
-        $($(#[$doc])*
-        #[pyclass(frozen, module = "ferrostep._core")]
-        pub struct $rule(diagonal::$kernel);
-
-        #[pymethods]
-        impl $rule {
-            #[new]
-            #[pyo3(signature = (*, beta2, scale, skip_nonfinite))]
-            fn new(beta2: f64, scale: f64, skip_nonfinite: bool) -> Self {
-                $rule(diagonal::$kernel(diagonal::Average { beta2, scale, skip_nonfinite }))
-            }
-        })*
-    };
-}
-
-averages! {
-    /// Of squared gradients. State: hessian; the parameter is only looked at for its shape.
-    HessianSquare = Square;
-    /// Of gradients times probes. State: hessian, probe; the parameter is only looked at for its shape.
-    HessianProduct = Product;
-    /// Of gradients, with the average as the parameter.
-    HessianEstimate = Estimate;
+    Ok(all)
 }
 
 /// The updates of a parameter group, ready to be run.
 pub enum Update {
     Elements(Box<dyn Work>),
-    Whole(Box<dyn Whole>),
+    Matrices(Step),
 }
 
-/// Checks the tensors of a group and hands them to the engine.
-fn elements<H: Hyperparameters<N>, const N: usize>(
-    ledger: &mut Ledger,
-    hyperparameters: H,
-    inputs: &Inputs<'_>,
-) -> PyResult<Box<dyn Work>> {
-    inputs.expect(N)?;
-    let mut batch = elementwise::Batch::with_capacity(inputs.len());
-    let writes = Writes {
-        param: H::Rule::WRITES_PARAM,
-        states: H::Rule::WRITES_STATES,
-    };
-    let mut latest = None; // most tensors are at the same step, and its rule takes a power or two
-    for i in 0..inputs.len() {
-        let tensors = ledger.tensors::<N>(inputs, i, writes)?;
-        let buffers = ledger.buffers(inputs, i, &tensors, &tensors.param.order(), writes);
-        let rule = match latest {
-            Some((known, rule)) if known == tensors.step => rule,
-            _ => hyperparameters.at_step(tensors.step as f64),
+/// Checks the tensors of a group and hands them to the rule's engine.
+pub fn add(ledger: &mut Ledger, rule: &Bound<'_, PyAny>, inputs: &Inputs<'_>) -> PyResult<Update> {
+    if let Ok(rule) = rule.cast::<PyRule>() {
+        return rule.get().0.visit(Add { ledger, inputs }).map(Update::Elements);
+    }
+    if let Ok(rule) = rule.cast::<MatrixRule>() {
+        return matrix::add(ledger, rule.get(), inputs).map(Update::Matrices);
+    }
+    let kind = rule.get_type().name()?;
+    Err(PyTypeError::new_err(format!("{kind} is not an update rule")))
+}
+
+struct Add<'a, 'py> {
+    ledger: &'a mut Ledger,
+    inputs: &'a Inputs<'py>,
+}
+
+impl Visitor for Add<'_, '_> {
+    type Output = PyResult<Box<dyn Work>>;
+
+    fn visit<H: Hyperparameters<N>, const N: usize>(self, hyperparameters: H) -> Self::Output {
+        let Add { ledger, inputs } = self;
+        inputs.expect(N)?;
+        let mut batch = elementwise::Batch::with_capacity(inputs.len());
+        let writes = Writes {
+            param: H::Rule::WRITES_PARAM,
+            states: H::Rule::WRITES_STATES,
         };
-        latest = Some((tensors.step, rule));
-        // SAFETY: the views are valid while the ledger lives, and its call checks that what is written is not shared.
-        if unsafe { batch.push(rule, buffers) }.is_err() {
-            return Err(ledger.refuse(inputs, i, combination(&buffers, inputs.rounding)));
+        let mut latest = None; // most tensors are at the same step, and its rule takes a power or two
+        for i in 0..inputs.len() {
+            let tensors = ledger.tensors::<N>(inputs, i, writes)?;
+            let buffers = ledger.buffers(inputs, i, &tensors, &tensors.param.order(), writes);
+            let rule = match latest {
+                Some((known, rule)) if known == tensors.step => rule,
+                _ => hyperparameters.at_step(tensors.step as f64),
+            };
+            latest = Some((tensors.step, rule));
+            // SAFETY: the views are valid while the ledger lives, and its call checks that what is written is not
+            // shared.
+            if unsafe { batch.push(rule, buffers) }.is_err() {
+                return Err(ledger.refuse(inputs, i, combination(&buffers, inputs.rounding)));
+            }
+        }
+        Ok(Box::new(batch))
+    }
+}
+
+/// Hyperparameters as they came from Python.
+struct Given<'a, 'py> {
+    rule: &'a str,
+    /// The names of those that have not been asked for yet.
+    names: &'static [Py<PyString>],
+    hyperparameters: &'a Bound<'py, PyDict>,
+}
+
+impl<'py> Given<'_, 'py> {
+    fn take(&mut self, name: &str) -> PyResult<Bound<'py, PyAny>> {
+        let (own, rest) = self.names.split_first().expect("as many values as names");
+        self.names = rest;
+        match self.hyperparameters.get_item(own)? {
+            Some(value) => Ok(value),
+            None => {
+                let message = format!("{} is missing the hyperparameter {name:?}", self.rule);
+                Err(PyTypeError::new_err(message))
+            }
         }
     }
-    Ok(Box::new(batch))
-}
 
-/// The table of rules with the number of their states: hands the inputs to the engine under the rule's type.
-macro_rules! table {
-    ($($rule:ident: $states:literal),* $(,)?) => {
-        pub fn add(ledger: &mut Ledger, rule: &Bound<'_, PyAny>, inputs: &Inputs<'_>) -> PyResult<Update> {
-            if let Ok(rule) = rule.cast::<AuON>() {
-                return auon::add(ledger, rule.get(), inputs).map(Update::Whole);
-            }
-            if let Ok(rule) = rule.cast::<Muon>() {
-                return muon::add(ledger, rule.get(), inputs).map(Update::Whole);
-            }
-            $(if let Ok(rule) = rule.cast::<$rule>() {
-                return elements::<_, $states>(ledger, rule.get().0, inputs).map(Update::Elements);
-            })*
-            let kind = rule.get_type().name()?;
-            Err(pyo3::exceptions::PyTypeError::new_err(format!("{kind} is not an update rule")))
+    /// Refuses what the rule does not ask for.
+    fn check_all_known(&self, place: usize) -> PyResult<()> {
+        let known = &AnyRule::DECLARATIONS[place].hyperparameters;
+        if self.hyperparameters.len() == known.len() {
+            return Ok(());
         }
-    };
+        let is_unknown =
+            |name: &Bound<'_, PyAny>| known.iter().all(|(own, _)| !name.eq(own).unwrap_or(false));
+        let unknown = self.hyperparameters.keys().iter().find(is_unknown);
+        let name = unknown.expect("there are more than are known");
+        let message = format!("{} has no hyperparameter '{name}'", self.rule);
+        Err(PyTypeError::new_err(message))
+    }
 }
 
-table! {
-    AdamW: 2, AmsGrad: 3, Lion: 1, Sophia: 2, HessianSquare: 1, HessianProduct: 2, HessianEstimate: 0,
+impl Source for Given<'_, '_> {
+    type Error = PyErr;
+
+    fn number(&mut self, name: &'static str) -> PyResult<f64> {
+        let value = self.take(name)?;
+        value
+            .extract()
+            .map_err(|error| expected(name, "a number", &value, error))
+    }
+
+    fn flag(&mut self, name: &'static str) -> PyResult<bool> {
+        let value = self.take(name)?;
+        value
+            .extract()
+            .map_err(|error| expected(name, "a bool", &value, error))
+    }
+}
+
+/// The error for a value of another type; what its own conversion raises otherwise, it knows best.
+fn expected(name: &str, kind: &str, value: &Bound<'_, PyAny>, error: PyErr) -> PyErr {
+    if !error.is_instance_of::<PyTypeError>(value.py()) {
+        return error;
+    }
+    match value.get_type().name() {
+        Ok(of_value) => PyTypeError::new_err(format!("{name} is a {of_value}, expected {kind}")),
+        Err(error) => error,
+    }
 }

@@ -10,31 +10,40 @@ use crate::kernels::storage::{DType, Dims, Float, Strided};
 #[derive(Clone, Debug)]
 pub struct View {
     pub data: *mut u8,
+    pub len: usize,
     pub dtype: DType,
+    /// Whether the elements lie without gaps in the order of the dimensions.
+    pub is_contiguous: bool,
     pub shape: Dims,
     /// In elements.
     pub strides: Dims,
-    pub len: usize,
 }
 
 impl View {
+    #[inline]
     pub fn new(data: *mut u8, dtype: DType, complex: bool, mut shape: Dims, mut strides: Dims) -> View {
         if complex {
             strides.iter_mut().for_each(|stride| *stride *= 2);
             shape.push(2);
             strides.push(1);
         }
-        let len = shape.iter().product::<i64>() as usize;
+        let (mut len, mut is_contiguous) = (1, true);
+        for (&size, &stride) in shape.iter().zip(&strides).rev() {
+            is_contiguous &= size == 1 || stride == len;
+            len *= size;
+        }
         View {
             data,
+            len: len as usize,
             dtype,
+            is_contiguous,
             shape,
             strides,
-            len,
         }
     }
 
     /// How its elements are stored, of a view that was asked for as one of floating-point numbers.
+    #[inline]
     pub fn float(&self) -> Float {
         match self.dtype {
             DType::Float(float) => float,
@@ -50,14 +59,18 @@ impl View {
     /// The dimensions from the largest stride to the smallest.
     pub fn order(&self) -> SmallVec<[usize; 4]> {
         let mut order: SmallVec<[usize; 4]> = (0..self.shape.len()).collect();
-        if !self.is_contiguous() {
+        if !self.is_contiguous {
             order.sort_by_key(|&dim| std::cmp::Reverse((self.strides[dim].abs(), self.shape[dim])));
         }
         order
     }
 
     /// Whether the elements lie without gaps in the order of dimensions `order`.
+    #[inline]
     pub fn is_dense_in(&self, order: &[usize]) -> bool {
+        if order.is_sorted() {
+            return self.is_contiguous || self.len == 0;
+        }
         let mut expected = 1;
         order.iter().rev().all(|&dim| {
             let fits = self.shape[dim] == 1 || self.strides[dim] == expected;
@@ -66,25 +79,23 @@ impl View {
         }) || self.len == 0
     }
 
-    /// Whether the elements lie without gaps in the order of the dimensions.
-    pub fn is_contiguous(&self) -> bool {
-        let mut expected = 1;
-        self.shape
-            .iter()
-            .zip(&self.strides)
-            .rev()
-            .all(|(&size, &stride)| {
-                let fits = size == 1 || stride == expected;
-                expected *= size;
-                fits
-            })
+    /// How far the elements reach before the first one and after it, in elements.
+    pub fn reach(&self) -> (isize, isize) {
+        let (mut low, mut high) = (0, 0);
+        for (&size, &stride) in self.shape.iter().zip(&self.strides) {
+            let reach = (size - 1) as isize * stride as isize;
+            low += reach.min(0);
+            high += reach.max(0);
+        }
+        (low, high)
     }
 
     /// Whether several elements may have the same place: a dimension that does not step over the smaller ones.
+    #[inline]
     pub fn overlaps_itself(&self) -> bool {
         let mut reach = 0;
         self.len > 1
-            && !self.is_contiguous()
+            && !self.is_contiguous
             && self
                 .order()
                 .iter()

@@ -43,7 +43,6 @@ def adamw_(
             first; updated in place. Goes with rounding to the nearest.
         num_threads: at most; default the CPUs that the process may use.
     """
-    rule = _core.AdamW if max_exp_avg_sq is None else _core.AmsGrad
     states = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
     if max_exp_avg_sq is not None:
         states["max_exp_avg_sq"] = max_exp_avg_sq
@@ -57,15 +56,16 @@ def adamw_(
         ("weight_decay", weight_decay, np.inf),
     ):
         check(name, value, 0.0, high)
-    kernel = rule(
-        lr=lr,
-        beta1=beta1,
-        beta2=beta2,
-        eps=eps,
-        weight_decay=weight_decay,
-        decoupled=decoupled_weight_decay,
-        maximize=maximize,
-    )
+    hyperparameters = {
+        "lr": lr,
+        "beta1": beta1,
+        "beta2": beta2,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "decoupled_weight_decay": decoupled_weight_decay,
+        "maximize": maximize,
+    }
+    kernel = _core.Rule("AdamW" if max_exp_avg_sq is None else "AmsGrad", hyperparameters)
     _update(kernel, param, grad, states, step, rounding, kahan_comp, master_low, seed, num_threads)
 
 
@@ -107,7 +107,14 @@ def lion_(
         ("weight_decay", weight_decay, np.inf),
     ):
         check(name, value, 0.0, high)
-    kernel = _core.Lion(lr=lr, beta1=beta1, beta2=beta2, weight_decay=weight_decay, maximize=maximize)
+    hyperparameters = {
+        "lr": lr,
+        "beta1": beta1,
+        "beta2": beta2,
+        "weight_decay": weight_decay,
+        "maximize": maximize,
+    }
+    kernel = _core.Rule("Lion", hyperparameters)
     _update(kernel, param, grad, {"exp_avg": exp_avg}, step, rounding, kahan_comp, master_low, seed, num_threads)
 
 
@@ -120,7 +127,7 @@ def _pair(betas: tuple[float, float]) -> tuple[float, float]:
 
 
 def _update(
-    kernel: _core.AdamW | _core.AmsGrad | _core.Lion,
+    kernel: _core.Rule,
     param: Array,
     grad: Array,
     states: dict[str, Array],

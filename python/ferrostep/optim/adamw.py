@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ferrostep import _core, reference
-from ferrostep.optim.options import Options, check_lr, check_range, checked_betas
-from ferrostep.optim.rules import Rule, RuleOptimizer
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.optim.optimizer import ParamsT
-    from typing_extensions import Unpack
+from ferrostep import reference
+from ferrostep.optim.arguments import AtLeastZero, Betas, Epsilon, LearningRate, arguments_of
+from ferrostep.optim.options import Options
+from ferrostep.optim.rules import ElementwiseRule, Rule, RuleOptimizer
+
+ADAMW = ElementwiseRule("AdamW", reference.adamw)
+AMSGRAD = ElementwiseRule("AmsGrad", reference.adamw)
 
 
 class AdamW(RuleOptimizer):
@@ -52,56 +54,25 @@ class AdamW(RuleOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-3,
-        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 1e-2,
+        lr: LearningRate = 1e-3,
+        betas: Betas = (0.9, 0.999),
+        eps: Epsilon = 1e-8,
+        weight_decay: AtLeastZero = 1e-2,
         amsgrad: bool = False,
         *,
         maximize: bool = False,
         decoupled_weight_decay: bool = True,
         **options: Unpack[Options],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": bool(amsgrad),
-            "maximize": bool(maximize),
-            "decoupled_weight_decay": bool(decoupled_weight_decay),
-        }
-        super().__init__(params, defaults, options)
+        super().__init__(params, locals(), options)
+
+    _arguments = arguments_of(__init__)
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """AdamW or AMSGrad with the group's hyperparameters."""
         return adamw_rule(group)
 
-    def _check_group(self, group: dict[str, Any]) -> None:
-        check_adamw_group(group)
-
 
 def adamw_rule(group: dict[str, Any]) -> Rule:
     """AdamW or AMSGrad with the hyperparameters of a parameter group."""
-    beta1, beta2 = group["betas"]
-    hyperparameters = {
-        "lr": group["lr"],
-        "beta1": beta1,
-        "beta2": beta2,
-        "eps": group["eps"],
-        "weight_decay": group["weight_decay"],
-        "decoupled": group["decoupled_weight_decay"],
-        "maximize": group["maximize"],
-    }
-    if group["amsgrad"]:
-        states: tuple[str, ...] = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-        return Rule(_core.AmsGrad, reference.adamw, states, hyperparameters, counts_steps=True)
-    return Rule(_core.AdamW, reference.adamw, ("exp_avg", "exp_avg_sq"), hyperparameters, counts_steps=True)
-
-
-def check_adamw_group(group: dict[str, Any]) -> None:
-    """Raise torch's errors for impossible hyperparameters."""
-    check_lr(group)
-    check_range("epsilon value", group["eps"], 0.0)
-    check_range("weight_decay value", group["weight_decay"], 0.0)
-    group["betas"] = checked_betas(group)
+    return (AMSGRAD if group["amsgrad"] else ADAMW).of(group)

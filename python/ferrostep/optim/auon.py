@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeAlias
 
-from ferrostep import _core, reference
-from ferrostep.optim.options import Options, check_lr, check_range, check_whole
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from ferrostep import reference
+from ferrostep.optim import chains
+from ferrostep.optim.arguments import AtLeastZero, LearningRate, arguments_of, one_of, within
+from ferrostep.optim.options import Options, check_whole
 from ferrostep.optim.rules import Rule, RuleOptimizer
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.optim.optimizer import ParamsT
-    from typing_extensions import Unpack
 
 LARGEST_GAMMA = 40.0
 """Up to here no cosine of a normalized tensor overflows."""
+
+
+def check_gamma(_name: str, gamma: float | None, _group: Mapping[str, Any]) -> float | None:
+    """Raise ValueError for a factor of the cosine that is out of range."""
+    if gamma is not None and not 0.0 <= gamma <= LARGEST_GAMMA:
+        raise ValueError(f"Invalid gamma value: {gamma}; expected 0 to {LARGEST_GAMMA:g}")
+    return gamma
+
+
+Momentum: TypeAlias = Annotated[float, within(0.0, 1.0)]
+Gamma: TypeAlias = Annotated[float | None, check_gamma]
+NormEps: TypeAlias = Annotated[float, within(0.0, math.inf, called="epsilon")]
+RmsEps: TypeAlias = Annotated[float, within(0.0, math.inf)]
+Variant: TypeAlias = Annotated[
+    str, one_of(("paper", "package"), "Invalid variant: {value!r}; expected 'paper' or 'package'")
+]
+AdjustLr: TypeAlias = Annotated[
+    str | None,
+    one_of((None, "auto", "original", "match_rms_adamw"), "Adjust learning rate function {value} is not supported"),
+]
 
 
 class AuON(RuleOptimizer):
@@ -71,35 +92,24 @@ class AuON(RuleOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 0.02,
-        momentum: float = 0.95,
+        lr: LearningRate = 0.02,
+        momentum: Momentum = 0.95,
         nesterov: bool = True,
-        weight_decay: float = 0.0,
+        weight_decay: AtLeastZero = 0.0,
         *,
-        gamma: float | None = None,
-        eps: float = 1e-7,
-        rms_eps: float = 1e-8,
-        variant: str = "paper",
-        adjust_lr_fn: str | None = "auto",
+        gamma: Gamma = None,
+        eps: NormEps = 1e-7,
+        rms_eps: RmsEps = 1e-8,
+        variant: Variant = "paper",
+        adjust_lr_fn: AdjustLr = "auto",
         maximize: bool = False,
         **options: Unpack[Options],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "nesterov": bool(nesterov),
-            "weight_decay": weight_decay,
-            "gamma": gamma,
-            "eps": eps,
-            "rms_eps": rms_eps,
-            "variant": variant,
-            "adjust_lr_fn": adjust_lr_fn,
-            "maximize": bool(maximize),
-        }
-        super().__init__(params, defaults, options)
+        super().__init__(params, locals(), options)
+
+    _arguments = arguments_of(__init__)
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        check_auon_group(group)
         check_whole(group["params"], "AuON")
 
     def rule(self, group: dict[str, Any]) -> Rule:
@@ -116,7 +126,7 @@ class AuON(RuleOptimizer):
             "variant": group["variant"],
             "adjust_lr": adjust_lr_of(group),
         }
-        return Rule(_core.AuON, reference.auon, ("momentum_buffer",), hyperparameters, counts_steps=False)
+        return Rule(chains.auon, reference.auon, ("momentum_buffer",), hyperparameters, counts_steps=False)
 
 
 def gamma_of(group: dict[str, Any]) -> float:
@@ -133,19 +143,3 @@ def adjust_lr_of(group: dict[str, Any]) -> str | None:
     if adjust != "auto":
         return adjust
     return None if group["variant"] == "package" else "original"
-
-
-def check_auon_group(group: dict[str, Any]) -> None:
-    """Raise ValueError for an impossible hyperparameter of AuON or HybridAuON."""
-    check_lr(group)
-    check_range("momentum value", group["momentum"], 0.0, 1.0)
-    check_range("weight_decay value", group["weight_decay"], 0.0)
-    check_range("epsilon value", group["eps"], 0.0, math.inf)
-    check_range("rms_eps value", group["rms_eps"], 0.0, math.inf)
-    gamma, variant, adjust = (group[name] for name in ("gamma", "variant", "adjust_lr_fn"))
-    if gamma is not None and not 0.0 <= gamma <= LARGEST_GAMMA:
-        raise ValueError(f"Invalid gamma value: {gamma}; expected 0 to {LARGEST_GAMMA:g}")
-    if variant not in ("paper", "package"):
-        raise ValueError(f"Invalid variant: {variant!r}; expected 'paper' or 'package'")
-    if adjust not in (None, "auto", "original", "match_rms_adamw"):
-        raise ValueError(f"Adjust learning rate function {adjust} is not supported")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import Optimizer
 
 from ferrostep import _core
+from ferrostep.optim.arguments import Argument, check_arguments
 from ferrostep.optim.options import Options, check_options, full_options
 
 if TYPE_CHECKING:
@@ -28,14 +30,25 @@ without_dynamo = torch._disable_dynamo  # type: ignore[attr-defined]
 class InPlaceOptimizer(Optimizer):
     """An optimizer on Rust kernels: the step with its hooks, options, state and checkpoints.
 
-    Subclasses define :meth:`_check_group` and :meth:`_update`.
+    Subclasses define :meth:`_update`; they say their arguments in ``_arguments`` and hand them on as ``locals()``, or
+    check those that they hand on in :meth:`_check_group`.
     """
 
+    _arguments: Mapping[str, Argument] = MappingProxyType({})
+    """What the constructor's signature declares; see :func:`ferrostep.optim.arguments.arguments_of`."""
+
     def __init__(self, params: ParamsT, defaults: dict[str, Any], options: Options) -> None:
+        if self._arguments:
+            defaults = {name: defaults[name] for name in self._arguments}
         defaults = {**defaults, **full_options(type(self).__name__, defaults, options)}
         self._check_defaults(defaults)
         super().__init__(params, defaults)
         self._known = _core.Known()
+
+    @classmethod
+    def _defaults(cls) -> dict[str, Any]:
+        """The defaults of the arguments."""
+        return {name: argument.default for name, argument in cls._arguments.items()}
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group.
@@ -53,6 +66,7 @@ class InPlaceOptimizer(Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         check_options(group)
+        check_arguments(self._arguments, group)
         self._check_group(group)
 
     def _check_defaults(self, defaults: dict[str, Any]) -> None:
@@ -62,11 +76,7 @@ class InPlaceOptimizer(Optimizer):
         defaults.update((name, group[name]) for name in defaults)
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        """Raise for impossible hyperparameters of a group, and for parameters that the class does not take.
-
-        One-element tensors among the betas are squeezed in place.
-        """
-        raise NotImplementedError
+        """Raise for what each argument by itself does not show, and for parameters that the class cannot take."""
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Perform one optimization step.

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ferrostep import _core, reference
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from ferrostep import reference
 from ferrostep.coefficients import Coefficients, schedule_of
-from ferrostep.optim.auon import adjust_lr_of, check_auon_group, gamma_of
+from ferrostep.optim import chains
+from ferrostep.optim.arguments import AtLeastZero, LearningRate, arguments_of
+from ferrostep.optim.auon import AdjustLr, Gamma, Momentum, NormEps, RmsEps, Variant, adjust_lr_of, gamma_of
 from ferrostep.optim.muon import KELLER, check_matrices
 from ferrostep.optim.options import Options
 from ferrostep.optim.rules import Rule, RuleOptimizer
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.optim.optimizer import ParamsT
-    from typing_extensions import Unpack
 
 
 class HybridAuON(RuleOptimizer):
@@ -63,16 +63,16 @@ class HybridAuON(RuleOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 0.02,
-        momentum: float = 0.95,
+        lr: LearningRate = 0.02,
+        momentum: Momentum = 0.95,
         nesterov: bool = True,
-        weight_decay: float = 0.0,
+        weight_decay: AtLeastZero = 0.0,
         *,
-        gamma: float | None = None,
-        eps: float = 1e-7,
-        rms_eps: float = 1e-8,
-        variant: str = "paper",
-        adjust_lr_fn: str | None = "auto",
+        gamma: Gamma = None,
+        eps: NormEps = 1e-7,
+        rms_eps: RmsEps = 1e-8,
+        variant: Variant = "paper",
+        adjust_lr_fn: AdjustLr = "auto",
         ns_steps: int | None = None,
         ns_coefficients: Coefficients = KELLER,
         ns_precision: str = "auto",
@@ -80,28 +80,12 @@ class HybridAuON(RuleOptimizer):
         maximize: bool = False,
         **options: Unpack[Options],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "nesterov": bool(nesterov),
-            "weight_decay": weight_decay,
-            "gamma": gamma,
-            "eps": eps,
-            "rms_eps": rms_eps,
-            "variant": variant,
-            "adjust_lr_fn": adjust_lr_fn,
-            "ns_steps": ns_steps,
-            "ns_coefficients": ns_coefficients,
-            "ns_precision": ns_precision,
-            "flatten": bool(flatten),
-            "maximize": bool(maximize),
-        }
-        super().__init__(params, defaults, options)
+        super().__init__(params, locals(), options)
+
+    _arguments = arguments_of(__init__)
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        check_auon_group(group)
-        rule = self.rule(group)
-        rule.kernel(**rule.hyperparameters)
+        self.rule(group).native()
         check_matrices({"params": group["params"], **layout_of(group)}, "HybridAuON")
 
     def rule(self, group: dict[str, Any]) -> Rule:
@@ -128,7 +112,7 @@ class HybridAuON(RuleOptimizer):
             "cosh": (gamma_of(group), group["rms_eps"], is_package),
             **layout_of(group),
         }
-        return Rule(_core.Muon, reference.muon, ("momentum_buffer",), hyperparameters, counts_steps=False)
+        return Rule(chains.muon, reference.muon, ("momentum_buffer",), hyperparameters, counts_steps=False)
 
 
 def layout_of(group: dict[str, Any]) -> dict[str, Any]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
-from ferrostep import _core, reference
-from ferrostep.optim.options import Options, check_lr, check_range, checked_betas
-from ferrostep.optim.rules import Rule, RuleOptimizer
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.optim.optimizer import ParamsT
-    from typing_extensions import Unpack
+from ferrostep import reference
+from ferrostep.optim.arguments import AtLeastZero, Betas, LearningRate, arguments_of
+from ferrostep.optim.options import Options
+from ferrostep.optim.rules import ElementwiseRule, RuleOptimizer
 
 
 class Lion(RuleOptimizer):
@@ -47,34 +44,14 @@ class Lion(RuleOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-4,
-        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.99),
-        weight_decay: float = 0.0,
+        lr: LearningRate = 1e-4,
+        betas: Betas = (0.9, 0.99),
+        weight_decay: AtLeastZero = 0.0,
         *,
         maximize: bool = False,
         **options: Unpack[Options],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "weight_decay": weight_decay,
-            "maximize": bool(maximize),
-        }
-        super().__init__(params, defaults, options)
+        super().__init__(params, locals(), options)
 
-    def rule(self, group: dict[str, Any]) -> Rule:
-        """Lion with the group's hyperparameters."""
-        beta1, beta2 = group["betas"]
-        hyperparameters = {
-            "lr": group["lr"],
-            "beta1": beta1,
-            "beta2": beta2,
-            "weight_decay": group["weight_decay"],
-            "maximize": group["maximize"],
-        }
-        return Rule(_core.Lion, reference.lion, ("exp_avg",), hyperparameters, counts_steps=False)
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        check_lr(group)
-        check_range("weight_decay value", group["weight_decay"], 0.0)
-        group["betas"] = checked_betas(group)
+    _arguments = arguments_of(__init__)
+    _rule = ElementwiseRule("Lion", reference.lion)

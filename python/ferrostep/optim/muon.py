@@ -2,23 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
-from ferrostep import _core, reference
+from ferrostep import reference
 from ferrostep.coefficients import Coefficients, schedule_of
-from ferrostep.optim.options import Options, check_lr, check_whole
+from ferrostep.optim import chains
+from ferrostep.optim.arguments import Check, LearningRate, arguments_of, as_tuple, if_given, one_of
+from ferrostep.optim.options import Options, check_whole
 from ferrostep.optim.rules import Rule, RuleOptimizer
 
-if TYPE_CHECKING:
-    from torch.optim.optimizer import ParamsT
-    from typing_extensions import Unpack
-
 KELLER = (3.4445, -4.7750, 2.0315)
+
+
+def should_be(fits: Callable[[Any], bool], expected: str) -> Check:
+    """A check in the words of ``torch.optim.Muon``."""
+
+    def check(name: str, value: Any, _group: Mapping[str, Any]) -> Any:
+        if not fits(value):
+            raise ValueError(f"{name.replace('weight_', 'weight ')} should be {expected}: {value}")
+        return value
+
+    return check
+
+
+def heights(name: str, sizes: Sequence[int], _group: Mapping[str, Any]) -> tuple[int, ...]:
+    """Raise ValueError for heights of matrices below 1."""
+    if min(sizes, default=0) < 1:
+        raise ValueError(f"{name} should be >= 1 but are: {sizes}")
+    return tuple(sizes)
+
+
+NotNegative: TypeAlias = Annotated[float, should_be(lambda value: value >= 0.0, ">= 0 but is")]
+AdjustLr: TypeAlias = Annotated[
+    str | None,
+    one_of(
+        (None, "original", "match_rms_adamw", "spectral_unclamped"),
+        "Adjust learning rate function {value} is not supported",
+    ),
+]
+Heads: TypeAlias = Annotated[int | None, if_given(should_be(lambda value: value >= 1, ">= 1 but is"))]
+Normalize: TypeAlias = Annotated[
+    str | None, one_of((None, "normuon"), "Invalid normalize: {value!r}; expected None or 'normuon'")
+]
 
 
 class Muon(RuleOptimizer):
@@ -95,50 +127,31 @@ class Muon(RuleOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-3,
-        weight_decay: float = 0.1,
-        momentum: float = 0.95,
+        lr: LearningRate = 1e-3,
+        weight_decay: NotNegative = 0.1,
+        momentum: NotNegative = 0.95,
         nesterov: bool = True,
         ns_coefficients: Coefficients = KELLER,
-        eps: float = 1e-7,
+        eps: NotNegative = 1e-7,
         ns_steps: int | None = 5,
-        adjust_lr_fn: str | None = None,
+        adjust_lr_fn: AdjustLr = None,
         *,
         maximize: bool = False,
         ns_algorithm: str = "auto",
         ns_precision: str = "auto",
-        ns_restarts: Sequence[int] = (2,),
+        ns_restarts: Annotated[Sequence[int], as_tuple] = (2,),
         ndim_policy: str = "error",
-        num_heads: int | None = None,
-        split_sizes: Sequence[int] | None = None,
-        normalize: str | None = None,
-        beta2: float = 0.95,
+        num_heads: Heads = None,
+        split_sizes: Annotated[Sequence[int] | None, if_given(heights)] = None,
+        normalize: Normalize = None,
+        beta2: Annotated[float, should_be(lambda value: 0.0 <= value < 1.0, "in [0, 1) but is")] = 0.95,
         cautious_weight_decay: bool = False,
         skip_zero_grad: bool = False,
         **options: Unpack[Options],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "weight_decay": weight_decay,
-            "momentum": momentum,
-            "nesterov": bool(nesterov),
-            "ns_coefficients": ns_coefficients,
-            "eps": eps,
-            "ns_steps": ns_steps,
-            "adjust_lr_fn": adjust_lr_fn,
-            "maximize": bool(maximize),
-            "ns_algorithm": ns_algorithm,
-            "ns_precision": ns_precision,
-            "ns_restarts": tuple(ns_restarts),
-            "ndim_policy": ndim_policy,
-            "num_heads": num_heads,
-            "split_sizes": None if split_sizes is None else tuple(split_sizes),
-            "normalize": normalize,
-            "beta2": beta2,
-            "cautious_weight_decay": bool(cautious_weight_decay),
-            "skip_zero_grad": bool(skip_zero_grad),
-        }
-        super().__init__(params, defaults, options)
+        super().__init__(params, locals(), options)
+
+    _arguments = arguments_of(__init__)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         check_muon_group(group)
@@ -172,10 +185,10 @@ def muon_rule(group: dict[str, Any]) -> Rule:
     }
     states: tuple[str, ...] = ("momentum_buffer",)
     if not normuon:
-        return Rule(_core.Muon, reference.muon, states, hyperparameters, counts_steps=False)
+        return Rule(chains.muon, reference.muon, states, hyperparameters, counts_steps=False)
     states = (*states, "second_momentum_buffer")
     shapes = {"second_momentum_buffer": partial(one_per_row, ndim_policy=group["ndim_policy"])}
-    return Rule(_core.Muon, reference.muon, states, hyperparameters, counts_steps=False, shapes=shapes)
+    return Rule(chains.muon, reference.muon, states, hyperparameters, counts_steps=False, shapes=shapes)
 
 
 def one_per_row(p: Tensor, ndim_policy: str) -> tuple[int, ...]:
@@ -186,33 +199,13 @@ def one_per_row(p: Tensor, ndim_policy: str) -> tuple[int, ...]:
 
 
 def check_muon_group(group: dict[str, Any]) -> None:
-    """Raise torch's errors for impossible hyperparameters."""
-    check_lr(group)
-    for name, value in (
-        ("momentum", group["momentum"]),
-        ("weight decay", group["weight_decay"]),
-        ("eps", group["eps"]),
-    ):
-        if not value >= 0.0:
-            raise ValueError(f"{name} should be >= 0 but is: {value}")
-    if not 0.0 <= group["beta2"] < 1.0:
-        raise ValueError(f"beta2 should be in [0, 1) but is: {group['beta2']}")
-    adjust = group["adjust_lr_fn"]
-    if adjust not in (None, "original", "match_rms_adamw", "spectral_unclamped"):
-        raise ValueError(f"Adjust learning rate function {adjust} is not supported")
-    if group["normalize"] not in (None, "normuon"):
-        raise ValueError(f"Invalid normalize: {group['normalize']!r}; expected None or 'normuon'")
+    """Raise for hyperparameters that exclude each other, or that Rust refuses."""
     given = [name for name in ("num_heads", "split_sizes") if group[name] is not None]
     if len(given) == 2:
         raise ValueError("num_heads and split_sizes exclude each other")
     if given and group["ndim_policy"] != "error":
         raise ValueError(f"{given[0]} is for 2D parameters and excludes ndim_policy={group['ndim_policy']!r}")
-    if group["num_heads"] is not None and group["num_heads"] < 1:
-        raise ValueError(f"num_heads should be >= 1 but is: {group['num_heads']}")
-    if group["split_sizes"] is not None and min(group["split_sizes"], default=0) < 1:
-        raise ValueError(f"split_sizes should be >= 1 but are: {group['split_sizes']}")
-    rule = muon_rule(group)
-    rule.kernel(**rule.hyperparameters)
+    muon_rule(group).native()
 
 
 def check_matrices(group: dict[str, Any], owner: str = "Muon") -> None:

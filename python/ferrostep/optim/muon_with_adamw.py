@@ -6,44 +6,17 @@ import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from ferrostep.optim.adamw import adamw_rule, check_adamw_group
-from ferrostep.optim.muon import KELLER, check_matrices, check_muon_group, muon_rule
+from ferrostep.optim.adamw import AdamW, adamw_rule
+from ferrostep.optim.arguments import check_arguments
+from ferrostep.optim.muon import Muon, check_matrices, check_muon_group, muon_rule
 from ferrostep.optim.options import Options, check_options
 from ferrostep.optim.rules import Rule, RuleOptimizer
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-MUON: dict[str, Any] = {
-    "lr": 0.02,
-    "weight_decay": 0.0,
-    "momentum": 0.95,
-    "nesterov": True,
-    "ns_coefficients": KELLER,
-    "eps": 1e-7,
-    "ns_steps": 5,
-    "adjust_lr_fn": None,
-    "maximize": False,
-    "ns_algorithm": "auto",
-    "ns_precision": "auto",
-    "ns_restarts": (2,),
-    "ndim_policy": "error",
-    "num_heads": None,
-    "split_sizes": None,
-    "normalize": None,
-    "beta2": 0.95,
-    "cautious_weight_decay": False,
-    "skip_zero_grad": False,
-}
-ADAMW: dict[str, Any] = {
-    "lr": 3e-4,
-    "betas": (0.9, 0.95),
-    "eps": 1e-10,
-    "weight_decay": 0.0,
-    "amsgrad": False,
-    "maximize": False,
-    "decoupled_weight_decay": True,
-}
+MUON: dict[str, Any] = {**Muon._defaults(), "lr": 0.02, "weight_decay": 0.0}
+ADAMW: dict[str, Any] = {**AdamW._defaults(), "lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-10, "weight_decay": 0.0}
 
 
 class MuonWithAuxAdamW(RuleOptimizer):
@@ -108,11 +81,10 @@ class MuonWithAuxAdamW(RuleOptimizer):
         return adamw_rule(group)
 
     def _check_group(self, group: dict[str, Any]) -> None:
+        check_arguments((Muon if group["use_muon"] else AdamW)._arguments, group)
         if group["use_muon"]:
             check_muon_group(group)
             check_matrices(group, "MuonWithAuxAdamW")
-        else:
-            check_adamw_group(group)
 
     def _check_defaults(self, defaults: dict[str, Any]) -> None:
         check_options({"params": [], **defaults})  # the rest are those of each kind

@@ -1,4 +1,4 @@
-"""The options that every optimizer takes, and the checks of arguments, with torch's errors."""
+"""The options that every optimizer takes, and what is asked of parameters."""
 
 from __future__ import annotations
 
@@ -108,12 +108,6 @@ def check_options(group: dict[str, Any]) -> None:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
 
 
-def check_range(name: str, value: float | Tensor, low: float, high: float | None = None) -> None:
-    """Raise torch's ValueError unless ``low <= value`` (and ``value < high``)."""
-    if not (low <= value and (high is None or value < high)):
-        raise ValueError(f"Invalid {name}: {value}")
-
-
 def check_whole(params: Iterable[Tensor], owner: str) -> None:
     """Raise for parameters that a rule which looks at whole tensors of real numbers cannot take."""
     for p in params:
@@ -130,31 +124,3 @@ def is_distributed(p: Tensor) -> bool:
     """Whether the parameter is a DTensor."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(p, module.DTensor)
-
-
-def check_lr(group: dict[str, Any]) -> None:
-    """Raise torch's errors for a group's learning rate."""
-    lr = group["lr"]
-    if isinstance(lr, Tensor):
-        if group["foreach"] and not group["capturable"]:
-            raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
-        if lr.numel() != 1:
-            raise ValueError("Tensor lr must be 1-element")
-    check_range("learning rate", lr, 0.0)
-
-
-def checked_betas(group: dict[str, Any]) -> tuple[float | Tensor, float | Tensor]:
-    """The group's betas, one-element tensors squeezed; torch's errors for impossible ones."""
-    betas = group["betas"]
-    check_range("beta parameter at index 0", betas[0], 0.0, 1.0)
-    check_range("beta parameter at index 1", betas[1], 0.0, 1.0)
-    if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
-        raise ValueError("betas must be either both floats or both Tensors")
-    for i, beta in enumerate(betas):
-        if isinstance(beta, Tensor):
-            if group["foreach"] and not group["capturable"]:
-                raise ValueError(f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True")
-            if beta.numel() != 1:
-                raise ValueError(f"Tensor betas[{i}] must be 1-element")
-    first, second = (b.squeeze() if isinstance(b, Tensor) else b for b in betas)
-    return first, second

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -24,6 +25,9 @@ from ferrostep.optim.base import (
 
 COMPENSATIONS = {"kahan": "kahan_comp", "split": "master_low"}
 """The states that make up for rounding."""
+DECLARED = _core.rules()
+"""The element-wise rules by name, as Rust declares them."""
+BETA = re.compile(r"beta\d$")
 SINGLE = (torch.float32, torch.complex64)
 DOUBLE = (torch.float64, torch.complex128)
 
@@ -31,8 +35,8 @@ DOUBLE = (torch.float64, torch.complex128)
 class Rule(NamedTuple):
     """An update rule as a parameter group selects it."""
 
-    kernel: Callable[..., Any]
-    """The Rust rule, made from the hyperparameters by keyword."""
+    kernel: str | Callable[..., Any]
+    """The Rust rule: the name of an element-wise one, else what makes it from the hyperparameters by keyword."""
     reference: reference.ReferenceRule
     """The same in plain torch."""
     states: tuple[str, ...]
@@ -42,6 +46,12 @@ class Rule(NamedTuple):
     """Whether the rule depends on the number of the step: a ``step`` tensor is kept then."""
     shapes: Mapping[str, Callable[[Tensor], Sequence[int]]] = MappingProxyType({})
     """Of states that do not have the parameter's shape, the shape that goes with a parameter."""
+
+    def native(self) -> Any:
+        """The Rust rule with its hyperparameters."""
+        if isinstance(self.kernel, str):
+            return _core.Rule(self.kernel, self.hyperparameters)
+        return self.kernel(**self.hyperparameters)
 
     def state_shape(self, name: str, p: Tensor) -> Sequence[int]:
         """The shape of state ``name`` of ``p``."""
@@ -54,18 +64,42 @@ class Rule(NamedTuple):
         return zero_state(name, p, group)
 
 
+class ElementwiseRule:
+    """A rule that Rust declares by name, with its form in plain torch.
+
+    ``counts_steps`` keeps a ``step`` tensor for a rule that does not depend on the number of the step.
+    """
+
+    def __init__(self, name: str, plain: reference.ReferenceRule, *, counts_steps: bool = False) -> None:
+        self.states, hyperparameters, depends_on_step = DECLARED[name]
+        self.kernel = name
+        self.reference = plain
+        self.counts_steps = counts_steps or depends_on_step
+        self.betas = [name for name in hyperparameters if BETA.match(name)]
+        self.others = [name for name in hyperparameters if not BETA.match(name)]
+
+    def of(self, group: Mapping[str, Any]) -> Rule:
+        """The rule with a group's hyperparameters: those of one name, and ``beta1``, ... from ``betas``."""
+        hyperparameters = {name: group[name] for name in self.others}
+        for name, beta in zip(self.betas, group["betas"], strict=False):
+            hyperparameters[name] = beta
+        return Rule(self.kernel, self.reference, self.states, hyperparameters, self.counts_steps)
+
+
 class RuleOptimizer(InPlaceOptimizer):
     """An optimizer that hands each parameter group to one update rule.
 
-    Subclasses define :meth:`rule` and :meth:`_check_group`.
+    Subclasses say the rule in ``_rule``, or define :meth:`rule`.
     """
+
+    _rule: ElementwiseRule
 
     _early_states: tuple[str, ...] = ()
     """States that may be there before the first step."""
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """The update rule for a parameter group, with the group's present hyperparameters."""
-        raise NotImplementedError
+        return self._rule.of(group)
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
@@ -206,7 +240,7 @@ class Gathered(NamedTuple):
     def add_to(self, batch: _core.Batch) -> None:
         """Hand the tensors to the Rust engine, which checks them."""
         batch.add(
-            self.rule.kernel(**self.rule.hyperparameters),
+            self.rule.native(),
             self.params,
             self.grads,
             {name: self.columns[name] for name in self.rule.states},

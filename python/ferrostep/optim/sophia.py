@@ -11,22 +11,21 @@ from torch import Tensor
 
 from ferrostep import _core, reference
 from ferrostep.optim.base import NewState, without_dynamo, zero_state
-from ferrostep.optim.options import check_lr, check_range, checked_betas
-from ferrostep.optim.rules import Found, Gathered, Rule, RuleOptimizer, check_place
+from ferrostep.optim.rules import ElementwiseRule, Found, Gathered, RuleOptimizer, check_place
 
 
 class Estimator(NamedTuple):
     """What the estimates are made of, in Rust and in plain torch."""
 
-    kernel: Callable[..., Any]
+    kernel: str
     reference: Callable[..., Tensor]
 
 
-SQUARE = Estimator(_core.HessianSquare, reference.hessian_square)
+SQUARE = Estimator("HessianSquare", reference.hessian_square)
 """Of a gradient."""
-PRODUCT = Estimator(_core.HessianProduct, reference.hessian_product)
+PRODUCT = Estimator("HessianProduct", reference.hessian_product)
 """Of the Hessian's product with a probe, and the probe."""
-ESTIMATE = Estimator(_core.HessianEstimate, reference.hessian_estimate)
+ESTIMATE = Estimator("HessianEstimate", reference.hessian_estimate)
 """Of an estimate."""
 
 
@@ -45,11 +44,9 @@ class Sophia(RuleOptimizer):
     _early_states = ("hessian",)
     _counted: tuple[tuple[int | Tensor, int], ...] = ()
 
+    _rule = ElementwiseRule("Sophia", reference.sophia, counts_steps=True)
+
     def _check_group(self, group: dict[str, Any]) -> None:
-        check_lr(group)
-        check_range("weight_decay value", group["weight_decay"], 0.0)
-        check_positive("epsilon value", group["eps"])
-        group["betas"] = checked_betas(group)
         if any(p.is_complex() for p in group["params"]):  # their curvature is no number per element
             raise RuntimeError(f"{type(self).__name__} does not support complex parameters")
 
@@ -70,18 +67,6 @@ class Sophia(RuleOptimizer):
                 scale = gathered.rule.hyperparameters["scale"]
                 counted += [(reference.unclipped(m, h, scale), m.numel()) for m, h in moments]
         self._counted = tuple(counted)
-
-    def _sophia(self, group: dict[str, Any], scale: float, add_eps: bool) -> Rule:
-        hyperparameters = {
-            "lr": group["lr"],
-            "beta1": group["betas"][0],
-            "weight_decay": group["weight_decay"],
-            "scale": scale,
-            "eps": group["eps"],
-            "add_eps": add_eps,
-            "maximize": group["maximize"],
-        }
-        return Rule(_core.Sophia, reference.sophia, ("exp_avg", "hessian"), hyperparameters, counts_steps=True)
 
     @without_dynamo
     def _refresh(
@@ -142,7 +127,7 @@ def _add_to(
         first = [d.to(h.dtype) for d, h in zip(first, hessians, strict=True)]
     for probes in rest:
         states["probe"] = [u.to(h.dtype) for u, h in zip(probes, hessians, strict=True)]
-    batch.add(estimator.kernel(**hyperparameters), params, first, states, group=number, positions=positions)
+    batch.add(_core.Rule(estimator.kernel, hyperparameters), params, first, states, group=number, positions=positions)
 
 
 def _check_for_reference(number: int, group: dict[str, Any], found: list[Refreshed]) -> None:
@@ -155,9 +140,3 @@ def _check_for_reference(number: int, group: dict[str, Any], found: list[Refresh
                 raise RuntimeError(f"{name} {place} has layout {x.layout}; sparse tensors are not supported")
             if x.shape != p.shape:
                 raise ValueError(f"{name} {place} has shape {list(x.shape)}, expected {list(p.shape)}")
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raise ValueError unless ``value`` is a number greater than 0 and not infinite."""
-    if not 0.0 < value < math.inf:
-        raise ValueError(f"Invalid {name}: {value}; expected a finite number greater than 0")

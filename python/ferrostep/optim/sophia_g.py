@@ -5,16 +5,23 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
-from ferrostep.optim.options import Options, check_range
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from ferrostep.optim.arguments import (
+    AtLeastZero,
+    Betas,
+    LearningRate,
+    arguments_of,
+    check_positive,
+    if_given,
+    positive,
+)
+from ferrostep.optim.options import Options
 from ferrostep.optim.rules import Rule
-from ferrostep.optim.sophia import SQUARE, Sophia, check_positive
-
-if TYPE_CHECKING:
-    from torch import Tensor
-    from torch.optim.optimizer import ParamsT
-    from typing_extensions import Unpack
+from ferrostep.optim.sophia import SQUARE, Sophia
 
 AUTHORS_BS = 5120
 """What the authors' SophiaG takes where no batch size is given."""
@@ -73,41 +80,27 @@ class SophiaG(Sophia):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 1e-4,
-        betas: tuple[float | Tensor, float | Tensor] = (0.965, 0.99),
-        rho: float = 0.04,
-        weight_decay: float = 1e-1,
+        lr: LearningRate = 1e-4,
+        betas: Betas = (0.965, 0.99),
+        rho: AtLeastZero = 0.04,
+        weight_decay: AtLeastZero = 1e-1,
         *,
-        bs: float | None = None,
-        eps: float = 1e-15,
+        bs: Annotated[float | None, if_given(positive())] = None,
+        eps: Annotated[float, positive(called="epsilon")] = 1e-15,
         maximize: bool = False,
         skip_nonfinite_hessian: bool = True,
         **options: Unpack[Options],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "rho": rho,
-            "weight_decay": weight_decay,
-            "bs": bs,
-            "eps": eps,
-            "maximize": bool(maximize),
-            "skip_nonfinite_hessian": bool(skip_nonfinite_hessian),
-        }
-        super().__init__(params, defaults, options)
+        super().__init__(params, locals(), options)
+
+    _arguments = arguments_of(__init__)
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """Sophia with the group's hyperparameters and the batch size in force."""
         bs = group["bs"] if self._bs_of_step is None else self._bs_of_step
         if bs is None:
             bs = AUTHORS_BS
-        return self._sophia(group, group["rho"] * bs, add_eps=True)
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        check_range("rho value", group["rho"], 0.0)
-        if group["bs"] is not None:
-            check_positive("bs value", group["bs"])
+        return super().rule({**group, "scale": group["rho"] * bs, "add_eps": True})
 
     def step(  # type: ignore[override]
         self, closure: Callable[[], float] | None = None, bs: float | None = None

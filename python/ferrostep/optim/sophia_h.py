@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from ferrostep.curvature import HutchinsonDiagonal
 from ferrostep.curvature.diagonal import count_ranks, mean_over_ranks
 from ferrostep.curvature.products import DISTRIBUTIONS, Loss
-from ferrostep.optim.options import Options, check_range
+from ferrostep.optim.arguments import (
+    OF_OPTIMIZER,
+    AtLeastZero,
+    Betas,
+    LearningRate,
+    arguments_of,
+    check_positive,
+    one_of,
+    positive,
+    within,
+)
+from ferrostep.optim.options import Options
 from ferrostep.optim.rules import Rule
-from ferrostep.optim.sophia import ESTIMATE, PRODUCT, Sophia, check_positive
+from ferrostep.optim.sophia import ESTIMATE, PRODUCT, Sophia
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-    from torch.optim.optimizer import ParamsT
-    from typing_extensions import Unpack
 
 SHARED = ("update_period", "num_samples", "distribution")
 """Options that are one for all groups."""
+IMPOSSIBLE_DISTRIBUTION = f"Invalid distribution value: {{value!r}}; expected {' or '.join(map(repr, DISTRIBUTIONS))}"
 
 
 class SophiaH(Sophia):
@@ -71,34 +83,24 @@ class SophiaH(Sophia):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = 6e-4,
-        betas: tuple[float | Tensor, float | Tensor] = (0.96, 0.99),
-        gamma: float = 0.01,
-        weight_decay: float = 0.1,
+        lr: LearningRate = 6e-4,
+        betas: Betas = (0.96, 0.99),
+        gamma: AtLeastZero = 0.01,
+        weight_decay: AtLeastZero = 0.1,
         *,
-        update_period: int = 10,
-        eps: float = 1e-12,
-        num_samples: int = 1,
-        distribution: str = "rademacher",
-        generator: torch.Generator | None = None,
+        update_period: Annotated[int, within(1)] = 10,
+        eps: Annotated[float, positive(called="epsilon")] = 1e-12,
+        num_samples: Annotated[int, within(1)] = 1,
+        distribution: Annotated[str, one_of(DISTRIBUTIONS, IMPOSSIBLE_DISTRIBUTION)] = "rademacher",
+        generator: Annotated[torch.Generator | None, OF_OPTIMIZER] = None,
         maximize: bool = False,
         skip_nonfinite_hessian: bool = True,
         **options: Unpack[Options],
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "gamma": gamma,
-            "weight_decay": weight_decay,
-            "update_period": update_period,
-            "eps": eps,
-            "num_samples": num_samples,
-            "distribution": distribution,
-            "maximize": bool(maximize),
-            "skip_nonfinite_hessian": bool(skip_nonfinite_hessian),
-        }
-        super().__init__(params, defaults, options)
+        super().__init__(params, locals(), options)
         self.generator = generator
+
+    _arguments = arguments_of(__init__)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group; ValueError if an option that is one for all groups differs."""
@@ -111,16 +113,7 @@ class SophiaH(Sophia):
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """Sophia with the group's hyperparameters."""
-        return self._sophia(group, group["gamma"], add_eps=False)
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        super()._check_group(group)
-        check_range("gamma value", group["gamma"], 0.0)
-        check_range("update_period value", group["update_period"], 1)
-        check_range("num_samples value", group["num_samples"], 1)
-        if group["distribution"] not in DISTRIBUTIONS:
-            expected = " or ".join(map(repr, DISTRIBUTIONS))
-            raise ValueError(f"Invalid distribution value: {group['distribution']!r}; expected {expected}")
+        return super().rule({**group, "scale": group["gamma"], "add_eps": False})
 
     def step(  # type: ignore[override]
         self,

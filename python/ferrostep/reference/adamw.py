@@ -17,7 +17,7 @@ def adamw(
     beta2: float | Tensor,
     eps: float,
     weight_decay: float,
-    decoupled: bool,
+    decoupled_weight_decay: bool,
     maximize: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Return the new parameter and the new state ``(exp_avg, exp_avg_sq[, max_exp_avg_sq])``.
@@ -28,7 +28,7 @@ def adamw(
     m, v, *maximum = state
     if maximize:
         g = -g
-    if decoupled:
+    if decoupled_weight_decay:
         p = p * (1 - lr * weight_decay)
     elif weight_decay != 0:
         g = g + p * weight_decay

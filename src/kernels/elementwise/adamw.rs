@@ -2,24 +2,26 @@
 //! with AMSGrad (Reddi et al. 2018) as a variant with a third number of state. Bias corrections and the place of eps
 //! are those of torch.optim.AdamW.
 
-use super::{Hyperparameters, Rule};
+use super::{Hyperparameters, Rule, hyperparameters};
 use crate::kernels::vector::Vector;
 
-#[derive(Clone, Copy, Debug)]
-pub struct AdamW {
-    pub lr: f64,
-    pub beta1: f64,
-    pub beta2: f64,
-    pub eps: f64,
-    pub weight_decay: f64,
-    /// Decay the weights themselves (AdamW) rather than add the decay to the gradient (Adam).
-    pub decoupled: bool,
-    pub maximize: bool,
+hyperparameters! {
+    pub struct AdamW {
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        eps: f64,
+        weight_decay: f64,
+        /// Decay the weights themselves (AdamW) rather than add the decay to the gradient (Adam).
+        decoupled_weight_decay: bool,
+        maximize: bool,
+    }
 }
 
-/// [`AdamW`] that divides by the greatest second moment so far.
-#[derive(Clone, Copy, Debug)]
-pub struct AmsGrad(pub AdamW);
+hyperparameters! {
+    /// [`AdamW`] that divides by the greatest second moment so far.
+    pub struct AmsGrad(AdamW);
+}
 
 /// [`AdamW`] at a step: the bias corrections are worked out.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +37,8 @@ pub struct AmsGradRule(AdamWRule);
 impl Hyperparameters<2> for AdamW {
     type Rule = AdamWRule;
 
+    const STATES: [&'static str; 2] = ["exp_avg", "exp_avg_sq"];
+
     fn at_step(&self, step: f64) -> AdamWRule {
         AdamWRule {
             options: *self,
@@ -46,6 +50,8 @@ impl Hyperparameters<2> for AdamW {
 
 impl Hyperparameters<3> for AmsGrad {
     type Rule = AmsGradRule;
+
+    const STATES: [&'static str; 3] = ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"];
 
     fn at_step(&self, step: f64) -> AmsGradRule {
         AmsGradRule(self.0.at_step(step))
@@ -59,7 +65,7 @@ impl AdamWRule {
         let o = &self.options;
         let mut g = if o.maximize { -g } else { g };
         let mut p = p;
-        if o.decoupled {
+        if o.decoupled_weight_decay {
             p = p * (1.0 - o.lr * o.weight_decay);
         } else if o.weight_decay != 0.0 {
             g = g + p * o.weight_decay;

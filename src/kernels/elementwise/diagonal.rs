@@ -2,30 +2,33 @@
 //! the square of a gradient at sampled labels (Gauss-Newton-Bartlett), the product of a probe with the Hessian's product
 //! with it (Hutchinson), or given (arXiv 2305.14342, Algorithms 1 and 2).
 
-use super::{Hyperparameters, Rule};
+use super::{Rule, Steady, hyperparameters};
 use crate::kernels::vector::Vector;
 
-#[derive(Clone, Copy, Debug)]
-pub struct Average {
-    pub beta2: f64,
-    /// Multiplies the estimate, or the gradient before it is squared.
-    pub scale: f64,
-    /// Leave an element as it is where its new value would be NaN or infinite.
-    pub skip_nonfinite: bool,
+hyperparameters! {
+    pub struct Average {
+        beta2: f64,
+        /// Multiplies the estimate, or the gradient before it is squared.
+        scale: f64,
+        /// Leave an element as it is where its new value would be NaN or infinite.
+        skip_nonfinite: bool,
+    }
 }
 
-/// The gradient squared; state: the average. The parameter is not touched.
-#[derive(Clone, Copy, Debug)]
-pub struct Square(pub Average);
+hyperparameters! {
+    /// The gradient squared. The parameter is not touched.
+    pub struct HessianSquare(Average);
+}
 
-/// The gradient (the Hessian's product with the probe) times the probe; state: the average, the probe. The parameter
-/// is not touched.
-#[derive(Clone, Copy, Debug)]
-pub struct Product(pub Average);
+hyperparameters! {
+    /// The gradient (the Hessian's product with the probe) times the probe. The parameter is not touched.
+    pub struct HessianProduct(Average);
+}
 
-/// The gradient itself; the parameter is the average.
-#[derive(Clone, Copy, Debug)]
-pub struct Estimate(pub Average);
+hyperparameters! {
+    /// The gradient itself; the parameter is the average.
+    pub struct HessianEstimate(Average);
+}
 
 impl Average {
     #[inline(always)]
@@ -39,21 +42,19 @@ impl Average {
     }
 }
 
-macro_rules! hyperparameters {
-    ($($rule:ident: $states:literal),*) => {
-        $(impl Hyperparameters<$states> for $rule {
-            type Rule = $rule;
-
-            fn at_step(&self, _step: f64) -> $rule {
-                *self
-            }
-        })*
-    };
+impl Steady<1> for HessianSquare {
+    const STATES: [&'static str; 1] = ["hessian"];
 }
 
-hyperparameters! { Square: 1, Product: 2, Estimate: 0 }
+impl Steady<2> for HessianProduct {
+    const STATES: [&'static str; 2] = ["hessian", "probe"];
+}
 
-impl Rule<1> for Square {
+impl Steady<0> for HessianEstimate {
+    const STATES: [&'static str; 0] = [];
+}
+
+impl Rule<1> for HessianSquare {
     const WRITES_PARAM: bool = false;
 
     #[inline(always)]
@@ -63,7 +64,7 @@ impl Rule<1> for Square {
     }
 }
 
-impl Rule<2> for Product {
+impl Rule<2> for HessianProduct {
     const WRITES_PARAM: bool = false;
     const WRITES_STATES: usize = 1;
 
@@ -73,7 +74,7 @@ impl Rule<2> for Product {
     }
 }
 
-impl Rule<0> for Estimate {
+impl Rule<0> for HessianEstimate {
     #[inline(always)]
     fn update<V: Vector>(&self, h: V, d: V, []: [V; 0]) -> (V, [V; 0]) {
         (self.0.blend(h, d * self.0.scale), [])

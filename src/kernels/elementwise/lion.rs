@@ -1,23 +1,20 @@
 //! Lion: the sign of an interpolated momentum (Chen et al. 2023, arXiv 2302.06675, Algorithm 2).
 
-use super::{Hyperparameters, Rule};
+use super::{Rule, Steady, hyperparameters};
 use crate::kernels::vector::Vector;
 
-#[derive(Clone, Copy, Debug)]
-pub struct Lion {
-    pub lr: f64,
-    pub beta1: f64,
-    pub beta2: f64,
-    pub weight_decay: f64,
-    pub maximize: bool,
+hyperparameters! {
+    pub struct Lion {
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        maximize: bool,
+    }
 }
 
-impl Hyperparameters<1> for Lion {
-    type Rule = Lion;
-
-    fn at_step(&self, _step: f64) -> Lion {
-        *self
-    }
+impl Steady<1> for Lion {
+    const STATES: [&'static str; 1] = ["exp_avg"];
 }
 
 impl Rule<1> for Lion {

@@ -3,6 +3,7 @@
 //! A rule is a struct of hyperparameters and one per-element function ([`Rule`]); the engine gives it every
 //! instruction set, storage type, rounding mode and any number of threads.
 
+mod declared;
 mod finite;
 mod sweep;
 mod tiles;
@@ -16,6 +17,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use half::{bf16, f16};
 
+pub use declared::{ByName, Declaration, HyperparameterKind, Hyperparameters, Source, Steady, Visitor};
+use declared::{hyperparameters, rules};
 pub use finite::{Values, all_finite};
 use sweep::{Element, Kahan, Kernel, Nearest, Span, Split, Stochastic};
 
@@ -26,12 +29,14 @@ use crate::runtime::{Isa, pool};
 /// Fewer elements than this are not worth waking a thread for: see `benchmarks/README.md`.
 const ELEMENTS_PER_THREAD: usize = 16_384;
 
-/// Hyperparameters of an optimizer; with the number of a step they give the rule of that step.
-pub trait Hyperparameters<const N: usize>: Copy {
-    type Rule: Rule<N>;
-
-    /// The rule of step `step` (1, 2, ...).
-    fn at_step(&self, step: f64) -> Self::Rule;
+rules! {
+    adamw::AdamW,
+    adamw::AmsGrad,
+    diagonal::HessianSquare,
+    diagonal::HessianProduct,
+    diagonal::HessianEstimate,
+    lion::Lion,
+    sophia::Sophia,
 }
 
 /// What happens to one element that has `N` numbers of state.

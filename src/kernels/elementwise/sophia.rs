@@ -1,29 +1,26 @@
 //! Sophia: a momentum divided by a running estimate of the Hessian's diagonal, clipped (Liu et al. 2023,
 //! arXiv 2305.14342, Algorithm 3). The estimate is refreshed by the rules of [`super::diagonal`].
 
-use super::{Hyperparameters, Rule};
+use super::{Rule, Steady, hyperparameters};
 use crate::kernels::vector::Vector;
 
-/// State: exp_avg, and hessian, which is only read. Counts the elements that are not clipped.
-#[derive(Clone, Copy, Debug)]
-pub struct Sophia {
-    pub lr: f64,
-    pub beta1: f64,
-    pub weight_decay: f64,
-    /// Multiplies the Hessian estimate: gamma, or rho times the batch size.
-    pub scale: f64,
-    pub eps: f64,
-    /// Add eps to the denominator (the authors' SophiaG) rather than keep the denominator above it (the paper).
-    pub add_eps: bool,
-    pub maximize: bool,
+hyperparameters! {
+    /// The hessian is only read. Counts the elements that are not clipped.
+    pub struct Sophia {
+        lr: f64,
+        beta1: f64,
+        weight_decay: f64,
+        /// Multiplies the Hessian estimate: gamma, or rho times the batch size.
+        scale: f64,
+        eps: f64,
+        /// Add eps to the denominator (the authors' SophiaG) rather than keep the denominator above it (the paper).
+        add_eps: bool,
+        maximize: bool,
+    }
 }
 
-impl Hyperparameters<2> for Sophia {
-    type Rule = Sophia;
-
-    fn at_step(&self, _step: f64) -> Sophia {
-        *self
-    }
+impl Steady<2> for Sophia {
+    const STATES: [&'static str; 2] = ["exp_avg", "hessian"];
 }
 
 impl Rule<2> for Sophia {

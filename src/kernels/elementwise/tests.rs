@@ -20,7 +20,7 @@ pub const ADAMW: adamw::AdamW = adamw::AdamW {
     beta2: 0.99,
     eps: 1e-8,
     weight_decay: 0.1,
-    decoupled: true,
+    decoupled_weight_decay: true,
     maximize: false,
 };
 
@@ -278,7 +278,7 @@ fn a_split_parameter_is_an_f32_in_two_halves() {
         add_eps: false,
         maximize: false,
     };
-    let average = diagonal::Estimate(diagonal::Average {
+    let average = diagonal::HessianEstimate(diagonal::Average {
         beta2: 0.999,
         scale: 1.0,
         skip_nonfinite: true,

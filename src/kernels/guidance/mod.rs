@@ -1,13 +1,13 @@
 //! Guidance of diffusion models: a few sums over each sample's predictions give the coefficients of one linear
-//! combination of them. At most two passes over memory, whatever the rule.
+//! combination of them. At most two passes over memory, whatever the method.
 
-mod rule;
+mod method;
 
 use super::linear::{CHUNK, ELEMENTS_PER_THREAD, Element, Sums, sums};
 use super::storage::{Float, with_type};
 use crate::runtime::{Isa, Shared, pool};
-pub use rule::{Apg, Guidance, Rule};
-use rule::{Coefficients, Gram};
+pub use method::{Apg, Guidance, Method};
+use method::{Coefficients, Gram};
 
 /// The most tensors that go into a combination.
 pub const MAX_INPUTS: usize = 6;
@@ -37,7 +37,7 @@ unsafe impl Sync for Memory {}
 /// are the same or far enough apart not to overlap.
 ///
 /// # Panics
-/// If the number of inputs or outputs is not the rule's.
+/// If the number of inputs or outputs is not the method's.
 pub unsafe fn run(guidance: &Guidance, memory: &Memory, threads: usize) {
     assert_eq!(memory.inputs.len(), guidance.inputs());
     assert_eq!(memory.outputs.len(), guidance.outputs());
@@ -48,7 +48,7 @@ pub unsafe fn run(guidance: &Guidance, memory: &Memory, threads: usize) {
 /// # Safety
 /// As for [`run`], for elements of type `T`.
 unsafe fn typed<T: Element>(guidance: &Guidance, memory: &Memory, threads: usize) {
-    // SAFETY: the caller's promise; the numbers of inputs are those of the rules.
+    // SAFETY: the caller's promise; the numbers of inputs are those of the methods.
     unsafe {
         match (guidance.takes_differences(), memory.inputs.len()) {
             (false, 2) => guide::<T, false, 2>(guidance, memory, threads),

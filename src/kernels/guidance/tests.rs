@@ -3,9 +3,9 @@ use half::{bf16, f16};
 use super::*;
 use crate::kernels::storage::Scalar;
 
-fn plain(rule: Rule, scale: f64) -> Guidance {
+fn plain(method: Method, scale: f64) -> Guidance {
     Guidance {
-        rule,
+        method,
         scales: vec![scale],
         rescale: 0.0,
     }
@@ -55,24 +55,24 @@ fn assert_close(result: &[f64], expected: &[f64], tolerance: f64) {
 #[test]
 fn the_oracles_of_the_specification_hold() {
     let pair = || [vec![3.0, 4.0], vec![1.0, 1.0]];
-    for (rule, expected) in [
+    for (method, expected) in [
         (apg(0.0, 0.0), [2.36, 4.48]),
         (apg(1.0, 0.0), [11.0, 16.0]),
         (apg(0.5, 0.0), [6.68, 10.24]),
         (apg(0.0, 1.0), [2.8225, 4.1331]),
     ] {
-        let result = guide(&plain(Rule::Apg(rule), 5.0), Float::F64, &mut pair(), 1, 1);
+        let result = guide(&plain(Method::Apg(method), 5.0), Float::F64, &mut pair(), 1, 1);
         assert_close(&result[0], &expected, 5e-5);
     }
     let four = || [vec![1.0, 2.0, 3.0, 5.0], vec![0.5, 1.0, 1.5, 2.0]];
     let rescaled = Guidance {
-        rule: Rule::Cfg,
+        method: Method::Cfg,
         scales: vec![5.0],
         rescale: 0.7,
     };
     let result = guide(&rescaled, Float::F64, &mut four(), 1, 1);
     assert_close(&result[0], &[1.4957, 2.9913, 4.4870, 8.4755], 5e-5);
-    let zero_star = plain(Rule::ZeroStar, 5.0);
+    let zero_star = plain(Method::ZeroStar, 5.0);
     let result = guide(&zero_star, Float::F64, &mut four(), 1, 1);
     assert_close(&result[0], &[0.4667, 0.9333, 1.4, 6.8667], 5e-5);
 }
@@ -80,17 +80,17 @@ fn the_oracles_of_the_specification_hold() {
 #[test]
 fn each_sample_may_have_its_own_scale() {
     let weights = vec![0.5];
-    for rule in [
-        Rule::Cfg,
-        Rule::Apg(apg(0.2, 1.0)),
-        Rule::ZeroStar,
-        Rule::Tangential,
-        Rule::PerpNeg { weights },
+    for method in [
+        Method::Cfg,
+        Method::Apg(apg(0.2, 1.0)),
+        Method::ZeroStar,
+        Method::Tangential,
+        Method::PerpNeg { weights },
     ] {
         let value = |i: usize, seed: usize| ((i * 7919 + seed * 104_729) % 2003) as f64 / 1000.0 - 1.0;
         let with = |scales: Vec<f64>, threads: usize| {
             let guidance = Guidance {
-                rule: rule.clone(),
+                method: method.clone(),
                 scales,
                 rescale: 0.0,
             };
@@ -114,7 +114,7 @@ fn each_sample_may_have_its_own_scale() {
 #[test]
 fn constant_results_are_not_rescaled() {
     let guidance = Guidance {
-        rule: Rule::Cfg,
+        method: Method::Cfg,
         scales: vec![5.3],
         rescale: 0.7,
     };
@@ -127,16 +127,16 @@ fn constant_results_are_not_rescaled() {
 
 #[test]
 fn the_momentum_is_kept() {
-    let rule = Apg {
+    let method = Apg {
         momentum: Some(-0.5),
         ..apg(0.0, 0.0)
     };
     let mut inputs = [vec![3.0, 4.0], vec![1.0, 1.0], vec![0.0, 0.0]];
-    let first = guide(&plain(Rule::Apg(rule), 5.0), Float::F64, &mut inputs, 1, 1);
+    let first = guide(&plain(Method::Apg(method), 5.0), Float::F64, &mut inputs, 1, 1);
     assert_close(&first[0], &[2.36, 4.48], 1e-12);
     assert_close(&inputs[2], &[2.0, 3.0], 0.0);
     inputs[0] = vec![3.0, 3.0];
-    let second = guide(&plain(Rule::Apg(rule), 5.0), Float::F64, &mut inputs, 1, 1);
+    let second = guide(&plain(Method::Apg(method), 5.0), Float::F64, &mut inputs, 1, 1);
     assert_close(&inputs[2], &[1.0, 0.5], 0.0);
     assert_close(&second[0], &[4.0, 2.0], 1e-12);
 }
@@ -144,19 +144,19 @@ fn the_momentum_is_kept() {
 #[test]
 fn a_projection_has_two_parts() {
     let mut inputs = [vec![3.0, 4.0], vec![1.0, 2.0]];
-    let result = guide(&plain(Rule::Project, 1.0), Float::F64, &mut inputs, 1, 1);
+    let result = guide(&plain(Method::Project, 1.0), Float::F64, &mut inputs, 1, 1);
     assert_close(&result[0], &[33.0 / 25.0, 44.0 / 25.0], 1e-15);
     assert_close(&result[1], &[-8.0 / 25.0, 6.0 / 25.0], 1e-15);
 }
 
 #[test]
 fn negatives_along_the_difference_change_nothing() {
-    let rule = Rule::PerpNeg {
+    let method = Method::PerpNeg {
         weights: vec![0.5, 2.0],
     };
     // d = (2, 0); the first negative differs along d, the second across.
     let mut inputs = [vec![3.0, 1.0], vec![1.0, 1.0], vec![2.0, 1.0], vec![4.0, 2.0]];
-    let result = guide(&plain(rule, 3.0), Float::F64, &mut inputs, 1, 1);
+    let result = guide(&plain(method, 3.0), Float::F64, &mut inputs, 1, 1);
     assert_close(&result[0], &[1.0 + 3.0 * 2.0, 1.0 - 3.0 * 2.0], 1e-15);
 }
 
@@ -168,21 +168,21 @@ fn neither_threads_nor_instruction_sets_with_fused_multiply_adds_change_a_bit() 
         ..apg(0.3, 2.5)
     };
     let guidances = [
-        plain(Rule::Cfg, 7.5),
-        plain(Rule::Apg(apg(0.0, 15.0)), 7.5),
+        plain(Method::Cfg, 7.5),
+        plain(Method::Apg(apg(0.0, 15.0)), 7.5),
         Guidance {
-            rule: Rule::Apg(momentum),
+            method: Method::Apg(momentum),
             scales: vec![7.5, 3.0],
             rescale: 0.7,
         },
-        plain(Rule::Tangential, 3.0),
+        plain(Method::Tangential, 3.0),
         plain(
-            Rule::PerpNeg {
+            Method::PerpNeg {
                 weights: vec![0.5; 4],
             },
             3.0,
         ),
-        plain(Rule::Project, 1.0),
+        plain(Method::Project, 1.0),
     ];
     fn check<T: Scalar + Default>(
         guidance: &Guidance,

@@ -1,6 +1,6 @@
 //! Orthogonalization between buffers of any type.
 
-use super::{Input, Job, Options, Target, Workspace, orthogonalize};
+use super::{Input, Numbers, Operand, Options, Workspace, orthogonalize};
 use crate::kernels::elementwise::{self, Rule, Work};
 use crate::kernels::storage::{Buffers, Float, Rounding, State};
 use crate::kernels::vector::Vector;
@@ -43,17 +43,17 @@ pub unsafe fn orthogonalize_all(matrices: &[Memory], options: &Options, threads:
         })
         .collect();
     // SAFETY: the caller's promise.
-    let jobs = matrices
+    let operands = matrices
         .iter()
         .zip(&mut wide)
-        .map(|(matrix, wide)| unsafe { matrix.job(wide) });
+        .map(|(matrix, wide)| unsafe { matrix.operand(wide) });
     orthogonalize(
-        &mut jobs.collect::<Vec<_>>(),
+        &mut operands.collect::<Vec<_>>(),
         options,
         &mut Workspace::default(),
         threads,
     )
-    .expect("jobs of the matrices' own sizes and a checked eps");
+    .expect("operands of the matrices' own sizes and a checked eps");
     let mut batch = elementwise::Batch::with_capacity(matrices.len());
     for (matrix, wide) in matrices
         .iter()
@@ -78,14 +78,14 @@ pub unsafe fn orthogonalize_all(matrices: &[Memory], options: &Options, threads:
 impl Memory {
     /// # Safety
     /// As for [`orthogonalize_all`].
-    unsafe fn job<'a>(&self, wide: &'a mut [f32]) -> Job<'a> {
+    unsafe fn operand<'a>(&self, wide: &'a mut [f32]) -> Operand<'a> {
         let len = self.rows * self.cols;
         // SAFETY: the caller's promise; where both are one memory, only the output takes it.
         let (input, output) = unsafe {
             let output = match self.dtype {
-                Float::F64 => Target::F64(std::slice::from_raw_parts_mut(self.to.cast(), len)),
-                Float::F32 => Target::F32(std::slice::from_raw_parts_mut(self.to.cast(), len)),
-                Float::Bf16 | Float::F16 => Target::F32(wide),
+                Float::F64 => Numbers::F64(std::slice::from_raw_parts_mut(self.to.cast(), len)),
+                Float::F32 => Numbers::F32(std::slice::from_raw_parts_mut(self.to.cast(), len)),
+                Float::Bf16 | Float::F16 => Numbers::F32(wide),
             };
             let input = match self.dtype {
                 Float::F64 | Float::F32 if self.from == self.to.cast_const() => Input::Output,
@@ -96,7 +96,7 @@ impl Memory {
             };
             (input, output)
         };
-        Job {
+        Operand {
             input,
             output,
             rows: self.rows,

@@ -7,6 +7,7 @@
 mod memory;
 mod newton_schulz;
 mod normalize;
+mod operand;
 mod plan;
 mod schedule;
 #[cfg(test)]
@@ -16,14 +17,13 @@ use std::fmt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use half::{bf16, f16};
-
 use crate::kernels::matmul::{Element, Real};
 use crate::kernels::storage::Scalar;
 use crate::runtime::{Isa, pool};
 pub use memory::{Memory, orthogonalize_all};
 use newton_schulz::{Iteration, Scratch};
 use normalize::Norm;
+pub use operand::{Input, Numbers, Operand};
 use plan::Plan;
 pub use schedule::{Schedule, ScheduleError, Triple};
 
@@ -78,39 +78,10 @@ impl Options {
     }
 }
 
-/// What is orthogonalized: a row-major matrix.
-#[derive(Clone, Copy, Debug)]
-pub enum Input<'a> {
-    F64(&'a [f64]),
-    F32(&'a [f32]),
-    Bf16(&'a [bf16]),
-    F16(&'a [f16]),
-    /// What the output holds before the call.
-    Output,
-}
-
-/// Where the result goes, row-major. The iteration runs in this memory where it has the type that is computed in (f32,
-/// or f64 with [`Precision::Float64`] or f64 input).
-#[derive(Debug)]
-pub enum Target<'a> {
-    F64(&'a mut [f64]),
-    F32(&'a mut [f32]),
-}
-
-/// One matrix, `rows` x `cols`, row-major. A column-major one is the transpose of a row-major one, and the result is
-/// transposed with it: exchange `rows` and `cols`.
-#[derive(Debug)]
-pub struct Job<'a> {
-    pub input: Input<'a>,
-    pub output: Target<'a>,
-    pub rows: usize,
-    pub cols: usize,
-}
-
 /// Why nothing was done.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Error {
-    /// Job `index` has a buffer of another length than its shape says.
+    /// Operand `index` has a buffer of another length than its shape says.
     Length {
         index: usize,
         buffer: &'static str,
@@ -152,29 +123,29 @@ pub struct Workspace {
     f64: Vec<Mutex<Scratch<f64>>>,
 }
 
-/// Orthogonalizes every job, on up to `threads` threads. The result does not depend on how many, nor on what other jobs
-/// there are. A zero matrix stays zero; one with an element that is not finite becomes NaN altogether.
+/// Orthogonalizes every operand, on up to `threads` threads. The result does not depend on how many, nor on what other
+/// operands there are. A zero matrix stays zero; one with an element that is not finite becomes NaN altogether.
 ///
 /// # Errors
-/// Where a buffer does not have its shape's length; then no job has been touched.
+/// Where a buffer does not have its shape's length; then no operand has been touched.
 pub fn orthogonalize(
-    jobs: &mut [Job<'_>],
+    operands: &mut [Operand<'_>],
     options: &Options,
     workspace: &mut Workspace,
     threads: usize,
 ) -> Result<(), Error> {
-    orthogonalize_on(Isa::current(), jobs, options, workspace, threads)
+    orthogonalize_on(Isa::current(), operands, options, workspace, threads)
 }
 
 fn orthogonalize_on(
     isa: Isa,
-    jobs: &mut [Job<'_>],
+    operands: &mut [Operand<'_>],
     options: &Options,
     workspace: &mut Workspace,
     threads: usize,
 ) -> Result<(), Error> {
-    for (index, job) in jobs.iter().enumerate() {
-        job.check(index)?;
+    for (index, operand) in operands.iter().enumerate() {
+        operand.check(index)?;
     }
     if !(options.eps >= 0.0 && options.eps.is_finite()) {
         return Err(Error::Eps { eps: options.eps });
@@ -186,17 +157,17 @@ fn orthogonalize_on(
     workspace
         .f64
         .resize_with(workspace.f64.len().max(threads), Mutex::default);
-    let mut queue: Vec<Mutex<&mut Job<'_>>> = jobs.iter_mut().map(Mutex::new).collect();
+    let mut queue: Vec<Mutex<&mut Operand<'_>>> = operands.iter_mut().map(Mutex::new).collect();
     queue.sort_by(|a, b| locked(b).cost().total_cmp(&locked(a).cost()));
-    let costs: Vec<f64> = queue.iter().map(|job| locked(job).cost()).collect();
-    let (split, spread) = queue.split_at(jobs_to_split(&costs, threads));
-    for job in split {
-        locked(job).run(options, isa, workspace, 0, threads);
+    let costs: Vec<f64> = queue.iter().map(|operand| locked(operand).cost()).collect();
+    let (split, spread) = queue.split_at(operands_to_split(&costs, threads));
+    for operand in split {
+        locked(operand).run(options, isa, workspace, 0, threads);
     }
     let next = AtomicUsize::new(0);
     pool::for_each(threads, threads.min(spread.len()), &|lane| {
-        while let Some(job) = spread.get(next.fetch_add(1, Ordering::Relaxed)) {
-            locked(job).run(options, isa, workspace, lane, 1);
+        while let Some(operand) = spread.get(next.fetch_add(1, Ordering::Relaxed)) {
+            locked(operand).run(options, isa, workspace, lane, 1);
         }
     });
     Ok(())
@@ -207,13 +178,13 @@ fn locked<T: ?Sized>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-/// How many of the largest jobs to split over all threads, one after the other, before the rest are spread, one thread
-/// each: those that are large, and as few more as leave a rest that spreads evenly.
-fn jobs_to_split(descending: &[f64], threads: usize) -> usize {
+/// How many of the largest operands to split over all threads, one after the other, before the rest are spread, one
+/// thread each: those that are large, and as few more as leave a rest that spreads evenly.
+fn operands_to_split(descending: &[f64], threads: usize) -> usize {
     /// From here on, a matrix and what is made of it leave a core's own cache: two threads on one matrix were 8 to 10%
     /// faster than each on its own (768 x 768 to 768 x 3072 on a Zen 5 CPU).
     const LARGE: f64 = 5e8;
-    /// Below this, threads wait longer for each other than they work. In units of [`Job::cost`].
+    /// Below this, threads wait longer for each other than they work. In units of [`Operand::cost`].
     const SMALL: f64 = 1e6;
     /// How much longer than evenly spread work the longest thread may take: splitting costs about as much.
     const UNEVEN: f64 = 1.1;
@@ -237,17 +208,17 @@ fn jobs_to_split(descending: &[f64], threads: usize) -> usize {
 /// Types that the iteration computes in.
 trait Compute: Element<Acc = Self> + Real + Scalar {
     fn scratch(workspace: &Workspace, lane: usize) -> &Mutex<Scratch<Self>>;
-    fn of<'t>(target: &'t mut Target<'_>) -> Option<&'t mut [Self]>;
+    fn of<'t>(target: &'t mut Numbers<'_>) -> Option<&'t mut [Self]>;
 }
 
 impl Compute for f32 {
     fn scratch(workspace: &Workspace, lane: usize) -> &Mutex<Scratch<f32>> {
         &workspace.f32[lane]
     }
-    fn of<'t>(target: &'t mut Target<'_>) -> Option<&'t mut [f32]> {
+    fn of<'t>(target: &'t mut Numbers<'_>) -> Option<&'t mut [f32]> {
         match target {
-            Target::F32(values) => Some(values),
-            Target::F64(_) => None,
+            Numbers::F32(values) => Some(values),
+            Numbers::F64(_) => None,
         }
     }
 }
@@ -256,33 +227,19 @@ impl Compute for f64 {
     fn scratch(workspace: &Workspace, lane: usize) -> &Mutex<Scratch<f64>> {
         &workspace.f64[lane]
     }
-    fn of<'t>(target: &'t mut Target<'_>) -> Option<&'t mut [f64]> {
+    fn of<'t>(target: &'t mut Numbers<'_>) -> Option<&'t mut [f64]> {
         match target {
-            Target::F64(values) => Some(values),
-            Target::F32(_) => None,
+            Numbers::F64(values) => Some(values),
+            Numbers::F32(_) => None,
         }
     }
 }
 
-impl Job<'_> {
+impl Operand<'_> {
     fn check(&self, index: usize) -> Result<(), Error> {
         let (rows, cols) = (self.rows, self.cols);
-        let input = match self.input {
-            Input::F64(values) => Some(values.len()),
-            Input::F32(values) => Some(values.len()),
-            Input::Bf16(values) => Some(values.len()),
-            Input::F16(values) => Some(values.len()),
-            Input::Output => None,
-        };
-        let output = match &self.output {
-            Target::F64(values) => values.len(),
-            Target::F32(values) => values.len(),
-        };
-        for (buffer, length) in input
-            .map(|length| ("input", length))
-            .into_iter()
-            .chain([("output", output)])
-        {
+        let input = self.input.len().map(|length| ("input", length));
+        for (buffer, length) in input.into_iter().chain([("output", self.output.len())]) {
             if rows.checked_mul(cols) != Some(length) {
                 return Err(Error::Length {
                     index,
@@ -305,7 +262,7 @@ impl Job<'_> {
     fn run(&mut self, options: &Options, isa: Isa, workspace: &Workspace, lane: usize, threads: usize) {
         let wide_input = matches!(
             (&self.input, &self.output),
-            (Input::F64(_), _) | (Input::Output, Target::F64(_))
+            (Input::F64(_), _) | (Input::Output, Numbers::F64(_))
         );
         if options.precision == Precision::Float64 || (options.precision == Precision::Auto && wide_input) {
             self.run_in::<f64>(options, isa, workspace, lane, threads);
@@ -352,8 +309,8 @@ impl Job<'_> {
         if !given {
             let x = &own[..length];
             match &mut self.output {
-                Target::F64(to) => normalize::scale(x, to, (1.0, 1.0), isa, threads),
-                Target::F32(to) => normalize::scale(x, to, (1.0, 1.0), isa, threads),
+                Numbers::F64(to) => normalize::scale(x, to, (1.0, 1.0), isa, threads),
+                Numbers::F32(to) => normalize::scale(x, to, (1.0, 1.0), isa, threads),
             }
         }
         scratch.x = own;
@@ -379,8 +336,8 @@ impl Job<'_> {
                 return normalize.in_place(x);
             }
             return match &self.output {
-                Target::F64(values) => normalize.copy(values, own),
-                Target::F32(values) => normalize.copy(values, own),
+                Numbers::F64(values) => normalize.copy(values, own),
+                Numbers::F32(values) => normalize.copy(values, own),
             };
         }
         let to = S::of(&mut self.output).unwrap_or(own);

@@ -1,5 +1,7 @@
 //! The oracles of the family's spec (section 8), on every instruction set and precision.
 
+use half::{bf16, f16};
+
 use super::*;
 use crate::kernels::matmul::tests::noise;
 use crate::kernels::matmul::{Output, View, multiply};
@@ -29,24 +31,24 @@ fn run(isa: Isa, g: &[f64], rows: usize, cols: usize, options: &Options, threads
     let workspace = &mut Workspace::default();
     if options.precision == Precision::Float64 {
         let mut out = vec![f64::NAN; g.len()];
-        let job = Job {
+        let operand = Operand {
             input: Input::F64(g),
-            output: Target::F64(&mut out),
+            output: Numbers::F64(&mut out),
             rows,
             cols,
         };
-        orthogonalize_on(isa, &mut [job], options, workspace, threads).unwrap();
+        orthogonalize_on(isa, &mut [operand], options, workspace, threads).unwrap();
         return out;
     }
     let g: Vec<f32> = g.iter().map(|&v| v as f32).collect();
     let mut out = vec![f32::NAN; g.len()];
-    let job = Job {
+    let operand = Operand {
         input: Input::F32(&g),
-        output: Target::F32(&mut out),
+        output: Numbers::F32(&mut out),
         rows,
         cols,
     };
-    orthogonalize_on(isa, &mut [job], options, workspace, threads).unwrap();
+    orthogonalize_on(isa, &mut [operand], options, workspace, threads).unwrap();
     out.into_iter().map(f64::from).collect()
 }
 
@@ -315,18 +317,18 @@ fn a_batch_is_its_matrices_one_by_one_for_any_number_of_threads() {
         let workspace = &mut Workspace::default();
         let all = |workspace: &mut Workspace, threads| {
             let mut outputs: Vec<Vec<f32>> = inputs.iter().map(|g| vec![0.0; g.len()]).collect();
-            let mut jobs: Vec<Job<'_>> = inputs
+            let mut operands: Vec<Operand<'_>> = inputs
                 .iter()
                 .zip(&mut outputs)
                 .zip(shapes)
-                .map(|((g, o), (rows, cols))| Job {
+                .map(|((g, o), (rows, cols))| Operand {
                     input: Input::F32(g),
-                    output: Target::F32(o),
+                    output: Numbers::F32(o),
                     rows,
                     cols,
                 })
                 .collect();
-            orthogonalize_on(isa, &mut jobs, &options, workspace, threads).unwrap();
+            orthogonalize_on(isa, &mut operands, &options, workspace, threads).unwrap();
             outputs
         };
         let together = all(workspace, 1);
@@ -338,13 +340,13 @@ fn a_batch_is_its_matrices_one_by_one_for_any_number_of_threads() {
         }
         for ((g, o), (rows, cols)) in inputs.iter().zip(&together).zip(shapes) {
             let mut alone = g.clone();
-            let mut jobs = [Job {
+            let mut operands = [Operand {
                 input: Input::Output,
-                output: Target::F32(&mut alone),
+                output: Numbers::F32(&mut alone),
                 rows,
                 cols,
             }];
-            orthogonalize_on(isa, &mut jobs, &options, workspace, 2).unwrap();
+            orthogonalize_on(isa, &mut operands, &options, workspace, 2).unwrap();
             assert!(&alone == o, "{isa:?} {form:?} {precision:?} {rows}x{cols}");
         }
     });
@@ -375,21 +377,21 @@ fn all_input_and_output_types_agree() {
             Input::Output,
         ] {
             let (mut narrow, mut wide) = (f32s.clone(), f64s.clone());
-            let mut jobs = [
-                Job {
+            let mut operands = [
+                Operand {
                     input,
-                    output: Target::F32(&mut narrow),
+                    output: Numbers::F32(&mut narrow),
                     rows,
                     cols,
                 },
-                Job {
+                Operand {
                     input,
-                    output: Target::F64(&mut wide),
+                    output: Numbers::F64(&mut wide),
                     rows,
                     cols,
                 },
             ];
-            orthogonalize(&mut jobs, &options, &mut Workspace::default(), 2).unwrap();
+            orthogonalize(&mut operands, &options, &mut Workspace::default(), 2).unwrap();
             let narrow: Vec<f64> = narrow.into_iter().map(f64::from).collect();
             let limit = bound(precision).max(1e-7);
             assert!(
@@ -403,22 +405,22 @@ fn all_input_and_output_types_agree() {
 #[test]
 fn wrong_lengths_are_refused_before_anything_is_written() {
     let (mut good, mut short) = (vec![1.0f32; 6], vec![1.0f32; 5]);
-    let mut jobs = [
-        Job {
+    let mut operands = [
+        Operand {
             input: Input::Output,
-            output: Target::F32(&mut good),
+            output: Numbers::F32(&mut good),
             rows: 2,
             cols: 3,
         },
-        Job {
+        Operand {
             input: Input::Output,
-            output: Target::F32(&mut short),
+            output: Numbers::F32(&mut short),
             rows: 2,
             cols: 3,
         },
     ];
     let options = keller(Algorithm::Auto, Precision::Auto);
-    let refused = orthogonalize(&mut jobs, &options, &mut Workspace::default(), 1).unwrap_err();
+    let refused = orthogonalize(&mut operands, &options, &mut Workspace::default(), 1).unwrap_err();
     assert_eq!(
         refused,
         Error::Length {
@@ -592,19 +594,25 @@ fn times_of_shapes() {
             let mut best = f64::MAX;
             let workspace = &mut Workspace::default();
             for _ in 0..4 {
-                let mut jobs: Vec<Job<'_>> = inputs
+                let mut operands: Vec<Operand<'_>> = inputs
                     .iter()
                     .zip(&mut outputs)
                     .zip(&shapes)
-                    .map(|((g, o), &(rows, cols))| Job {
+                    .map(|((g, o), &(rows, cols))| Operand {
                         input: Input::F32(g),
-                        output: Target::F32(o),
+                        output: Numbers::F32(o),
                         rows,
                         cols,
                     })
                     .collect();
                 let start = std::time::Instant::now();
-                orthogonalize(&mut jobs, &keller(Algorithm::Auto, precision), workspace, threads).unwrap();
+                orthogonalize(
+                    &mut operands,
+                    &keller(Algorithm::Auto, precision),
+                    workspace,
+                    threads,
+                )
+                .unwrap();
                 best = best.min(start.elapsed().as_secs_f64());
             }
             println!("{name:14} {precision:?}: {:.1} ms", best * 1e3);

@@ -156,8 +156,8 @@ def test_the_batch_runs_once() -> None:
         batch.run(1)
 
 
-def rule() -> _core.Lion:
-    return _core.Lion(lr=0.1, beta1=0.9, beta2=0.99, weight_decay=0.0, maximize=False)
+def rule() -> _core.Rule:
+    return _core.Rule("Lion", {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0, "maximize": False})
 
 
 def test_the_batch_refuses_lists_that_do_not_go_together() -> None:

@@ -1,8 +1,9 @@
 //! NorMuon's normalization: every row by a running root mean square, then all to the norm from before
 //! (arXiv 2510.05491, Algorithm 1).
 
+use super::{Matrix, Transform, Workspace};
 use crate::kernels::matmul::{Job, Real, run_on};
-use crate::kernels::storage::Float;
+use crate::kernels::orthogonal::Numbers;
 use crate::runtime::{Isa, Shared, pool};
 
 /// As in the authors' code.
@@ -12,43 +13,41 @@ const LANES: usize = 16;
 /// Elements that are worth a task.
 const TASK: usize = 1 << 14;
 
-/// A row-major matrix with a second moment for every row, all f64 or all f32.
-#[derive(Clone, Copy)]
-pub struct Rows {
-    pub values: *mut u8,
-    pub moments: *mut u8,
-    pub dtype: Float,
-    pub rows: usize,
-    pub cols: usize,
+/// Rows divided by the root of a running mean of their squares, and the matrix brought back to its norm. State: that
+/// mean, for every row.
+#[derive(Clone, Copy, Debug)]
+pub struct NormalizeRows {
+    /// The decay rate of the mean.
+    pub beta: f64,
 }
 
-/// Normalizes every matrix and updates its moments.
-///
-/// # Safety
-/// The pointers are valid for `rows * cols` values and `rows` moments of the type, neither of them none, and nothing
-/// else uses them.
-pub unsafe fn normalize(matrices: &[Rows], beta: f64, threads: usize) {
-    let isa = Isa::current();
-    for matrix in matrices {
-        // SAFETY: the caller's promise.
-        unsafe {
-            match matrix.dtype {
-                Float::F64 => normalize_one::<f64>(matrix, beta, isa, threads),
-                _ => normalize_one::<f32>(matrix, beta, isa, threads),
+impl Transform for NormalizeRows {
+    fn writes(&self) -> bool {
+        true
+    }
+
+    fn row_state(&self) -> Option<&'static str> {
+        Some("second_momentum_buffer")
+    }
+
+    fn run(&self, matrices: &mut [Matrix<'_>], _: &mut Workspace, threads: usize) {
+        let isa = Isa::current();
+        for matrix in matrices {
+            match (matrix.direction.written().values(threads), &mut matrix.state) {
+                (Numbers::F64(values), Some(Numbers::F64(moments))) => {
+                    normalize(values, moments, self.beta, isa, threads);
+                }
+                (Numbers::F32(values), Some(Numbers::F32(moments))) => {
+                    normalize(values, moments, self.beta, isa, threads);
+                }
+                _ => unreachable!("the state has the type of the arithmetic"),
             }
         }
     }
 }
 
-/// # Safety
-/// As for [`normalize`], with the type `S`.
-unsafe fn normalize_one<S: Real>(matrix: &Rows, beta: f64, isa: Isa, threads: usize) {
-    let &Rows { rows, cols, .. } = matrix;
-    // SAFETY: the caller's promise.
-    let moments = unsafe { std::slice::from_raw_parts_mut(matrix.moments.cast::<S>(), rows) };
-    // SAFETY: as above.
-    let values = unsafe { std::slice::from_raw_parts_mut(matrix.values.cast::<S>(), rows * cols) };
-
+fn normalize<S: Real>(values: &mut [S], moments: &mut [S], beta: f64, isa: Isa, threads: usize) {
+    let (rows, cols) = (moments.len(), values.len() / moments.len());
     let mut squares = vec![0.0; rows];
     for_rows(values, &mut squares, threads, &|values, squares| {
         run_on(isa, MeanSquares { values, squares });

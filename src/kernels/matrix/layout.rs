@@ -16,6 +16,8 @@ pub enum Layout {
     Matrix,
     /// The first dimension counts rows, all others together columns: a convolution.
     Flatten,
+    /// The same of any shape; fewer than two dimensions are no matrix that could be taller than wide, but one row.
+    Whole,
     /// The last two are a matrix, the others count them: experts.
     Batch,
     /// A matrix of so many of equal height, one above the other: attention heads.
@@ -42,7 +44,10 @@ impl Layout {
         let refuse = |expected: String| Err(Mismatch { expected });
         let (rows, cols) = match (self, shape) {
             (_, &[rows, cols]) => (rows, cols),
-            (Layout::Flatten, &[rows, ref rest @ .., last]) => (rows, rest.iter().product::<usize>() * last),
+            (Layout::Whole, &[] | &[_]) => (1, shape.iter().product()),
+            (Layout::Flatten | Layout::Whole, &[rows, ref rest @ .., last]) => {
+                (rows, rest.iter().product::<usize>() * last)
+            }
             (Layout::Batch, &[ref count @ .., rows, cols]) => {
                 return Ok(vec![Part { rows, cols }; count.iter().product()]);
             }
@@ -88,6 +93,9 @@ mod tests {
         assert_eq!(parts(Layout::Matrix, &[3, 5]), Ok(vec![(3, 5)]));
         assert_eq!(parts(Layout::Flatten, &[8, 4, 3, 3]), Ok(vec![(8, 36)]));
         assert_eq!(parts(Layout::Flatten, &[8, 4, 3]), Ok(vec![(8, 12)]));
+        assert_eq!(parts(Layout::Whole, &[8, 4, 3]), Ok(vec![(8, 12)]));
+        assert_eq!(parts(Layout::Whole, &[7]), Ok(vec![(1, 7)]));
+        assert_eq!(parts(Layout::Whole, &[]), Ok(vec![(1, 1)]));
         assert_eq!(parts(Layout::Batch, &[2, 3, 4, 5]), Ok(vec![(4, 5); 6]));
         assert_eq!(parts(Layout::Batch, &[4, 5]), Ok(vec![(4, 5)]));
         assert_eq!(parts(Layout::Heads(3), &[6, 5]), Ok(vec![(2, 5); 3]));

@@ -1,4 +1,4 @@
-//! What each rule makes of the sums over a sample.
+//! What each method makes of the sums over a sample.
 
 use super::MAX_INPUTS;
 use crate::kernels::linear::Sums;
@@ -6,12 +6,12 @@ use crate::kernels::linear::Sums;
 /// A variance below this share of the mean square is none: it is a difference of sums, good to some 1e-13 of them.
 const ROUNDING: f64 = 1e-12;
 
-/// Factors of what is combined; see [`Rule`] for what that is.
+/// Factors of what is combined; see [`Method`] for what that is.
 pub type Coefficients = [f64; MAX_INPUTS];
 
-/// A rule of guidance, by which a conditional prediction c and an unconditional one u become one.
+/// A method of guidance, by which a conditional prediction c and an unconditional one u become one.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Rule {
+pub enum Method {
     /// Classifier-free guidance (arXiv 2207.12598): u + scale d, d = c - u.
     Cfg,
     /// Adaptive projected guidance (arXiv 2410.02416).
@@ -38,11 +38,11 @@ pub struct Apg {
     pub from_uncond: bool,
 }
 
-/// A rule, its scale, and how much of the result's standard deviation is made the conditional prediction's (arXiv
+/// A method, its scale, and how much of the result's standard deviation is made the conditional prediction's (arXiv
 /// 2305.08891).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Guidance {
-    pub rule: Rule,
+    pub method: Method,
     /// One for all samples, or one for each.
     pub scales: Vec<f64>,
     pub rescale: f64,
@@ -75,29 +75,29 @@ impl Gram {
 impl Guidance {
     /// The number of tensors: c, u, and the momentum or the negative predictions.
     pub fn inputs(&self) -> usize {
-        match &self.rule {
-            Rule::PerpNeg { weights, .. } => 2 + weights.len(),
+        match &self.method {
+            Method::PerpNeg { weights, .. } => 2 + weights.len(),
             _ => 2 + usize::from(self.momentum().is_some()),
         }
     }
 
     pub fn outputs(&self) -> usize {
-        1 + usize::from(self.rule == Rule::Project)
+        1 + usize::from(self.method == Method::Project)
     }
 
     pub fn momentum(&self) -> Option<f64> {
-        match self.rule {
-            Rule::Apg(apg) => apg.momentum,
+        match self.method {
+            Method::Apg(apg) => apg.momentum,
             _ => None,
         }
     }
 
-    /// Whether c, d and n - u are combined, rather than the tensors: rules of d would lose it where c and u are close.
+    /// Whether c, d and n - u are combined, rather than the tensors: methods of d would lose it where c and u are close.
     pub fn takes_differences(&self) -> bool {
-        match self.rule {
-            Rule::Cfg | Rule::PerpNeg { .. } => true,
-            Rule::Apg(apg) => apg.momentum.is_none(),
-            Rule::ZeroStar | Rule::Tangential | Rule::Project => false,
+        match self.method {
+            Method::Cfg | Method::PerpNeg { .. } => true,
+            Method::Apg(apg) => apg.momentum.is_none(),
+            Method::ZeroStar | Method::Tangential | Method::Project => false,
         }
     }
 
@@ -107,7 +107,7 @@ impl Guidance {
 
     /// Whether the coefficients depend on the scale only.
     pub fn is_constant(&self) -> bool {
-        self.rule == Rule::Cfg && !self.needs_means()
+        self.method == Method::Cfg && !self.needs_means()
     }
 
     /// Of a sample; any number stands for it where all have one scale.
@@ -119,16 +119,16 @@ impl Guidance {
     pub fn coefficients(&self, gram: &Gram, scale: f64) -> [Coefficients; 2] {
         // Of the first two that are combined: c and d, c and u, or what is projected on and what is.
         let [aa, ab, bb] = [gram.products[0][0], gram.products[0][1], gram.products[1][1]];
-        let first = match &self.rule {
-            Rule::Cfg => with(&[1.0, scale - 1.0]),
-            Rule::Apg(apg) => apg.coefficients(gram, scale),
-            Rule::ZeroStar => with(&[scale, (1.0 - scale) * (ab / (bb + 1e-8))]),
-            Rule::Tangential => {
+        let first = match &self.method {
+            Method::Cfg => with(&[1.0, scale - 1.0]),
+            Method::Apg(apg) => apg.coefficients(gram, scale),
+            Method::ZeroStar => with(&[scale, (1.0 - scale) * (ab / (bb + 1e-8))]),
+            Method::Tangential => {
                 // The eigenvector of the largest eigenvalue of ((|c|², <c, u>), (<c, u>, |u|²)).
                 let (sin, cos) = (0.5 * (2.0 * ab).atan2(aa - bb)).sin_cos();
                 with(&[scale + (1.0 - scale) * cos * sin, (1.0 - scale) * sin * sin])
             }
-            Rule::PerpNeg { weights } => {
+            Method::PerpNeg { weights } => {
                 let mut all = with(&[1.0, scale - 1.0]);
                 for (i, weight) in weights.iter().enumerate() {
                     all[1] += scale * weight * ratio(gram.products[1][2 + i], bb);
@@ -136,7 +136,7 @@ impl Guidance {
                 }
                 all
             }
-            Rule::Project => {
+            Method::Project => {
                 let along = ratio(ab, aa);
                 return [with(&[along, 0.0]), with(&[-along, 1.0])];
             }

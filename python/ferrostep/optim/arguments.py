@@ -1,0 +1,134 @@
+"""The arguments of optimizers: the signature of a constructor says their defaults and, by annotations, their checks."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, NamedTuple, TypeAlias
+
+from torch import Tensor
+
+Check: TypeAlias = Callable[[str, Any, Mapping[str, Any]], Any]
+"""From an argument's name, its value and the group that it is in: the value as the group is to keep it.
+
+Raises torch's errors for impossible values.
+"""
+
+
+class Argument(NamedTuple):
+    """An argument of an optimizer, which a parameter group may have for itself."""
+
+    default: Any
+    checks: tuple[Check, ...]
+
+
+def arguments_of(constructor: Callable[..., Any]) -> dict[str, Argument]:
+    """The arguments that a constructor's signature declares, but for ``params``, ``options`` and :data:`OF_OPTIMIZER`.
+
+    What is annotated as ``bool`` becomes one; ``Annotated`` brings other checks.
+    """
+    arguments = {}
+    _self, _params, *own = inspect.signature(constructor, eval_str=True).parameters.values()
+    for parameter in own:
+        notes = getattr(parameter.annotation, "__metadata__", ())
+        if parameter.kind is not parameter.VAR_KEYWORD and OF_OPTIMIZER not in notes:
+            checks = (as_bool,) if parameter.annotation is bool else notes
+            arguments[parameter.name] = Argument(parameter.default, checks)
+    return arguments
+
+
+def check_arguments(arguments: Mapping[str, Argument], group: dict[str, Any]) -> None:
+    """Raise torch's errors for impossible arguments of a group; the others are put as the group keeps them."""
+    for name, argument in arguments.items():
+        for check in argument.checks:
+            group[name] = check(name, group[name], group)
+
+
+OF_OPTIMIZER = "of the optimizer"
+"""Marks an argument that is the optimizer's and not its groups'."""
+
+
+def as_bool(_name: str, value: object, _group: Mapping[str, Any]) -> bool:
+    """Take anything for true or false, as Python does."""
+    return bool(value)
+
+
+def as_tuple(_name: str, value: Iterable[Any], _group: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Take a sequence as it is now: a list may change."""
+    return tuple(value)
+
+
+def check_lr(_name: str, lr: float | Tensor, group: Mapping[str, Any]) -> float | Tensor:
+    """Raise torch's errors for a learning rate."""
+    if isinstance(lr, Tensor):
+        if group["foreach"] and not group["capturable"]:
+            raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
+        if lr.numel() != 1:
+            raise ValueError("Tensor lr must be 1-element")
+    check_range("learning rate", lr, 0.0)
+    return lr
+
+
+def check_betas(
+    _name: str, betas: tuple[float | Tensor, float | Tensor], group: Mapping[str, Any]
+) -> tuple[float | Tensor, float | Tensor]:
+    """Raise torch's errors for impossible betas; one-element tensors are squeezed."""
+    check_range("beta parameter at index 0", betas[0], 0.0, 1.0)
+    check_range("beta parameter at index 1", betas[1], 0.0, 1.0)
+    if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
+        raise ValueError("betas must be either both floats or both Tensors")
+    for i, beta in enumerate(betas):
+        if isinstance(beta, Tensor):
+            if group["foreach"] and not group["capturable"]:
+                raise ValueError(f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True")
+            if beta.numel() != 1:
+                raise ValueError(f"Tensor betas[{i}] must be 1-element")
+    first, second = (b.squeeze() if isinstance(b, Tensor) else b for b in betas)
+    return first, second
+
+
+def check_range(name: str, value: Any, low: float, high: float | None = None) -> Any:
+    """The value; torch's ValueError unless ``low <= value`` (and ``value < high``)."""
+    if not (low <= value and (high is None or value < high)):
+        raise ValueError(f"Invalid {name}: {value}")
+    return value
+
+
+def check_positive(name: str, value: float) -> float:
+    """The value; ValueError unless it is a number greater than 0 and not infinite."""
+    if not 0.0 < value < math.inf:
+        raise ValueError(f"Invalid {name}: {value}; expected a finite number greater than 0")
+    return value
+
+
+def within(low: float, high: float | None = None, *, called: str | None = None) -> Check:
+    """A check of ``low <= value`` (and ``value < high``)."""
+    return lambda name, value, _group: check_range(f"{called or name} value", value, low, high)
+
+
+def positive(*, called: str | None = None) -> Check:
+    """A check of ``0 < value < inf``."""
+    return lambda name, value, _group: check_positive(f"{called or name} value", value)
+
+
+def one_of(choices: Iterable[Any], message: str) -> Check:
+    """A check for one of ``choices``; ``message`` may name the ``{value}``."""
+
+    def check(_name: str, value: Any, _group: Mapping[str, Any]) -> Any:
+        if value not in choices:
+            raise ValueError(message.format(value=value))
+        return value
+
+    return check
+
+
+def if_given(check: Check) -> Check:
+    """The check, for what is not None."""
+    return lambda name, value, group: None if value is None else check(name, value, group)
+
+
+LearningRate: TypeAlias = Annotated[float | Tensor, check_lr]
+Betas: TypeAlias = Annotated[tuple[float | Tensor, float | Tensor], check_betas]
+AtLeastZero: TypeAlias = Annotated[float, within(0.0)]
+Epsilon: TypeAlias = Annotated[float, within(0.0, called="epsilon")]

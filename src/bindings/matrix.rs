@@ -1,0 +1,218 @@
+//! Rules of matrices as Python objects, and the checks of their parameters' shapes.
+
+use std::sync::Arc;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use smallvec::SmallVec;
+
+use super::arguments::{at_least_zero, unknown};
+use super::call::Role;
+use super::errors::Problem;
+use super::orthogonal::{self, Schedule};
+use super::parameters::{Column, Inputs, Ledger, Writes, combination, work_dtype};
+use super::view::View;
+use crate::kernels::matrix::{
+    self, AdjustLr, Apply, Chain, DivideByCosh, Layout, Momentum, Normalize, NormalizeRows, Orthogonalize,
+    Parameter, Part, Step,
+};
+use crate::kernels::storage::Access;
+
+/// A transform with its numbers, a link of the chain of a [`MatrixRule`]; each maker refuses impossible ones.
+#[pyclass(frozen, module = "ferrostep._core")]
+pub struct Transform(Arc<dyn matrix::Transform>);
+
+impl Transform {
+    fn of(transform: impl matrix::Transform + 'static) -> PyResult<Self> {
+        Ok(Transform(Arc::new(transform)))
+    }
+}
+
+#[pymethods]
+impl Transform {
+    #[staticmethod]
+    #[pyo3(signature = (*, schedule, eps, algorithm, precision, restarts))]
+    fn orthogonalize(
+        schedule: &Schedule,
+        eps: f64,
+        algorithm: &str,
+        precision: &str,
+        restarts: Vec<i64>,
+    ) -> PyResult<Self> {
+        let options = orthogonal::options(schedule, algorithm, precision, eps, &restarts)?;
+        Transform::of(Orthogonalize(options))
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (*, eps))]
+    fn normalize(eps: f64) -> PyResult<Self> {
+        let eps = at_least_zero("eps", eps)?;
+        Transform::of(Normalize { eps })
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (*, beta2))]
+    fn normalize_rows(beta2: f64) -> PyResult<Self> {
+        Transform::of(NormalizeRows { beta: beta2 })
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (*, gamma, rms_eps, of_normalized, eps))]
+    fn divide_by_cosh(gamma: f64, rms_eps: f64, of_normalized: bool, eps: f64) -> PyResult<Self> {
+        Transform::of(DivideByCosh {
+            gamma: at_least_zero("gamma", gamma)?,
+            rms_eps: at_least_zero("rms_eps", rms_eps)?,
+            of_normalized,
+            eps: at_least_zero("eps", eps)?,
+        })
+    }
+}
+
+/// A direction (the momentum), a chain of transforms, and the step. State: momentum_buffer, and those of the transforms.
+#[pyclass(frozen, module = "ferrostep._core")]
+pub struct MatrixRule {
+    rule: matrix::MatrixRule,
+    layout: Layout,
+}
+
+#[pymethods]
+impl MatrixRule {
+    #[new]
+    #[pyo3(signature = (*, lr, weight_decay, momentum, nesterov, maximize, transforms, adjust_lr, ndim_policy,
+                        num_heads=None, split_sizes=None, cautious_weight_decay=false, skip_zero_grad=false))]
+    #[allow(clippy::too_many_arguments)] // the Python signature
+    fn new(
+        lr: f64,
+        weight_decay: f64,
+        momentum: f64,
+        nesterov: bool,
+        maximize: bool,
+        transforms: Vec<PyRef<'_, Transform>>,
+        adjust_lr: &str,
+        ndim_policy: &str,
+        num_heads: Option<usize>,
+        split_sizes: Option<Vec<usize>>,
+        cautious_weight_decay: bool,
+        skip_zero_grad: bool,
+    ) -> PyResult<Self> {
+        let transforms = Chain::new(transforms.iter().map(|transform| transform.0.clone()).collect())
+            .map_err(|misplaced| PyValueError::new_err(format!("Invalid transforms: {misplaced}")))?;
+        let rule = matrix::MatrixRule {
+            momentum: Momentum {
+                momentum,
+                nesterov,
+                maximize,
+            },
+            transforms,
+            apply: Apply {
+                lr,
+                weight_decay,
+                cautious: cautious_weight_decay,
+                adjust_lr: self::adjust_lr(adjust_lr)?,
+            },
+            skip_zero_grad,
+        };
+        let layout = match (ndim_policy, num_heads, split_sizes) {
+            (_, Some(heads), _) => Layout::Heads(heads),
+            (_, _, Some(heights)) => Layout::Split(heights),
+            ("error", ..) => Layout::Matrix,
+            ("flatten", ..) => Layout::Flatten,
+            ("batch", ..) => Layout::Batch,
+            ("whole", ..) => Layout::Whole,
+            (other, ..) => {
+                let expected = "'error', 'flatten', 'batch' or 'whole'";
+                return Err(unknown("ndim_policy", other, expected));
+            }
+        };
+        Ok(MatrixRule { rule, layout })
+    }
+}
+
+fn adjust_lr(name: &str) -> PyResult<AdjustLr> {
+    match name {
+        "none" => Ok(AdjustLr::None),
+        "original" => Ok(AdjustLr::Original),
+        "match_rms_adamw" => Ok(AdjustLr::MatchRmsAdamw),
+        "spectral_unclamped" => Ok(AdjustLr::SpectralUnclamped),
+        other => Err(unknown(
+            "adjust_lr_fn",
+            other,
+            "'original', 'match_rms_adamw' or 'spectral_unclamped'",
+        )),
+    }
+}
+
+/// Checks the tensors of a parameter group and takes them in.
+pub fn add(
+    ledger: &mut Ledger,
+    MatrixRule { rule, layout }: &MatrixRule,
+    inputs: &Inputs<'_>,
+) -> PyResult<Step> {
+    inputs.expect(1 + rule.transforms.row_states().count())?;
+    let writes = Writes {
+        param: true,
+        states: 1,
+    };
+    let any_order = *layout == Layout::Whole && !rule.transforms.writes();
+    let mut parameters = Vec::with_capacity(inputs.len());
+    for i in 0..inputs.len() {
+        let tensors = ledger.tensors::<1>(inputs, i, writes)?;
+        let parts = parts(layout, &tensors.param).map_err(|problem| ledger.refuse(inputs, i, problem))?;
+        let row_states = inputs.states[1..]
+            .iter()
+            .map(|column| row_state(ledger, inputs, column, i, &tensors.param, layout))
+            .collect::<PyResult<_>>()?;
+        let order = match any_order {
+            true => tensors.param.order(),
+            false => row_by_row(&tensors.param),
+        };
+        let buffers = ledger.buffers(inputs, i, &tensors, &order, writes);
+        if !rule.takes(&buffers) {
+            return Err(ledger.refuse(inputs, i, combination(&buffers, inputs.rounding)));
+        }
+        parameters.push(Parameter {
+            buffers,
+            parts,
+            row_states,
+        });
+    }
+    // SAFETY: the views are valid while the ledger lives, and its call checks that what is written is not shared;
+    // `parts` covers just the tensor's elements.
+    Ok(unsafe { Step::new(rule.clone(), parameters) })
+}
+
+/// The order of dimensions in which rows follow one another, however the tensor lies.
+fn row_by_row(view: &View) -> SmallVec<[usize; 4]> {
+    (0..view.shape.len()).collect()
+}
+
+fn parts(layout: &Layout, param: &View) -> Result<Vec<Part>, Problem> {
+    let shape: Vec<usize> = param.shape.iter().map(|&size| size as usize).collect();
+    layout.parts(&shape).map_err(|mismatch| Problem::Matrices {
+        shape: param.shape.clone(),
+        expected: mismatch.to_string(),
+    })
+}
+
+/// A state of a transform: a number for every row, in the type of the arithmetic.
+fn row_state(
+    ledger: &mut Ledger,
+    inputs: &Inputs<'_>,
+    column: &Column<'_>,
+    i: usize,
+    param: &View,
+    layout: &Layout,
+) -> PyResult<*mut u8> {
+    let mut shape = param.shape.clone();
+    let columns = match layout {
+        Layout::Flatten => 1,
+        _ => shape.len() - 1,
+    };
+    shape[columns..].fill(1);
+    let role = Role::new(Access::Updates)
+        .shape(&shape)
+        .dtype(work_dtype(param))
+        .state();
+    let view = ledger.take(inputs, column, i, &role)?;
+    Ok(ledger.call.stage(&view, &row_by_row(&view), Access::Updates))
+}
