@@ -174,8 +174,7 @@ pub fn add(
             false => row_by_row(&tensors.param),
         };
         let buffers = ledger.buffers(inputs, i, &tensors, &order, writes);
-        let state = buffers.state_dtype();
-        if !state.is_some_and(|state| rule.takes(buffers.dtype, state, buffers.rounding)) {
+        if !rule.takes(&buffers) {
             return Err(ledger.refuse(inputs, i, combination(&buffers, inputs.rounding)));
         }
         parameters.push(Parameter {

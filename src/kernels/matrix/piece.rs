@@ -34,7 +34,7 @@ impl Piece {
                 true => buffers.rounding.of_part(i as u64),
                 false => buffers.rounding,
             };
-            let skipped = first_row * work_type(buffers.dtype).size();
+            let skipped = first_row * buffers.dtype.arithmetic().size();
             let rows_of = |state: &*mut u8| state.wrapping_add(skipped);
             start += len;
             first_row += part.rows;
@@ -50,7 +50,7 @@ impl Piece {
 
     /// The type of the arithmetic.
     pub fn work_type(&self) -> Float {
-        work_type(self.buffers.dtype)
+        self.buffers.dtype.arithmetic()
     }
 
     /// The type of the momentum, one that the rule [takes](super::MatrixRule::takes).
@@ -100,15 +100,6 @@ impl Piece {
             factor: Factor::ONE,
             state: None,
         }
-    }
-}
-
-/// The type of the arithmetic.
-pub fn work_type(dtype: Float) -> Float {
-    if dtype == Float::F64 {
-        Float::F64
-    } else {
-        Float::F32
     }
 }
 

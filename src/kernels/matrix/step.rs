@@ -2,11 +2,11 @@
 
 use super::apply::AlongMomentum;
 use super::entries::{Entries, Sums};
-use super::piece::{Piece, Place, places, work_type};
+use super::piece::{Piece, Place, places};
 use super::{Apply, Chain, Direction, Matrix, Momentum, Parameter, Workspace, Written};
 use crate::kernels::elementwise::{self, Work};
 use crate::kernels::orthogonal::{Input, Numbers};
-use crate::kernels::storage::{BLOCK, Float, Rounding, Scratch, State};
+use crate::kernels::storage::{BLOCK, Buffers, Float, Rounding, Scratch, State};
 use crate::runtime::{Isa, Shared, pool};
 
 /// Scratch memory is for so many elements, or for the largest matrix.
@@ -58,13 +58,17 @@ impl Step {
 }
 
 impl MatrixRule {
-    /// Whether parameters of a type can have their momentum in another, and be rounded so.
-    pub fn takes(&self, dtype: Float, state_dtype: Float, rounding: Rounding) -> bool {
+    /// Whether there are kernels for the types of a parameter and its momentum, a float's, and for its rounding.
+    pub fn takes(&self, buffers: &Buffers<1>) -> bool {
+        let &Buffers { dtype, rounding, .. } = buffers;
+        let Some(state_dtype) = buffers.state_dtype() else {
+            return false;
+        };
         if !self.transforms.writes() {
             return elementwise::is_supported(dtype, state_dtype, rounding);
         }
         elementwise::is_supported(dtype, state_dtype, Rounding::Nearest)
-            && elementwise::is_supported(dtype, work_type(dtype), rounding)
+            && elementwise::is_supported(dtype, dtype.arithmetic(), rounding)
     }
 
     fn how_many_at_once(&self, pieces: &[Piece]) -> usize {
