@@ -129,6 +129,7 @@ def lacking(subject: Subject) -> list[str]:
     return needs
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("subject", [pytest.param(x, id=x.name) if isinstance(x, Subject) else x for x in subjects()])
 def test_a_public_name_is_documented(subject: Subject) -> None:
     assert subject.text
@@ -156,6 +157,7 @@ def examples() -> Iterator[Any]:
                 yield pytest.param(test, id=test.name)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("example", examples())
 def test_an_example_runs(example: doctest.DocTest) -> None:
     assert not any(doctest.SKIP in line.options for line in example.examples), (

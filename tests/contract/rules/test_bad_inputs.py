@@ -47,12 +47,14 @@ def test_bad_input_changes_nothing(entry: Entry, case: Case, dtype: torch.dtype,
     attempt(entry, case, dtype)
 
 
+@pytest.mark.smoke
 @every(lambda entry: entry in one_of_each_class() and entry.name == "adamw")
 @over(STEP_CASES)
 def test_a_bad_step_count_changes_nothing(entry: Entry, case: Case, boundary: str) -> None:
     attempt(entry, case, torch.float32)
 
 
+@pytest.mark.smoke
 @every_class
 @over([case for case in CASES if case.also_reference])
 def test_bad_input_changes_nothing_in_plain_torch(entry: Entry, case: Case) -> None:

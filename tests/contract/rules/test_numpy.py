@@ -88,6 +88,7 @@ def arrays_for(twin: Twin, shape: tuple[int, ...], dtype: torch.dtype) -> dict[s
     return {"param": param, "grad": param.copy(), **{name: np.zeros(shape, state) for name in twin.states}}
 
 
+@pytest.mark.smoke
 @every_twin
 @pytest.mark.parametrize(
     ("dtype", "rounding"),
@@ -291,6 +292,7 @@ def test_the_default_is_the_cpus_that_the_process_may_use(most: int) -> None:
     assert list(map(int, printed)) == [available - 1, available, available, 1, 1]
 
 
+@pytest.mark.smoke
 @every_twin
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
 def test_bad_input_changes_nothing(twin: Twin, case: Case) -> None:
@@ -396,6 +398,7 @@ print("fine")
 """
 
 
+@pytest.mark.smoke
 def test_works_where_torch_cannot_be_imported() -> None:
     assert run_python(WITHOUT_TORCH).strip() == "fine"
 

@@ -38,12 +38,14 @@ IMPOSSIBLE_BETAS: tuple[tuple[Any, str], ...] = (
 )
 
 
+@pytest.mark.smoke
 def test_every_public_class_is_in_the_registry() -> None:
     public = {each for each in vars(optim).values() if isinstance(each, type) and issubclass(each, Optimizer)}
     registered = {base for entry in ENTRIES for base in entry.optimizer.__mro__}
     assert {each for each in public if each.__name__ in optim.__all__} <= registered
 
 
+@pytest.mark.smoke
 @every_class
 @pytest.mark.parametrize(("arguments", "message"), IMPOSSIBLE, ids=lambda x: str(x)[:30])
 def test_impossible_values(entry: Entry, arguments: dict[str, Any], message: str) -> None:
@@ -182,6 +184,7 @@ def test_no_parameters(entry: Entry) -> None:
         entry.build([])
 
 
+@pytest.mark.smoke
 @every_class
 def test_signatures_and_docstrings(entry: Entry) -> None:
     documentation = entry.optimizer.__doc__
