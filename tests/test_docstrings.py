@@ -158,7 +158,7 @@ def examples() -> Iterator[Any]:
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("example", examples())
+@pytest.mark.parametrize("example", list(examples()))
 def test_an_example_runs(example: doctest.DocTest) -> None:
     assert not any(doctest.SKIP in line.options for line in example.examples), (
         "an example that is skipped shows nothing"

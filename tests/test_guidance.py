@@ -180,7 +180,6 @@ def test_what_is_no_scale_or_prediction_is_refused_by_name(rule: Callable[..., A
                     rule(m, *inputs, 5.0)
 
 
-@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @every_rule
 def test_kernel_agrees_with_the_reference(isa: str, rule: Callable[..., Tensor], dtype: torch.dtype) -> None:

@@ -103,6 +103,7 @@ def test_pytorch_optimizers_functions_agree(shape: tuple[int, int]) -> None:
     assert error(orthogonalize(g, precision="float32", algorithm="gram", eps=1e-7), gram.double()) < 5e-5
 
 
+@pytest.mark.frameworks
 def test_gram_newton_schulz_agrees() -> None:
     # Its package depends on CUDA kernels: `pip install --no-deps gram-newton-schulz` is enough here.
     theirs = pytest.importorskip("gram_newton_schulz")

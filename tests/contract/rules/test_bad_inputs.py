@@ -54,7 +54,6 @@ def test_a_bad_step_count_changes_nothing(entry: Entry, case: Case, boundary: st
     attempt(entry, case, torch.float32)
 
 
-@pytest.mark.smoke
 @every_class
 @over([case for case in CASES if case.also_reference])
 def test_bad_input_changes_nothing_in_plain_torch(entry: Entry, case: Case) -> None:

@@ -292,7 +292,6 @@ def test_the_default_is_the_cpus_that_the_process_may_use(most: int) -> None:
     assert list(map(int, printed)) == [available - 1, available, available, 1, 1]
 
 
-@pytest.mark.smoke
 @every_twin
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
 def test_bad_input_changes_nothing(twin: Twin, case: Case) -> None:

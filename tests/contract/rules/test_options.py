@@ -45,7 +45,6 @@ def test_every_public_class_is_in_the_registry() -> None:
     assert {each for each in public if each.__name__ in optim.__all__} <= registered
 
 
-@pytest.mark.smoke
 @every_class
 @pytest.mark.parametrize(("arguments", "message"), IMPOSSIBLE, ids=lambda x: str(x)[:30])
 def test_impossible_values(entry: Entry, arguments: dict[str, Any], message: str) -> None:

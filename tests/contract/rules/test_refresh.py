@@ -59,7 +59,6 @@ REFRESHES: dict[str, Refresh] = {
 every_refresh = pytest.mark.parametrize("kind", REFRESHES)
 
 
-@pytest.mark.smoke
 @every_refresh
 @pytest.mark.parametrize(("dtype", "state_dtype", "relative"), DTYPES, ids=str)
 def test_equals_the_reference(

@@ -57,7 +57,6 @@ OPTIONS: tuple[tuple[torch.dtype, dict[str, Any]], ...] = (
 )
 
 
-@pytest.mark.smoke
 @every_entry
 @pytest.mark.parametrize(("dtype", "options"), OPTIONS, ids=lambda x: str(x).replace("torch.", ""))
 @pytest.mark.parametrize("way", WAYS)
