@@ -137,6 +137,7 @@ def test_the_steps_length_and_direction(shape: tuple[int, ...], adjust: str | No
     assert torch.nn.functional.cosine_similarity(moved.flatten(), g.flatten(), dim=0) > 1 - 1e-7
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("variant", ["paper", "package"])
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_fifty_steps_follow_the_equations(variant: str, nesterov: bool, isa: str) -> None:
@@ -183,6 +184,7 @@ def test_hybrid_of_a_diagonal_gradient(precision: str, backend: str) -> None:
     torch.testing.assert_close(moved, o / rms_of_cosh(o), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.smoke
 @both
 @pytest.mark.parametrize("shape", [(20, 30), (30, 20), (6, 2, 3, 3)], ids=str)
 def test_hybrid_follows_its_equations(shape: tuple[int, ...], backend: str) -> None:

@@ -164,6 +164,7 @@ def test_help_names_every_optimizer(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(name in printed for name in OPTIMIZERS)
 
 
+@pytest.mark.smoke
 def test_info_prints_aligned_facts() -> None:
     import ferrostep as package
 

@@ -66,6 +66,7 @@ def test_the_mean_over_all_probes_is_the_diagonal(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(mean, h.diagonal().clone(), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_rademacher_is_exact_for_a_diagonal_hessian(dtype: torch.dtype) -> None:
     p = torch.tensor([1.0, 2.0, -1.0], dtype=dtype, requires_grad=True)
@@ -375,6 +376,7 @@ def test_no_graph_is_left_behind(refresh: Callable[..., None]) -> None:
     assert live() == before
 
 
+@pytest.mark.smoke
 def test_trace_and_largest_eigenvalue() -> None:
     h = symmetric(12)
     p = gaussian(12, seed=1).requires_grad_()

@@ -30,6 +30,7 @@ def test_the_default_model_has_about_a_million_parameters() -> None:
     assert sum(parameter.numel() for parameter in GPT(Shape()).parameters()) == pytest.approx(1e6, rel=0.1)
 
 
+@pytest.mark.smoke
 def test_a_position_does_not_see_those_after_it() -> None:
     model = tiny_model()
     tokens = torch.randint(256, (1, 16))
@@ -137,6 +138,7 @@ def test_a_text_is_cut_once(tmp_path) -> None:
         text.Text.load(tmp_path / "text", 20)
 
 
+@pytest.mark.smoke
 def test_names_are_parsed_once_each() -> None:
     assert optimizers.parse(" lion,adamw, lion,") == ["lion", "adamw"]
     with pytest.raises(DemoError, match=r"unknown optimizer 'adamv' \(did you mean 'adamw'\?\)"):

@@ -53,6 +53,7 @@ def test_a_loop_trains(title: str) -> None:
         assert names["optimizer"].unclipped_fraction() > 0
 
 
+@pytest.mark.frameworks
 @pytest.mark.filterwarnings("ignore")  # of Lightning, about workers and the like
 def test_lightning_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lightning")
@@ -68,6 +69,7 @@ def test_lightning_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert names["trainer"].optimizers[0].unclipped_fraction() > 0
 
 
+@pytest.mark.frameworks
 @pytest.mark.filterwarnings("ignore")  # of transformers, about pinned memory and the like
 def test_transformers_trainer_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     transformers = pytest.importorskip("transformers")
@@ -106,6 +108,7 @@ def tasks() -> dict[str, Any]:
     return dict(locals())
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("guide", ["guidance.md", "gradients.md", "muon.md", "projections.md"])
 def test_snippets_run(guide: str) -> None:
     snippets = blocks((DOCS / guide).read_text())

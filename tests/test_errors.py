@@ -99,6 +99,7 @@ def error_of(provoke: Callable[[Form], object], form: Form) -> tuple[type[Except
     return caught.type, re.sub(r"(\d)\.0\b", r"\1", message)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(("provoke", "plain"), CASES)
 def test_both_forms_refuse_with_the_same_words(provoke: Callable[[Form], object], plain: Form) -> None:
     assert error_of(provoke, in_rust) == error_of(provoke, plain)

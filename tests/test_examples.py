@@ -27,11 +27,21 @@ def run(name: str, *arguments: str, output: Path) -> str:
     return done.stdout
 
 
+@pytest.fixture
+def gymnasium() -> None:
+    pytest.importorskip("gymnasium.envs.mujoco")
+
+
+@pytest.mark.frameworks
 def test_guided_diffusion(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    pytest.importorskip("sklearn")
     printed = run("guided_diffusion.py", *GUIDED, output=tmp_path / "grid.png")
     assert printed.count("CFG") == printed.count("APG") == 2 and "held-out digits" in printed
 
 
+@pytest.mark.frameworks
+@pytest.mark.usefixtures("gymnasium")
 def test_odice_with_its_own_data(tmp_path: Path) -> None:
     printed = run("odice.py", *ODICE, output=tmp_path / "curves.png")
     for row in ("behaviour", "orthogonal", "semi", "true", "cloning", "20,000 transitions"):
@@ -62,6 +72,8 @@ def write(path: Path, arrays: dict[str, Any]) -> Path:
     return path
 
 
+@pytest.mark.frameworks
+@pytest.mark.usefixtures("gymnasium")
 @pytest.mark.parametrize("name", ["mine.npz", "mine.hdf5"])
 def test_odice_with_data_of_the_users(name: str, tmp_path: Path) -> None:
     path = write(tmp_path / name, pendulum_data(rewards=np.ones(50)))  # all alike: nothing to scale by
@@ -70,6 +82,8 @@ def test_odice_with_data_of_the_users(name: str, tmp_path: Path) -> None:
     assert "48 transitions" in printed and "nan" not in printed
 
 
+@pytest.mark.frameworks
+@pytest.mark.usefixtures("gymnasium")
 def test_odice_divides_actions_by_the_environments_limits(tmp_path: Path) -> None:
     example, arrays = runpy.run_path(str(EXAMPLES / "odice.py")), pendulum_data()
     data = example["load_data"](write(tmp_path / "mine.npz", arrays), example["TASKS"]["pendulum"])
@@ -77,6 +91,8 @@ def test_odice_divides_actions_by_the_environments_limits(tmp_path: Path) -> Non
     np.testing.assert_allclose(data.actions, arrays["actions"][kept] / 2, rtol=1e-6)
 
 
+@pytest.mark.frameworks
+@pytest.mark.usefixtures("gymnasium")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -92,6 +108,8 @@ def test_odice_refuses_data_of_another_task(changes: dict[str, Any], message: st
         example["load_data"](write(tmp_path / "mine.npz", pendulum_data(**changes)), example["TASKS"]["pendulum"])
 
 
+@pytest.mark.frameworks
+@pytest.mark.usefixtures("gymnasium")
 def test_odice_on_hopper(tmp_path: Path) -> None:
     printed = run("odice.py", *ODICE, "--task", "hopper", "--methods", "orthogonal", output=tmp_path / "curves.png")
     assert "orthogonal" in printed

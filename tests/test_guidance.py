@@ -9,11 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer as DiffusersBuffer
-from diffusers.guiders.adaptive_projected_guidance import normalized_guidance
-from diffusers.guiders.classifier_free_zero_star_guidance import cfg_zero_star_scale
-from diffusers.guiders.guider_utils import rescale_noise_cfg
-from diffusers.guiders.tangential_classifier_free_guidance import normalized_guidance as tangential_guidance
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -64,6 +59,7 @@ def row(*values: float) -> Tensor:
     return torch.tensor([values], dtype=torch.float64)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("m", [guidance, reference], ids=["rust", "reference"])
 @pytest.mark.parametrize(
     ("arguments", "expected"),
@@ -92,6 +88,7 @@ def test_momentum_oracle(m: Any) -> None:
     torch.testing.assert_close(buffer.running_average, row(1, 0.5))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("m", [guidance, reference], ids=["rust", "reference"])
 def test_oracles_of_the_other_rules(m: Any) -> None:
     c, u = row(1, 2, 3, 5), row(0.5, 1, 1.5, 2)
@@ -208,11 +205,17 @@ def test_momentum_agrees_with_the_reference(isa: str, dtype: torch.dtype) -> Non
         close(buffers[0].running_average, buffers[1].running_average)
 
 
+def of_diffusers(module: str, name: str) -> Any:
+    return getattr(pytest.importorskip(f"diffusers.guiders.{module}"), name)
+
+
+@pytest.mark.frameworks
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 2**-8)])
 @pytest.mark.parametrize("momentum", [None, -0.75])
 def test_apg_is_that_of_diffusers(dtype: torch.dtype, allowed: float, momentum: float | None) -> None:
     ours = None if momentum is None else MomentumBuffer(momentum)
-    theirs = None if momentum is None else DiffusersBuffer(momentum)
+    theirs = None if momentum is None else of_diffusers("adaptive_projected_guidance", "MomentumBuffer")(momentum)
+    normalized_guidance = of_diffusers("adaptive_projected_guidance", "normalized_guidance")
     for step in range(3):
         c, u, _ = predictions(2, 4, 16, 17, dtype=dtype, seed=10 * step)
         actual = guidance.apg(c, u, 7.5, eta=0.2, norm_threshold=2.5, momentum_buffer=ours, base="uncond")
@@ -237,14 +240,20 @@ def test_dims_may_be_an_iterator() -> None:
         close(found.detach(), guidance.cfg(c, u, 5.0, rescale=0.5, dims=1))
 
 
+@pytest.mark.frameworks
 def test_norm_dims_are_those_of_diffusers() -> None:
+    normalized_guidance = of_diffusers("adaptive_projected_guidance", "normalized_guidance")
     c, u, _ = predictions(2, 4, 3, 16, 17)
     for dims in (2, (-1, -2), (1, 3, 4)):
         expected = normalized_guidance(c, u, 5.0, None, 0.0, 1.5, norm_dim=dims)
         close(guidance.apg(c, u, 5.0, norm_threshold=1.5, base="uncond", dims=dims), expected)
 
 
+@pytest.mark.frameworks
 def test_the_other_rules_are_those_of_diffusers() -> None:
+    rescale_noise_cfg = of_diffusers("guider_utils", "rescale_noise_cfg")
+    cfg_zero_star_scale = of_diffusers("classifier_free_zero_star_guidance", "cfg_zero_star_scale")
+    tangential_guidance = of_diffusers("tangential_classifier_free_guidance", "normalized_guidance")
     c, u, _ = predictions(3, 4, 16, 17)
     guided = u + 5 * (c - u)
     close(guidance.cfg(c, u, 5.0), guided)
@@ -518,8 +527,8 @@ CASES: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     "out a list": (TypeError, "^out is a list", lambda: guidance.cfg(X, X, 5.0, out=[X])),  # type: ignore[arg-type]
     "no buffer": (
         TypeError,
-        "^momentum_buffer is a DiffusersBuffer|^momentum_buffer is a MomentumBuffer, expected a ferrostep",
-        lambda: guidance.apg(X, X, 5.0, momentum_buffer=DiffusersBuffer(-0.5)),
+        "^momentum_buffer is a float, expected a ferrostep.guidance.MomentumBuffer",
+        lambda: guidance.apg(X, X, 5.0, momentum_buffer=-0.5),  # type: ignore[arg-type]
     ),
     "no vector": (TypeError, "^vector is a NoneType", lambda: guidance.project(None, X)),  # type: ignore[arg-type]
     "sparse": (RuntimeError, "uncond has layout", lambda: guidance.cfg(X, X.to_sparse(), 5.0)),

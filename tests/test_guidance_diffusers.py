@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+pytest.importorskip("diffusers")
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel, UNet2DModel
 from diffusers.guiders.adaptive_projected_guidance import AdaptiveProjectedGuidance
 from diffusers.guiders.classifier_free_guidance import ClassifierFreeGuidance
@@ -16,10 +19,11 @@ from diffusers.guiders.classifier_free_zero_star_guidance import ClassifierFreeZ
 from diffusers.guiders.guider_utils import BaseGuidance
 from diffusers.guiders.tangential_classifier_free_guidance import TangentialClassifierFreeGuidance
 from diffusers.modular_pipelines.stable_diffusion_xl.denoise import StableDiffusionXLDenoiseStep
-from torch import Tensor
 
 from ferrostep.guidance import MomentumBuffer
 from ferrostep.guidance import diffusers as ours
+
+pytestmark = pytest.mark.frameworks
 
 STEPS = 6
 CASES: list[tuple[type[BaseGuidance], dict[str, Any]]] = [

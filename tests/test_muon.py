@@ -45,6 +45,7 @@ def test_multiples_of_the_identity(backend: str) -> None:
         torch.testing.assert_close(moved, -value * torch.eye(n).double(), rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.smoke
 @both
 def test_rank_one(backend: str) -> None:
     tall = stepped(torch.zeros(4, 1).double(), [torch.ones(4, 1).double()], backend=backend, **PLAIN)
@@ -183,6 +184,7 @@ def test_channels_last_convolutions(dtype: torch.dtype) -> None:
     assert torch.equal(*results)
 
 
+@pytest.mark.smoke
 @both
 def test_normuon_follows_its_equations(backend: str) -> None:
     p = gaussian(6, 10)

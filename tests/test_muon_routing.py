@@ -36,6 +36,7 @@ def routes(groups: object) -> dict[str, str]:
     return {route.name: route.optimizer for route in groups.routes}  # type: ignore[attr-defined]
 
 
+@pytest.mark.smoke
 def test_a_model_of_everything() -> None:
     model = Model(tied=False)
     groups = muon_param_groups(model)
@@ -265,6 +266,7 @@ ARCHITECTURES: dict[str, tuple[str, Callable[[Any], nn.Module], int, tuple[str, 
 }
 
 
+@pytest.mark.frameworks
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architectures_in_use(name: str) -> None:
     package, build, matrices, with_adamw = ARCHITECTURES[name]

@@ -43,6 +43,7 @@ def arrays(rows: int = 10) -> dict[str, Any]:
     }
 
 
+@pytest.mark.smoke
 def test_conjugates_and_weights() -> None:
     x = torch.tensor([-3.0, -2, -1, 0, 2], dtype=torch.float64, requires_grad=True)
     torch.testing.assert_close(
@@ -240,6 +241,7 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone() -> None:
     assert all(torch.equal(a, b) for a, b in zip(one.policy.parameters(), other.policy.parameters(), strict=True))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("name", "value"),
     [

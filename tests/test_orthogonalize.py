@@ -85,6 +85,7 @@ def test_hard_inputs_are_no_worse_than_torchs_bfloat16_form(isa: str, name: str,
     assert error(orthogonalize(g.float(), coefficients=name, precision="float32"), expected) < 2e-3
 
 
+@pytest.mark.smoke
 def test_the_reference_follows_the_polynomials() -> None:
     for shape in SHAPES:
         g = gaussian(*shape)
@@ -102,6 +103,7 @@ def test_pytorch_optimizers_functions_agree(shape: tuple[int, int]) -> None:
     assert error(orthogonalize(g, precision="float32", algorithm="gram", eps=1e-7), gram.double()) < 5e-5
 
 
+@pytest.mark.frameworks
 def test_gram_newton_schulz_agrees() -> None:
     # Its package depends on CUDA kernels: `pip install --no-deps gram-newton-schulz` is enough here.
     theirs = pytest.importorskip("gram_newton_schulz")
@@ -190,6 +192,7 @@ def test_gradients_are_not_recorded() -> None:
     assert not orthogonalize(g).requires_grad
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     ("make", "error_type", "message"),
     [
@@ -236,6 +239,7 @@ def test_partial_overlap_is_refused_and_nothing_changes() -> None:
     assert torch.equal(memory, before)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
 def test_numpy(dtype: type) -> None:
     g = gaussian(4, 10, 14).numpy().astype(dtype)

@@ -57,6 +57,7 @@ def test_g_with_the_authors_denominator(backend: str) -> None:
     close(p, double(0.7425035625, 1.129685125, -1.780424, 0.372410453125))
 
 
+@pytest.mark.smoke
 @both
 def test_h_on_a_diagonal_hessian(backend: str) -> None:
     a = double(1, 10, 100, -5)
@@ -96,6 +97,7 @@ def test_h_in_the_parameterization_of_pytorch_optimizer(
     close(p, double(*expected))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_g_follows_the_authors_formula(dtype: torch.dtype) -> None:
     lr, (b1, b2), rho, wd, bs = 0.01, (0.965, 0.99), 0.04, 0.1, 32

@@ -31,7 +31,8 @@ class AdamW(RuleOptimizer):
     line falls away.
 
     Args:
-        params: parameters or parameter groups, of dtype float32, float64, bfloat16, float16 or complex.
+        params: parameters of any shape, or parameter groups, of dtype float32, float64, bfloat16, float16 or
+            complex.
         lr: learning rate, a float or a 1-element tensor. Default 1e-3.
         betas: decay rates of the moments, each in [0, 1). Default (0.9, 0.999).
         eps: added to the denominator. Default 1e-8.
@@ -48,7 +49,12 @@ class AdamW(RuleOptimizer):
         ValueError, TypeError, RuntimeError: an impossible or unknown argument, as torch raises.
 
     Example:
-        >>> optimizer = AdamW(model.parameters(), lr=3e-4)  # doctest: +SKIP
+        >>> import torch
+        >>> p = torch.nn.Parameter(torch.ones(2))
+        >>> p.grad = torch.tensor([0.5, -2.0])
+        >>> AdamW([p], lr=0.1).step()
+        >>> p.detach()
+        tensor([0.8990, 1.0990])
     """
 
     def __init__(

@@ -86,7 +86,12 @@ class AuON(RuleOptimizer):
         NotImplementedError: distributed tensors.
 
     Example:
-        >>> optimizer = AuON(hidden_matrices, lr=0.02)  # doctest: +SKIP
+        >>> import torch
+        >>> p = torch.nn.Parameter(torch.zeros(8, 8))
+        >>> p.grad = torch.ones(8, 8)
+        >>> AuON([p], lr=0.8, rms_eps=0.0).step()
+        >>> round(p[0, 0].item(), 2)  # lr / 8, nearly
+        -0.1
     """
 
     def __init__(

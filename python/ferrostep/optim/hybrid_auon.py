@@ -40,7 +40,8 @@ class HybridAuON(RuleOptimizer):
     vectors do not exist here.
 
     Args:
-        params: parameters of 2 or more dimensions, or parameter groups, of dtype float32, float64, bfloat16 or float16.
+        params: parameters of shape (rows, columns) or more dimensions, or parameter groups, of dtype float32, float64,
+            bfloat16 or float16.
         lr, momentum, nesterov, weight_decay, gamma, eps, rms_eps, variant, maximize: as of :class:`AuON`.
         adjust_lr_fn: as of :class:`AuON`, but ``"match_rms_adamw"`` is Muon's 0.2 sqrt(max(rows, columns)).
         ns_steps: steps of Newton-Schulz. Default: 1, or 5 for the package; named sets of coefficients need their own.
@@ -57,7 +58,12 @@ class HybridAuON(RuleOptimizer):
         NotImplementedError: distributed tensors.
 
     Example:
-        >>> optimizer = HybridAuON(hidden_matrices, lr=0.02)  # doctest: +SKIP
+        >>> import torch
+        >>> p = torch.nn.Parameter(torch.zeros(4, 8))
+        >>> p.grad = torch.ones(4, 8)
+        >>> HybridAuON([p], lr=0.1).step()
+        >>> bool((p < 0).all())
+        True
     """
 
     def __init__(

@@ -24,7 +24,8 @@ class Lion(RuleOptimizer):
     ``weight_decay`` as much above.
 
     Args:
-        params: parameters or parameter groups, of dtype float32, float64, bfloat16, float16 or complex.
+        params: parameters of any shape, or parameter groups, of dtype float32, float64, bfloat16, float16 or
+            complex.
         lr: learning rate, a float or a 1-element tensor. Default 1e-4.
         betas: of the update's interpolation and of the momentum. Default (0.9, 0.99).
         weight_decay: decoupled, times ``lr``. Default 0.
@@ -38,7 +39,12 @@ class Lion(RuleOptimizer):
         ValueError, TypeError: an impossible or unknown argument.
 
     Example:
-        >>> optimizer = Lion(model.parameters(), lr=1e-4, weight_decay=0.1)  # doctest: +SKIP
+        >>> import torch
+        >>> p = torch.nn.Parameter(torch.ones(2))
+        >>> p.grad = torch.tensor([0.5, -2.0])
+        >>> Lion([p], lr=0.1).step()
+        >>> p.detach()
+        tensor([0.9000, 1.1000])
     """
 
     def __init__(

@@ -71,8 +71,9 @@ class Muon(RuleOptimizer):
     full step; see ``skip_zero_grad``.
 
     Args:
-        params: matrices, as parameters or parameter groups, of dtype float32, float64, bfloat16 or float16. Embeddings,
-            output layers, norms and biases belong to AdamW: see :class:`MuonWithAuxAdamW`.
+        params: matrices of shape (rows, columns), as parameters or parameter groups, of dtype float32, float64,
+            bfloat16 or float16. Embeddings, output layers, norms and biases belong to AdamW: see
+            :class:`MuonWithAuxAdamW`.
         lr: learning rate, a float or a 1-element tensor. Default 1e-3.
         weight_decay: decoupled, times ``lr`` without ``s``. Default 0.1.
         momentum: decay rate of the momentum. Default 0.95.
@@ -121,7 +122,12 @@ class Muon(RuleOptimizer):
         NotImplementedError: distributed tensors.
 
     Example:
-        >>> optimizer = Muon(hidden_matrices, lr=0.02, weight_decay=0.01)  # doctest: +SKIP
+        >>> p = torch.nn.Parameter(torch.zeros(2, 3))
+        >>> p.grad = 5 * torch.eye(2, 3)
+        >>> Muon([p], lr=0.1, ns_coefficients="classic", ns_steps=15).step()
+        >>> p.detach().round(decimals=2)
+        tensor([[-0.1000,  0.0000,  0.0000],
+                [ 0.0000, -0.1000,  0.0000]])
     """
 
     def __init__(

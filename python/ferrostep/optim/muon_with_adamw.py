@@ -51,7 +51,11 @@ class MuonWithAuxAdamW(RuleOptimizer):
         RuntimeError: complex parameters.
 
     Example:
-        >>> optimizer = MuonWithAuxAdamW(muon_param_groups(model))  # doctest: +SKIP
+        >>> from torch import nn
+        >>> from ferrostep.optim import muon_param_groups
+        >>> optimizer = MuonWithAuxAdamW(muon_param_groups(nn.Linear(4, 2)))
+        >>> [(group["use_muon"], group["lr"]) for group in optimizer.param_groups]
+        [(True, 0.02), (False, 0.0003)]
     """
 
     def __init__(self, param_groups: Iterable[dict[str, Any]], **options: Unpack[Options]) -> None:

@@ -33,7 +33,21 @@ class Route(NamedTuple):
 
 
 class MuonParamGroups(list[dict[str, Any]]):
-    """Parameter groups for :class:`ferrostep.optim.MuonWithAuxAdamW`; printed, a table of who goes where."""
+    """Parameter groups for :class:`ferrostep.optim.MuonWithAuxAdamW`; printed, a table of who goes where.
+
+    Args:
+        groups: the parameter groups.
+        routes: for each parameter its name, shape, optimizer, and why.
+
+    Raises:
+        TypeError: one of both is nothing to go through.
+
+    Example:
+        >>> print(muon_param_groups(nn.Linear(4, 2)))
+        parameter  shape  optimizer  because
+        weight     2x4    Muon       matrix
+        bias       2      AdamW      bias, position or token
+    """
 
     def __init__(self, groups: Iterable[dict[str, Any]], routes: Sequence[Route]) -> None:
         super().__init__(groups)
@@ -76,12 +90,20 @@ def muon_param_groups(
             belong to no convolution, such as stacked experts.
         adamw: arguments of the AdamW group.
 
+    The parameters may have any shape and dtype; complex ones go to AdamW.
+
     Returns:
         Up to three groups, each with its parameters' names; ``print`` shows the routing, ``routes`` holds it.
         Parameters that do not require a gradient are left out.
 
     Raises:
         ValueError: no parameters, or one of more than 2 dimensions that is no convolution's, without ``ndim_policy``.
+        TypeError: ``exclude`` is a string.
+
+    Example:
+        >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 4), nn.LayerNorm(4))
+        >>> [group["use_muon"] for group in muon_param_groups(model)]
+        [True, False]
     """
     if isinstance(exclude, str):
         raise TypeError(f"exclude is the str {exclude!r}, expected a sequence of patterns, such as [{exclude!r}]")

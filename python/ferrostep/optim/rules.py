@@ -29,7 +29,14 @@ DOUBLE = (torch.float64, torch.complex128)
 
 
 class Rule(NamedTuple):
-    """An update rule as a parameter group selects it."""
+    """An update rule as a parameter group selects it.
+
+    Example:
+        >>> from ferrostep.optim import Lion
+        >>> optimizer = Lion([torch.ones(3)])
+        >>> optimizer.rule(optimizer.param_groups[0]).states
+        ('exp_avg',)
+    """
 
     kernel: str | Callable[..., Any]
     """The Rust rule: the name of an element-wise one, else what makes it from the hyperparameters by keyword."""
@@ -50,11 +57,28 @@ class Rule(NamedTuple):
         return self.kernel(**self.hyperparameters)
 
     def state_shape(self, name: str, p: Tensor) -> Sequence[int]:
-        """The shape of state ``name`` of ``p``."""
+        """The shape of state ``name`` of ``p``.
+
+        Args:
+            name: one of ``states``.
+            p: the parameter.
+
+        Raises:
+            IndexError: the parameter has not the dimensions that the rule takes.
+        """
         return self.shapes[name](p) if name in self.shapes else p.shape
 
     def zero_state(self, name: str, p: Tensor, group: dict[str, Any]) -> Tensor | None:
-        """State ``name`` of ``p`` as it is before the first step; None for a compensation that is not needed."""
+        """State ``name`` of ``p`` as it is before the first step; None for a compensation that is not needed.
+
+        Args:
+            name: one of ``states``, or ``step``, ``kahan_comp`` or ``master_low``.
+            p: the parameter, whose shape the state has, but for those in ``shapes``.
+            group: the options of its group.
+
+        Raises:
+            KeyError: the group lacks an option.
+        """
         if name in self.shapes:  # small, hence always in the type of the arithmetic
             return torch.zeros(self.state_shape(name, p), dtype=arithmetic_dtype(p), device=p.device)
         return zero_state(name, p, group)
@@ -82,6 +106,20 @@ class RuleOptimizer(InPlaceOptimizer):
     """An optimizer that hands each parameter group to one update rule.
 
     Subclasses say the rule in ``_rule``, or define :meth:`rule`.
+
+    Args:
+        params: parameters or parameter groups, of shapes and dtypes that the rule takes.
+        defaults: the arguments of the constructor: hyperparameters of a group that says nothing.
+        options: those of :class:`ferrostep.optim.options.Options` that differ from their defaults.
+
+    Raises:
+        ValueError, TypeError, RuntimeError: an impossible or unknown argument, as torch raises.
+
+    Example:
+        >>> from ferrostep.optim import AdamW
+        >>> optimizer = AdamW([torch.ones(3)], amsgrad=True)
+        >>> isinstance(optimizer, RuleOptimizer), optimizer.rule(optimizer.param_groups[0]).counts_steps
+        (True, True)
     """
 
     _rule: ElementwiseRule
@@ -90,7 +128,14 @@ class RuleOptimizer(InPlaceOptimizer):
     """States that may be there before the first step."""
 
     def rule(self, group: dict[str, Any]) -> Rule:
-        """The update rule for a parameter group, with the group's present hyperparameters."""
+        """The update rule for a parameter group, with the group's present hyperparameters.
+
+        Args:
+            group: one of ``param_groups``.
+
+        Raises:
+            ValueError, TypeError: a hyperparameter that has become impossible.
+        """
         return self._rule.of(group)
 
     def _check(self, group: dict[str, Any]) -> None:

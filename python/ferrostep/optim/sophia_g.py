@@ -42,7 +42,7 @@ class SophiaG(Sophia):
     :func:`ferrostep.curvature.sampled_cross_entropy` and give it to ``update_hessian``.
 
     Args:
-        params: parameters or parameter groups, of dtype float32, float64, bfloat16 or float16.
+        params: parameters of any shape, or parameter groups, of dtype float32, float64, bfloat16 or float16.
         lr: learning rate and the most that an element moves, a float or a 1-element tensor. Default 1e-4.
         betas: decay rates of the momentum and of the Hessian estimate, each in [0, 1). Default (0.965, 0.99).
         rho: scale of the curvature; the larger, the fewer elements are clipped. Default 0.04.
@@ -66,12 +66,21 @@ class SophiaG(Sophia):
         RuntimeError: complex parameters.
 
     Example:
-        >>> optimizer = SophiaG(model.parameters(), lr=3e-4, rho=0.05)  # doctest: +SKIP
-        >>> if step % 10 == 0:  # doctest: +SKIP
-        ...     loss, labels = sampled_cross_entropy(model(x), y)
-        ...     loss.backward()
-        ...     optimizer.update_hessian(bs=labels)
+        >>> import torch
+        >>> from ferrostep.curvature import sampled_cross_entropy
+        >>> model, x, y = torch.nn.Linear(4, 3), torch.ones(8, 4), torch.zeros(8, dtype=torch.long)
+        >>> optimizer = SophiaG(model.parameters(), lr=3e-4, rho=0.05)
+        >>> for step in range(20):
+        ...     if step % 10 == 0:
+        ...         loss, labels = sampled_cross_entropy(model(x), y)
+        ...         loss.backward()
+        ...         optimizer.update_hessian(bs=labels)
+        ...         optimizer.zero_grad()
+        ...     torch.nn.functional.cross_entropy(model(x), y).backward()
+        ...     loss = optimizer.step()
         ...     optimizer.zero_grad()
+        >>> optimizer.param_groups[0]["bs"]
+        8
     """
 
     _warned = False

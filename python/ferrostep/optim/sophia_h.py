@@ -46,7 +46,7 @@ class SophiaH(Sophia):
         update_hessian:    h <- beta2 * h + (1 - beta2) * d         d = u * (H u), u random, H the loss's Hessian
 
     Args:
-        params: parameters or parameter groups, of dtype float32, float64, bfloat16 or float16.
+        params: parameters of any shape, or parameter groups, of dtype float32, float64, bfloat16 or float16.
         lr: learning rate and the most that an element moves, a float or a 1-element tensor. Default 6e-4.
         betas: decay rates of the momentum and of the Hessian estimate, each in [0, 1). Default (0.96, 0.99).
         gamma: scale of the curvature; the larger, the fewer elements are clipped. Default 0.01.
@@ -71,10 +71,13 @@ class SophiaH(Sophia):
         RuntimeError: complex parameters.
 
     Example:
-        >>> optimizer = SophiaH(model.parameters(), lr=3e-4)  # doctest: +SKIP
-        >>> if optimizer.should_update_hessian():  # doctest: +SKIP
-        ...     optimizer.estimate_hessian(lambda: loss_function(model(x), y))
+        >>> p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> optimizer = SophiaH([p], betas=(0.9, 0.75))
+        >>> if optimizer.should_update_hessian():
+        ...     optimizer.estimate_hessian(lambda: (p**3).sum())
         ...     optimizer.update_hessian()
+        >>> optimizer.state[p]["hessian"]
+        tensor([1.5000, 3.0000])
     """
 
     generator: torch.Generator | None = None
@@ -124,7 +127,7 @@ class SophiaH(Sophia):
 
         Args:
             closure: reevaluates the model and returns the loss, which is then the result.
-            hessian: estimates for :meth:`update_hessian`, which is then called first.
+            hessian: estimates for :meth:`update_hessian`, of the parameters' shapes, which is then called first.
 
         Raises:
             TypeError, ValueError, RuntimeError: as of :meth:`RuleOptimizer.step`; nothing has been changed but

@@ -47,6 +47,7 @@ def test_bad_input_changes_nothing(entry: Entry, case: Case, dtype: torch.dtype,
     attempt(entry, case, dtype)
 
 
+@pytest.mark.smoke
 @every(lambda entry: entry in one_of_each_class() and entry.name == "adamw")
 @over(STEP_CASES)
 def test_a_bad_step_count_changes_nothing(entry: Entry, case: Case, boundary: str) -> None:

@@ -13,6 +13,7 @@ from tests.contract.rules.registry import Entry, every_class
 from tests.contract.training import assert_same_bits, bits, parameters, set_gradients, train
 
 
+@pytest.mark.smoke
 @every_class
 def test_closure(entry: Entry) -> None:
     params, expected = parameters([(7, 2)]), parameters([(7, 2)])
@@ -70,6 +71,7 @@ def handles() -> Iterator[list[Any]]:
         handle.remove()
 
 
+@pytest.mark.smoke
 @every_class
 @pytest.mark.parametrize("registers", [PER_INSTANCE, GLOBAL], ids=["instance", "global"])
 def test_hooks_run_around_the_step(entry: Entry, registers: tuple[Register, Register], handles: list[Any]) -> None:

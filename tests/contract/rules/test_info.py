@@ -12,6 +12,7 @@ from ferrostep import _core
 from tests.contract.subprocesses import run_python, start_python
 
 
+@pytest.mark.smoke
 def test_info() -> None:
     torch.set_num_threads(1)
     found = ferrostep.info()

@@ -74,6 +74,7 @@ def portable(name: str, dtype: torch.dtype, state_dtype: StateDType, rounding: s
         _core.use_isa(before)
 
 
+@pytest.mark.smoke
 @every_near_the_reference
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=["f64", "f32"])
 def test_equals_the_reference(entry: Entry, dtype: torch.dtype, relative: float, isa: str) -> None:

@@ -88,6 +88,7 @@ def arrays_for(twin: Twin, shape: tuple[int, ...], dtype: torch.dtype) -> dict[s
     return {"param": param, "grad": param.copy(), **{name: np.zeros(shape, state) for name in twin.states}}
 
 
+@pytest.mark.smoke
 @every_twin
 @pytest.mark.parametrize(
     ("dtype", "rounding"),
@@ -396,6 +397,7 @@ print("fine")
 """
 
 
+@pytest.mark.smoke
 def test_works_where_torch_cannot_be_imported() -> None:
     assert run_python(WITHOUT_TORCH).strip() == "fine"
 

@@ -179,6 +179,7 @@ def test_no_parameters(entry: Entry) -> None:
         entry.build([])
 
 
+@pytest.mark.smoke
 @every_class
 def test_signatures_and_docstrings(entry: Entry) -> None:
     documentation = entry.optimizer.__doc__

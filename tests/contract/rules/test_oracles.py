@@ -13,6 +13,7 @@ from tests.contract.subprocesses import run_python
 from tests.contract.training import assert_close, bits, contents, parameters, set_gradients, train
 
 
+@pytest.mark.smoke
 @every_with_peer
 @pytest.mark.parametrize(("dtype", "relative"), [(torch.float64, 1e-12), (torch.float32, 1e-6)], ids=["f64", "f32"])
 def test_equals_the_peer_step_by_step(entry: Entry, dtype: torch.dtype, relative: float, boundary: str) -> None:
@@ -95,6 +96,7 @@ LION_PARAMS = (
 )
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("backend", ["rust", "reference"])
 def test_lion_by_hand(backend: str) -> None:
     p = torch.nn.Parameter(torch.tensor([1.0, -2.0, 0.5, 0.0], dtype=torch.float64))
