@@ -87,8 +87,8 @@ def min_norm_weights(
 
     Example:
         >>> import torch
-        >>> min_norm_weights(torch.tensor([[1.0, 0.0], [0.0, 3.0]])).tolist()
-        [0.75, 0.25]
+        >>> min_norm_weights(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
+        tensor([0.7500, 0.2500], dtype=torch.float64)
     """
     found = weights.min_norm_weights(_array(gram), initial=_listed(initial), callback=callback)
     return torch.from_numpy(found)
