@@ -4,6 +4,7 @@ use core::arch::x86_64::*;
 
 use half::{bf16, f16};
 
+use super::bits::{DOUBLE, SINGLE};
 use super::{Arch, Bits, Double, Single, Vector, operators};
 
 /// The instruction set.
@@ -27,6 +28,8 @@ operators!(F64: Add::add = _mm256_add_pd, Sub::sub = _mm256_sub_pd, Mul::mul = _
 // In this file, "the CPU has AVX2" is what the caller of a kernel instantiated with these types vouches for.
 
 impl Vector for F32 {
+    type Lane = f32;
+
     const LANES: usize = 8;
 
     #[inline(always)]
@@ -40,9 +43,27 @@ impl Vector for F32 {
         Self(unsafe { _mm256_sqrt_ps(self.0) })
     }
     #[inline(always)]
+    fn abs(self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), self.0) })
+    }
+    #[inline(always)]
     fn max(self, other: Self) -> Self {
         // SAFETY: the CPU has AVX2.
         Self(unsafe { _mm256_max_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_min_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn if_less(self, than: Self, then: Self, otherwise: Self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe {
+            let less = _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, than.0);
+            _mm256_blendv_ps(otherwise.0, then.0, less)
+        })
     }
     #[inline(always)]
     fn sign(self) -> Self {
@@ -69,6 +90,33 @@ impl Vector for F32 {
         // SAFETY: the CPU has AVX2.
         unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(self.0, other.0)) }.count_ones()
     }
+    #[inline(always)]
+    fn pow2(self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe {
+            let biased = _mm256_castps_si256((self + SINGLE.biased).0);
+            _mm256_castsi256_ps(_mm256_slli_epi32::<{ SINGLE.at as i32 }>(biased))
+        })
+    }
+    #[inline(always)]
+    fn frexp(self) -> (Self, Self) {
+        // SAFETY: the CPU has AVX2.
+        unsafe {
+            let shifted = _mm256_add_epi32(_mm256_castps_si256(self.0), _mm256_set1_epi32(SINGLE.up as i32));
+            let fraction = _mm256_and_si256(shifted, _mm256_set1_epi32(SINGLE.fraction as i32));
+            let biased = _mm256_or_si256(
+                _mm256_srli_epi32::<{ SINGLE.at as i32 }>(shifted),
+                _mm256_set1_epi32(SINGLE.whole as i32),
+            );
+            (
+                Self(_mm256_castsi256_ps(_mm256_add_epi32(
+                    fraction,
+                    _mm256_set1_epi32(SINGLE.sqrt_half as i32),
+                ))),
+                Self(_mm256_castsi256_ps(biased)) + -SINGLE.biased,
+            )
+        }
+    }
 }
 
 impl std::ops::Neg for F32 {
@@ -81,6 +129,8 @@ impl std::ops::Neg for F32 {
 }
 
 impl Vector for F64 {
+    type Lane = f64;
+
     const LANES: usize = 4;
 
     #[inline(always)]
@@ -94,9 +144,27 @@ impl Vector for F64 {
         Self(unsafe { _mm256_sqrt_pd(self.0) })
     }
     #[inline(always)]
+    fn abs(self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_andnot_pd(_mm256_set1_pd(-0.0), self.0) })
+    }
+    #[inline(always)]
     fn max(self, other: Self) -> Self {
         // SAFETY: the CPU has AVX2.
         Self(unsafe { _mm256_max_pd(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_min_pd(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn if_less(self, than: Self, then: Self, otherwise: Self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe {
+            let less = _mm256_cmp_pd::<_CMP_LT_OQ>(self.0, than.0);
+            _mm256_blendv_pd(otherwise.0, then.0, less)
+        })
     }
     #[inline(always)]
     fn sign(self) -> Self {
@@ -122,6 +190,33 @@ impl Vector for F64 {
     fn count_below(self, other: Self) -> u32 {
         // SAFETY: the CPU has AVX2.
         unsafe { _mm256_movemask_pd(_mm256_cmp_pd::<_CMP_LT_OQ>(self.0, other.0)) }.count_ones()
+    }
+    #[inline(always)]
+    fn pow2(self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe {
+            let biased = _mm256_castpd_si256((self + DOUBLE.biased).0);
+            _mm256_castsi256_pd(_mm256_slli_epi64::<{ DOUBLE.at as i32 }>(biased))
+        })
+    }
+    #[inline(always)]
+    fn frexp(self) -> (Self, Self) {
+        // SAFETY: the CPU has AVX2.
+        unsafe {
+            let shifted = _mm256_add_epi64(_mm256_castpd_si256(self.0), _mm256_set1_epi64x(DOUBLE.up as i64));
+            let fraction = _mm256_and_si256(shifted, _mm256_set1_epi64x(DOUBLE.fraction as i64));
+            let biased = _mm256_or_si256(
+                _mm256_srli_epi64::<{ DOUBLE.at as i32 }>(shifted),
+                _mm256_set1_epi64x(DOUBLE.whole as i64),
+            );
+            (
+                Self(_mm256_castsi256_pd(_mm256_add_epi64(
+                    fraction,
+                    _mm256_set1_epi64x(DOUBLE.sqrt_half as i64),
+                ))),
+                Self(_mm256_castsi256_pd(biased)) + -DOUBLE.biased,
+            )
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use core::arch::x86_64::*;
 
 use half::{bf16, f16};
 
+use super::bits::{DOUBLE, SINGLE};
 use super::{Arch, Bits, Double, Single, Vector, operators};
 
 /// The instruction set.
@@ -27,6 +28,8 @@ operators!(F64: Add::add = _mm512_add_pd, Sub::sub = _mm512_sub_pd, Mul::mul = _
 // In this file, "the CPU has AVX-512" is what the caller of a kernel instantiated with these types vouches for.
 
 impl Vector for F32 {
+    type Lane = f32;
+
     const LANES: usize = 16;
 
     #[inline(always)]
@@ -40,9 +43,27 @@ impl Vector for F32 {
         Self(unsafe { _mm512_sqrt_ps(self.0) })
     }
     #[inline(always)]
+    fn abs(self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_andnot_ps(_mm512_set1_ps(-0.0), self.0) })
+    }
+    #[inline(always)]
     fn max(self, other: Self) -> Self {
         // SAFETY: the CPU has AVX-512.
         Self(unsafe { _mm512_max_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_min_ps(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn if_less(self, than: Self, then: Self, otherwise: Self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe {
+            let less = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, than.0);
+            _mm512_mask_blend_ps(less, otherwise.0, then.0)
+        })
     }
     #[inline(always)]
     fn sign(self) -> Self {
@@ -69,6 +90,33 @@ impl Vector for F32 {
         // SAFETY: the CPU has AVX-512.
         unsafe { _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, other.0) }.count_ones()
     }
+    #[inline(always)]
+    fn pow2(self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe {
+            let biased = _mm512_castps_si512((self + SINGLE.biased).0);
+            _mm512_castsi512_ps(_mm512_slli_epi32::<{ SINGLE.at }>(biased))
+        })
+    }
+    #[inline(always)]
+    fn frexp(self) -> (Self, Self) {
+        // SAFETY: the CPU has AVX-512.
+        unsafe {
+            let shifted = _mm512_add_epi32(_mm512_castps_si512(self.0), _mm512_set1_epi32(SINGLE.up as i32));
+            let fraction = _mm512_and_si512(shifted, _mm512_set1_epi32(SINGLE.fraction as i32));
+            let biased = _mm512_or_si512(
+                _mm512_srli_epi32::<{ SINGLE.at }>(shifted),
+                _mm512_set1_epi32(SINGLE.whole as i32),
+            );
+            (
+                Self(_mm512_castsi512_ps(_mm512_add_epi32(
+                    fraction,
+                    _mm512_set1_epi32(SINGLE.sqrt_half as i32),
+                ))),
+                Self(_mm512_castsi512_ps(biased)) + -SINGLE.biased,
+            )
+        }
+    }
 }
 
 impl std::ops::Neg for F32 {
@@ -81,6 +129,8 @@ impl std::ops::Neg for F32 {
 }
 
 impl Vector for F64 {
+    type Lane = f64;
+
     const LANES: usize = 8;
 
     #[inline(always)]
@@ -94,9 +144,27 @@ impl Vector for F64 {
         Self(unsafe { _mm512_sqrt_pd(self.0) })
     }
     #[inline(always)]
+    fn abs(self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_andnot_pd(_mm512_set1_pd(-0.0), self.0) })
+    }
+    #[inline(always)]
     fn max(self, other: Self) -> Self {
         // SAFETY: the CPU has AVX-512.
         Self(unsafe { _mm512_max_pd(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_min_pd(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn if_less(self, than: Self, then: Self, otherwise: Self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe {
+            let less = _mm512_cmp_pd_mask::<_CMP_LT_OQ>(self.0, than.0);
+            _mm512_mask_blend_pd(less, otherwise.0, then.0)
+        })
     }
     #[inline(always)]
     fn sign(self) -> Self {
@@ -122,6 +190,33 @@ impl Vector for F64 {
     fn count_below(self, other: Self) -> u32 {
         // SAFETY: the CPU has AVX-512.
         unsafe { _mm512_cmp_pd_mask::<_CMP_LT_OQ>(self.0, other.0) }.count_ones()
+    }
+    #[inline(always)]
+    fn pow2(self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe {
+            let biased = _mm512_castpd_si512((self + DOUBLE.biased).0);
+            _mm512_castsi512_pd(_mm512_slli_epi64::<{ DOUBLE.at }>(biased))
+        })
+    }
+    #[inline(always)]
+    fn frexp(self) -> (Self, Self) {
+        // SAFETY: the CPU has AVX-512.
+        unsafe {
+            let shifted = _mm512_add_epi64(_mm512_castpd_si512(self.0), _mm512_set1_epi64(DOUBLE.up as i64));
+            let fraction = _mm512_and_si512(shifted, _mm512_set1_epi64(DOUBLE.fraction as i64));
+            let biased = _mm512_or_si512(
+                _mm512_srli_epi64::<{ DOUBLE.at }>(shifted),
+                _mm512_set1_epi64(DOUBLE.whole as i64),
+            );
+            (
+                Self(_mm512_castsi512_pd(_mm512_add_epi64(
+                    fraction,
+                    _mm512_set1_epi64(DOUBLE.sqrt_half as i64),
+                ))),
+                Self(_mm512_castsi512_pd(biased)) + -DOUBLE.biased,
+            )
+        }
     }
 }
 

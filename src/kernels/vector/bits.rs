@@ -1,4 +1,4 @@
-//! 32-bit integers in lanes: rounding to 16-bit formats and the random bits for it.
+//! The bits of numbers: where they stand, and 32 of them in lanes, for rounding to 16-bit formats and random numbers.
 
 use super::Single;
 
@@ -37,6 +37,38 @@ pub trait Bits: Copy {
     /// `to` is valid for writing as many elements as both have lanes.
     unsafe fn store_upper_u16(first: Self, second: Self, to: *mut u16);
 }
+
+/// How a number of an element type lies in bits `B`.
+pub struct Layout<B> {
+    /// The bits of the fraction; the exponent follows.
+    pub at: u32,
+    /// A whole number plus this has, in its last bits, the exponent field of 2 to the power of that number.
+    pub biased: f64,
+    /// The bits of a number that, plus an exponent field, is that field less what `biased` adds.
+    pub whole: B,
+    pub fraction: B,
+    pub sqrt_half: B,
+    /// From sqrt(1/2) to 1, so that the exponent field changes at sqrt(1/2) times a power of two.
+    pub up: B,
+}
+
+pub const SINGLE: Layout<u32> = Layout {
+    at: 23,
+    biased: 8_388_608.0 + 127.0,
+    whole: 0x4b00_0000,
+    fraction: 0x007f_ffff,
+    sqrt_half: 0x3f35_04f3,
+    up: 0x3f80_0000 - 0x3f35_04f3,
+};
+
+pub const DOUBLE: Layout<u64> = Layout {
+    at: 52,
+    biased: 4_503_599_627_370_496.0 + 1023.0,
+    whole: 0x4330_0000_0000_0000,
+    fraction: 0x000f_ffff_ffff_ffff,
+    sqrt_half: 0x3fe6_a09e_667f_3bcd,
+    up: 0x3ff0_0000_0000_0000 - 0x3fe6_a09e_667f_3bcd,
+};
 
 const INFINITY: u32 = 0x7f80_0000;
 const WITHOUT_SIGN: u32 = 0x7fff_ffff;

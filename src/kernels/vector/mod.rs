@@ -15,6 +15,7 @@ pub mod avx2;
 pub mod avx512;
 mod bits;
 mod dispatch;
+pub mod math;
 mod pair;
 pub mod portable;
 
@@ -40,18 +41,32 @@ pub trait Vector:
     + Add<f64, Output = Self>
     + Mul<f64, Output = Self>
 {
+    /// f32 or f64.
+    type Lane: math::Format;
+
     const LANES: usize;
 
     fn splat(value: f64) -> Self;
     fn sqrt(self) -> Self;
-    /// The greater of both; `other` where either is NaN.
+    /// Without its sign, which NaN loses, too.
+    fn abs(self) -> Self;
+    /// The greater of both; `other` where either is NaN, or where both are 0.
     fn max(self, other: Self) -> Self;
+    /// The lesser of both; `other` where either is NaN, or where both are 0.
+    fn min(self, other: Self) -> Self;
+    /// `then` where `self` is less than `than`; `otherwise` where it is not, or either is NaN.
+    fn if_less(self, than: Self, then: Self, otherwise: Self) -> Self;
     /// -1, 0 or 1; 0 for NaN, as torch has it.
     fn sign(self) -> Self;
     /// `self` where it is neither NaN nor infinite, else `other`.
     fn finite_or(self, other: Self) -> Self;
     /// The number of lanes in which `self` is less than `other`.
     fn count_below(self, other: Self) -> u32;
+    /// 2 to the power of `self`: a whole number that is the exponent of a normal one.
+    fn pow2(self) -> Self;
+    /// `(m, e)` with `self = m * 2^e`, a whole e, and m from sqrt(1/2) up to sqrt(2), of a positive normal number. Of any
+    /// other they mean nothing.
+    fn frexp(self) -> (Self, Self);
 }
 
 /// What is computed in, on every instruction set.

@@ -137,6 +137,8 @@ impl<V: Vector, O> Neg for Pair<V, O> {
 }
 
 impl<V: Vector, O: Order> Vector for Pair<V, O> {
+    type Lane = V::Lane;
+
     const LANES: usize = 2 * V::LANES;
 
     #[inline(always)]
@@ -148,8 +150,23 @@ impl<V: Vector, O: Order> Vector for Pair<V, O> {
         Pair::new(self.0.sqrt(), self.1.sqrt())
     }
     #[inline(always)]
+    fn abs(self) -> Self {
+        Pair::new(self.0.abs(), self.1.abs())
+    }
+    #[inline(always)]
     fn max(self, other: Self) -> Self {
         Pair::new(self.0.max(other.0), self.1.max(other.1))
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        Pair::new(self.0.min(other.0), self.1.min(other.1))
+    }
+    #[inline(always)]
+    fn if_less(self, than: Self, then: Self, otherwise: Self) -> Self {
+        Pair::new(
+            self.0.if_less(than.0, then.0, otherwise.0),
+            self.1.if_less(than.1, then.1, otherwise.1),
+        )
     }
     #[inline(always)]
     fn sign(self) -> Self {
@@ -162,6 +179,15 @@ impl<V: Vector, O: Order> Vector for Pair<V, O> {
     #[inline(always)]
     fn count_below(self, other: Self) -> u32 {
         self.0.count_below(other.0) + self.1.count_below(other.1)
+    }
+    #[inline(always)]
+    fn pow2(self) -> Self {
+        Pair::new(self.0.pow2(), self.1.pow2())
+    }
+    #[inline(always)]
+    fn frexp(self) -> (Self, Self) {
+        let (first, second) = (self.0.frexp(), self.1.frexp());
+        (Pair::new(first.0, second.0), Pair::new(first.1, second.1))
     }
 }
 

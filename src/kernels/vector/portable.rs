@@ -5,6 +5,7 @@ use std::ops::{Add, Div, Mul, Neg, Sub};
 
 use half::{bf16, f16};
 
+use super::bits::{DOUBLE, SINGLE};
 use super::{Arch, Bits, Double, Single, Vector};
 
 /// The instruction set.
@@ -54,7 +55,7 @@ impl<T: Copy, const L: usize> Lanes<T, L> {
 }
 
 macro_rules! float_lanes {
-    ($element:ty, $lanes:expr) => {
+    ($element:ty, $lanes:expr, $layout:ident) => {
         float_lanes!(@operator $element, $lanes, Add::add, Sub::sub, Mul::mul, Div::div);
 
         impl Neg for Lanes<$element, $lanes> {
@@ -66,6 +67,8 @@ macro_rules! float_lanes {
         }
 
         impl Vector for Lanes<$element, $lanes> {
+            type Lane = $element;
+
             const LANES: usize = $lanes;
 
             #[inline(always)]
@@ -77,8 +80,26 @@ macro_rules! float_lanes {
                 self.map(|x| x.sqrt())
             }
             #[inline(always)]
+            fn abs(self) -> Self {
+                self.map(|x| x.abs())
+            }
+            #[inline(always)]
             fn max(self, other: Self) -> Self {
                 self.zip(other, |a, b| if a > b { a } else { b })
+            }
+            #[inline(always)]
+            fn min(self, other: Self) -> Self {
+                self.zip(other, |a, b| if a < b { a } else { b })
+            }
+            #[inline(always)]
+            fn if_less(self, than: Self, then: Self, otherwise: Self) -> Self {
+                Lanes(from_fn(|i| {
+                    if self.0[i] < than.0[i] {
+                        then.0[i]
+                    } else {
+                        otherwise.0[i]
+                    }
+                }))
             }
             #[inline(always)]
             fn sign(self) -> Self {
@@ -91,6 +112,18 @@ macro_rules! float_lanes {
             #[inline(always)]
             fn count_below(self, other: Self) -> u32 {
                 self.zip(other, |a, b| (a < b) as u32).0.into_iter().sum()
+            }
+            #[inline(always)]
+            fn pow2(self) -> Self {
+                self.map(|n| <$element>::from_bits((n + $layout.biased as $element).to_bits() << $layout.at))
+            }
+            #[inline(always)]
+            fn frexp(self) -> (Self, Self) {
+                let shifted = self.map(|x| x.to_bits().wrapping_add($layout.up));
+                (
+                    shifted.map(|x| <$element>::from_bits((x & $layout.fraction) + $layout.sqrt_half)),
+                    shifted.map(|x| <$element>::from_bits(x >> $layout.at | $layout.whole) - $layout.biased as $element),
+                )
             }
         }
     };
@@ -119,8 +152,8 @@ macro_rules! float_lanes {
     };
 }
 
-float_lanes!(f32, SINGLES);
-float_lanes!(f64, 4);
+float_lanes!(f32, SINGLES, SINGLE);
+float_lanes!(f64, 4, DOUBLE);
 
 impl Double for F64 {
     #[inline(always)]

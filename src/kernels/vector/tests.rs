@@ -309,38 +309,39 @@ fn every_bf16_is_loaded_apart() {
 }
 
 fn compares_as_documented<A: Arch>(isa: Isa) {
-    let pairs = [
-        (1.0, 2.0),
-        (2.0, 1.0),
-        (-1.0, -0.0),
-        (f32::NAN, 1.0),
-        (1.0, f32::NAN),
-        (f32::INFINITY, 0.0),
-    ];
+    compare_as_documented::<A, InHalves, f32>(isa);
+    compare_as_documented::<A, InF64, f64>(isa);
+}
+
+fn compare_as_documented<A: Arch, F: Arithmetic, T: Stored<F> + Into<f64>>(isa: Isa) {
+    let numbers = [1.0, 2.0, -1.0, -0.0, 0.0, f64::NAN, -f64::NAN, f64::INFINITY];
+    let pairs = numbers.iter().flat_map(|&a| numbers.map(|b| (a, b)));
     for (a, b) in pairs {
-        let mut max = [0.0_f32; MAX_LANES];
-        let mut sign = [0.0_f32; MAX_LANES];
-        // SAFETY: the arrays hold the longest vector.
-        unsafe {
-            let (x, y) = (
-                f32::load::<A>([a; MAX_LANES].as_ptr()),
-                f32::load::<A>([b; MAX_LANES].as_ptr()),
+        let (x, y) = (F::Vector::<A>::splat(a), F::Vector::<A>::splat(b));
+        let check = |name: &str, found: F::Vector<A>, expected: f64| {
+            let mut lanes = [T::default(); MAX_LANES];
+            // SAFETY: the array holds the longest vector.
+            unsafe { T::store::<A>(found, lanes.as_mut_ptr()) };
+            let found: f64 = lanes[0].into();
+            assert!(
+                found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan(),
+                "{isa:?}: {name} of {a} and {b} is {found}"
             );
-            f32::store::<A>(x.max(y), max.as_mut_ptr());
-            f32::store::<A>(x.sign(), sign.as_mut_ptr());
-        }
-        let expected = if a > b { a } else { b };
-        assert_eq!(
-            max[0].to_bits(),
-            expected.to_bits(),
-            "{isa:?}: the greater of {a} and {b}"
+        };
+        check("the greater", x.max(y), if a > b { a } else { b });
+        check("the lesser", x.min(y), if a < b { a } else { b });
+        check("the sign", x.sign(), f64::from(a > 0.0) - f64::from(a < 0.0));
+        check("the size", x.abs(), a.abs());
+        let (then, otherwise) = (F::Vector::<A>::splat(3.0), F::Vector::<A>::splat(4.0));
+        check(
+            "what is chosen",
+            x.if_less(y, then, otherwise),
+            if a < b { 3.0 } else { 4.0 },
         );
-        let expected = f32::from(a > 0.0) - f32::from(a < 0.0);
-        assert_eq!(sign[0], expected, "{isa:?}: the sign of {a}");
     }
 }
 
 #[test]
-fn max_and_sign_treat_nan_as_documented() {
+fn comparisons_treat_nan_as_documented() {
     on_every_isa!(compares_as_documented);
 }
