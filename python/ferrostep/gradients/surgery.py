@@ -80,7 +80,7 @@ def pcgrad_weights(gram: Tensor, *, generator: torch.Generator | None = None) ->
 
 
 def min_norm_weights(gram: Tensor) -> Tensor:
-    """MGDA's weights (arXiv 1810.04650, equation 4): the point of least norm in the convex hull of the gradients.
+    """MGDA's weights (arXiv 1810.04650): the point of least norm in the convex hull of the gradients.
 
     Exact up to rounding, by an active set.
 

@@ -49,7 +49,7 @@ def pcgrad_weights(gram: Array, orders: Sequence[Sequence[int]]) -> Array:
 
 
 def min_norm_weights(gram: Array) -> Array:
-    """MGDA (arXiv 1810.04650, equation 4): the point of least norm in the convex hull.
+    """MGDA (arXiv 1810.04650): the point of least norm in the convex hull.
 
     Args:
         gram: of :func:`ferrostep.numpy.gram`, shape (T, T), of any real dtype.
