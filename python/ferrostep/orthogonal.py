@@ -58,9 +58,7 @@ def orthogonalize(
     eps: float = 0.0,
     out: Tensor | Sequence[Tensor] | None = None,
 ) -> Tensor | list[Tensor]:
-    """Orthogonalize matrices: with ``G = U S V^T``, about ``U V^T`` by Newton-Schulz, as Muon does.
-
-    The iteration and its coefficients: Jordan et al. 2024; Bernstein and Newhouse, arXiv 2409.20325.
+    """Orthogonalize matrices: of ``G = U S V^T`` about ``U V^T`` by Newton-Schulz, as Muon (Jordan et al. 2024) does.
 
     Args:
         tensors: a tensor of shape (..., rows, columns), or several, of dtype float32, float64, bfloat16 or float16.

@@ -85,7 +85,7 @@ def min_norm_weights(
     initial: Sequence[float] | Tensor | None = None,
     callback: Callable[[_core.Report], object] | None = None,
 ) -> Tensor:
-    """MGDA's weights (arXiv 1810.04650, equation 4): the point of least norm in the convex hull of the gradients.
+    """MGDA's weights (arXiv 1810.04650): the point of least norm in the convex hull of the gradients.
 
     Exact up to rounding, by an active set (Wolfe, Mathematical Programming 11, 1976).
 

@@ -59,7 +59,7 @@ def cfg(
     dims: Dims = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Classifier-free guidance (arXiv 2207.12598, equation 6): ``uncond + scale * (cond - uncond)``.
+    """Classifier-free guidance (arXiv 2207.12598): ``uncond + scale * (cond - uncond)``.
 
     ``scale=1`` gives ``cond``. (The paper's own scale is less by 1.)
 

@@ -43,7 +43,7 @@ def min_norm_weights(
     initial: Sequence[float] | Array | None = None,
     callback: Callable[[_core.Report], object] | None = None,
 ) -> Array:
-    """MGDA (arXiv 1810.04650, equation 4): the point of least norm in the convex hull.
+    """MGDA (arXiv 1810.04650): the point of least norm in the convex hull.
 
     Args:
         gram: of :func:`ferrostep.numpy.gram`, shape (T, T), of any real dtype.
