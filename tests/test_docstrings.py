@@ -28,7 +28,9 @@ MODULES = (
     "ferrostep.guidance",
     "ferrostep.guidance.diffusers",
     "ferrostep.numpy",
+    "ferrostep.numpy.projections",
     "ferrostep.optim",
+    "ferrostep.projections",
     "ferrostep.reference",
     "ferrostep.rl",
 )

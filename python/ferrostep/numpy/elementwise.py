@@ -52,6 +52,7 @@ def adamw_(
         TypeError, ValueError: an array that does not fit, or an impossible argument; nothing has been changed then.
 
     Example:
+        >>> import numpy as np
         >>> param, grad, exp_avg, exp_avg_sq = np.ones(2), np.array([0.5, -2.0]), np.zeros(2), np.zeros(2)
         >>> adamw_(param, grad, exp_avg, exp_avg_sq, step=1, lr=0.1)
         >>> param.round(4)
@@ -91,6 +92,7 @@ def lion_(
         TypeError, ValueError: an array that does not fit, or an impossible argument; nothing has been changed then.
 
     Example:
+        >>> import numpy as np
         >>> param, grad, exp_avg = np.ones(2), np.array([0.5, -2.0]), np.zeros(2)
         >>> lion_(param, grad, exp_avg, lr=0.1)
         >>> param.round(4)

@@ -60,7 +60,7 @@ def simplex_(x: Tensor, s: float = 1.0, dim: int = -1) -> Tensor:
     """:func:`simplex` in place, not recorded by autograd.
 
     Args:
-        x, s, dim: as of :func:`simplex`; no two elements of ``x`` may share memory.
+        x, s, dim: as of :func:`simplex`, of its shapes and dtypes; no two elements of ``x`` may share memory.
 
     Returns:
         ``x``.

@@ -29,7 +29,7 @@ def adamw(
         state: ``(exp_avg, exp_avg_sq)``; a third, ``max_exp_avg_sq``, makes it AMSGrad.
         step: counted from 1.
         lr, beta1, beta2, eps, weight_decay, maximize: hyperparameters.
-        decoupled: AdamW, or Adam with an L2 penalty.
+        decoupled_weight_decay: AdamW, or Adam with an L2 penalty.
 
     Returns:
         The new parameter and the new state.
@@ -38,9 +38,9 @@ def adamw(
         RuntimeError: shapes that do not broadcast, as torch.
 
     Example:
-        >>> options = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
+        >>> options = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0, "decoupled_weight_decay": True}
         >>> p, g, zeros = torch.ones(2), torch.tensor([0.5, -2.0]), torch.zeros(2)
-        >>> adamw(p, g, (zeros, zeros), 1, lr=0.1, decoupled=True, maximize=False, **options)[0]
+        >>> adamw(p, g, (zeros, zeros), 1, lr=0.1, maximize=False, **options)[0]
         tensor([0.9000, 1.1000])
     """
     m, v, *maximum = state
