@@ -22,7 +22,12 @@ CASES: dict[str, tuple[type[Exception], str, Any, dict[str, Any]]] = {
     "complex": (TypeError, "^gram has dtype .*complex128, expected real numbers", GOOD.astype(complex), {}),
     "a string": (TypeError, "^gram has a str in it, expected a square matrix of numbers", "gram", {}),
     "None": (TypeError, "^gram is a NoneType, expected a square matrix of numbers", None, {}),
-    "short initial": (ValueError, r"^initial has shape \[1\], expected \[2\]", GOOD, {"initial": [1.0]}),
+    "short initial": (
+        ValueError,
+        r"^initial has 1 numbers, expected 2: one for each of gram's rows",
+        GOOD,
+        {"initial": [1.0]},
+    ),
     "initial of two dimensions": (ValueError, r"^initial has shape \[2, 2\]", GOOD, {"initial": GOOD}),
     "initial with NaN": (ValueError, "^initial has NaN or infinity", GOOD, {"initial": [np.nan, 1.0]}),
     "initial of strings": (TypeError, r"^initial\[0\] is a str", GOOD, {"initial": ["a", "b"]}),
