@@ -27,14 +27,33 @@ pub type F64 = Lanes<f64, 4>;
 pub type U32 = Lanes<u32, SINGLES>;
 
 impl<T: Copy, const L: usize> Lanes<T, L> {
+    // Loops: what `from_fn` is made of is not always inlined, and then lanes go one by one through memory.
+
     #[inline(always)]
-    fn zip<U>(self, other: Self, f: impl Fn(T, T) -> U) -> Lanes<U, L> {
-        Lanes(from_fn(|i| f(self.0[i], other.0[i])))
+    fn zip<U: Copy + Default>(self, other: Self, f: impl Fn(T, T) -> U) -> Lanes<U, L> {
+        let mut lanes = [U::default(); L];
+        for i in 0..L {
+            lanes[i] = f(self.0[i], other.0[i]);
+        }
+        Lanes(lanes)
     }
 
     #[inline(always)]
-    fn map<U>(self, f: impl Fn(T) -> U) -> Lanes<U, L> {
-        Lanes(from_fn(|i| f(self.0[i])))
+    fn map<U: Copy + Default>(self, f: impl Fn(T) -> U) -> Lanes<U, L> {
+        let mut lanes = [U::default(); L];
+        for i in 0..L {
+            lanes[i] = f(self.0[i]);
+        }
+        Lanes(lanes)
+    }
+
+    #[inline(always)]
+    fn choose(then: Self, otherwise: Self, mask: Lanes<bool, L>) -> Self {
+        let mut lanes = otherwise.0;
+        for i in 0..L {
+            lanes[i] = if mask.0[i] { then.0[i] } else { otherwise.0[i] };
+        }
+        Lanes(lanes)
     }
 
     /// # Safety
@@ -93,13 +112,7 @@ macro_rules! float_lanes {
             }
             #[inline(always)]
             fn if_less(self, than: Self, then: Self, otherwise: Self) -> Self {
-                Lanes(from_fn(|i| {
-                    if self.0[i] < than.0[i] {
-                        then.0[i]
-                    } else {
-                        otherwise.0[i]
-                    }
-                }))
+                Lanes::choose(then, otherwise, self.zip(than, |a, b| a < b))
             }
             #[inline(always)]
             fn sign(self) -> Self {
@@ -271,13 +284,7 @@ impl Bits for U32 {
     }
     #[inline(always)]
     fn if_greater(self, than: u32, then: Self, otherwise: Self) -> Self {
-        Lanes(from_fn(|i| {
-            if self.0[i] > than {
-                then.0[i]
-            } else {
-                otherwise.0[i]
-            }
-        }))
+        Lanes::choose(then, otherwise, self.map(|x| x > than))
     }
     #[inline(always)]
     unsafe fn load_u32(from: *const u32) -> Self {
