@@ -32,8 +32,8 @@ impl<T: Copy, const L: usize> Lanes<T, L> {
     #[inline(always)]
     fn zip<U: Copy + Default>(self, other: Self, f: impl Fn(T, T) -> U) -> Lanes<U, L> {
         let mut lanes = [U::default(); L];
-        for i in 0..L {
-            lanes[i] = f(self.0[i], other.0[i]);
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            *lane = f(self.0[i], other.0[i]);
         }
         Lanes(lanes)
     }
@@ -41,17 +41,18 @@ impl<T: Copy, const L: usize> Lanes<T, L> {
     #[inline(always)]
     fn map<U: Copy + Default>(self, f: impl Fn(T) -> U) -> Lanes<U, L> {
         let mut lanes = [U::default(); L];
-        for i in 0..L {
-            lanes[i] = f(self.0[i]);
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            *lane = f(self.0[i]);
         }
         Lanes(lanes)
     }
 
+    /// `then` where the mask is set, else `otherwise`.
     #[inline(always)]
     fn choose(then: Self, otherwise: Self, mask: Lanes<bool, L>) -> Self {
         let mut lanes = otherwise.0;
-        for i in 0..L {
-            lanes[i] = if mask.0[i] { then.0[i] } else { otherwise.0[i] };
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            *lane = if mask.0[i] { then.0[i] } else { *lane };
         }
         Lanes(lanes)
     }
