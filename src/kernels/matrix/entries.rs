@@ -139,7 +139,7 @@ impl<'a> Entries<'a> {
                 }
             };
         }
-        match (block.dtype, block.state_dtype().expect("a momentum of floats")) {
+        let lanes = match (block.dtype, block.state_dtype().expect("a momentum of floats")) {
             (F64, _) => run!(f64, f64),
             (F32, Bf16) => run!(f32, bf16),
             (F32, _) => run!(f32, f32),
@@ -148,7 +148,8 @@ impl<'a> Entries<'a> {
             (F16, F16) => run!(f16, f16),
             (F16, Bf16) => run!(f16, bf16),
             (F16, _) => run!(f16, f32),
-        }
+        };
+        fold.finish(lanes)
     }
 }
 
@@ -238,10 +239,11 @@ struct Reduce<'a, G, M, F: Fold> {
 }
 
 impl<G: Scalar, M: Scalar, F: Fold> Routine for Reduce<'_, G, M, F> {
-    type Output = F::Sum;
+    /// What is left to be [finished](Fold::finish): that here, the lanes' loop would be made of parts of vectors.
+    type Output = F::Lanes;
 
     #[inline(always)]
-    unsafe fn run<A: Arch>(self) -> F::Sum {
+    unsafe fn run<A: Arch>(self) -> F::Lanes {
         let &Momentum {
             momentum: keep,
             nesterov,
@@ -270,6 +272,6 @@ impl<G: Scalar, M: Scalar, F: Fold> Routine for Reduce<'_, G, M, F> {
             *value = of(g, m);
         }
         self.fold.add(values, &mut lanes);
-        self.fold.finish(lanes)
+        lanes
     }
 }
