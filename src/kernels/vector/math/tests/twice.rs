@@ -156,6 +156,9 @@ fn log_of(x: Twice) -> Twice {
     Twice::from(near) + (x * exp_of(Twice::from(-near)).rounded() - ONE)
 }
 
+/// From here on, e^-x is less than any f64, and next to 1 it is nothing.
+const ENOUGH: f64 = 800.0;
+
 pub fn tanh(x: f64) -> Twice {
     if x.abs() < 1e-3 {
         let square = Twice::from(x) * x.into();
@@ -171,13 +174,13 @@ pub fn tanh(x: f64) -> Twice {
         });
         return sum * x.into();
     }
-    let power = exp(-2.0 * x.abs()).rounded();
+    let power = exp(-2.0 * x.abs().min(ENOUGH)).rounded();
     let size = (ONE - power) / (ONE + power);
     if x < 0.0 { -size } else { size }
 }
 
 pub fn sigmoid(x: f64) -> Scaled {
-    let power = exp(-x.abs());
+    let power = exp(-x.abs().min(ENOUGH));
     let under = ONE + power.rounded();
     match x < 0.0 {
         true => Scaled {
