@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from enum import Enum
 
+NAMED_FLOATS = "float32, float64, bfloat16 or float16"
+"""What most tensors are to be, as errors say it."""
+
 
 class Problem(Enum):
     """What is wrong with an argument."""
@@ -34,7 +37,7 @@ def wrong_kind(name: str, given: object, expected: str) -> Exception:
     return Problem.KIND.of(name, type(given).__name__, expected)
 
 
-def wrong_choice(name: str, given: object, *known: str) -> Exception:
+def wrong_choice(name: str, given: object, *known: str | None) -> Exception:
     """The ValueError for a word that is none of the known ones."""
     *others, last = map(repr, known)
     return Problem.NUMBER.of(name, repr(given), f"{', '.join(others)} or {last}")

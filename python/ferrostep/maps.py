@@ -11,7 +11,6 @@ for which that is not enough, functions around them stand in, which torch.compil
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -47,8 +46,7 @@ def apply_(name: str, x: Tensor, parameters: list[float], dim: int) -> Tensor:
     dim = checks.rows("x", x, dim)
     if torch.compiler.is_compiling() or not x.is_cpu:
         return x.copy_(_image(x, name, parameters, dim))
-    call = partial(MAPS[name].kernel(*parameters).forward, x, x, dim, torch.get_num_threads())
-    _core.complete(call, lambda _: torch.autograd.graph.increment_version([x]))
+    MAPS[name].kernel(*parameters).forward(x, x, dim, torch.get_num_threads())
     return x
 
 

@@ -1,10 +1,9 @@
 //! One call over the boundary. What it reads, updates and writes is taken by name: read, compared and claimed before
 //! anything changes. Then the kernel runs without the GIL on that memory or on copies of it, and autograd is told.
 
+use numpy::PyUntypedArray;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
-
-use numpy::PyUntypedArray;
 
 use super::errors::{Place, Problem, Refusal};
 use super::finish;

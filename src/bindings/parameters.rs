@@ -95,6 +95,23 @@ pub struct Writes {
     pub states: usize,
 }
 
+impl Writes {
+    fn of_param(self) -> Access {
+        access(self.param)
+    }
+
+    fn of_state(self, k: usize) -> Access {
+        access(k < self.states)
+    }
+}
+
+fn access(written: bool) -> Access {
+    match written {
+        true => Access::Updates,
+        false => Access::Reads,
+    }
+}
+
 /// The tensors of one parameter.
 pub struct Tensors<const N: usize> {
     pub param: View,
@@ -191,16 +208,12 @@ impl Ledger {
         i: usize,
         writes: Writes,
     ) -> PyResult<Tensors<N>> {
-        let access = |written: bool| match written {
-            true => Access::Updates,
-            false => Access::Reads,
-        };
-        let param = self.take(inputs, &inputs.params, i, &Role::new(access(writes.param)))?;
+        let param = self.take(inputs, &inputs.params, i, &Role::new(writes.of_param()))?;
         let like_it = Role::new(Access::Reads).like(Some(&param));
         let grad = self.take(inputs, &inputs.grads, i, &like_it)?;
         let mut states = SmallVec::<[View; N]>::new();
         for (k, column) in inputs.states.iter().take(N).enumerate() {
-            let role = Role::new(access(k < writes.states)).shape(&param.shape).state();
+            let role = Role::new(writes.of_state(k)).shape(&param.shape).state();
             let state = self.take(inputs, column, i, &role)?;
             states.push(state);
         }
@@ -285,20 +298,16 @@ impl Ledger {
         order: &[usize],
         writes: Writes,
     ) -> Buffers<N> {
-        let access = |written: bool| match written {
-            true => Access::Updates,
-            false => Access::Reads,
-        };
         let Tensors { param, grad, .. } = tensors;
-        let mut stage = |view: &View, written: bool| self.call.stage(view, order, access(written));
+        let mut stage = |view: &View, access| self.call.stage(view, order, access);
         let buffers = Buffers {
             dtype: param.float(),
             len: param.len,
-            param: stage(param, writes.param),
-            grad: stage(grad, false),
+            param: stage(param, writes.of_param()),
+            grad: stage(grad, Access::Reads),
             state: std::array::from_fn(|k| {
                 let state = &tensors.states[k];
-                State::float(stage(state, k < writes.states), state.float())
+                State::float(stage(state, writes.of_state(k)), state.float())
             }),
             rounding: inputs
                 .rounding
@@ -365,8 +374,5 @@ pub fn combination<const N: usize>(buffers: &Buffers<N>, rounding: Rounding) -> 
 
 /// The type that numbers of the arithmetic are kept in.
 pub fn work_dtype(param: &View) -> DType {
-    match param.float() {
-        Float::F64 => DType::F64,
-        Float::F32 | Float::F16 | Float::Bf16 => DType::F32,
-    }
+    DType::Float(param.float().arithmetic())
 }

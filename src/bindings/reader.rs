@@ -12,7 +12,7 @@ use super::dlpack::{self, FromPyObject};
 use super::errors::Problem;
 use super::view::{Elements, View, Viewed, refuse};
 use crate::kernels::matrix::Workspace;
-use crate::kernels::storage::{DType, Integer};
+use crate::kernels::storage::DType;
 
 /// Reads tensors of whatever kind, remembering what it learned about their types.
 #[derive(Default)]
@@ -206,20 +206,9 @@ fn numpy_view(elements: Elements, array: &Bound<'_, PyUntypedArray>, writable: b
 
 /// The elements' type by NumPy's name, and whether two of them make a complex number.
 fn stored(name: &str) -> Option<(DType, bool)> {
-    let real = match name {
-        "float64" => DType::F64,
-        "float32" => DType::F32,
-        "float16" => DType::F16,
-        "bfloat16" => DType::BF16,
-        "complex64" => return Some((DType::F32, true)),
-        "complex128" => return Some((DType::F64, true)),
-        "int64" => DType::Integer(Integer::I64),
-        "int32" => DType::Integer(Integer::I32),
-        "int16" => DType::Integer(Integer::I16),
-        "int8" => DType::Integer(Integer::I8),
-        "uint8" => DType::Integer(Integer::U8),
-        "bool" => DType::Bool,
-        _ => return None,
-    };
-    Some((real, false))
+    match name {
+        "complex64" => Some((DType::F32, true)),
+        "complex128" => Some((DType::F64, true)),
+        real => DType::named(real).map(|dtype| (dtype, false)),
+    }
 }

@@ -54,9 +54,9 @@ def check(name: str, value: float, low: float, high: float = math.inf) -> None:
 def real(name: str, value: float, low: float) -> float:
     """A finite number of at least ``low``; TypeError or ValueError, by its name, for anything else."""
     if not isinstance(value, Real):  # also what could be made one, such as a tensor, whose gradient would be lost
-        raise TypeError(f"{name} is a {type(value).__name__}, expected a number")
+        raise wrong_kind(name, value, "a number")
     if not low <= value < math.inf:
-        raise ValueError(f"Invalid {name}: {value}; expected a finite number of at least {low:g}")
+        raise Problem.NUMBER.of(name, value, f"a finite number of at least {low:g}")
     return float(value)
 
 

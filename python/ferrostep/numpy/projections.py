@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ferrostep import _core
+from ferrostep.errors import NAMED_FLOATS, Problem
 from ferrostep.numpy.arrays import Array, real, threads, whole
 
 __all__ = ["simplex"]
@@ -36,7 +37,7 @@ def simplex(
     """
     kernel = _core.Map.simplex(real("s", s, 0.0))
     if np.iscomplexobj(x):
-        raise ValueError(f"x has dtype {x.dtype}, expected float32, float64, bfloat16 or float16")
+        raise Problem.DTYPE.of("x", x.dtype, NAMED_FLOATS)
     to = (np.empty_like(x) if isinstance(x, np.ndarray) else x) if out is None else out
     kernel.forward(x, to, whole("dim", dim, -np.inf), threads(num_threads))
     return to

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ferrostep import _core
+from ferrostep.errors import wrong_choice
 
 
 def muon(
@@ -40,9 +41,9 @@ def auon(
 ) -> _core.MatrixRule:
     """AuON: the paper's update, or the package's, which is not normalized; see :func:`ferrostep.reference.auon`."""
     if variant not in ("paper", "package"):
-        raise ValueError(f"Invalid variant: {variant!r}; expected 'paper' or 'package'")
+        raise wrong_choice("variant", variant, "paper", "package")
     if adjust_lr not in (None, "original", "match_rms_adamw"):
-        raise ValueError(f"Invalid adjust_lr_fn: {adjust_lr!r}; expected None, 'original' or 'match_rms_adamw'")
+        raise wrong_choice("adjust_lr_fn", adjust_lr, None, "original", "match_rms_adamw")
     is_paper = variant == "paper"
     divide = _core.Transform.divide_by_cosh(gamma=gamma, rms_eps=rms_eps, of_normalized=not is_paper, eps=eps)
     transforms = [_core.Transform.normalize(eps=eps), divide] if is_paper else [divide]

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
+from ferrostep.errors import wrong_kind
 from ferrostep.numpy.arrays import whole
 
 
@@ -91,7 +92,7 @@ def check_options(group: dict[str, Any]) -> None:
     if not 0 <= group["seed"] < 2**64:
         raise ValueError(f"Invalid seed value: {group['seed']}; expected 0 to 2**64 - 1")
     if not isinstance(group["skip_nonfinite"], bool):
-        raise TypeError(f"skip_nonfinite is a {type(group['skip_nonfinite']).__name__}, expected a bool")
+        raise wrong_kind("skip_nonfinite", group["skip_nonfinite"], "a bool")
     if group["master_weights"] is not None:
         if group["rounding"] != "nearest":
             raise ValueError(

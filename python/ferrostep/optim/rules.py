@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core, reference
+from ferrostep.errors import Problem, wrong_kind
 from ferrostep.optim.base import (
     InPlaceOptimizer,
     NewState,
@@ -294,10 +295,10 @@ class Gathered(NamedTuple):
         """Raise for what plain torch cannot update, or would by broadcasting."""
         for i, (p, grad) in enumerate(zip(self.params, self.grads, strict=True)):
             if not (p.is_floating_point() or p.is_complex()):
-                raise ValueError(f"{self._place('param', i)} has dtype {p.dtype}, expected a floating-point one")
+                raise Problem.DTYPE.of(self._place("param", i), p.dtype, "a floating-point one")
             self._check_twin("grad", i, grad, p.shape)
             if grad.dtype != p.dtype:
-                raise ValueError(f"{self._place('grad', i)} has dtype {grad.dtype}, expected {p.dtype}")
+                raise Problem.DTYPE.of(self._place("grad", i), grad.dtype, p.dtype)
             for name, column in self.columns.items():
                 if name == "step":
                     self._check_step(i, column[i])
@@ -319,7 +320,7 @@ class Gathered(NamedTuple):
             raise ValueError(f"{where} has dtype {p.dtype}, but master_weights='split' takes torch.bfloat16")
         expected = dtype_of(name, p, self.group)
         if compensation.dtype != expected:
-            raise ValueError(f"{self._place(name, i)} has dtype {compensation.dtype}, expected {expected}")
+            raise Problem.DTYPE.of(self._place(name, i), compensation.dtype, expected)
 
     def _check_step(self, i: int, step: Tensor) -> None:
         if step.numel() != 1 or (not is_fake(step) and (step < 0 or step % 1 != 0)):
@@ -327,12 +328,12 @@ class Gathered(NamedTuple):
 
     def _check_twin(self, name: str, i: int, tensor: Tensor, shape: Sequence[int]) -> None:
         if not isinstance(tensor, Tensor):
-            raise TypeError(f"{self._place(name, i)} is a {type(tensor).__name__}, expected a torch.Tensor")
+            raise wrong_kind(self._place(name, i), tensor, "a torch.Tensor")
         if tensor.layout != torch.strided:
             where = self._place(name, i)
             raise RuntimeError(f"{where} has layout {tensor.layout}; sparse tensors are not supported")
         if tensor.shape != tuple(shape):
-            raise ValueError(f"{self._place(name, i)} has shape {list(tensor.shape)}, expected {list(shape)}")
+            raise Problem.SHAPE.of(self._place(name, i), list(tensor.shape), list(shape))
 
     def _place(self, name: str, i: int) -> str:
         return f"{name} of parameter {self.positions[i]} in group {self.number}"
@@ -388,7 +389,7 @@ def check_place(number: int, group: dict[str, Any], found: Found) -> None:
         if group["backend"] == "rust":
             if group["differentiable"]:
                 raise RuntimeError("differentiable=True runs in plain torch and excludes backend='rust'")
-            raise RuntimeError(f"{where} is on device {p.device}, expected the CPU (backend='rust')")
+            raise Problem.DEVICE.of(where, p.device, "the CPU (backend='rust')")
         if p.is_meta:
             # In torch's words, for whoever looks for them.
             fused = "`fused=True` requires all the params to be floating point Tensors of supported devices: "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core, reference
+from ferrostep.errors import Problem
 from ferrostep.optim.base import NewState, without_dynamo, zero_state
 from ferrostep.optim.rules import ElementwiseRule, Found, Gathered, RuleOptimizer, check_place
 
@@ -139,4 +140,4 @@ def _check_for_reference(number: int, group: dict[str, Any], found: list[Refresh
             if x.layout != torch.strided:
                 raise RuntimeError(f"{name} {place} has layout {x.layout}; sparse tensors are not supported")
             if x.shape != p.shape:
-                raise ValueError(f"{name} {place} has shape {list(x.shape)}, expected {list(p.shape)}")
+                raise Problem.SHAPE.of(f"{name} {place}", list(x.shape), list(p.shape))

@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 from ferrostep.curvature import HutchinsonDiagonal
 from ferrostep.curvature.diagonal import count_ranks, mean_over_ranks
 from ferrostep.curvature.products import DISTRIBUTIONS, Loss
+from ferrostep.errors import wrong_kind
 from ferrostep.optim.arguments import (
     OF_OPTIMIZER,
     AtLeastZero,
@@ -236,7 +237,7 @@ class SophiaH(Sophia):
             if d is None:
                 continue
             if not isinstance(d, Tensor):
-                raise TypeError(f"{where} is a {type(d).__name__}, expected a torch.Tensor")
+                raise wrong_kind(where, d, "a torch.Tensor")
             if d.shape != p.shape or not d.is_floating_point():
                 got = f"has shape {list(d.shape)} and dtype {d.dtype}"
                 raise ValueError(f"{where} {got}, expected shape {list(p.shape)} and a floating-point dtype")

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ferrostep.errors import Problem, wrong_kind
+from ferrostep.errors import NAMED_FLOATS, Problem, wrong_kind
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-NAMED_FLOATS = "float32, float64, bfloat16 or float16"
 
 
 def wide(x: Tensor) -> Tensor:
@@ -90,13 +89,13 @@ def rows(name: str, x: Any, dim: int) -> int:
     """The dimension, counted from the last; refuse a tensor that has it not, or with no element along it."""
     alike([(name, x)])
     if not hasattr(dim, "__index__"):
-        raise TypeError(f"dim is a {type(dim).__name__}, expected an integer")
+        raise wrong_kind("dim", dim, "an integer")
     shape = list(x.shape)
     if not shape:
-        raise ValueError(f"{name} has shape [], expected 1 or more dimensions")
+        raise Problem.SHAPE.of(name, shape, "1 or more dimensions")
     if not -len(shape) <= dim < len(shape):
         expected = f"{-len(shape)} to {len(shape) - 1} for {name} of shape {shape}"
         raise IndexError(f"Invalid dim: {dim}; expected {expected}")
     if shape[dim] == 0:
-        raise ValueError(f"{name} has shape {shape}, expected an element along dim {dim} at least")
+        raise Problem.SHAPE.of(name, shape, f"an element along dim {dim} at least")
     return dim if dim < 0 else dim - len(shape)

@@ -83,8 +83,7 @@ impl Memory {
         // SAFETY: the caller's promise; where both are one memory, only the output takes it.
         let (input, output) = unsafe {
             let output = match self.dtype {
-                Float::F64 => Numbers::F64(std::slice::from_raw_parts_mut(self.to.cast(), len)),
-                Float::F32 => Numbers::F32(std::slice::from_raw_parts_mut(self.to.cast(), len)),
+                Float::F64 | Float::F32 => Numbers::new(self.dtype, self.to, len),
                 Float::Bf16 | Float::F16 => Numbers::F32(wide),
             };
             let input = match self.dtype {

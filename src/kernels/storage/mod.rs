@@ -32,6 +32,23 @@ impl DType {
     pub const F32: DType = DType::Float(Float::F32);
     pub const F16: DType = DType::Float(Float::F16);
     pub const BF16: DType = DType::Float(Float::Bf16);
+    const ALL: [DType; 10] = [
+        DType::F64,
+        DType::F32,
+        DType::F16,
+        DType::BF16,
+        DType::Integer(Integer::I64),
+        DType::Integer(Integer::I32),
+        DType::Integer(Integer::I16),
+        DType::Integer(Integer::I8),
+        DType::Integer(Integer::U8),
+        DType::Bool,
+    ];
+
+    /// The one of this [`DType::name`].
+    pub fn named(name: &str) -> Option<DType> {
+        DType::ALL.into_iter().find(|dtype| dtype.name() == name)
+    }
 
     pub fn size(self) -> usize {
         match self {
@@ -120,7 +137,7 @@ impl Integer {
     }
 }
 
-/// Calls a function with the element type that a [`Float`](super::Float) names.
+/// Calls a function with the element type that a [`Float`] names.
 macro_rules! with_type {
     ($dtype:expr, $function:ident($($argument:expr),* $(,)?)) => {
         match $dtype {
