@@ -587,7 +587,7 @@ X = [torch.ones(2, 3), torch.ones(4)]
 OTHER = [torch.ones(2, 3), torch.ones(5)]
 CASES: dict[str, tuple[str, Callable[[], object]]] = {
     "no tensor to write to": (
-        r"^out\[0\]\[1\] is a NoneType, expected a torch.Tensor",
+        r"^out\[1\] is a NoneType, expected a torch.Tensor",
         lambda: _core.combine([[torch.ones(2)] * 2], [[torch.ones(2), None]], [[1.0]], 1),
     ),
     "length": (r"backward has 1 tensors, expected 2", lambda: orthogonal_([X[0]], X)),

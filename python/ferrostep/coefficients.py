@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, SupportsIndex
 
 from ferrostep import _core
-from ferrostep.errors import Problem
+from ferrostep.errors import Problem, wrong_kind
 
 Coefficients = str | Sequence[float] | Sequence[Sequence[float]]
 """A name, a triple for all steps, or a sequence of triples of which the last repeats."""
@@ -19,7 +19,11 @@ def schedule_of(coefficients: Coefficients, steps: int | None) -> _core.Schedule
     """The checked coefficients of every step."""
     hashable: Any = coefficients
     if not isinstance(coefficients, str):
+        if not isinstance(coefficients, Iterable):
+            raise wrong_kind("coefficients", coefficients, "a name, or three numbers for each step")
         hashable = tuple(tuple(x) if isinstance(x, Iterable) else x for x in coefficients)
+    if not isinstance(steps, SupportsIndex | None):
+        raise wrong_kind("ns_steps", steps, "an integer")
     return _schedule(hashable, steps)
 
 

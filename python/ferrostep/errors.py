@@ -22,6 +22,7 @@ class Problem(Enum):
     DTYPE = (ValueError, "{name} has dtype {got}, expected {expected}")
     SHAPE = (ValueError, "{name} has shape {got}, expected {expected}")
     COUNT = (ValueError, "{name} has {got}, expected {expected}")
+    VALUE = (ValueError, "{name} is {got}, expected {expected}")
     NUMBER = (ValueError, "Invalid {name}: {got}; expected {expected}")
     EMPTY = (ValueError, "{name} is empty, expected {expected}")
 

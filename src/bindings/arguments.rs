@@ -1,38 +1,76 @@
-//! Checks of arguments that are no tensors.
+//! Checks of arguments that are no tensors; what came is printed as Python prints it.
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-/// The error for a name that is none of those expected.
-pub fn unknown(argument: &str, got: &str, expected: &str) -> PyErr {
-    PyValueError::new_err(format!("Invalid {argument}: {got:?}; expected {expected}"))
+/// The error for an object that is no `expected`; what its own conversion raises but TypeErrors, it knows best.
+pub fn wrong_kind(argument: &str, given: &Bound<'_, PyAny>, expected: &str, error: PyErr) -> PyErr {
+    if !error.is_instance_of::<PyTypeError>(given.py()) {
+        return error;
+    }
+    match given.get_type().name() {
+        Ok(kind) => PyTypeError::new_err(format!("{argument} is a {kind}, expected {expected}")),
+        Err(error) => error,
+    }
 }
 
-/// The error for a number that is not as expected.
-pub fn invalid(argument: &str, value: f64, expected: &str) -> PyErr {
-    PyValueError::new_err(format!("Invalid {argument}: {value}; expected {expected}"))
+/// What a word stands for among those known.
+pub fn choice<T: Clone>(argument: &str, given: &Bound<'_, PyAny>, known: &[(&str, T)]) -> PyResult<T> {
+    let word = given.extract::<&str>().ok();
+    if let Some((_, meant)) = known.iter().find(|(name, _)| Some(*name) == word) {
+        return Ok(meant.clone());
+    }
+    let (last, others) = known.split_last().expect("there is a choice");
+    let others: Vec<_> = others.iter().map(|(name, _)| format!("'{name}'")).collect();
+    let expected = format!("{} or '{}'", others.join(", "), last.0);
+    Err(invalid(argument, given.repr()?, &expected))
+}
+
+/// The number that came.
+pub fn number(argument: &str, given: &Bound<'_, PyAny>) -> PyResult<f64> {
+    let extracted = given.extract();
+    extracted.map_err(|error| wrong_kind(argument, given, "a number", error))
 }
 
 /// The number, unless it is negative, infinite or NaN.
-pub fn at_least_zero(argument: &str, value: f64) -> PyResult<f64> {
-    match value >= 0.0 && value.is_finite() {
-        true => Ok(value),
-        false => Err(invalid(argument, value, "a finite number of at least 0")),
-    }
+pub fn at_least_zero(argument: &str, given: &Bound<'_, PyAny>) -> PyResult<f64> {
+    let expected = "a finite number of at least 0";
+    number_where(argument, given, |x| x >= 0.0 && x.is_finite(), expected)
 }
 
 /// The number, unless it is infinite or NaN.
-pub fn finite(argument: &str, value: f64) -> PyResult<f64> {
-    match value.is_finite() {
-        true => Ok(value),
-        false => Err(invalid(argument, value, "a finite number")),
-    }
+pub fn finite(argument: &str, given: &Bound<'_, PyAny>) -> PyResult<f64> {
+    number_where(argument, given, f64::is_finite, "a finite number")
+}
+
+/// The number, unless it is NaN.
+pub fn no_nan(argument: &str, given: &Bound<'_, PyAny>) -> PyResult<f64> {
+    number_where(argument, given, |x| !x.is_nan(), "a number")
 }
 
 /// The number, unless it lies outside 0 and 1 or is NaN.
-pub fn share(argument: &str, value: f64) -> PyResult<f64> {
-    match (0.0..=1.0).contains(&value) {
+pub fn share(argument: &str, given: &Bound<'_, PyAny>) -> PyResult<f64> {
+    number_where(
+        argument,
+        given,
+        |x| (0.0..=1.0).contains(&x),
+        "a number from 0 to 1",
+    )
+}
+
+fn number_where(
+    argument: &str,
+    given: &Bound<'_, PyAny>,
+    holds: impl Fn(f64) -> bool,
+    expected: &str,
+) -> PyResult<f64> {
+    let value = number(argument, given)?;
+    match holds(value) {
         true => Ok(value),
-        false => Err(invalid(argument, value, "a number from 0 to 1")),
+        false => Err(invalid(argument, given, expected)),
     }
+}
+
+fn invalid(argument: &str, given: impl std::fmt::Display, expected: &str) -> PyErr {
+    PyValueError::new_err(format!("Invalid {argument}: {given}; expected {expected}"))
 }

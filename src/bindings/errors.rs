@@ -133,7 +133,7 @@ impl fmt::Display for Problem {
                 "has elements that share memory (an expanded view?), expected one place for each"
             ),
             Overlaps { other } => write!(f, "shares memory with {other}, expected separate memory"),
-            Step { value } => write!(f, "is {value}, expected a whole number of at least 0"),
+            Step { value } => write!(f, "is {value:?}, expected a whole number of at least 0"),
             Combination {
                 param,
                 states,

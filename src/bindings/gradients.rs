@@ -4,7 +4,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use smallvec::{SmallVec, smallvec};
 
-use super::arguments::{at_least_zero, finite};
+use super::arguments::{at_least_zero, finite, share};
 use super::call::{Call, Names, Owner, Role};
 use super::errors::Problem;
 use super::view::View;
@@ -20,13 +20,13 @@ pub fn orthogonal(
     py: Python<'_>,
     forward: List<'_>,
     backward: List<'_>,
-    scale: f64,
-    eps: f64,
+    scale: &Bound<'_, PyAny>,
+    eps: &Bound<'_, PyAny>,
     per_tensor: bool,
     threads: usize,
 ) -> PyResult<Vec<f64>> {
-    finite("scale", scale)?;
-    at_least_zero("eps", eps)?;
+    let scale = finite("scale", scale)?;
+    let eps = at_least_zero("eps", eps)?;
     let inputs = [("forward", &forward), ("backward", &backward)];
     let mut lists = take(&inputs, &inputs[1..])?;
     let kappas = lists.project(py, threads, per_tensor, |products| {
@@ -47,14 +47,14 @@ pub fn orthogonal_combine(
     forward: List<'_>,
     backward: List<'_>,
     outputs: List<'_>,
-    eta: f64,
-    eps: f64,
+    eta: &Bound<'_, PyAny>,
+    eps: &Bound<'_, PyAny>,
     per_tensor: bool,
     skip_nonfinite: bool,
     threads: usize,
 ) -> PyResult<Option<Vec<f64>>> {
-    finite("eta", eta)?;
-    at_least_zero("eps", eps)?;
+    let eta = finite("eta", eta)?;
+    let eps = at_least_zero("eps", eps)?;
     let inputs = [("extra", &extra), ("forward", &forward), ("backward", &backward)];
     let outputs = [("out", &outputs)];
     take(&inputs, &outputs)?.project(py, threads, per_tensor, |products| {
@@ -103,7 +103,11 @@ pub fn combine(
         return Err(PyValueError::new_err(message));
     }
     let named = |word: &str, many: usize| (0..many).map(|i| format!("{word}[{i}]")).collect::<Vec<_>>();
-    let (names, out) = (named("gradients", lists.len()), named("out", outputs.len()));
+    let names = named("gradients", lists.len());
+    let out = match outputs.len() {
+        1 => vec!["out".into()],
+        many => named("out", many),
+    };
     let inputs: Vec<_> = names.iter().map(String::as_str).zip(&lists).collect();
     let outputs: Vec<_> = out.iter().map(String::as_str).zip(&outputs).collect();
     let all: Factors = factors.into_iter().flatten().collect();
@@ -112,12 +116,14 @@ pub fn combine(
 
 /// Moves the targets the share `tau` of the way to the sources; see `_core.pyi`.
 #[pyfunction]
-pub fn ema(py: Python<'_>, targets: List<'_>, sources: List<'_>, tau: f64, threads: usize) -> PyResult<()> {
-    if !(0.0..=1.0).contains(&tau) {
-        return Err(PyValueError::new_err(format!(
-            "Invalid tau: {tau}; expected 0 <= tau <= 1"
-        )));
-    }
+pub fn ema(
+    py: Python<'_>,
+    targets: List<'_>,
+    sources: List<'_>,
+    tau: &Bound<'_, PyAny>,
+    threads: usize,
+) -> PyResult<()> {
+    let tau = share("tau", tau)?;
     let inputs = [("target", &targets), ("source", &sources)];
     let mut lists = take(&inputs, &inputs[..1])?;
     if let Some(i) = (0..targets.len()).find(|&i| targets[i].is_none() != sources[i].is_none()) {

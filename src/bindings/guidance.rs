@@ -4,7 +4,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use smallvec::SmallVec;
 
-use super::arguments::{finite, invalid, share, unknown};
+use super::arguments::{choice, finite, no_nan, share};
 use super::call::{Call, Owner, Role};
 use super::view::View;
 use crate::kernels::guidance::{self, Apg, MAX_INPUTS, Memory, Method};
@@ -14,65 +14,63 @@ use crate::kernels::storage::Access;
 #[pyclass(frozen, module = "ferrostep._core")]
 pub struct Guidance(guidance::Guidance);
 
-fn checked(method: Method, scales: Vec<f64>, rescale: f64) -> PyResult<Guidance> {
-    for &scale in &scales {
-        finite("scale", scale)?;
+type Number<'a, 'py> = &'a Bound<'py, PyAny>;
+type Numbers<'py> = Vec<Bound<'py, PyAny>>;
+
+impl Guidance {
+    fn scaled(method: Method, scales: &Numbers<'_>, rescale: f64) -> PyResult<Self> {
+        let scales = scales.iter().map(|scale| finite("scale", scale));
+        Ok(Guidance(guidance::Guidance {
+            method,
+            scales: scales.collect::<PyResult<_>>()?,
+            rescale,
+        }))
     }
-    let rescale = share("rescale", rescale)?;
-    Ok(Guidance(guidance::Guidance {
-        method,
-        scales,
-        rescale,
-    }))
+
+    fn rescaled(method: Method, scales: &Numbers<'_>, rescale: Number<'_, '_>) -> PyResult<Self> {
+        Guidance::scaled(method, scales, share("rescale", rescale)?)
+    }
 }
 
 #[pymethods]
 impl Guidance {
     #[staticmethod]
-    fn cfg(scales: Vec<f64>, rescale: f64) -> PyResult<Self> {
-        checked(Method::Cfg, scales, rescale)
+    fn cfg(scales: Numbers<'_>, rescale: Number<'_, '_>) -> PyResult<Self> {
+        Guidance::rescaled(Method::Cfg, &scales, rescale)
     }
 
     #[staticmethod]
     fn apg(
-        scales: Vec<f64>,
-        eta: f64,
-        norm_threshold: f64,
-        momentum: Option<f64>,
-        base: &str,
-        rescale: f64,
+        scales: Numbers<'_>,
+        eta: Number<'_, '_>,
+        norm_threshold: Number<'_, '_>,
+        momentum: Option<Number<'_, '_>>,
+        base: Number<'_, '_>,
+        rescale: Number<'_, '_>,
     ) -> PyResult<Self> {
-        if norm_threshold.is_nan() {
-            return Err(invalid("norm_threshold", norm_threshold, "a number"));
-        }
-        let from_uncond = match base {
-            "cond" => false,
-            "uncond" => true,
-            other => return Err(unknown("base", other, "'cond' or 'uncond'")),
-        };
         let apg = Apg {
+            threshold: no_nan("norm_threshold", norm_threshold)?,
+            from_uncond: choice("base", base, &[("cond", false), ("uncond", true)])?,
             eta: finite("eta", eta)?,
-            threshold: norm_threshold,
             momentum: momentum
                 .map(|momentum| finite("momentum", momentum))
                 .transpose()?,
-            from_uncond,
         };
-        checked(Method::Apg(apg), scales, rescale)
+        Guidance::rescaled(Method::Apg(apg), &scales, rescale)
     }
 
     #[staticmethod]
-    fn cfg_zero_star(scales: Vec<f64>, rescale: f64) -> PyResult<Self> {
-        checked(Method::ZeroStar, scales, rescale)
+    fn cfg_zero_star(scales: Numbers<'_>, rescale: Number<'_, '_>) -> PyResult<Self> {
+        Guidance::rescaled(Method::ZeroStar, &scales, rescale)
     }
 
     #[staticmethod]
-    fn tangential(scales: Vec<f64>, rescale: f64) -> PyResult<Self> {
-        checked(Method::Tangential, scales, rescale)
+    fn tangential(scales: Numbers<'_>, rescale: Number<'_, '_>) -> PyResult<Self> {
+        Guidance::rescaled(Method::Tangential, &scales, rescale)
     }
 
     #[staticmethod]
-    fn perp_neg(scales: Vec<f64>, weights: Vec<f64>) -> PyResult<Self> {
+    fn perp_neg(scales: Numbers<'_>, weights: Numbers<'_>) -> PyResult<Self> {
         let most = MAX_INPUTS - 2;
         if weights.is_empty() || weights.len() > most {
             return Err(PyValueError::new_err(format!(
@@ -80,15 +78,19 @@ impl Guidance {
                 weights.len()
             )));
         }
-        for (i, &weight) in weights.iter().enumerate() {
-            finite(&format!("weights[{i}]"), weight)?;
-        }
-        checked(Method::PerpNeg { weights }, scales, 0.0)
+        let weights = weights.iter().enumerate();
+        let weights = weights.map(|(i, weight)| finite(&format!("weights[{i}]"), weight));
+        let weights = weights.collect::<PyResult<_>>()?;
+        Guidance::scaled(Method::PerpNeg { weights }, &scales, 0.0)
     }
 
     #[staticmethod]
-    fn project() -> PyResult<Self> {
-        checked(Method::Project, vec![1.0], 0.0)
+    fn project() -> Self {
+        Guidance(guidance::Guidance {
+            method: Method::Project,
+            scales: vec![1.0],
+            rescale: 0.0,
+        })
     }
 
     /// Computes the outputs; see `_core.pyi`.

@@ -18,7 +18,7 @@ pub struct Map(Simplex);
 #[pymethods]
 impl Map {
     #[staticmethod]
-    fn simplex(s: f64) -> PyResult<Map> {
+    fn simplex(s: &Bound<'_, PyAny>) -> PyResult<Map> {
         let sum = at_least_zero("s", s)?;
         Ok(Map(Simplex { sum }))
     }

@@ -6,7 +6,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use smallvec::SmallVec;
 
-use super::arguments::{at_least_zero, unknown};
+use super::arguments::{at_least_zero, choice};
 use super::call::Role;
 use super::errors::Problem;
 use super::orthogonal::{self, Schedule};
@@ -34,9 +34,9 @@ impl Transform {
     #[pyo3(signature = (*, schedule, eps, algorithm, precision, restarts))]
     fn orthogonalize(
         schedule: &Schedule,
-        eps: f64,
-        algorithm: &str,
-        precision: &str,
+        eps: &Bound<'_, PyAny>,
+        algorithm: &Bound<'_, PyAny>,
+        precision: &Bound<'_, PyAny>,
         restarts: Vec<i64>,
     ) -> PyResult<Self> {
         let options = orthogonal::options(schedule, algorithm, precision, eps, &restarts)?;
@@ -45,7 +45,7 @@ impl Transform {
 
     #[staticmethod]
     #[pyo3(signature = (*, eps))]
-    fn normalize(eps: f64) -> PyResult<Self> {
+    fn normalize(eps: &Bound<'_, PyAny>) -> PyResult<Self> {
         let eps = at_least_zero("eps", eps)?;
         Transform::of(Normalize { eps })
     }
@@ -58,7 +58,12 @@ impl Transform {
 
     #[staticmethod]
     #[pyo3(signature = (*, gamma, rms_eps, of_normalized, eps))]
-    fn divide_by_cosh(gamma: f64, rms_eps: f64, of_normalized: bool, eps: f64) -> PyResult<Self> {
+    fn divide_by_cosh(
+        gamma: &Bound<'_, PyAny>,
+        rms_eps: &Bound<'_, PyAny>,
+        of_normalized: bool,
+        eps: &Bound<'_, PyAny>,
+    ) -> PyResult<Self> {
         Transform::of(DivideByCosh {
             gamma: at_least_zero("gamma", gamma)?,
             rms_eps: at_least_zero("rms_eps", rms_eps)?,
@@ -88,8 +93,8 @@ impl MatrixRule {
         nesterov: bool,
         maximize: bool,
         transforms: Vec<PyRef<'_, Transform>>,
-        adjust_lr: &str,
-        ndim_policy: &str,
+        adjust_lr: &Bound<'_, PyAny>,
+        ndim_policy: &Bound<'_, PyAny>,
         num_heads: Option<usize>,
         split_sizes: Option<Vec<usize>>,
         cautious_weight_decay: bool,
@@ -108,21 +113,14 @@ impl MatrixRule {
                 lr,
                 weight_decay,
                 cautious: cautious_weight_decay,
-                adjust_lr: self::adjust_lr(adjust_lr)?,
+                adjust_lr: choice("adjust_lr_fn", adjust_lr, ADJUSTMENTS)?,
             },
             skip_zero_grad,
         };
-        let layout = match (ndim_policy, num_heads, split_sizes) {
-            (_, Some(heads), _) => Layout::Heads(heads),
-            (_, _, Some(heights)) => Layout::Split(heights),
-            ("error", ..) => Layout::Matrix,
-            ("flatten", ..) => Layout::Flatten,
-            ("batch", ..) => Layout::Batch,
-            ("whole", ..) => Layout::Whole,
-            (other, ..) => {
-                let expected = "'error', 'flatten', 'batch' or 'whole'";
-                return Err(unknown("ndim_policy", other, expected));
-            }
+        let layout = match (num_heads, split_sizes) {
+            (Some(heads), _) => Layout::Heads(heads),
+            (_, Some(heights)) => Layout::Split(heights),
+            _ => choice("ndim_policy", ndim_policy, LAYOUTS)?,
         };
         Ok(MatrixRule { rule, layout })
     }
@@ -135,19 +133,19 @@ impl MatrixRule {
     }
 }
 
-fn adjust_lr(name: &str) -> PyResult<AdjustLr> {
-    match name {
-        "none" => Ok(AdjustLr::None),
-        "original" => Ok(AdjustLr::Original),
-        "match_rms_adamw" => Ok(AdjustLr::MatchRmsAdamw),
-        "spectral_unclamped" => Ok(AdjustLr::SpectralUnclamped),
-        other => Err(unknown(
-            "adjust_lr_fn",
-            other,
-            "'original', 'match_rms_adamw' or 'spectral_unclamped'",
-        )),
-    }
-}
+const ADJUSTMENTS: &[(&str, AdjustLr)] = &[
+    ("none", AdjustLr::None),
+    ("original", AdjustLr::Original),
+    ("match_rms_adamw", AdjustLr::MatchRmsAdamw),
+    ("spectral_unclamped", AdjustLr::SpectralUnclamped),
+];
+
+const LAYOUTS: &[(&str, Layout)] = &[
+    ("error", Layout::Matrix),
+    ("flatten", Layout::Flatten),
+    ("batch", Layout::Batch),
+    ("whole", Layout::Whole),
+];
 
 /// Checks the tensors of a parameter group and takes them in.
 pub fn add(

@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 use smallvec::SmallVec;
 
-use super::arguments::{at_least_zero, unknown};
+use super::arguments::{at_least_zero, choice};
 use super::call::{Call, Names, Owner, Role};
 use super::errors::Problem;
 use crate::kernels::matrix::{Layout, Part};
@@ -49,15 +49,15 @@ impl Schedule {
 /// How to orthogonalize, checked.
 pub fn options(
     schedule: &Schedule,
-    algorithm: &str,
-    precision: &str,
-    eps: f64,
+    algorithm: &Bound<'_, PyAny>,
+    precision: &Bound<'_, PyAny>,
+    eps: &Bound<'_, PyAny>,
     restarts: &[i64],
 ) -> PyResult<Options> {
-    let precision = self::precision(precision)?;
+    let precision = choice("precision", precision, PRECISIONS)?;
     if precision == Precision::Bfloat16 && schedule.0.needs_exact_factors() {
         return Err(PyValueError::new_err(
-            "Invalid precision: \"bfloat16\" rounds singular values past what cubic5 keeps positive; \
+            "Invalid precision: 'bfloat16' rounds singular values past what cubic5 keeps positive; \
              expected 'auto', 'float32' or 'float64'",
         ));
     }
@@ -67,35 +67,25 @@ pub fn options(
     };
     Ok(Options {
         schedule: schedule.0.clone(),
-        algorithm: self::algorithm(algorithm)?,
+        algorithm: choice("algorithm", algorithm, ALGORITHMS)?,
         precision,
         eps: at_least_zero("eps", eps)?,
         restarts: restarts.iter().map(restart).collect::<PyResult<_>>()?,
     })
 }
 
-fn algorithm(name: &str) -> PyResult<Algorithm> {
-    match name {
-        "auto" => Ok(Algorithm::Auto),
-        "standard" => Ok(Algorithm::Standard),
-        "gram" => Ok(Algorithm::Gram),
-        other => Err(unknown("algorithm", other, "'auto', 'standard' or 'gram'")),
-    }
-}
+const ALGORITHMS: &[(&str, Algorithm)] = &[
+    ("auto", Algorithm::Auto),
+    ("standard", Algorithm::Standard),
+    ("gram", Algorithm::Gram),
+];
 
-fn precision(name: &str) -> PyResult<Precision> {
-    match name {
-        "auto" => Ok(Precision::Auto),
-        "float64" => Ok(Precision::Float64),
-        "float32" => Ok(Precision::Float32),
-        "bfloat16" => Ok(Precision::Bfloat16),
-        other => Err(unknown(
-            "precision",
-            other,
-            "'auto', 'float64', 'float32' or 'bfloat16'",
-        )),
-    }
-}
+const PRECISIONS: &[(&str, Precision)] = &[
+    ("auto", Precision::Auto),
+    ("float64", Precision::Float64),
+    ("float32", Precision::Float32),
+    ("bfloat16", Precision::Bfloat16),
+];
 
 /// Orthogonalizes every matrix of every tensor; see `_core.pyi`.
 #[pyfunction]
@@ -106,9 +96,9 @@ pub fn orthogonalize(
     inputs: &Bound<'_, PyList>,
     outputs: &Bound<'_, PyList>,
     schedule: &Schedule,
-    eps: f64,
-    algorithm: &str,
-    precision: &str,
+    eps: &Bound<'_, PyAny>,
+    algorithm: &Bound<'_, PyAny>,
+    precision: &Bound<'_, PyAny>,
     restarts: Vec<i64>,
     threads: usize,
 ) -> PyResult<()> {

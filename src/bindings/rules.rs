@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyString, PyTuple};
 
+use super::arguments::{number, wrong_kind};
 use super::matrix::{self, MatrixRule};
 use super::parameters::{Inputs, Ledger, Writes, combination};
 use crate::kernels::elementwise::{
@@ -196,27 +197,13 @@ impl Source for Given<'_, '_> {
     type Error = PyErr;
 
     fn number(&mut self, name: &'static str) -> PyResult<f64> {
-        let value = self.take(name)?;
-        value
-            .extract()
-            .map_err(|error| expected(name, "a number", &value, error))
+        number(name, &self.take(name)?)
     }
 
     fn flag(&mut self, name: &'static str) -> PyResult<bool> {
         let value = self.take(name)?;
         value
             .extract()
-            .map_err(|error| expected(name, "a bool", &value, error))
-    }
-}
-
-/// The error for a value of another type; what its own conversion raises otherwise, it knows best.
-fn expected(name: &str, kind: &str, value: &Bound<'_, PyAny>, error: PyErr) -> PyErr {
-    if !error.is_instance_of::<PyTypeError>(value.py()) {
-        return error;
-    }
-    match value.get_type().name() {
-        Ok(of_value) => PyTypeError::new_err(format!("{name} is a {of_value}, expected {kind}")),
-        Err(error) => error,
+            .map_err(|error| wrong_kind(name, &value, "a bool", error))
     }
 }

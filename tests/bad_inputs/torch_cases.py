@@ -424,7 +424,7 @@ STEP_CASES: tuple[Case, ...] = (
     Case(
         "negative step",
         ValueError,
-        of_group_1("step", "is -3, expected a whole number"),
+        of_group_1("step", "is -3.0, expected a whole number"),
         lambda t: t.state("step")["step"].fill_(-3),
     ),
     Case(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core, reference
-from ferrostep.errors import Problem, wrong_kind
+from ferrostep.errors import Problem
 from ferrostep.optim.base import (
     InPlaceOptimizer,
     NewState,
@@ -22,6 +22,7 @@ from ferrostep.optim.base import (
     without_dynamo,
     zero_state,
 )
+from ferrostep.reference import checks
 
 COMPENSATIONS = {"kahan": "kahan_comp", "split": "master_low"}
 """The states that make up for rounding."""
@@ -222,8 +223,7 @@ class RuleOptimizer(InPlaceOptimizer):
         """Make the state tensors that are missing, and return all."""
         for position, p in zip(found.positions, found.params, strict=True):
             if p.layout != torch.strided:
-                where = f"param of parameter {position} in group {number}"
-                raise RuntimeError(f"{where} has layout {p.layout}; sparse tensors are not supported")
+                raise Problem.LAYOUT.of(f"param of parameter {position} in group {number}", p.layout, torch.strided)
             self._check_state(number, position, rule, self.state.get(p, {}))
             for name in names:
                 if name not in self.state.get(p, ()):
@@ -294,46 +294,29 @@ class Gathered(NamedTuple):
     def check_for_reference(self) -> None:
         """Raise for what plain torch cannot update, or would by broadcasting."""
         for i, (p, grad) in enumerate(zip(self.params, self.grads, strict=True)):
-            if not (p.is_floating_point() or p.is_complex()):
-                raise Problem.DTYPE.of(self._place("param", i), p.dtype, "a floating-point one")
-            self._check_twin("grad", i, grad, p.shape)
-            if grad.dtype != p.dtype:
-                raise Problem.DTYPE.of(self._place("grad", i), grad.dtype, p.dtype)
-            for name, column in self.columns.items():
-                if name == "step":
-                    self._check_step(i, column[i])
-                elif column[i] is not None:
-                    self._check_twin(name, i, column[i], self.rule.state_shape(name, p))
-            if self.compensation is not None and has_16_bits(p):
-                self._check_compensation(i, p, self.compensation[i])
+            checks.alike([(self._place("param", i), p), (self._place("grad", i), grad)], pairs=True)
             for name in self.rule.states:
-                if (self.columns[name][i].dtype in DOUBLE) != (p.dtype in DOUBLE):
-                    where = self._place(name, i)
-                    raise ValueError(
-                        f"{where} has dtype {self.columns[name][i].dtype}, but the parameter has {p.dtype}"
-                    )
+                self._check_state(name, i)
+            if self.compensation is not None and has_16_bits(p):
+                self._check_compensation(i)
+            if "step" in self.columns:
+                checks.counter(self._place("step", i), self.columns["step"][i])
 
-    def _check_compensation(self, i: int, p: Tensor, compensation: Tensor) -> None:
-        name = COMPENSATIONS[self.rounding]
+    def _check_state(self, name: str, i: int) -> None:
+        p, state, place = self.params[i], self.columns[name][i], self._place(name, i)
+        checks.readable(place, state, pairs=p.is_complex())
+        checks.like(place, state, p, shape=self.rule.state_shape(name, p), dtype=p.dtype if p.is_complex() else None)
+        if (state.dtype in DOUBLE) != (p.dtype in DOUBLE):
+            raise ValueError(f"{place} has dtype {state.dtype}, but the parameter has {p.dtype}")
+
+    def _check_compensation(self, i: int) -> None:
+        name, p = COMPENSATIONS[self.rounding], self.params[i]
         if self.rounding == "split" and p.dtype != torch.bfloat16:
             where = self._place("param", i)
             raise ValueError(f"{where} has dtype {p.dtype}, but master_weights='split' takes torch.bfloat16")
-        expected = dtype_of(name, p, self.group)
-        if compensation.dtype != expected:
-            raise Problem.DTYPE.of(self._place(name, i), compensation.dtype, expected)
-
-    def _check_step(self, i: int, step: Tensor) -> None:
-        if step.numel() != 1 or (not is_fake(step) and (step < 0 or step % 1 != 0)):
-            raise ValueError(f"{self._place('step', i)} is {step}, expected one whole number")
-
-    def _check_twin(self, name: str, i: int, tensor: Tensor, shape: Sequence[int]) -> None:
-        if not isinstance(tensor, Tensor):
-            raise wrong_kind(self._place(name, i), tensor, "a torch.Tensor")
-        if tensor.layout != torch.strided:
-            where = self._place(name, i)
-            raise RuntimeError(f"{where} has layout {tensor.layout}; sparse tensors are not supported")
-        if tensor.shape != tuple(shape):
-            raise Problem.SHAPE.of(self._place(name, i), list(tensor.shape), list(shape))
+        compensation, place = self.columns[name][i], self._place(name, i)
+        checks.tensor(place, compensation)
+        checks.like(place, compensation, p, shape=p.shape, dtype=dtype_of(name, p, self.group))
 
     def _place(self, name: str, i: int) -> str:
         return f"{name} of parameter {self.positions[i]} in group {self.number}"

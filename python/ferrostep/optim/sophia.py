@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core, reference
-from ferrostep.errors import Problem
 from ferrostep.optim.base import NewState, without_dynamo, zero_state
 from ferrostep.optim.rules import ElementwiseRule, Found, Gathered, RuleOptimizer, check_place
+from ferrostep.reference import checks
 
 
 class Estimator(NamedTuple):
@@ -137,7 +137,5 @@ def _check_for_reference(number: int, group: dict[str, Any], found: list[Refresh
     for position, p, hessian, inputs in found:
         place = f"of parameter {position} in group {number}"
         for name, x in (("hessian", hessian), *(("gradient or estimate", x) for x in inputs)):
-            if x.layout != torch.strided:
-                raise RuntimeError(f"{name} {place} has layout {x.layout}; sparse tensors are not supported")
-            if x.shape != p.shape:
-                raise Problem.SHAPE.of(f"{name} {place}", list(x.shape), list(p.shape))
+            checks.readable(f"{name} {place}", x)
+            checks.like(f"{name} {place}", x, p, shape=p.shape)

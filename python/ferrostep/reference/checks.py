@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -25,32 +25,70 @@ def tensor(name: str, x: Any, expected: str = "a torch.Tensor") -> None:
         raise wrong_kind(name, x, expected)
 
 
-def finite(**numbers: float) -> None:
+def finite(**numbers: float | Tensor) -> None:
     """Refuse NaN and infinity, and what is no number."""
+    _where(numbers, math.isfinite, "a finite number")
+
+
+def at_least_zero(**numbers: float | Tensor) -> None:
+    """Refuse NaN, infinity and negative numbers, and what is no number."""
+    _where(numbers, lambda x: 0 <= x < math.inf, "a finite number of at least 0")
+
+
+def share(**numbers: float | Tensor) -> None:
+    """Refuse what does not lie from 0 to 1, and what is no number."""
+    _where(numbers, lambda x: 0 <= x <= 1, "a number from 0 to 1")
+
+
+def _where(numbers: dict[str, float | Tensor], holds: Callable[[Any], Any], expected: str) -> None:
     for name, x in numbers.items():
         if not hasattr(x, "__float__"):
             raise wrong_kind(name, x, "a number")
-        if not math.isfinite(x):
-            raise Problem.NUMBER.of(name, x, "a finite number")
+        if not holds(x):
+            raise Problem.NUMBER.of(name, x, expected)
+
+
+def readable(name: str, x: Any, *, pairs: bool = False) -> None:
+    """Refuse what is no dense tensor of floats, or complex, without `pairs`."""
+    tensor(name, x)
+    if x.layout != torch.strided:
+        raise Problem.LAYOUT.of(name, x.layout, torch.strided)
+    if x.dtype not in FLOATS and not (pairs and x.is_complex()):
+        raise Problem.DTYPE.of(name, x.dtype, NAMED_FLOATS)
+
+
+def like(name: str, x: Tensor, other: Tensor, *, shape: Sequence[int], dtype: torch.dtype | None = None) -> None:
+    """Refuse a tensor of another shape, dtype (if one is expected), or device than that of `other`."""
+    if x.shape != tuple(shape):
+        raise Problem.SHAPE.of(name, list(x.shape), list(shape))
+    if dtype is not None and x.dtype != dtype:
+        raise Problem.DTYPE.of(name, plain_name(x.dtype), plain_name(dtype))
+    if x.device != other.device:
+        raise Problem.DEVICE.of(name, x.device, other.device)
 
 
 def alike(tensors: Iterable[tuple[str, Any]], *, pairs: bool = False) -> None:
     """Refuse what is no tensor of the first one's shape, dtype and device; or complex, without `pairs`."""
     first: Tensor | None = None
     for name, x in tensors:
-        tensor(name, x)
-        if x.layout != torch.strided:
-            raise Problem.LAYOUT.of(name, x.layout, torch.strided)
-        if x.dtype not in FLOATS and not (pairs and x.is_complex()):
-            raise Problem.DTYPE.of(name, x.dtype, NAMED_FLOATS)
-        if first is None:
-            first = x
-        if x.shape != first.shape:
-            raise Problem.SHAPE.of(name, list(x.shape), list(first.shape))
-        if x.dtype != first.dtype:
-            raise Problem.DTYPE.of(name, *(str(each.dtype).removeprefix("torch.") for each in (x, first)))
-        if x.device != first.device:
-            raise Problem.DEVICE.of(name, x.device, first.device)
+        readable(name, x, pairs=pairs)
+        first = x if first is None else first
+        like(name, x, first, shape=first.shape, dtype=first.dtype)
+
+
+def counter(name: str, x: Any) -> None:
+    """Refuse what does not count steps: one whole number of at least 0."""
+    readable(name, x)
+    if x.dtype not in (torch.float32, torch.float64) or x.numel() != 1:
+        kind = f"{plain_name(x.dtype)} and {x.numel()} elements"
+        raise Problem.DTYPE.of(name, kind, "one float32 or float64 number")
+    if type(x) is Tensor and not x.item() % 1 == 0 <= x.item():
+        raise Problem.VALUE.of(name, x.item(), "a whole number of at least 0")
+
+
+def plain_name(dtype: torch.dtype) -> str:
+    """The dtype as the kernels call it."""
+    return str(dtype).removeprefix("torch.")
 
 
 def lists(named: Iterable[tuple[str, Sequence[Any]]]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ferrostep.errors import Problem, wrong_kind
+from ferrostep.errors import Problem
 from ferrostep.reference import checks
 
 Gradient = Sequence[Tensor | None]
@@ -109,10 +109,7 @@ def combined(
 @torch.no_grad()
 def moved(target: Sequence[Tensor], source: Sequence[Tensor], tau: float) -> list[Tensor]:
     """A target network, moved towards another."""
-    if not hasattr(tau, "__float__"):
-        raise wrong_kind("tau", tau, "a number")
-    if not 0 <= tau <= 1:
-        raise Problem.NUMBER.of("tau", tau, "0 <= tau <= 1")
+    checks.share(tau=tau)
     return [_between(t, s, tau) for t, s in zip(target, source, strict=True)]
 
 
@@ -124,9 +121,7 @@ def ema_(target: Sequence[Tensor], source: Sequence[Tensor], tau: float) -> None
 
 
 def _kappas(forward: Gradient, backward: Gradient, eps: float, per_tensor: bool) -> list[float]:
-    checks.finite(eps=eps)
-    if eps < 0:
-        raise Problem.NUMBER.of("eps", eps, "a finite number of at least 0")
+    checks.at_least_zero(eps=eps)
     if per_tensor:
         return [_kappa([f], [b], eps) for f, b in zip(forward, backward, strict=True)]
     return [_kappa(forward, backward, eps)] * len(forward)

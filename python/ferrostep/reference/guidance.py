@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ferrostep.errors import Problem, wrong_choice
+from ferrostep.errors import wrong_choice
+from ferrostep.reference import checks
 from ferrostep.reference.checks import wide
 
 Dims = int | Sequence[int] | None
@@ -162,8 +163,7 @@ def _ratio(dividend: Tensor, divisor: Tensor) -> Tensor:
 
 
 def _rescaled(guided: Tensor, c: Tensor, rescale: float | Tensor, dims: Dims) -> Tensor:
-    if not 0 <= rescale <= 1:
-        raise Problem.NUMBER.of("rescale", rescale, "a number from 0 to 1")
+    checks.share(rescale=rescale)
     if rescale == 0:
         return guided
     cond, own = _deviation(c, dims), _deviation(guided, dims)
