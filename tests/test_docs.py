@@ -15,7 +15,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def blocks(text: str) -> list[str]:
-    return re.findall(r"^```python(?: continued)?\n(.*?)^```", text, re.M | re.S)
+    return re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
 
 
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", (DOCS / "sophia.md").read_text(), re.M | re.S))

@@ -95,7 +95,14 @@ class ElementwiseRule:
     def __init__(self, name: str, plain: reference.ReferenceRule, *, counts_steps: bool = False) -> None:
         self.name = name
         self.reference = plain
-        self.states, _, depends_on_step = _core.rules()[name]
+        rules = _core.rules()
+        if name not in rules:
+            raise Problem.NUMBER.of(
+                "name of a rule",
+                repr(name),
+                f"one that the extension module was built with: {', '.join(rules)}",
+            )
+        self.states, _, depends_on_step = rules[name]
         self.counts_steps = counts_steps or depends_on_step
 
     def of(self, group: dict[str, Any]) -> Rule:

@@ -158,21 +158,20 @@ where
     R: Rule<N>,
 {
     let sweep = Sweep::<F, P, S, M, R, N> {
-        rule: *rule, // a copy: the compiler sees that no store changes it
         span: *span,
         types: PhantomData,
     };
-    dispatch(Isa::current(), sweep)
+    dispatch(Isa::current(), (*rule, sweep)) // a copy: the compiler sees that no store changes it
 }
 
-/// A rule and where it goes, which is as [`Kernel`] asks.
+/// Where a rule goes, which is as [`Kernel`] asks.
 struct Sweep<F, P, S, M, R, const N: usize> {
-    rule: R,
     span: Span<N>,
-    types: PhantomData<(F, P, S, M)>,
+    types: PhantomData<(F, P, S, M, R)>,
 }
 
-impl<F, P, S, M, R, const N: usize> Routine for Sweep<F, P, S, M, R, N>
+/// The rule comes first: this is compiled with its module.
+impl<F, P, S, M, R, const N: usize> Routine for (R, Sweep<F, P, S, M, R, N>)
 where
     F: Arithmetic,
     P: Stored<F>,
@@ -184,17 +183,17 @@ where
 
     #[inline(always)]
     unsafe fn run<A: Arch>(self) -> u32 {
-        let Sweep { rule, span, .. } = self;
+        let (rule, Sweep { span, .. }) = self;
         let lanes = F::Vector::<A>::LANES;
         let whole = span.len - span.len % lanes;
         let mut counted = 0;
         for i in (0..whole).step_by(lanes) {
             // SAFETY: a whole vector at `i` lies within the span.
-            counted += unsafe { Self::update::<A>(&rule, &span, i) };
+            counted += unsafe { Sweep::<F, P, S, M, R, N>::update::<A>(&rule, &span, i) };
         }
         if whole < span.len {
             // SAFETY: the rest lies within the span and is shorter than a vector.
-            counted += unsafe { Self::update_rest::<A>(&rule, &span, whole) };
+            counted += unsafe { Sweep::<F, P, S, M, R, N>::update_rest::<A>(&rule, &span, whole) };
         }
         counted
     }

@@ -1,4 +1,4 @@
-//! The engine with both rules: against the formulas in f64, and the same bits however the work is done.
+//! The engine with every rule: against the formulas in f64, and the same bits however the work is done.
 
 use std::sync::{Mutex, MutexGuard};
 

@@ -33,39 +33,54 @@ pub fn dispatch<R: Routine>(isa: Isa, routine: R) -> R::Output {
     unsafe {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::AmxBf16 | Isa::Avx512Bf16 | Isa::Avx512 => with_avx512(routine),
+            Isa::AmxBf16 | Isa::Avx512Bf16 | Isa::Avx512 => routine.with_avx512(),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => with_avx2(routine),
-            _ => with_baseline(routine),
+            Isa::Avx2 => routine.with_avx2(),
+            _ => routine.with_baseline(),
         }
     }
 }
 
-/// # Safety
-/// The CPU has AVX-512 F, BW, DQ and VL, and what [`with_avx2`] asks for.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn with_avx512<R: Routine>(routine: R) -> R::Output {
-    // SAFETY: the caller's promise.
-    unsafe { routine.run::<avx512::Avx512>() }
-}
-
-/// # Safety
-/// The CPU has AVX2, FMA and F16C.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn with_avx2<R: Routine>(routine: R) -> R::Output {
-    // SAFETY: the caller's promise.
-    unsafe { routine.run::<avx2::Avx2>() }
-}
-
-/// A function like the others: by itself the routine is seen to be read by nobody else, without which plain arrays of
-/// lanes do not become vector code.
+/// A routine compiled for each instruction set.
 ///
-/// # Safety
-/// None: the target guarantees what this uses.
-#[inline(never)]
-unsafe fn with_baseline<R: Routine>(routine: R) -> R::Output {
-    // SAFETY: every CPU of the target has the instructions.
-    unsafe { routine.run::<portable::Portable>() }
+/// Methods, and not functions: the compiler keeps a method with the module of its type (of a tuple, its first type), so
+/// that routines of several modules are compiled side by side, and again only where they have changed.
+trait Compiled: Routine {
+    /// # Safety
+    /// The CPU has AVX-512 F, BW, DQ and VL, and what [`Compiled::with_avx2`] asks for.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn with_avx512(self) -> Self::Output;
+
+    /// # Safety
+    /// The CPU has AVX2, FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn with_avx2(self) -> Self::Output;
+
+    /// # Safety
+    /// None: the target guarantees what this uses.
+    unsafe fn with_baseline(self) -> Self::Output;
+}
+
+impl<R: Routine> Compiled for R {
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    unsafe fn with_avx512(self) -> R::Output {
+        // SAFETY: the caller's promise.
+        unsafe { self.run::<avx512::Avx512>() }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn with_avx2(self) -> R::Output {
+        // SAFETY: the caller's promise.
+        unsafe { self.run::<avx2::Avx2>() }
+    }
+
+    /// A function like the others: by itself the routine is seen to be read by nobody else, without which plain arrays
+    /// of lanes do not become vector code.
+    #[inline(never)]
+    unsafe fn with_baseline(self) -> R::Output {
+        // SAFETY: every CPU of the target has the instructions.
+        unsafe { self.run::<portable::Portable>() }
+    }
 }

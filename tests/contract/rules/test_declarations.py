@@ -16,6 +16,7 @@ import ferrostep.numpy
 from ferrostep import _core, optim, reference
 from ferrostep.demo.optimizers import OPTIMIZERS
 from ferrostep.optim import sophia
+from ferrostep.optim.arguments import arguments_of
 from ferrostep.optim.rules import Rule, RuleOptimizer
 from tests.contract.rules.registry import ENTRIES, Entry, every_class, every_entry
 from tests.contract.training import parameters
@@ -46,24 +47,48 @@ def hyperparameters_of(function: Callable[..., Any]) -> list[str]:
 
 @every_public_class
 def test_the_class_is_in_the_registry(cls: type) -> None:
-    assert any(cls in entry.optimizer.__mro__ for entry in ENTRIES)
+    known = {each for entry in ENTRIES for each in entry.optimizer.__mro__}
+    assert cls in known, f"{cls.__name__}: an Entry is missing in tests/contract/rules/registry.py"
+
+
+@every_entry
+def test_the_class_is_public(entry: Entry) -> None:
+    assert set(entry.optimizer.__mro__) & set(PUBLIC), (
+        f"{entry.optimizer.__name__}: its name is missing in __all__ of python/ferrostep/optim/__init__.py"
+    )
 
 
 @every_public_class
 def test_the_class_is_in_the_readmes_list(cls: type) -> None:
     listed = re.findall(r"^\| `optim\..*?\|", (Path(__file__).parents[3] / "README.md").read_text(), re.M)
-    assert re.search(rf"\b{cls.__name__}\b", " ".join(listed))
+    missing = f"{cls.__name__}: a line is missing in README.md's table of optimizers"
+    assert re.search(rf"\b{cls.__name__}\b", " ".join(listed)), missing
 
 
 @every_public_class
 def test_the_demo_knows_the_class(cls: type) -> None:
     name = "muon" if cls is optim.MuonWithAuxAdamW else cls.__name__.lower()
-    assert name in {known.replace("_", "") for known in OPTIMIZERS}
+    known = {known.replace("_", "") for known in OPTIMIZERS}
+    assert name in known, f"{cls.__name__}: a line is missing in python/ferrostep/demo/optimizers.py"
 
 
 def test_every_rule_of_rust_is_some_classs() -> None:
     used = {rule_of(entry).kernel for entry in ENTRIES}
-    assert _core.rules().keys() == {name for name in used if isinstance(name, str)} | OF_REFRESHES.keys()
+    unused = _core.rules().keys() - used - OF_REFRESHES.keys()
+    assert not unused, f"no optimizer of tests/contract/rules/registry.py has Rust's {', '.join(unused)} for its rule"
+
+
+@every_public_class
+def test_numbers_are_checked(cls: type[RuleOptimizer]) -> None:
+    """A number of a signature is annotated by what it must be, and ``_arguments`` has all of them."""
+    declared = arguments_of(cls.__init__)
+    own = {name: argument for each in cls.__mro__ for name, argument in vars(each).get("_arguments", {}).items()}
+    assert declared.keys() <= own.keys(), f"{cls.__name__} lacks `_arguments = arguments_of(__init__)`"
+    for name, argument in declared.items():
+        is_number = isinstance(argument.default, float)
+        assert argument.checks or not is_number, (
+            f"{cls.__name__}'s {name} has no check: annotate it (optim/arguments.py)"
+        )
 
 
 @every_entry
@@ -73,7 +98,8 @@ def test_rust_and_plain_torch_have_the_same_hyperparameters(entry: Entry) -> Non
     if isinstance(rule.kernel, str):
         states, types, depends_on_step = _core.rules()[rule.kernel]
         assert rule.states == states
-        assert list(rule.hyperparameters) == list(types) == hyperparameters_of(rule.reference)
+        in_rust, in_torch = list(types), hyperparameters_of(rule.reference)
+        assert list(rule.hyperparameters) == in_rust == in_torch, f"Rust has {in_rust}, plain torch {in_torch}"
         assert rule.counts_steps >= depends_on_step
         annotations = rule.reference.__annotations__
         assert {name: annotations[name] == "bool" for name in types} == {name: types[name] is bool for name in types}
@@ -86,11 +112,10 @@ def test_refreshes_have_the_same_hyperparameters(name: str) -> None:
 
 @every_entry
 def test_the_docstring_names_the_states(entry: Entry) -> None:
-    documentation = entry.optimizer.__doc__ or ""
-    states = documentation[documentation.index("State per parameter") :]
-    rule = rule_of(entry)
-    named = "Muon's or AdamW's" in states or all(f"``{name}``" in states for name in rule.states)
-    assert named, rule.states
+    _, found, states = (entry.optimizer.__doc__ or "").partition("State per parameter")
+    assert found, f'{entry.optimizer.__name__}\'s docstring lacks the paragraph "State per parameter"'
+    missing = [name for name in rule_of(entry).states if f"``{name}``" not in states]
+    assert not missing or "Muon's or AdamW's" in states, f"{entry.optimizer.__name__}'s docstring lacks {missing}"
 
 
 @every_class
@@ -102,7 +127,8 @@ def test_defaults_and_groups_are_those_of_the_signature(entry: Entry) -> None:
 
 def test_reference_is_public() -> None:
     for entry in ENTRIES:
-        assert rule_of(entry).reference.__name__ in reference.__all__
+        name = rule_of(entry).reference.__name__
+        assert name in reference.__all__, f"{name} is missing in __all__ of python/ferrostep/reference/__init__.py"
 
 
 @pytest.mark.parametrize(

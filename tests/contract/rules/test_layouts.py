@@ -105,7 +105,7 @@ def test_new_state_has_the_layout_of_a_dense_parameter(entry: Entry) -> None:
 @every_elementwise_class
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_stochastic_rounding_follows_the_order_in_memory(entry: Entry, dtype: torch.dtype) -> None:
-    for layout in LAYOUTS.values():
+    for name, layout in LAYOUTS.items():
         results = []
         for backend in ("rust", "reference"):
             p = Parameter(layout(normal(SHAPE, dtype, 3)))
@@ -113,7 +113,8 @@ def test_stochastic_rounding_follows_the_order_in_memory(entry: Entry, dtype: to
             train(optimizer, [p], 2)
             results.append(p.detach().clone())
         torch.testing.assert_close(*results, rtol=2**-6, atol=1e-6)
-        assert (results[0] == results[1]).double().mean() > 0.98
+        if dtype != torch.float32:  # with other noise, about half would be rounded to the other neighbour
+            assert (results[0] == results[1]).double().mean() > 0.98, f"{name}: other noise than plain torch's"
 
 
 @every_elementwise_class

@@ -144,6 +144,15 @@ def spacing(values: Tensor) -> Tensor:
     return eps * torch.exp2(exponent.float() - 1)
 
 
+def assert_within(actual: Tensor, exact: Tensor, allowed: Tensor, what: str) -> None:
+    """Each element is off by no more than is allowed for it."""
+    excess = (actual.double() - exact).abs() - allowed
+    if not excess.le(0).all():
+        i = int(excess.flatten().nan_to_num(float("inf")).argmax())
+        found, expected, most = (float(x.flatten()[i]) for x in (actual, exact, allowed))
+        pytest.fail(f"{what}, element {i}: {found}, expected {expected} (plain torch in float64) +- {most}")
+
+
 @every_near_the_reference
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("dtype", SIXTEEN_BIT, ids=["bf16", "f16"])
@@ -160,25 +169,27 @@ def test_sixteen_bits_are_within_one_rounding_of_the_float32_result(
         after = contents(optimizer)
         rule = optimizer.rule(optimizer.param_groups[0])
         for i, p in enumerate(params):
-            exact = before[f"0.{i}.param"].float()
+            exact = before[f"0.{i}.param"].double()
             if rounding == "kahan":
-                exact += before[f"0.{i}.kahan_comp"].float()
+                exact += before[f"0.{i}.kahan_comp"]
             noise = exact.abs()
-            states = [before[f"0.{i}.{name}"] for name in rule.states]
-            assert all(state.dtype == torch.float32 for state in states)
-            reference.apply(rule.reference, exact, p.grad.float(), states, step + 1.0, rule.hyperparameters)
+            assert all(before[f"0.{i}.{name}"].dtype == torch.float32 for name in rule.states)
+            states = [before[f"0.{i}.{name}"].double() for name in rule.states]
+            reference.apply(rule.reference, exact, p.grad.double(), states, step + 1.0, rule.hyperparameters)
             now = after[f"0.{i}.param"]
             noise = 2e-7 * (noise + exact.abs())  # of the float32 arithmetic
-            off = (now.float() - exact).abs()
             allowed = spacing(now) * (1.0 if rounding == "stochastic" else 0.5) + noise
-            assert off.le(allowed).all(), f"step {step}, parameter {i}"
+            assert_within(now, exact, allowed, f"step {step}, parameter {i}")
             if rounding == "kahan":
                 lost = after[f"0.{i}.kahan_comp"]
-                whole = now.float() + lost.float()
-                assert (whole - exact).abs().le(spacing(lost) + noise).all()
+                whole = now.double() + lost.double()
+                assert_within(whole, exact, spacing(lost) + noise, f"step {step}, parameter {i} and kahan_comp")
             for name, state in zip(rule.states, states, strict=True):
                 size = state.abs().max() if state.numel() else 0.0
-                torch.testing.assert_close(after[f"0.{i}.{name}"], state, rtol=1e-6, atol=1e-6 * float(size))
+                off = {"rtol": 1e-6, "atol": 1e-6 * float(size), "check_dtype": False}
+                torch.testing.assert_close(
+                    after[f"0.{i}.{name}"], state, **off, msg=lambda m, name=name: f"{name}: {m}"
+                )
 
 
 def masters(p: Tensor, low: Tensor) -> Tensor:
