@@ -62,15 +62,22 @@ class MuonAdamW(RuleOptimizer):
         betas: decay rates, each in [0, 1), see above. Default (0.95, 0.95).
         eps: AdamW's, and the least norm that Muon divides by. Default 1e-8.
         weight_decay: decoupled. Default 0.1.
-        nesterov, ns_coefficients, ns_steps, ns_algorithm, ns_precision, ns_restarts, normalize, cautious_weight_decay,
-            skip_zero_grad: Muon's, with its defaults.
-        adjust_lr_fn: Muon's. Default ``"match_rms_adamw"``; with another one, one ``lr`` no longer serves both.
+        nesterov: of Muon. Default True.
+        ns_coefficients: of Newton-Schulz, see :class:`Muon`. Default: Keller Jordan's triple.
+        ns_steps: of Newton-Schulz. Default 5.
+        adjust_lr_fn: of Muon. Default ``"match_rms_adamw"``; with another one, one ``lr`` no longer serves both.
         maximize: ascend instead of descend. Default False.
+        ns_algorithm: see :class:`Muon`. Default ``"auto"``.
+        ns_precision: see :class:`Muon`. Default ``"auto"``.
+        ns_restarts: see :class:`Muon`. Default (2,).
+        normalize: None (default) or ``"normuon"``.
+        cautious_weight_decay: of Muon. Default False.
+        skip_zero_grad: leave matrices alone whose gradient is all zero. Default False.
         use_muon: None (default) to route; True or False, usually in a group, for all parameters one way.
         ndim_policy: what parameters of more than 2 dimensions are that belong to no convolution: ``"flatten"`` or
             ``"batch"``, see :class:`Muon`; None (default): see above.
-        exclude, include: patterns for parts of names that AdamW, or Muon, takes whatever the routing finds; not in
-            groups.
+        exclude: shell-style patterns for parts of names that AdamW takes besides; of the constructor, not of groups.
+        include: the same for what Muon takes whatever the routing finds, if it can.
         **options: see :class:`ferrostep.optim.options.Options`.
 
     State per parameter: Muon's or AdamW's, ``momentum_buffer`` or ``step``, ``exp_avg`` and ``exp_avg_sq``.

@@ -34,8 +34,6 @@ OUTPUTS = (
     "qa_outputs",
     "conv_out",
 )
-OUTPUTS_OF_POLICIES = ("action_net", "value_net")
-"""Stable-Baselines3's."""
 OUTPUTS_AT_THE_TOP = (
     "fc",
     "out",
@@ -256,7 +254,7 @@ def _outputs_by_name(named: Iterable[Named]) -> dict[Tensor, str]:
         parts = each.parts
         top = next((i for i, part in enumerate(parts) if part not in WRAPPERS), 0)
         for i, part in enumerate(parts):
-            patterns = (*OUTPUTS, *OUTPUTS_OF_POLICIES, *(OUTPUTS_AT_THE_TOP if i == top else ()))
+            patterns = (*OUTPUTS, *OUTPUTS_AT_THE_TOP) if i == top else OUTPUTS
             if each.p.ndim > 1 and _matches([part], patterns):
                 last[tuple(parts[: i + 1])] = each.p, f"output layer by its name {part!r}"
     return dict(last.values())
