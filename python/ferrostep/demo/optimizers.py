@@ -65,6 +65,7 @@ OPTIMIZERS: dict[str, Factory] = {
     "adamw": of("ferrostep.optim.AdamW", **ADAMW),
     "lion": of("ferrostep.optim.Lion", **LION),
     "muon": hidden_matrices("ferrostep.optim.MuonWithAuxAdamW", **MUON),
+    "muon_adamw": of("ferrostep.optim.MuonAdamW", **ADAMW | {"betas": (0.95, 0.95)}),
     "auon": hidden_matrices("ferrostep.optim.AuON", **AUON),
     "hybrid_auon": hidden_matrices("ferrostep.optim.HybridAuON", **HYBRID_AUON),
     "sophia_g": of("ferrostep.optim.SophiaG", **SOPHIA, rho=0.2),

@@ -5,6 +5,7 @@ from ferrostep.optim.auon import AuON
 from ferrostep.optim.hybrid_auon import HybridAuON
 from ferrostep.optim.lion import Lion
 from ferrostep.optim.muon import Muon
+from ferrostep.optim.muon_adamw import MuonAdamW
 from ferrostep.optim.muon_with_adamw import MuonWithAuxAdamW
 from ferrostep.optim.routing import MuonParamGroups, muon_param_groups
 from ferrostep.optim.rules import Rule, RuleOptimizer
@@ -17,6 +18,7 @@ __all__ = [
     "HybridAuON",
     "Lion",
     "Muon",
+    "MuonAdamW",
     "MuonParamGroups",
     "MuonWithAuxAdamW",
     "Rule",

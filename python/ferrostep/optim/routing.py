@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
-NORMS = re.compile(r"Norm(\dd)?$")
-"""What torch's and transformers' classes of norms end in."""
-NAMED_EMBEDDINGS = ("*embed*", "*_emb", "emb", "wte", "wpe", "shared", "*attention_bias")
-"""What embeddings, or their parameters, are called where no module says what they are; the last two are T5's."""
-TABLES = ("*bias*", "*position*", "*pos_*", "*_token")
-"""Names that parameters have which are no factor of a matrix product, whatever their shape."""
-PARAMETRIZATION = re.compile(r"parametrizations\.([^.]+)\.original\d*$")
-"""What torch's parametrizations make of the end of a parameter's name."""
-WEIGHT_NORM = (("original0", "original1"), ("_g", "_v"))
-"""Ends of the names of magnitudes and directions in torch's weight_norm, the parametrization and the older hook."""
+from ferrostep.optim.roles import CONVOLUTIONS, Named, model_of, named_of, owners_of, reasons_by_name
 
 
 class Route(NamedTuple):
@@ -30,6 +17,20 @@ class Route(NamedTuple):
     shape: tuple[int, ...]
     optimizer: str
     reason: str
+    layout: str | None = None
+    """What ``ndim_policy`` Muon takes for it; None with AdamW."""
+
+
+class Routes(tuple[Route, ...]):
+    """Where the parameters of a model go; printed, a table."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        rows = [(r.name, "x".join(map(str, r.shape)) or "scalar", r.optimizer, r.reason) for r in self]
+        rows = [("parameter", "shape", "optimizer", "because"), *rows]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        return "\n".join("  ".join([*(x.ljust(w) for x, w in zip(row, widths, strict=False)), row[3]]) for row in rows)
 
 
 class MuonParamGroups(list[dict[str, Any]]):
@@ -51,31 +52,42 @@ class MuonParamGroups(list[dict[str, Any]]):
 
     def __init__(self, groups: Iterable[dict[str, Any]], routes: Sequence[Route]) -> None:
         super().__init__(groups)
-        self.routes = tuple(routes)
+        self.routes = Routes(routes)
 
     def __str__(self) -> str:
-        rows = [(r.name, "x".join(map(str, r.shape)) or "scalar", r.optimizer, r.reason) for r in self.routes]
-        rows = [("parameter", "shape", "optimizer", "because"), *rows]
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        return "\n".join("  ".join([*(x.ljust(w) for x, w in zip(row, widths, strict=False)), row[3]]) for row in rows)
+        return str(self.routes)
 
 
 def muon_param_groups(
     model: nn.Module | Iterable[tuple[str, Tensor]],
-    exclude: Sequence[str] = ("*embed*", "*head"),
+    exclude: Sequence[str] = (),
+    include: Sequence[str] = (),
     *,
     muon: Mapping[str, Any] | None = None,
     adamw: Mapping[str, Any] | None = None,
 ) -> MuonParamGroups:
     """Route a model's parameters: hidden matrices to Muon; embeddings, output layers, norms and biases to AdamW.
 
-    A parameter goes to AdamW if it has fewer than 2 dimensions, if it belongs to an ``nn.Embedding``,
-    ``nn.EmbeddingBag`` or norm (a class whose name ends in Norm, Norm1d, ...), if its own name is that of a bias, a
-    position table or a learned token, if it is the magnitude of ``weight_norm``, or if one of the parts of its name
-    matches a pattern of ``exclude``; under any of its names, where several modules share it (an output layer tied to
-    the embedding). An output layer with a name of its own must be excluded by that name. Convolutions are flattened to
-    (out, in * kernel). What torch's parametrizations made of a weight (``weight_norm``'s direction, the original of
-    ``spectral_norm`` or ``orthogonal``) goes where the weight would.
+    A parameter goes to AdamW under any of its names, where several modules share it, if
+
+    - it has fewer than 2 dimensions, or belongs to a norm (a class whose name ends in Norm, Norm1d, ...), or its own
+      name is that of a bias, a position table or a learned token, or it is the magnitude of ``weight_norm``;
+    - it belongs to an ``nn.Embedding`` or ``nn.EmbeddingBag``, to what ``get_input_embeddings()`` of transformers
+      gives, or itself, its layer or what holds this is called ``*embed*`` (position and patch embeddings as well), or
+      it is the convolution that the model begins with;
+    - it is an output layer: what ``get_output_embeddings()`` of transformers or ``get_classifier()`` of timm gives;
+      the last matrix in what is called ``head``, ``*_head``, ``*classifier``, ``score``, ``*logits``, ``*predictor``
+      or the like, or held by the model itself as ``fc``, ``out``, ``output`` or ``proj_out``; and where there is no
+      such layer, the last linear one or convolution in the order of modules, unless it is one of several blocks;
+    - it is a part of a low-rank adapter (``lora_A``, ``lora_B``, ...): as B begins at zero, A's first gradients are
+      next to nothing, which Muon would follow by steps of full size, and of the product BA, which is what the model
+      sees, neither factor's orthogonal direction is the orthogonal one;
+    - it is the router of experts, an output layer of few rows; or a convolution of single channels, which is no
+      product of matrices;
+    - a part of its name matches a pattern of ``exclude``.
+
+    Convolutions are flattened to (out, in * kernel). What torch's parametrizations made of a weight (``weight_norm``'s
+    direction, the original of ``spectral_norm`` or ``orthogonal``) goes where the weight would.
 
     Weights that are stored as (in, out), those of transposed convolutions and of transformers' ``Conv1D`` (GPT-2), are
     taken as they lie. Their update is orthogonalized all the same, but ``adjust_lr_fn`` and NorMuon take in for out:
@@ -84,8 +96,8 @@ def muon_param_groups(
     Args:
         model: a module, or ``(name, parameter)`` pairs as from ``named_parameters(remove_duplicate=False)``. Pairs do
             not say what is an embedding: the usual names (``wte``, ``wpe``, ``...embed...``, ``..._emb``) do then.
-        exclude: shell-style patterns for parts of names (``layers.0.weight`` has three parts). Default: embeddings and
-            heads.
+        exclude: shell-style patterns for parts of names (``layers.0.weight`` has three parts) that AdamW takes besides.
+        include: patterns for parts of names that Muon takes whatever is said above, if it can.
         muon: arguments of the Muon groups. ``ndim_policy`` says what parameters of more than 2 dimensions are that
             belong to no convolution, such as stacked experts.
         adamw: arguments of the AdamW group.
@@ -98,36 +110,29 @@ def muon_param_groups(
 
     Raises:
         ValueError: no parameters, or one of more than 2 dimensions that is no convolution's, without ``ndim_policy``.
-        TypeError: ``exclude`` is a string.
+        TypeError: ``exclude`` or ``include`` is a string.
 
     Example:
         >>> model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 4), nn.LayerNorm(4))
         >>> [group["use_muon"] for group in muon_param_groups(model)]
         [True, False]
     """
-    if isinstance(exclude, str):
-        raise TypeError(f"exclude is the str {exclude!r}, expected a sequence of patterns, such as [{exclude!r}]")
+    check_patterns(exclude=exclude, include=include)
     muon = dict(muon or {})
-    owners: dict[Tensor, list[tuple[str, nn.Module | None]]] = {}
-    named = list(_named(model))
-    params = {name: p for name, p, _ in named}
-    for name, p, module in named:
-        if p.requires_grad:
-            owners.setdefault(p, []).append((name, module))
-    if not owners:
-        raise ValueError("muon_param_groups got no parameters that require a gradient")
+    model = model_of(model) or model
+    models = [model] if isinstance(model, nn.Module) else []
+    named = list(named_of(model)) if isinstance(model, nn.Module) else [Named(*each) for each in model]
+    reasons = reasons_by_name(named, models, exclude, include)
     groups: dict[str, list[tuple[str, Tensor]]] = {"matrices": [], "convolutions": [], "adamw": []}
     routes = []
-    for p, owned in owners.items():
-        name = owned[0][0]
-        reason = "magnitude of weight_norm" if _is_magnitude(name, p, params) else _reason_for_adamw(p, owned, exclude)
-        kind = "adamw" if reason else _kind(name, p, owned[0][1], "ndim_policy" in muon)
-        groups[kind].append((name, p))
-        if kind == "adamw":
-            routes.append(Route(name, tuple(p.shape), "AdamW", reason))
-        else:
-            what = "convolution" if kind == "convolutions" else "matrix" if p.ndim == 2 else muon["ndim_policy"]
-            routes.append(Route(name, tuple(p.shape), "Muon", what))
+    for p, (each, *_) in owners_of(named).items():
+        if p.requires_grad:
+            kind = "adamw" if reasons[p] else _kind(each, "ndim_policy" in muon)
+            layout = {"adamw": None, "convolutions": "flatten"}.get(kind, muon.get("ndim_policy", "error"))
+            groups[kind].append((each.name, p))
+            routes.append(route_to(each, layout, reasons[p]))
+    if not routes:
+        raise ValueError("muon_param_groups got no parameters that require a gradient")
     made = [
         {"params": groups["matrices"], "use_muon": True, **muon},
         {"params": groups["convolutions"], "use_muon": True, **muon, "ndim_policy": "flatten"},
@@ -136,60 +141,28 @@ def muon_param_groups(
     return MuonParamGroups((group for group in made if group["params"]), routes)
 
 
-def _named(model: nn.Module | Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor, nn.Module | None]]:
-    if not isinstance(model, nn.Module):
-        for name, p in model:
-            yield name, p, None
-        return
-    modules = dict(model.named_modules(remove_duplicate=False))
-    for prefix, module in modules.items():
-        for own, p in module.named_parameters(recurse=False, remove_duplicate=False):
-            name = f"{prefix}.{own}" if prefix else own
-            yield name, p, modules[_without_parametrization(name).rpartition(".")[0]]
+def check_patterns(**patterns: Sequence[str]) -> None:
+    """Raise TypeError for one string in place of a sequence of them."""
+    for name, given in patterns.items():
+        if isinstance(given, str):
+            raise TypeError(f"{name} is the str {given!r}, expected a sequence of patterns, such as [{given!r}]")
 
 
-def _without_parametrization(name: str) -> str:
-    """The name that the parameter had before torch parametrized it."""
-    return PARAMETRIZATION.sub(r"\1", name)
+def route_to(each: Named, layout: str | None, reason: str) -> Route:
+    """The route of a parameter: to Muon if a layout is given, which then is the reason."""
+    kinds = {"error": "matrix", "flatten": "convolution" if isinstance(each.module, CONVOLUTIONS) else "flatten"}
+    if layout is None:
+        return Route(each.name, tuple(each.p.shape), "AdamW", reason)
+    what = "matrix" if each.p.ndim == 2 else kinds.get(layout, layout)
+    return Route(each.name, tuple(each.p.shape), "Muon", what, layout)
 
 
-def _is_magnitude(name: str, p: Tensor, params: Mapping[str, Tensor]) -> bool:
-    """Whether it is weight_norm's: a number for each slice of the direction, which lies beside it."""
-    for end, of_direction in WEIGHT_NORM:
-        direction = params.get(name.removesuffix(end) + of_direction) if name.endswith(end) else None
-        if direction is not None and direction.ndim == p.ndim:
-            fits = all(size in (1, whole) for size, whole in zip(p.shape, direction.shape, strict=True))
-            return fits and sum(size != 1 for size in p.shape) <= 1
-    return False
-
-
-def _reason_for_adamw(p: Tensor, owned: Sequence[tuple[str, nn.Module | None]], exclude: Sequence[str]) -> str:
-    """Why AdamW takes a parameter; empty if Muon does."""
-    for name, module in owned:
-        *_, owner, own = ["", *_without_parametrization(name).split(".")]
-        tied = "" if name == owned[0][0] else f" (tied to {name})"
-        if isinstance(module, EMBEDDINGS):
-            return f"embedding{tied}"
-        if module is None and any(fnmatchcase(part, each) for part in (owner, own) for each in NAMED_EMBEDDINGS):
-            return f"embedding by its name{tied}"
-        if NORMS.search(type(module).__name__):
-            return f"norm{tied}"
-        if any(fnmatchcase(own, pattern) for pattern in TABLES):
-            return f"bias, position or token{tied}"
-        for pattern in exclude:
-            if any(fnmatchcase(part, pattern) for part in name.split(".")):
-                return f"excluded by {pattern!r}{tied}"
-    if p.ndim < 2:
-        return f"{p.ndim} dimension{'s' * (p.ndim != 1)}"
-    return "complex" if p.is_complex() else ""
-
-
-def _kind(name: str, p: Tensor, module: nn.Module | None, policy_is_given: bool) -> str:
-    if p.ndim > 2 and isinstance(module, CONVOLUTIONS):
+def _kind(each: Named, policy_is_given: bool) -> str:
+    if each.p.ndim > 2 and isinstance(each.module, CONVOLUTIONS):
         return "convolutions"
-    if p.ndim == 2 or policy_is_given:
+    if each.p.ndim == 2 or policy_is_given:
         return "matrices"
     raise ValueError(
-        f"parameter {name!r} of shape {list(p.shape)} belongs to no convolution: say with muon={{'ndim_policy': ...}} "
-        "whether to 'flatten' it or to take it as a 'batch' of matrices, or exclude it"
+        f"parameter {each.name!r} of shape {list(each.p.shape)} belongs to no convolution: say with "
+        "muon={'ndim_policy': ...} whether to 'flatten' it or to take it as a 'batch' of matrices, or exclude it"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -147,11 +147,20 @@ class RuleOptimizer(InPlaceOptimizer):
         """
         return self._rule.of(group)
 
+    def _rules(self, group: dict[str, Any]) -> Sequence[Rule]:
+        """For subclasses with several rules in a group: all that may be meant."""
+        return [self.rule(group)]
+
+    def _parts(
+        self, _number: int, group: dict[str, Any], positions: Sequence[int]
+    ) -> Iterator[tuple[dict[str, Any], Sequence[int]]]:
+        """For the same: the group as each of its rules sees it, with the parameters, of those given, that it takes."""
+        yield group, positions
+
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         if isinstance(group["state_dtype"], Mapping):
-            rule = self.rule(group)
-            names = [name for name in rule.states if name not in rule.shapes]
+            names = [name for rule in self._rules(group) for name in rule.states if name not in rule.shapes]
             for name in group["state_dtype"]:
                 if name not in names:
                     there_are = ", ".join(map(repr, names))
@@ -194,18 +203,23 @@ class RuleOptimizer(InPlaceOptimizer):
         for number, group in enumerate(self.param_groups):
             on_cpu, others = _core.with_gradient(group["params"], is_for_plain_torch(group))
             if on_cpu[0]:
-                self._gather(number, group, Found(*on_cpu), new_state).add_to(batch)
+                for gathered in self._gather(number, group, Found(*on_cpu), new_state):
+                    gathered.add_to(batch)
                 is_ours = True
             if others[0]:
                 check_place(number, group, Found(*others))
-                gathered = self._gather(number, group, Found(*others), new_state)
-                gathered.check_for_reference()
-                elsewhere.append(gathered)
+                for gathered in self._gather(number, group, Found(*others), new_state):
+                    gathered.check_for_reference()
+                    elsewhere.append(gathered)
         if is_ours and any(is_fake(gathered.params[0]) for gathered in elsewhere):
             raise RuntimeError("some parameters are fake tensors and others are real ones, expected one kind")
         return elsewhere
 
-    def _gather(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> Gathered:
+    def _gather(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> Iterator[Gathered]:
+        for part, positions in self._parts(number, group, found.positions):
+            yield self._gather_part(number, part, found.at(positions), new_state)
+
+    def _gather_part(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> Gathered:
         rule = self.rule(group)
         names = rule.states
         rounding = "split" if group["master_weights"] else group["rounding"]
@@ -248,9 +262,11 @@ class RuleOptimizer(InPlaceOptimizer):
 
     def _check_loaded(self, state_dict: dict[str, Any]) -> None:
         for number, saved in enumerate(state_dict["param_groups"]):
-            rule = self.rule({**self._group_defaults(saved), **saved})
-            for position, key in enumerate(saved["params"]):
-                self._check_state(number, position, rule, state_dict["state"].get(key, {}))
+            keys = saved["params"]
+            for part, positions in self._parts(number, {**self._group_defaults(saved), **saved}, range(len(keys))):
+                rule = self.rule(part)
+                for position in positions:
+                    self._check_state(number, position, rule, state_dict["state"].get(keys[position], {}))
 
     def _convert_states(self, new_state: NewState) -> bool:
         """Convert the states of parameters that have become float64 or float32, as loading does; whether any had."""
@@ -364,6 +380,14 @@ class Found(NamedTuple):
     positions: list[int]
     params: list[Tensor]
     grads: list[Tensor]
+
+    def at(self, positions: Sequence[int]) -> Found:
+        """Those at some of the positions."""
+        if positions is self.positions:
+            return self
+        chosen = set(positions)
+        at = [i for i, position in enumerate(self.positions) if position in chosen]
+        return Found([self.positions[i] for i in at], [self.params[i] for i in at], [self.grads[i] for i in at])
 
 
 def is_for_plain_torch(group: dict[str, Any]) -> bool:

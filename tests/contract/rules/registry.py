@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ferrostep.optim import AdamW, AuON, HybridAuON, Lion, Muon, MuonWithAuxAdamW, SophiaG, SophiaH
+from ferrostep.optim import AdamW, AuON, HybridAuON, Lion, Muon, MuonAdamW, MuonWithAuxAdamW, SophiaG, SophiaH
 from ferrostep.optim.muon_with_adamw import MUON as MUON_GROUP
 from ferrostep.optim.rules import Rule
 
@@ -139,6 +139,8 @@ ENTRIES = (
     Entry("muon-float32", Muon, {"lr": 1e-2, "ns_precision": "float32"}, **OF_MUON, amplifies=True),
     Entry("muon-auto", Muon, {"lr": 1e-2}, **OF_MUON | {"shapes": ((64, 96), (5, 3), (40, 33))}, amplifies=True),
     Entry("muon-with-adamw", Combined, MUON, **OF_MUON),
+    Entry("muon-adamw", MuonAdamW, MUON | {"use_muon": True}, **OF_MUON),
+    Entry("muon-adamw-of-adamw", MuonAdamW, ADAMW | {"use_muon": False}, partial(torch.optim.AdamW, **ADAMW)),
     Entry("normuon", Muon, MUON | {"normalize": "normuon"}, **OF_MUON),
     Entry("auon", AuON, AUON, **OF_AUON),
     Entry("auon-package", AuON, AUON | {"variant": "package", "nesterov": False, "maximize": True}, **OF_AUON),
