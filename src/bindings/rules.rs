@@ -1,6 +1,6 @@
 //! The update rules as Python objects: hyperparameters by name.
 
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -72,13 +72,14 @@ pub fn hyperparameters<'py>(name: &str, group: &Bound<'py, PyDict>) -> PyResult<
             .strip_prefix("beta")
             .and_then(|number| number.parse::<usize>().ok())
         {
-            Some(number) => group
-                .as_any()
-                .get_item(intern!(py, "betas"))?
-                .get_item(number - 1),
-            None => group.as_any().get_item(own),
+            Some(number) => {
+                let betas = group.as_any().get_item(intern!(py, "betas"))?;
+                let beta = betas.get_item(number - 1);
+                beta.or_else(|_| Err(wrong_kind("betas", "numbers, one for each beta", &betas)))?
+            }
+            None => group.as_any().get_item(own)?,
         };
-        found.set_item(own, value?)?;
+        found.set_item(own, value)?;
     }
     Ok(found)
 }
@@ -185,10 +186,13 @@ impl<'py> Given<'_, 'py> {
         }
         let is_unknown =
             |name: &Bound<'_, PyAny>| known.iter().all(|(own, _)| !name.eq(own).unwrap_or(false));
-        let unknown = self.hyperparameters.keys().iter().find(is_unknown);
-        let name = unknown.expect("there are more than are known");
-        let message = format!("{} has no hyperparameter '{name}'", self.rule);
-        Err(PyTypeError::new_err(message))
+        match self.hyperparameters.keys().iter().find(is_unknown) {
+            Some(name) => {
+                let message = format!("{} has no hyperparameter '{name}'", self.rule);
+                Err(PyTypeError::new_err(message))
+            }
+            None => Ok(()), // one that equals any, or that a conversion took away: all that count have been read
+        }
     }
 }
 
@@ -210,11 +214,19 @@ impl Source for Given<'_, '_> {
     }
 }
 
-/// The error for a value of another type; what its own conversion raises otherwise, it knows best.
+/// The error for a value of another type or size; what its own conversion raises otherwise, it knows best.
 fn expected(name: &str, kind: &str, value: &Bound<'_, PyAny>, error: PyErr) -> PyErr {
-    if !error.is_instance_of::<PyTypeError>(value.py()) {
-        return error;
+    let py = value.py();
+    if error.is_instance_of::<PyTypeError>(py) {
+        return wrong_kind(name, kind, value);
     }
+    if error.is_instance_of::<PyOverflowError>(py) || error.is_instance_of::<PyValueError>(py) {
+        return PyValueError::new_err(format!("Invalid {name}: {}; expected {kind}", error.value(py)));
+    }
+    error
+}
+
+fn wrong_kind(name: &str, kind: &str, value: &Bound<'_, PyAny>) -> PyErr {
     match value.get_type().name() {
         Ok(of_value) => PyTypeError::new_err(format!("{name} is a {of_value}, expected {kind}")),
         Err(error) => error,
