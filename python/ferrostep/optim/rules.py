@@ -170,6 +170,12 @@ class RuleOptimizer(InPlaceOptimizer):
                 # What autograd records of a differentiable step; parameters of other groups are detached.
                 with torch.set_grad_enabled(any(gathered.group["differentiable"] for gathered in elsewhere)):
                     batch.run(torch.get_num_threads(), copies=copies)
+        except Exception:
+            for group in self.param_groups:
+                self._check(
+                    {**group, "params": []}
+                )  # of an argument that has become impossible, its own check tells more
+            raise
         finally:
             if not batch.finished:
                 new_state.discard()
@@ -296,6 +302,12 @@ class Gathered(NamedTuple):
         for i, (p, grad) in enumerate(zip(self.params, self.grads, strict=True)):
             if not (p.is_floating_point() or p.is_complex()):
                 raise Problem.DTYPE.of(self._place("param", i), p.dtype, "a floating-point one")
+            if self.group["differentiable"] and p.is_leaf and p.requires_grad:
+                # In torch's words.
+                place = self._place("param", i)
+                raise RuntimeError(
+                    f"{place}: a leaf Variable that requires grad is being used in an in-place operation."
+                )
             self._check_twin("grad", i, grad, p.shape)
             if grad.dtype != p.dtype:
                 raise Problem.DTYPE.of(self._place("grad", i), grad.dtype, p.dtype)
