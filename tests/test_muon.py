@@ -300,6 +300,7 @@ def test_more_than_fits_the_scratch_memory_at_once() -> None:
         ({"num_heads": 2, "ndim_policy": "batch"}, "excludes ndim_policy"),
         ({"split_sizes": (2, 3)}, "do not sum"),
         ({"split_sizes": (4, 0)}, "split_sizes should be"),
+        ({"ndim_policy": "whole"}, "Invalid ndim_policy: 'whole'; expected 'error', 'flatten' or 'batch'"),
     ],
     ids=str,
 )
@@ -509,3 +510,38 @@ class TestMuonWithAuxAdamW:
             optimizer.step()
             losses.append(loss.item())
         assert losses[-1] < 0.5 * losses[0]
+
+
+def test_no_elements_are_no_matrices_however_many_they_would_be() -> None:
+    no_rows, no_experts = Parameter(torch.zeros(0, 4)), Parameter(torch.zeros(10**15, 0, 4))
+    for p, options in ((no_rows, {"num_heads": 10**15}), (no_experts, {"ndim_policy": "batch"})):
+        p.grad = torch.zeros_like(p)
+        Muon([p], **options).step()
+    orthogonalize(no_experts.detach())
+
+
+def test_heights_beyond_memory_are_refused() -> None:
+    p = Parameter(torch.ones(4, 5))
+    p.grad = torch.ones(4, 5)
+    optimizer = Muon([p], split_sizes=(2, 2))
+    optimizer.param_groups[0]["split_sizes"] = (2**63, 2**63, 4)
+    with pytest.raises(ValueError, match="the sum of"):
+        optimizer.step()
+    assert torch.equal(p.detach(), torch.ones(4, 5))
+
+
+def test_rows_of_what_has_no_dimension() -> None:
+    rule = _core.MatrixRule(
+        lr=0.1,
+        weight_decay=0.0,
+        momentum=0.9,
+        nesterov=True,
+        maximize=False,
+        transforms=[_core.Transform.normalize_rows(beta2=0.9)],
+        adjust_lr="none",
+        ndim_policy="whole",
+    )
+    p, g, m, v = (torch.ones(()) for _ in range(4))
+    batch = _core.Batch()
+    batch.add(rule, [p], [g], {"momentum_buffer": [m], "second_momentum_buffer": [v]})
+    assert batch.run(1) and p.isfinite()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any, SupportsIndex
+from typing import Any
 
 from ferrostep import _core
 from ferrostep.errors import Problem, wrong_kind
+from ferrostep.numpy.arrays import whole
 
 Coefficients = str | Sequence[float] | Sequence[Sequence[float]]
 """A name, a triple for all steps, or a sequence of triples of which the last repeats."""
@@ -18,13 +20,11 @@ MAX_STEPS = 99
 def schedule_of(coefficients: Coefficients, steps: int | None) -> _core.Schedule:
     """The checked coefficients of every step."""
     hashable: Any = coefficients
+    if not isinstance(coefficients, Iterable):
+        raise wrong_kind("ns_coefficients", coefficients, "a name, or numbers")
     if not isinstance(coefficients, str):
-        if not isinstance(coefficients, Iterable):
-            raise wrong_kind("coefficients", coefficients, "a name, or three numbers for each step")
         hashable = tuple(tuple(x) if isinstance(x, Iterable) else x for x in coefficients)
-    if not isinstance(steps, SupportsIndex | None):
-        raise wrong_kind("ns_steps", steps, "an integer")
-    return _schedule(hashable, steps)
+    return _schedule(hashable, None if steps is None else whole("ns_steps", steps, -math.inf))
 
 
 @lru_cache(maxsize=64)

@@ -44,7 +44,7 @@ def apply(name: str, x: Tensor, parameters: list[float], dim: int) -> Tensor:
 def apply_(name: str, x: Tensor, parameters: list[float], dim: int) -> Tensor:
     """The same in place, which autograd does not record."""
     dim = checks.rows("x", x, dim)
-    if torch.compiler.is_compiling() or not x.is_cpu:
+    if torch.compiler.is_compiling() or _by_function() or not x.is_cpu:
         return x.copy_(_image(x, name, parameters, dim))
     MAPS[name].kernel(*parameters).forward(x, x, dim, torch.get_num_threads())
     return x

@@ -1,17 +1,32 @@
 //! Checks of arguments that are no tensors; what came is printed as Python prints it.
 
-use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::conversion::FromPyObjectOwned;
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-/// The error for an object that is no `expected`; what its own conversion raises but TypeErrors, it knows best.
-pub fn wrong_kind(argument: &str, given: &Bound<'_, PyAny>, expected: &str, error: PyErr) -> PyErr {
-    if !error.is_instance_of::<PyTypeError>(given.py()) {
-        return error;
-    }
+/// The error for an object that is no `expected`.
+pub fn wrong_kind(argument: &str, given: &Bound<'_, PyAny>, expected: &str) -> PyErr {
     match given.get_type().name() {
         Ok(kind) => PyTypeError::new_err(format!("{argument} is a {kind}, expected {expected}")),
         Err(error) => error,
     }
+}
+
+/// The object as a value of Rust. What else a conversion of its own raises, it knows best.
+pub fn extract<'py, T>(argument: &str, given: &Bound<'py, PyAny>, expected: &str) -> PyResult<T>
+where
+    T: FromPyObjectOwned<'py, Error = PyErr>,
+{
+    let py = given.py();
+    given.extract().map_err(|error: PyErr| {
+        if error.is_instance_of::<PyTypeError>(py) {
+            wrong_kind(argument, given, expected)
+        } else if error.is_instance_of::<PyOverflowError>(py) || error.is_instance_of::<PyValueError>(py) {
+            invalid(argument, error.value(py), expected)
+        } else {
+            error
+        }
+    })
 }
 
 /// What a word stands for among those known.
@@ -28,8 +43,7 @@ pub fn choice<T: Clone>(argument: &str, given: &Bound<'_, PyAny>, known: &[(&str
 
 /// The number that came.
 pub fn number(argument: &str, given: &Bound<'_, PyAny>) -> PyResult<f64> {
-    let extracted = given.extract();
-    extracted.map_err(|error| wrong_kind(argument, given, "a number", error))
+    extract(argument, given, "a number")
 }
 
 /// The number, unless it is negative, infinite or NaN.

@@ -14,7 +14,7 @@ use crate::kernels::matrix::{Step, Workspace};
 use crate::kernels::storage::Rounding;
 
 /// A step in the making: `add` the groups, then `run` once.
-#[pyclass(unsendable, module = "ferrostep._core")]
+#[pyclass(module = "ferrostep._core")]
 pub struct Batch {
     ledger: Ledger,
     works: Vec<Box<dyn Work>>,
@@ -23,6 +23,12 @@ pub struct Batch {
     started: bool,
     counted: u64,
 }
+
+// SAFETY: the pointers are used by `run` only, which has the batch for itself and the memory of the tensors that it
+// keeps. An exception may take a batch to another thread, which drops it.
+unsafe impl Send for Batch {}
+// SAFETY: as above; nothing that is shared is changed.
+unsafe impl Sync for Batch {}
 
 #[pymethods]
 impl Batch {

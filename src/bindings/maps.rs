@@ -32,11 +32,12 @@ impl Map {
         dim: i64,
         threads: usize,
     ) -> PyResult<()> {
+        let name = if out.is(x) { "x" } else { "out" };
         // SAFETY: `run` passes pointers to so many elements, and `out` overlaps no more than `x` itself, element by
         // element.
         run(
             py,
-            &[("x", x), ("out", out)],
+            &[("x", x), (name, out)],
             dim,
             threads,
             true,

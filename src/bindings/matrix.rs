@@ -211,7 +211,7 @@ fn row_state(
     let mut shape = param.shape.clone();
     let columns = match layout {
         Layout::Flatten => 1,
-        _ => shape.len() - 1,
+        _ => shape.len().saturating_sub(1),
     };
     shape[columns..].fill(1);
     let role = Role::new(Access::Updates)

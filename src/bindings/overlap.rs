@@ -1,8 +1,6 @@
 //! The check that no two tensors share memory of which one is written.
 
-use std::collections::HashSet;
-
-use super::view::View;
+use super::view::{Runs, View};
 use crate::kernels::storage::Dims;
 
 /// Whose memory it is: an argument, and the tensor's number in it. In a step, arguments are those of a group.
@@ -68,17 +66,27 @@ impl Claim {
         if self.gaps.is_none() && other.gaps.is_none() {
             return true;
         }
-        let own = self.bytes();
-        other.bytes().iter().any(|byte| own.contains(byte))
+        let (own, others) = (self.runs(), other.runs());
+        let (mut i, mut j) = (0, 0);
+        while let (Some(one), Some(other)) = (own.starts.get(i), others.starts.get(j)) {
+            if one + own.len <= *other {
+                i += 1;
+            } else if other + others.len <= *one {
+                j += 1;
+            } else {
+                return true;
+            }
+        }
+        false
     }
 
-    fn bytes(&self) -> HashSet<usize> {
+    fn runs(&self) -> Runs {
         match &self.gaps {
-            None => (self.start..self.end).collect(),
-            Some(view) => view
-                .addresses()
-                .flat_map(|at| at..at + view.dtype.size())
-                .collect(),
+            Some(view) => view.runs(),
+            None => Runs {
+                starts: vec![self.start],
+                len: self.end - self.start,
+            },
         }
     }
 }

@@ -276,7 +276,7 @@ impl Ledger {
         let problem = match Counter::read(&view) {
             Some(counter) if counter.value() >= 0.0 && counter.value().fract() == 0.0 => {
                 self.counters.push(counter);
-                return Ok(counter.value() as u64 + 1);
+                return Ok((counter.value() as u64).saturating_add(1));
             }
             Some(counter) => Problem::Step {
                 value: counter.value(),

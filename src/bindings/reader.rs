@@ -157,7 +157,8 @@ impl Reader {
                 }
                 _ => Kind::Capsule,
             }
-        } else if ty.is_subclass_of::<PyUntypedArray>()? {
+        // A mask would be lost.
+        } else if ty.is_subclass_of::<PyUntypedArray>()? && !ty.hasattr(intern!(py, "mask"))? {
             Kind::Numpy
         } else {
             Kind::Unknown

@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyString, PyTuple};
 
-use super::arguments::{number, wrong_kind};
+use super::arguments::{extract, number, wrong_kind};
 use super::matrix::{self, MatrixRule};
 use super::parameters::{Inputs, Ledger, Writes, combination};
 use crate::kernels::elementwise::{
@@ -73,13 +73,14 @@ pub fn hyperparameters<'py>(name: &str, group: &Bound<'py, PyDict>) -> PyResult<
             .strip_prefix("beta")
             .and_then(|number| number.parse::<usize>().ok())
         {
-            Some(number) => group
-                .as_any()
-                .get_item(intern!(py, "betas"))?
-                .get_item(number - 1),
-            None => group.as_any().get_item(own),
+            Some(number) => {
+                let betas = group.as_any().get_item(intern!(py, "betas"))?;
+                let beta = betas.get_item(number - 1);
+                beta.map_err(|_| wrong_kind("betas", &betas, "numbers, one for each beta"))?
+            }
+            None => group.as_any().get_item(own)?,
         };
-        found.set_item(own, value?)?;
+        found.set_item(own, value)?;
     }
     Ok(found)
 }
@@ -186,10 +187,13 @@ impl<'py> Given<'_, 'py> {
         }
         let is_unknown =
             |name: &Bound<'_, PyAny>| known.iter().all(|(own, _)| !name.eq(own).unwrap_or(false));
-        let unknown = self.hyperparameters.keys().iter().find(is_unknown);
-        let name = unknown.expect("there are more than are known");
-        let message = format!("{} has no hyperparameter '{name}'", self.rule);
-        Err(PyTypeError::new_err(message))
+        match self.hyperparameters.keys().iter().find(is_unknown) {
+            Some(name) => {
+                let message = format!("{} has no hyperparameter '{name}'", self.rule);
+                Err(PyTypeError::new_err(message))
+            }
+            None => Ok(()), // one that equals any, or that a conversion took away: all that count have been read
+        }
     }
 }
 
@@ -201,9 +205,6 @@ impl Source for Given<'_, '_> {
     }
 
     fn flag(&mut self, name: &'static str) -> PyResult<bool> {
-        let value = self.take(name)?;
-        value
-            .extract()
-            .map_err(|error| wrong_kind(name, &value, "a bool", error))
+        extract(name, &self.take(name)?, "a bool")
     }
 }

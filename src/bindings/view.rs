@@ -119,17 +119,41 @@ impl View {
         }
     }
 
-    /// The address of every element.
-    pub fn addresses(&self) -> impl Iterator<Item = usize> + '_ {
-        (0..self.len).map(|mut index| {
-            let mut offset = 0;
-            for (&size, &stride) in self.shape.iter().zip(&self.strides).rev() {
-                offset += (index as i64 % size) * stride;
-                index /= size as usize;
+    /// The bytes of the elements, which there are.
+    pub fn runs(&self) -> Runs {
+        let (mut start, mut len) = (self.data as isize, self.dtype.size() as isize);
+        let mut steps: SmallVec<[(isize, isize); 4]> = SmallVec::new();
+        for (&size, &stride) in self.shape.iter().zip(&self.strides) {
+            let (size, stride) = (size as isize, stride as isize * self.dtype.size() as isize);
+            start += (size - 1) * stride.min(0);
+            if size > 1 && stride != 0 {
+                steps.push((stride.abs(), size));
             }
-            (self.data as usize).wrapping_add_signed(offset as isize * self.dtype.size() as isize)
-        })
+        }
+        steps.sort_unstable();
+        let mut starts = vec![start];
+        for (stride, size) in steps {
+            match stride == len && starts.len() == 1 {
+                true => len *= size,
+                false => {
+                    starts = (0..size)
+                        .flat_map(|i| starts.iter().map(move |at| at + i * stride))
+                        .collect()
+                }
+            }
+        }
+        starts.sort_unstable();
+        Runs {
+            starts: starts.into_iter().map(|at| at as usize).collect(),
+            len: len as usize,
+        }
     }
+}
+
+/// Stretches of memory of one length, by their addresses in ascending order.
+pub struct Runs {
+    pub starts: Vec<usize>,
+    pub len: usize,
 }
 
 /// A tensor's memory, or why it cannot be had.

@@ -39,10 +39,11 @@ pub fn for_each(threads: usize, count: usize, work: &(dyn Fn(usize) + Sync)) {
     if openmp::run(participants, &|| job.participate()) {
         return job.wait();
     }
-    let pool = workers(participants - 1);
-    for _ in 1..participants {
-        let job = Arc::clone(&job);
-        pool.threads.spawn(move || job.participate());
+    if let Some(pool) = workers(participants - 1) {
+        for _ in 1..participants {
+            let job = Arc::clone(&job);
+            pool.threads.spawn(move || job.participate());
+        }
     }
     job.participate();
     job.wait();
@@ -128,21 +129,22 @@ impl Job {
     }
 }
 
-/// The pool of this process with at least `size` workers.
-fn workers(size: usize) -> Arc<Pool> {
+/// The pool of this process with at least `size` workers; none if the operating system refuses to start them.
+fn workers(size: usize) -> Option<Arc<Pool>> {
     let process = std::process::id();
     if let Some(pool) = &*POOL.load()
         && pool.process == process
         && pool.threads.current_num_threads() >= size
     {
-        return Arc::clone(pool);
+        return Some(Arc::clone(pool));
     }
     log::debug!("starting {size} worker thread(s) in process {process}");
     let threads = ThreadPoolBuilder::new()
         .num_threads(size)
         .thread_name(|i| format!("ferrostep-{i}"))
         .build()
-        .expect("the operating system refused to start a thread");
+        .inspect_err(|error| log::warn!("the calling thread works alone: {error}"))
+        .ok()?;
     let pool = Arc::new(Pool { process, threads });
     if let Some(old) = POOL.swap(Some(Arc::clone(&pool)))
         && old.process != process
@@ -150,7 +152,7 @@ fn workers(size: usize) -> Arc<Pool> {
         // Its threads live in the parent only: shutting it down would wait for locks that they may hold.
         std::mem::forget(old);
     }
-    pool
+    Some(pool)
 }
 
 #[cfg(test)]

@@ -48,6 +48,7 @@ SIZE_CASES: tuple[Case, ...] = (
     Case("infinite", ValueError, "^Invalid s: inf; expected", lambda: {"s": float("inf")}),
     Case("name", TypeError, "^s is a str, expected a number", lambda: {"s": "1"}),
     Case("None as a number", TypeError, "^s is a NoneType, expected a number", lambda: {"s": None}),
+    Case("beyond all floats", ValueError, "^Invalid s: int beyond all floats; expected", lambda: {"s": 10**400}),
     Case("tensor, whose gradient would be lost", TypeError, "^s is a Tensor, expected", lambda: {"s": torch.ones(())}),
     Case("array", TypeError, "^s is a ndarray, expected a number", lambda: {"s": np.ones(4)}),
 )
@@ -89,11 +90,14 @@ TORCH_CASES: tuple[Case, ...] = (
 
 TORCH_IN_PLACE_CASES: tuple[Case, ...] = (
     Case("negative bit", ValueError, "has the negative bit set", lambda: {"x": negative(SHAPE)}),
-    Case("expanded", ValueError, "has elements that share memory", lambda: {"x": torch.ones(1, 6).expand(SHAPE)}),
+    Case("expanded", ValueError, "^x has elements that share memory", lambda: {"x": torch.ones(1, 6).expand(SHAPE)}),
     Case("fake", RuntimeError, "is a FakeTensor without memory", lambda: {"x": fake(SHAPE)}),
 )
 
 NUMPY_CASES: tuple[Case, ...] = (
+    Case("tensor", TypeError, "^x is a Tensor, expected a numpy.ndarray", lambda: {"x": torch.ones(SHAPE)}),
+    Case("complex list", TypeError, "^x is a list, expected a numpy.ndarray", lambda: {"x": [1j]}),
+    Case("mask", TypeError, "^x is a MaskedArray, expected", lambda: {"x": np.ma.masked_less(np.ones(SHAPE), 2)}),
     Case("integers", ValueError, f"^x has dtype int64, {FLOATS}", lambda: {"x": np.ones(SHAPE, np.int64)}),
     Case("objects", ValueError, f"^x has dtype object, {FLOATS}", lambda: {"x": np.ones(SHAPE, object)}),
     Case("complex", ValueError, f"^x has dtype complex64, {FLOATS}", lambda: {"x": np.ones(SHAPE, np.complex64)}),

@@ -108,7 +108,7 @@ def min_norm_weights(
         >>> min_norm_weights(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
         tensor([0.8000, 0.2000], dtype=torch.float64)
     """
-    found = weights.min_norm_weights(_array(gram), initial=_listed(initial), callback=callback)
+    found = weights.min_norm_weights(_array(gram), initial=_detached(initial), callback=callback)
     return torch.from_numpy(found)
 
 
@@ -142,7 +142,7 @@ def cagrad_weights(
         >>> cagrad_weights(torch.eye(2))
         tensor([0.7500, 0.7500], dtype=torch.float64)
     """
-    found = weights.cagrad_weights(_array(gram), c=c, initial=_listed(initial), callback=callback)
+    found = weights.cagrad_weights(_array(gram), c=c, initial=_detached(initial), callback=callback)
     return torch.from_numpy(found)
 
 
@@ -172,8 +172,12 @@ def _array(gram: Tensor) -> Array:
         return weights.checked(gram)
     if gram.is_complex():
         raise Problem.NOT_REAL.of("gram", gram.dtype, "real numbers")
+    if gram.layout != torch.strided:
+        raise Problem.LAYOUT.of("gram", gram.layout, torch.strided)
+    if gram.is_meta:
+        raise Problem.DEVICE.of("gram", gram.device, "one with memory")
     return weights.checked(gram.detach().double().cpu().numpy())
 
 
-def _listed(given: Any) -> Any:
-    return given.tolist() if isinstance(given, Tensor) and given.ndim == 1 else given
+def _detached(given: Any) -> Any:
+    return given.detach() if isinstance(given, Tensor) else given

@@ -57,7 +57,27 @@ def real(name: str, value: float, low: float) -> float:
         raise wrong_kind(name, value, "a number")
     if not low <= value < math.inf:
         raise Problem.NUMBER.of(name, value, f"a finite number of at least {low:g}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise beyond(name, value) from None
+
+
+def beyond(name: str, value: object) -> Exception:
+    """The ValueError for a number that no float comes near."""
+    return Problem.NUMBER.of(name, f"{type(value).__name__} beyond all floats", "a finite number")
+
+
+def number(name: str, value: Any) -> float:
+    """The number as a float; TypeError or ValueError, by its name, for what is none, or beyond all floats."""
+    try:
+        if hasattr(value, "__float__") and "complex" not in str(getattr(value, "dtype", "")):
+            return float(value)
+    except OverflowError:
+        raise beyond(name, value) from None
+    except (TypeError, ValueError, RuntimeError):  # not one element, or one without memory
+        pass
+    raise wrong_kind(name, value, "a number")
 
 
 def listed(name: str, given: Any) -> list[Any]:
@@ -107,11 +127,7 @@ def numbers(name: str, given: Any, of: tuple[str, Sequence[Any]]) -> list[float]
         raise Problem.SHAPE.of(name, list(given.shape), "one dimension")
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise wrong_kind(name, given, "numbers")
-    row = []
-    for i, x in enumerate(given):
-        if not hasattr(x, "__float__"):
-            raise wrong_kind(f"{name}[{i}]", x, "a number")
-        row.append(float(x))
+    row = [number(f"{name}[{i}]", x) for i, x in enumerate(given)]
     each, elements = of
     if len(row) != len(elements):
         raise Problem.COUNT.of(name, f"{len(row)} numbers", f"{len(elements)}: one for each of {each}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ferrostep import _core
-from ferrostep.errors import NAMED_FLOATS, Problem
+from ferrostep.errors import NAMED_FLOATS, Problem, wrong_kind
 from ferrostep.numpy.arrays import Array, real, threads, whole
 
 __all__ = ["simplex"]
@@ -36,8 +36,10 @@ def simplex(
         array([0.  , 0.75, 0.  , 0.25])
     """
     kernel = _core.Map.simplex(real("s", s, 0.0))
+    if not isinstance(x, np.ndarray):
+        raise wrong_kind("x", x, "a numpy.ndarray")
     if np.iscomplexobj(x):
         raise Problem.DTYPE.of("x", x.dtype, NAMED_FLOATS)
-    to = (np.empty_like(x) if isinstance(x, np.ndarray) else x) if out is None else out
+    to = np.empty_like(x) if out is None else out
     kernel.forward(x, to, whole("dim", dim, -np.inf), threads(num_threads))
     return to

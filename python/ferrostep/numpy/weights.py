@@ -12,7 +12,7 @@ import numpy as np
 
 from ferrostep import _core
 from ferrostep.errors import Problem
-from ferrostep.numpy.arrays import Array, check, integers, numbers
+from ferrostep.numpy.arrays import Array, check, integers, number, numbers
 
 
 def pcgrad_weights(gram: Array, orders: Sequence[Sequence[int] | Array] | Array) -> Array:
@@ -88,9 +88,10 @@ def cagrad_weights(
         >>> cagrad_weights(np.eye(2)).round(4)
         array([0.75, 0.75])
     """
+    c = number("c", c)
     check("c", c, 0.0)
     gram = checked(gram)
-    return _core.cagrad(gram, c=float(c), initial=_initial(initial, gram), callback=callback)
+    return _core.cagrad(gram, c=c, initial=_initial(initial, gram), callback=callback)
 
 
 def aligned_mtl_weights(gram: Array) -> Array:
@@ -132,7 +133,10 @@ def checked(gram: Array) -> Array:
         _check_numbers(gram)
     elif gram.dtype.kind not in "fiub":
         raise Problem.NOT_REAL.of("gram", gram.dtype, "real numbers")
-    matrix = np.asarray(gram, dtype=np.float64)
+    try:
+        matrix = np.asarray(gram, dtype=np.float64)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"gram is no square matrix of floats: {error}") from None
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) == 0:
         raise Problem.SHAPE.of("gram", list(matrix.shape), "a square matrix")
     if not np.isfinite(matrix).all():

@@ -9,6 +9,9 @@ from typing import Annotated, Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
+from ferrostep.errors import wrong_kind
+from ferrostep.numpy.arrays import whole
+
 Check: TypeAlias = Callable[[str, Any, Mapping[str, Any]], Any]
 """From an argument's name, its value and the group that it is in: the value as the group is to keep it.
 
@@ -21,6 +24,8 @@ class Argument(NamedTuple):
 
     default: Any
     checks: tuple[Check, ...]
+    kind: str
+    """Its type, as errors say it."""
 
 
 def arguments_of(constructor: Callable[..., Any]) -> dict[str, Argument]:
@@ -34,15 +39,24 @@ def arguments_of(constructor: Callable[..., Any]) -> dict[str, Argument]:
         notes = getattr(parameter.annotation, "__metadata__", ())
         if parameter.kind is not parameter.VAR_KEYWORD and OF_OPTIMIZER not in notes:
             checks = (as_bool,) if parameter.annotation is bool else notes
-            arguments[parameter.name] = Argument(parameter.default, checks)
+            kind = inspect.formatannotation(getattr(parameter.annotation, "__origin__", parameter.annotation))
+            arguments[parameter.name] = Argument(parameter.default, checks, kind)
     return arguments
 
 
 def check_arguments(arguments: Mapping[str, Argument], group: dict[str, Any]) -> None:
-    """Raise torch's errors for impossible arguments of a group; the others are put as the group keeps them."""
+    """Raise torch's errors for impossible arguments of a group; the others are put as the group keeps them.
+
+    Raises:
+        TypeError: one that cannot be compared, taken apart or whatever else its check does, by its name.
+    """
     for name, argument in arguments.items():
-        for check in argument.checks:
-            group[name] = check(name, group[name], group)
+        value = group[name]
+        try:
+            for check in argument.checks:
+                group[name] = check(name, group[name], group)
+        except (TypeError, LookupError, RuntimeError) as error:
+            raise wrong_kind(name, value, argument.kind) from error
 
 
 OF_OPTIMIZER = "of the optimizer"
@@ -57,6 +71,11 @@ def as_bool(_name: str, value: object, _group: Mapping[str, Any]) -> bool:
 def as_tuple(_name: str, value: Iterable[Any], _group: Mapping[str, Any]) -> tuple[Any, ...]:
     """Take a sequence as it is now: a list may change."""
     return tuple(value)
+
+
+def as_integer(name: str, value: int, _group: Mapping[str, Any]) -> int:
+    """Take what has an index for an integer."""
+    return whole(name, value, -math.inf)
 
 
 def check_lr(_name: str, lr: float | Tensor, group: Mapping[str, Any]) -> float | Tensor:
@@ -74,6 +93,8 @@ def check_betas(
     _name: str, betas: tuple[float | Tensor, float | Tensor], group: Mapping[str, Any]
 ) -> tuple[float | Tensor, float | Tensor]:
     """Raise torch's errors for impossible betas; one-element tensors are squeezed."""
+    if len(betas) != 2:
+        raise ValueError(f"Invalid betas: {betas}; expected 2 numbers")
     check_range("beta parameter at index 0", betas[0], 0.0, 1.0)
     check_range("beta parameter at index 1", betas[1], 0.0, 1.0)
     if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):

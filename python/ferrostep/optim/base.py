@@ -138,10 +138,11 @@ class InPlaceOptimizer(Optimizer):
 
         Raises:
             ValueError: groups of other numbers of parameters.
-            KeyError: a parameter's state lacks what the rule needs, as the state of another optimizer does. Nothing
-                has been changed then.
+            KeyError: a parameter's state lacks what the rule needs, as the state of another optimizer does. Whatever
+                is raised, nothing has been changed then.
         """
         final: dict[str, Any] = {}
+        before = {"state": self.state, "param_groups": self.param_groups}
 
         def remember(_optimizer: Optimizer, loaded: dict[str, Any]) -> None:
             self._check_loaded(loaded)
@@ -150,13 +151,16 @@ class InPlaceOptimizer(Optimizer):
         handle = self.register_load_state_dict_pre_hook(remember)
         try:
             super().load_state_dict(state_dict)
+            for saved, group in zip(final["param_groups"], self.param_groups, strict=True):
+                for key, p in zip(saved["params"], group["params"], strict=True):
+                    for name, value in final["state"].get(key, {}).items():
+                        if isinstance(value, Tensor):
+                            self.state[p][name] = loaded_state(name, value, p, group)
+        except BaseException:
+            self.__dict__.update(before)
+            raise
         finally:
             handle.remove()
-        for saved, group in zip(final["param_groups"], self.param_groups, strict=True):
-            for key, p in zip(saved["params"], group["params"], strict=True):
-                for name, value in final["state"].get(key, {}).items():
-                    if isinstance(value, Tensor):
-                        self.state[p][name] = loaded_state(name, value, p, group)
 
     def _check_loaded(self, state_dict: dict[str, Any]) -> None:
         """Raise KeyError for a state that is not this rule's."""
@@ -242,11 +246,13 @@ def zero_state(name: str, p: Tensor, group: dict[str, Any]) -> Tensor | None:
 
 def loaded_state(name: str, value: Tensor, p: Tensor, group: dict[str, Any]) -> Tensor:
     """A copy of a loaded state tensor as this optimizer keeps it."""
+    if value.is_meta or value.layout != torch.strided:
+        return value.detach().clone()  # the step will name it in its error
     if name == "step":
         return value.detach().clone().to(device=p.device if group["capturable"] or group["fused"] else "cpu")
     if name == "second_momentum_buffer":  # small, hence always in the type of the arithmetic
         return value.detach().to(p.device, arithmetic_dtype(p), copy=True)
     if value.shape != p.shape:
-        return value.detach().clone()  # the step will name it in its error
+        return value.detach().clone()  # as above
     dtype = dtype_of(name, p, group)
     return torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format).copy_(value.detach())

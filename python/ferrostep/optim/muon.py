@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from ferrostep import reference
 from ferrostep.coefficients import Coefficients, schedule_of
 from ferrostep.optim import chains
-from ferrostep.optim.arguments import Check, LearningRate, arguments_of, as_tuple, if_given, one_of
+from ferrostep.optim.arguments import Check, LearningRate, arguments_of, as_integer, as_tuple, if_given, one_of
 from ferrostep.optim.options import Options, check_whole
 from ferrostep.optim.rules import Rule, RuleOptimizer
 
@@ -47,7 +47,13 @@ AdjustLr: TypeAlias = Annotated[
         "Adjust learning rate function {value} is not supported",
     ),
 ]
-Heads: TypeAlias = Annotated[int | None, if_given(should_be(lambda value: value >= 1, ">= 1 but is"))]
+Heads: TypeAlias = Annotated[
+    int | None, if_given(as_integer), if_given(should_be(lambda value: value >= 1, ">= 1 but is"))
+]
+NdimPolicy: TypeAlias = Annotated[
+    str,
+    one_of(("error", "flatten", "batch"), "Invalid ndim_policy: {value!r}; expected 'error', 'flatten' or 'batch'"),
+]
 Normalize: TypeAlias = Annotated[
     str | None, one_of((None, "normuon"), "Invalid normalize: {value!r}; expected None or 'normuon'")
 ]
@@ -146,7 +152,7 @@ class Muon(RuleOptimizer):
         ns_algorithm: str = "auto",
         ns_precision: str = "auto",
         ns_restarts: Annotated[Sequence[int], as_tuple] = (2,),
-        ndim_policy: str = "error",
+        ndim_policy: NdimPolicy = "error",
         num_heads: Heads = None,
         split_sizes: Annotated[Sequence[int] | None, if_given(heights)] = None,
         normalize: Normalize = None,

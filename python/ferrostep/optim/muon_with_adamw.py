@@ -85,6 +85,7 @@ class MuonWithAuxAdamW(RuleOptimizer):
         return adamw_rule(group)
 
     def _check_group(self, group: dict[str, Any]) -> None:
+        check_kind(group)
         check_arguments((Muon if group["use_muon"] else AdamW)._arguments, group)
         if group["use_muon"]:
             check_muon_group(group)

@@ -83,6 +83,8 @@ def full_options(owner: str, own: Iterable[str], options: Options) -> Options:
 
 def check_options(group: dict[str, Any]) -> None:
     """Raise ValueError for impossible options of a parameter group, RuntimeError for those that exclude each other."""
+    if isinstance(group["state_dtype"], Mapping):
+        group["state_dtype"] = dict(group["state_dtype"])  # as it is now, and as checkpoints can hold it
     for name, allowed in ALLOWED.items():
         of_states = name == "state_dtype" and isinstance(group[name], Mapping)
         for value in group[name].values() if of_states else (group[name],):
@@ -91,8 +93,9 @@ def check_options(group: dict[str, Any]) -> None:
     group["seed"] = whole("seed", group["seed"], -math.inf)
     if not 0 <= group["seed"] < 2**64:
         raise ValueError(f"Invalid seed value: {group['seed']}; expected 0 to 2**64 - 1")
-    if not isinstance(group["skip_nonfinite"], bool):
-        raise wrong_kind("skip_nonfinite", group["skip_nonfinite"], "a bool")
+    for name in ("skip_nonfinite", "differentiable"):
+        if not isinstance(group[name], bool):
+            raise wrong_kind(name, group[name], "a bool")
     if group["master_weights"] is not None:
         if group["rounding"] != "nearest":
             raise ValueError(

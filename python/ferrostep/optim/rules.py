@@ -187,6 +187,12 @@ class RuleOptimizer(InPlaceOptimizer):
                 # What autograd records of a differentiable step; parameters of other groups are detached.
                 with torch.set_grad_enabled(any(gathered.group["differentiable"] for gathered in elsewhere)):
                     batch.run(torch.get_num_threads(), copies=copies)
+        except Exception:
+            for group in self.param_groups:
+                self._check(
+                    {**group, "params": []}
+                )  # of an argument that has become impossible, its own check tells more
+            raise
         finally:
             if not batch.finished:
                 new_state.discard()
@@ -318,6 +324,12 @@ class Gathered(NamedTuple):
         """Raise for what plain torch cannot update, or would by broadcasting."""
         for i, (p, grad) in enumerate(zip(self.params, self.grads, strict=True)):
             checks.alike([(self._place("param", i), p), (self._place("grad", i), grad)], pairs=True)
+            if self.group["differentiable"] and p.is_leaf and p.requires_grad:
+                # In torch's words.
+                place = self._place("param", i)
+                raise RuntimeError(
+                    f"{place}: a leaf Variable that requires grad is being used in an in-place operation."
+                )
             for name in self.rule.states:
                 self._check_state(name, i)
             if self.compensation is not None and has_16_bits(p):

@@ -20,6 +20,7 @@ def simplex(x: Tensor, s: float = 1.0, dim: int = -1) -> Tensor:
     top = wide.amax(dim, keepdim=True)
     finite = wide - top
     below = torch.where(top.isinf(), torch.where(wide == top, 0.0, -torch.inf), finite)
+    below = below.clamp(min=-s - 1)  # what falls out anyway; its sums might be infinite
     sizes = [-1 if each == dim % x.ndim else 1 for each in range(x.ndim)]
     counts = torch.arange(1, x.shape[dim] + 1, device=x.device, dtype=wide.dtype).view(sizes)
     ordered = below.sort(dim, descending=True).values

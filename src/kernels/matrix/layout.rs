@@ -49,7 +49,7 @@ impl Layout {
                 (rows, rest.iter().product::<usize>() * last)
             }
             (Layout::Batch, &[ref count @ .., rows, cols]) => {
-                return Ok(vec![Part { rows, cols }; count.iter().product()]);
+                return Ok(stack(count.iter().product(), rows, cols));
             }
             (Layout::Flatten | Layout::Batch, _) => return refuse("2 or more dimensions".into()),
             _ => return refuse("2 dimensions".into()),
@@ -58,21 +58,25 @@ impl Layout {
             Layout::Heads(heads) if *heads == 0 || rows % heads != 0 => {
                 refuse(format!("rows for {heads} heads of equal height"))
             }
-            Layout::Heads(heads) => Ok(vec![
-                Part {
-                    rows: rows / heads,
-                    cols
-                };
-                *heads
-            ]),
-            Layout::Split(heights) if heights.iter().sum::<usize>() != rows => refuse(format!(
-                "{} rows, the sum of {heights:?}",
-                heights.iter().sum::<usize>()
-            )),
+            Layout::Heads(heads) => Ok(stack(*heads, rows / heads, cols)),
+            Layout::Split(heights) if sum(heights) != rows => {
+                refuse(format!("{} rows, the sum of {heights:?}", sum(heights)))
+            }
             Layout::Split(heights) => Ok(heights.iter().map(|&rows| Part { rows, cols }).collect()),
             _ => Ok(vec![Part { rows, cols }]),
         }
     }
+}
+
+/// So many matrices; none if they have no elements, of which there may be more than memory has room for.
+fn stack(count: usize, rows: usize, cols: usize) -> Vec<Part> {
+    let count = if rows * cols == 0 { 0 } else { count };
+    vec![Part { rows, cols }; count]
+}
+
+/// The most there is where the sum is beyond it: no tensor has as many rows.
+fn sum(heights: &[usize]) -> usize {
+    heights.iter().copied().fold(0, usize::saturating_add)
 }
 
 #[cfg(test)]
@@ -103,6 +107,8 @@ mod tests {
             parts(Layout::Split(vec![4, 2]), &[6, 5]),
             Ok(vec![(4, 5), (2, 5)])
         );
+        assert_eq!(parts(Layout::Heads(usize::MAX), &[0, 5]), Ok(vec![]));
+        assert_eq!(parts(Layout::Batch, &[usize::MAX, 0, 5]), Ok(vec![]));
         for (layout, shape) in [
             (Layout::Matrix, &[3][..]),
             (Layout::Matrix, &[3, 4, 5]),
@@ -112,6 +118,7 @@ mod tests {
             (Layout::Heads(0), &[6, 5]),
             (Layout::Heads(2), &[6, 5, 2]),
             (Layout::Split(vec![4, 4]), &[6, 5]),
+            (Layout::Split(vec![usize::MAX, 7]), &[6, 5]),
         ] {
             assert!(parts(layout.clone(), shape).is_err(), "{layout:?} {shape:?}");
         }

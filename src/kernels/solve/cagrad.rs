@@ -118,9 +118,9 @@ impl Solver for Cagrad {
 
 /// The positive part, as weights.
 fn combination(weights: Array1<f64>) -> Option<Array1<f64>> {
-    let positive = weights.mapv(|w| w.max(0.0));
-    let sum = positive.sum();
-    (sum > 0.0).then(|| positive / sum)
+    let largest = weights.fold(0.0_f64, |most, &w| most.max(w));
+    let positive = weights.mapv(|w| w.max(0.0) / largest); // their sum might be infinite
+    (largest > 0.0).then(|| &positive / positive.sum())
 }
 
 impl Cagrad {

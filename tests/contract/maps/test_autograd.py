@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ferrostep import maps, projections
 
@@ -94,6 +95,20 @@ def test_torch_func(entry: Entry) -> None:
         torch.testing.assert_close(hessian(row), expected)
     gradients = torch.vmap(torch.func.grad(loss))(x[0])
     torch.testing.assert_close(gradients, torch.stack([torch.func.grad(loss)(one) for one in x[0]]))
+
+
+@every_map
+def test_in_place_keeps_tangents_and_levels(entry: Entry) -> None:
+    x, t = sample((4, 6)), sample((4, 6), seed=1)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x.clone(), t.clone())
+        entry.in_place(dual, **entry.arguments)
+        image, tangent = forward_ad.unpack_dual(dual)
+    expected = torch.func.jvp(entry, (x,), (t,))
+    assert torch.equal(image, expected[0]) and tangent is not None and torch.equal(tangent, expected[1])
+    batched = x.clone()
+    torch.vmap(lambda row: entry.in_place(row, **entry.arguments))(batched)
+    assert torch.equal(batched, entry(x))
 
 
 @every_map

@@ -185,6 +185,7 @@ INF, NAN = float("inf"), float("nan")
         ([INF, NAN, -INF], 1.0, [NAN, NAN, NAN]),
         ([NAN, NAN], 0.0, [NAN, NAN]),
         ([1e8 + 0.5, 1e8 + 1.25, 1e8], 1.0, [0.125, 0.875, 0]),
+        ([0.0, 0.5, -3e38, -3e38, -3e38], 1.0, [0.25, 0.75, 0, 0, 0]),
     ],
     ids=str,
 )
@@ -193,6 +194,13 @@ def test_the_simplex_by_hand(row: list[float], s: float, image: list[float], isa
         x, expected = torch.tensor(row, dtype=dtype), torch.tensor(image, dtype=dtype)
         for project in (SIMPLEX["function"], SIMPLEX["reference"]):
             torch.testing.assert_close(project(x, s), expected, equal_nan=True, rtol=1e-6, atol=1e-7)
+
+
+def test_numbers_near_the_greatest() -> None:
+    most = torch.finfo(torch.float64).max
+    x = torch.tensor([[0.0, 0.5, -most, -most, -most], [most, most, 1.0, -most, -INF]], dtype=torch.float64)
+    for project in (SIMPLEX["function"], SIMPLEX["reference"]):
+        assert project(x, 1.0).tolist() == [[0.25, 0.75, 0, 0, 0], [0.5, 0.5, 0, 0, 0]]
 
 
 def test_a_peer_agrees() -> None:

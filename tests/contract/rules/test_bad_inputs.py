@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import Parameter
 
 from ferrostep import _core
+from ferrostep.optim import Lion
 from tests.bad_inputs.torch_cases import CASES, STEP_CASES, Case, Trial
 from tests.contract.rules.registry import Entry, every, every_class, every_elementwise_class, one_of_each_class
 from tests.contract.snapshot import Snapshot
@@ -112,7 +117,7 @@ def test_a_live_edit_to_an_impossible_eps_changes_nothing(entry: Entry, value: f
     set_gradients(params, 1)
     optimizer.param_groups[1]["eps"] = value
     before = Snapshot(optimizer)
-    with pytest.raises(ValueError, match="Invalid eps"):
+    with pytest.raises(ValueError, match="eps"):
         optimizer.step()
     before.assert_unchanged()
 
@@ -189,3 +194,117 @@ def test_positions_that_are_too_few_are_an_error() -> None:
     grads, moments = [torch.ones(2), torch.ones(2)], [torch.ones(2), torch.ones(2)]
     with pytest.raises(ValueError, match="positions"):
         _core.Batch().add(rule(), t, grads, {"exp_avg": moments}, positions=[4])
+
+
+NONSENSE = (None, "x", -1, [], (0.9,), {"nope": 1}, object(), 1j)
+SAID = {
+    "lr": "learning rate",
+    "eps": "epsilon",
+    "weight_decay": "weight decay",
+    "adjust_lr_fn": "Adjust learning rate",
+    "amsgrad": "max_exp_avg_sq",
+}
+"""How errors in torch's words, or in those of the state that an option asks for, call it."""
+
+
+@every_class
+@pytest.mark.parametrize("value", NONSENSE, ids=lambda value: type(value).__name__)
+def test_nonsense_is_refused_by_its_name_or_without_effect(entry: Entry, value: Any) -> None:
+    params = parameters(entry.shapes)
+    train(entry.build(params), params, 1)
+    for name in entry.build(params).param_groups[0].keys() - {"params"}:
+        with refusal(name):
+            entry.build([{"params": params, name: value}])
+        optimizer = entry.build([{"params": params[:2]}, {"params": params[2:]}])
+        train(optimizer, params, 1)
+        set_gradients(params, 1)
+        optimizer.param_groups[1][name] = value
+        before = Snapshot(optimizer)
+        with refusal(name) as caught:
+            optimizer.step()
+        if caught:
+            before.assert_unchanged()
+
+
+@contextlib.contextmanager
+def refusal(name: str) -> Iterator[list[Exception]]:
+    """What is raised, if anything is, is to name the option; pyo3 does so in a note."""
+    caught: list[Exception] = []
+    try:
+        yield caught
+    except (TypeError, ValueError, KeyError, RuntimeError, OverflowError) as error:
+        caught.append(error)
+        words = " ".join([str(error), *getattr(error, "__notes__", [])])
+        assert any(word in words for word in (name, name.removeprefix("ns_"), SAID.get(name, name))), repr(error)
+
+
+@every_class
+@pytest.mark.parametrize("name", ["lr", "weight_decay"])
+def test_a_live_edit_beyond_all_floats_is_refused(entry: Entry, name: str) -> None:
+    params = parameters(entry.shapes)
+    optimizer = entry.build(params)
+    set_gradients(params, 0)
+    optimizer.param_groups[0][name] = 10**400
+    before = Snapshot(optimizer)
+    with refusal(name) as caught:
+        optimizer.step()
+    assert "too large" in str(caught[0])
+    before.assert_unchanged()
+
+
+@every_class
+def test_a_differentiable_step_of_a_leaf_changes_nothing(entry: Entry) -> None:
+    params = parameters(entry.shapes)
+    optimizer = entry.build([{"params": params[:1]}, {"params": params[1:]}])
+    train(optimizer, params, 1)
+    optimizer.param_groups[1]["differentiable"] = True
+    before = Snapshot(optimizer)
+    with pytest.raises(RuntimeError, match="param of parameter 0 in group 1: a leaf Variable that requires grad"):
+        optimizer.step()
+    before.assert_unchanged()
+
+
+def test_a_rules_hyperparameters_may_be_any_keys() -> None:
+    class EqualToAll(str):
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            return True
+
+        def __hash__(self) -> int:
+            return 1
+
+    class Greedy:
+        def __init__(self, given: dict[str, Any]) -> None:
+            self.given = given
+
+        def __float__(self) -> float:
+            self.given.pop("lr", None)
+            return 0.5
+
+    good = {"lr": 0.1, "beta1": 0.9, "beta2": 0.99, "weight_decay": 0.0, "maximize": False}
+    _core.Rule("Lion", {**good, EqualToAll("x"): 1})
+    given: dict[str, Any] = dict(good)
+    given["beta2"] = Greedy(given)
+    _core.Rule("Lion", given)
+    for number in (10**400, np.ones(2), "x"):
+        with pytest.raises((TypeError, ValueError), match="lr"):
+            _core.Rule("Lion", {**good, "lr": number})
+    for key in (3, "momentum", object()):
+        with pytest.raises(TypeError, match="Lion has no hyperparameter"):
+            _core.Rule("Lion", {**good, key: 1})
+
+
+def test_a_batch_may_go_to_another_thread() -> None:
+    batch = _core.Batch()
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(batch.run, 1).result()
+    optimizer = Lion(parameters([(3,)]))
+    set_gradients(optimizer.param_groups[0]["params"], 0)
+    optimizer.step()
+    next(iter(optimizer.state.values()))["exp_avg"] = torch.ones(9)
+    with ThreadPoolExecutor(1) as pool:
+        error = pool.submit(optimizer.step).exception()
+    assert isinstance(error, ValueError)
+    del error  # and with it the batch, in this thread
+    gc.collect()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import time
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from ferrostep import _core
 from tests.contract.rules.registry import Entry, every_class, every_elementwise, every_elementwise_class
 from tests.contract.training import assert_same_bits, bits, contents, normal, parameters, train
 
@@ -135,6 +140,33 @@ def test_interleaved_parameters_of_one_base(entry: Entry, dtype: torch.dtype, bo
     assert bits(base[untouched]) == bits(base_before[untouched])
     assert bits(base[:, 0]) == bits(columns[0])
     assert bits(base[:, 0]) != bits(base_before[:, 0])
+
+
+def test_overlap_is_found_where_places_are_shared() -> None:
+    rng = random.Random(0)
+    found = set()
+    for _ in range(600):
+        base = np.zeros((6, 7, 4), rng.choice([np.float32, np.float64]))
+        turned = base.transpose(rng.sample(range(3), 3))
+        both = []
+        for _ in range(2):
+            part = turned[tuple(slice(rng.randrange(4), None, rng.choice([1, 1, 2, 3])) for _ in range(3))]
+            both.append(part[:: rng.choice([1, -1]), :, :: rng.choice([1, -1])])
+        shared = np.shares_memory(*both)
+        found.add(shared)
+        with pytest.raises(ValueError, match="shares memory") if shared else contextlib.nullcontext():
+            _core.ema(both, [np.ones(part.shape, part.dtype) for part in both], 0.5, 1)
+    assert found == {True, False}
+
+
+def test_columns_of_a_large_base_are_told_apart_in_little_time() -> None:
+    base = np.zeros((2048, 4096), np.float32)
+    halves = [base[:, :2048], base[:, 2048:]]
+    ones = [np.ones_like(half) for half in halves]
+    start = time.monotonic()
+    _core.ema(halves, ones, 0.5, 2)
+    assert time.monotonic() - start < 5  # byte by byte it was half a minute
+    assert (base == 0.5).all()
 
 
 @every_elementwise_class

@@ -7,6 +7,7 @@ import io
 import pickle
 import weakref
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import lion_pytorch
@@ -270,6 +271,58 @@ def test_states_of_other_optimizers_are_refused(entry: Entry, theirs: str) -> No
         optimizer.load_state_dict(saved)
     assert_same_bits(optimizer, before)
     train(optimizer, params, 1, start=2)
+
+
+@every_class
+def test_a_load_that_fails_midway_changes_nothing(entry: Entry) -> None:
+    params = parameters(entry.shapes)
+    optimizer = entry.build(params)
+    train(optimizer, params, 2)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["param_groups"][0]["lr"] = 0.5
+    last = max(saved["state"])
+    saved["state"][last] = saved["state"][last] | {"step": [1.0]}
+    before, groups = copies(optimizer), copy.deepcopy(optimizer.param_groups)
+    with pytest.raises(TypeError, match="float"):
+        optimizer.load_state_dict(saved)
+    assert_same_bits(optimizer, before)
+    assert [group["lr"] for group in optimizer.param_groups] == [group["lr"] for group in groups]
+    train(optimizer, params, 1, start=2)
+
+
+@every_class
+def test_a_loaded_state_that_no_kernel_takes_is_named_by_the_step(entry: Entry) -> None:
+    params = parameters(entry.shapes)
+    optimizer = entry.build(params)
+    train(optimizer, params, 2)
+    for spoilt, what in ((lambda state: state.to_sparse(), "has layout torch.sparse_coo"),):
+        saved = copy.deepcopy(optimizer.state_dict())
+        saved["state"][1][entry.state] = spoilt(saved["state"][1][entry.state])
+        fresh = entry.build(parameters(entry.shapes))
+        fresh.load_state_dict(saved)
+        with pytest.raises(RuntimeError, match=f"{entry.state} of parameter 1 in group 0 {what}"):
+            train(fresh, fresh.param_groups[0]["params"], 1)
+
+
+@pytest.mark.parametrize("count", [2.0**64, 1e30])
+def test_a_step_count_beyond_integers_is_a_late_step(count: float) -> None:
+    for dtype in (torch.float32, torch.float64):
+        params = parameters([(9,)])
+        optimizer = AdamW(params)
+        train(optimizer, params, 1)
+        optimizer.state[params[0]]["step"] = torch.tensor(count, dtype=dtype)
+        train(optimizer, params, 1)
+        assert params[0].isfinite().all()
+
+
+def test_any_mapping_of_state_dtypes_can_be_saved() -> None:
+    params = parameters([(9,)])
+    given = {"exp_avg": torch.bfloat16}
+    optimizer = AdamW(params, state_dtype=MappingProxyType(given))
+    given["exp_avg"] = torch.int8
+    train(optimizer, params, 1)
+    loaded = through_file(copy.deepcopy(optimizer).state_dict())
+    assert loaded["param_groups"][0]["state_dtype"] == {"exp_avg": torch.bfloat16}
 
 
 @every(lambda entry: entry.state == "exp_avg" and entry in one_of_each_class())
