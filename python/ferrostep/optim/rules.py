@@ -12,6 +12,7 @@ from torch import Tensor
 from ferrostep import _core, reference
 from ferrostep.errors import Problem, wrong_kind
 from ferrostep.optim.base import (
+    SIXTEEN_BIT,
     InPlaceOptimizer,
     NewState,
     arithmetic_dtype,
@@ -23,9 +24,13 @@ from ferrostep.optim.base import (
     zero_state,
 )
 
-COMPENSATIONS = {"kahan": "kahan_comp", "split": "master_low"}
+COMPENSATIONS = {"kahan": "kahan_comp", "split": "master_low", "master": "master_param"}
 """The states that make up for rounding."""
+MASTER_ROUNDINGS = {"split": "split", "float32": "master"}
+"""By ``master_weights``, how results are rounded then."""
 SINGLE = (torch.float32, torch.complex64)
+SINGLE_REAL = (torch.float32, *SIXTEEN_BIT)
+"""What is computed with in float32: a gradient of one of these goes with a parameter of another."""
 DOUBLE = (torch.float64, torch.complex128)
 
 
@@ -73,7 +78,7 @@ class Rule(NamedTuple):
         """State ``name`` of ``p`` as it is before the first step; None for a compensation that is not needed.
 
         Args:
-            name: one of ``states``, or ``step``, ``kahan_comp`` or ``master_low``.
+            name: one of ``states``, or ``step`` or one of ``COMPENSATIONS``.
             p: the parameter, whose shape the state has, but for those in ``shapes``.
             group: the options of its group.
 
@@ -200,7 +205,7 @@ class RuleOptimizer(InPlaceOptimizer):
     def _gather(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> Gathered:
         rule = self.rule(group)
         names = rule.states
-        rounding = "split" if group["master_weights"] else group["rounding"]
+        rounding = MASTER_ROUNDINGS.get(group["master_weights"], group["rounding"])
         if rule.counts_steps or rounding == "stochastic":
             names = (*names, "step")
         if rounding in COMPENSATIONS:
@@ -297,7 +302,7 @@ class Gathered(NamedTuple):
             if not (p.is_floating_point() or p.is_complex()):
                 raise Problem.DTYPE.of(self._place("param", i), p.dtype, "a floating-point one")
             self._check_twin("grad", i, grad, p.shape)
-            if grad.dtype != p.dtype:
+            if not (grad.dtype == p.dtype or (grad.dtype in SINGLE_REAL and p.dtype in SINGLE_REAL)):
                 raise Problem.DTYPE.of(self._place("grad", i), grad.dtype, p.dtype)
             for name, column in self.columns.items():
                 if name == "step":
@@ -350,6 +355,7 @@ class Gathered(NamedTuple):
             return [update for i in range(len(self.params)) for update in self._updates_of(i)]
 
     def _updates_of(self, i: int) -> list[tuple[Tensor, Tensor]]:
+        is_rounded = has_16_bits(self.params[i])
         counter = self.columns["step"][i] + 1 if "step" in self.columns else None
         step = 0.0 if counter is None else 1.0 if is_fake(counter) else counter.item()
         updates = reference.updates(
@@ -360,8 +366,8 @@ class Gathered(NamedTuple):
             [self.columns[name][i] for name in self.rule.states],
             step,
             self.rule.hyperparameters,
-            rounding=self.rounding if has_16_bits(self.params[i]) else "nearest",
-            compensation=None if self.compensation is None else self.compensation[i],
+            rounding=self.rounding if is_rounded else "nearest",
+            compensation=self.compensation[i] if is_rounded and self.compensation is not None else None,
             seed=self.group["seed"],
             number=self.positions[i] | self.number << 32,
         )
