@@ -9,7 +9,7 @@ Example:
     >>> model(torch.ones(1, 4, dtype=torch.bfloat16)).sum().backward()
     >>> loss = optimizer.step()
     >>> {name: str(x.dtype) for name, x in optimizer.state[model.weight].items() if name != "step"}
-    {'master_param': 'torch.float32', 'exp_avg': 'torch.float32', 'exp_avg_sq': 'torch.float32'}
+    {'exp_avg': 'torch.float32', 'exp_avg_sq': 'torch.float32', 'master_param': 'torch.float32'}
 """
 
 from ferrostep.offload.host import HostOptimizer

@@ -60,14 +60,16 @@ class HostOptimizer(Optimizer):
 
     Example:
         >>> import torch
-        >>> from ferrostep.optim import Muon
-        >>> p = torch.nn.Parameter(torch.eye(2, dtype=torch.bfloat16))
-        >>> optimizer = HostOptimizer([p], Muon, lr=1e-3, weight_decay=0.0)
-        >>> p.grad = torch.full_like(p, 0.5)
-        >>> loss = optimizer.step()
-        >>> p.detach()  # the step is too small for a bfloat16, but not lost
-        tensor([[1., -0.0005],
-                [-0.0005, 1.]], dtype=torch.bfloat16)
+        >>> from ferrostep.optim import AdamW
+        >>> p = torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+        >>> p.grad = torch.ones_like(p)
+        >>> optimizer = HostOptimizer([p], AdamW, lr=1e-3, weight_decay=0.0)
+        >>> for _ in range(3):
+        ...     loss = optimizer.step()
+        >>> optimizer.state[p]["master_param"]  # bfloat16 has no number between 1 and 0.9961
+        tensor([0.9970, 0.9970])
+        >>> p.detach()
+        tensor([0.9961, 0.9961], dtype=torch.bfloat16)
     """
 
     def __init__(
@@ -197,13 +199,23 @@ class HostOptimizer(Optimizer):
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset the gradients, on the host, too; see ``torch.optim.Optimizer.zero_grad``."""
+        """Reset the gradients, those that were taken to the host, too.
+
+        Args:
+            set_to_none: drop gradients (True, default) or fill those that parameters have with zeros.
+
+        Raises:
+            RuntimeError: a gradient that cannot be written, as torch.
+        """
         super().zero_grad(set_to_none)
         for twin in self._twins.values():
             twin.forget()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group.
+
+        Args:
+            param_group: a dict with ``params``, of shapes and dtypes that the class takes, and arguments of the class.
 
         Raises:
             ValueError, TypeError, RuntimeError: what the class refuses; the group is not added then.
@@ -226,7 +238,9 @@ class HostOptimizer(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of this class, or of the class of the optimizer on the host.
 
-        Masters that it lacks are made of the parameters.
+        Args:
+            state_dict: masters that it lacks are made of the parameters; those that it has count where a parameter is
+                what they round to, so load the model's weights, too.
 
         Raises:
             ValueError, KeyError: as the class raises; nothing has been changed then.

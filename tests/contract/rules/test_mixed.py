@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch.nn import Parameter
 
+from ferrostep import _core
+from tests.conftest import ISAS
 from tests.contract.rules.registry import Entry, every_class, every_elementwise_class, every_near_the_reference
 from tests.contract.snapshot import Snapshot
 from tests.contract.training import assert_same_bits, bits, copies, normal, parameters, set_gradients, train
@@ -15,6 +19,20 @@ STEPS = 5
 
 over_backends = pytest.mark.parametrize("backend", ["rust", "reference"])
 over_dtypes = pytest.mark.parametrize("dtype", SIXTEEN_BIT, ids=["bf16", "f16"])
+
+
+@pytest.fixture(params=[*ISAS, "reference"])
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The backend: Rust's on each instruction set, and plain torch."""
+    if request.param == "reference":
+        yield "reference"
+        return
+    if request.param not in _core.supported_isas():
+        pytest.skip(f"this CPU does not have {request.param}")
+    before = _core.isa()
+    _core.use_isa(request.param)
+    yield "rust"
+    _core.use_isa(before)
 
 
 def set_gradients_in(dtype: torch.dtype, params: list[Parameter], step: int) -> None:
@@ -27,13 +45,10 @@ def set_gradients_in(dtype: torch.dtype, params: list[Parameter], step: int) -> 
 
 @every_near_the_reference
 @over_dtypes
-@over_backends
-def test_a_gradient_of_another_dtype_counts_as_what_it_is(
-    entry: Entry, dtype: torch.dtype, backend: str, isa: str
-) -> None:
+def test_a_gradient_of_another_dtype_counts_as_what_it_is(entry: Entry, dtype: torch.dtype, way: str) -> None:
     """Bit for bit: it is widened, and no copy of it shows."""
     params, others = parameters(entry.shapes), parameters(entry.shapes)
-    mixed, ours = (entry.build(each, backend=backend) for each in (params, others))
+    mixed, ours = (entry.build(each, backend=way) for each in (params, others))
     for step in range(STEPS):
         set_gradients_in(dtype, params, step)
         for p, q in zip(params, others, strict=True):
@@ -46,11 +61,10 @@ def test_a_gradient_of_another_dtype_counts_as_what_it_is(
 
 @every_class
 @over_dtypes
-@over_backends
-def test_16_bit_parameters_take_float32_gradients(entry: Entry, dtype: torch.dtype, backend: str, isa: str) -> None:
+def test_16_bit_parameters_take_float32_gradients(entry: Entry, dtype: torch.dtype, way: str) -> None:
     """Also with a state of their own dtype, whose kernels take the elements in another order."""
     params, others = parameters(entry.shapes, dtype), parameters(entry.shapes, dtype)
-    options = {"state_dtype": dtype, "rounding": "kahan", "backend": backend}
+    options = {"state_dtype": dtype, "rounding": "kahan", "backend": way}
     mixed, ours = (entry.build(each, **options) for each in (params, others))
     for step in range(STEPS):
         set_gradients(others, step)
@@ -97,13 +111,12 @@ def test_a_nan_is_found_in_gradients_of_another_dtype(entry: Entry) -> None:
 
 @every_near_the_reference
 @over_dtypes
-@over_backends
-def test_parameters_are_their_masters_rounded(entry: Entry, dtype: torch.dtype, backend: str, isa: str) -> None:
+def test_parameters_are_their_masters_rounded(entry: Entry, dtype: torch.dtype, way: str) -> None:
     """And the masters are what float32 parameters would be, bit for bit."""
     rounded = parameters(entry.shapes, dtype)
     whole = [Parameter(p.detach().float()) for p in rounded]
-    ours = entry.build(rounded, lr=1e-6, master_weights="float32", backend=backend)
-    other = entry.build(whole, lr=1e-6, backend=backend)
+    ours = entry.build(rounded, lr=1e-6, master_weights="float32", backend=way)
+    other = entry.build(whole, lr=1e-6, backend=way)
     for step in range(STEPS):
         set_gradients(rounded, step)
         for p, q in zip(rounded, whole, strict=True):
@@ -116,11 +129,10 @@ def test_parameters_are_their_masters_rounded(entry: Entry, dtype: torch.dtype, 
 
 
 @every_elementwise_class
-@over_backends
-def test_what_is_written_over_a_parameter_stands(entry: Entry, backend: str, isa: str) -> None:
+def test_what_is_written_over_a_parameter_stands(entry: Entry, way: str) -> None:
     """As when a checkpoint is loaded; all others keep their masters."""
     (p,) = params = parameters([(1000,)], torch.float16)
-    optimizer = entry.build(params, lr=1e-6, master_weights="float32", backend=backend)
+    optimizer = entry.build(params, lr=1e-6, master_weights="float32", backend=way)
     train(optimizer, params, 2)
     before = optimizer.state[p]["master_param"].clone()
     with torch.no_grad():
@@ -136,13 +148,10 @@ def test_what_is_written_over_a_parameter_stands(entry: Entry, backend: str, isa
 
 
 @every_elementwise_class
-@over_backends
-def test_a_master_beyond_the_range_comes_back(entry: Entry, backend: str, isa: str) -> None:
+def test_a_master_beyond_the_range_comes_back(entry: Entry, way: str) -> None:
     """The float16 parameter is infinite meanwhile; its master is not."""
     p = Parameter(torch.tensor([60000.0, -60000.0], dtype=torch.float16))
-    optimizer = entry.build(
-        [p], lr=10000.0, weight_decay=0.0, betas=(0.0, 0.0), master_weights="float32", backend=backend
-    )
+    optimizer = entry.build([p], lr=10000.0, weight_decay=0.0, betas=(0.0, 0.0), master_weights="float32", backend=way)
     p.grad = torch.tensor([-1.0, 1.0], dtype=torch.float16)
     optimizer.step()
     assert p.isinf().all() and optimizer.state[p]["master_param"].isfinite().all()
