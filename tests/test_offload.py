@@ -6,9 +6,12 @@ import copy
 import gc
 import io
 import pickle
+import re
+import textwrap
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -436,6 +439,17 @@ def test_a_sparse_gradient_of_a_copied_parameter_is_refused(monkeypatch: pytest.
     embedding(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match=r"grad of parameter 0 in group 0 has layout torch.sparse_coo"):
         optimizer.step()
+
+
+def test_the_guide_runs() -> None:
+    guide = (Path(__file__).parents[1] / "docs" / "offload.md").read_text()
+    blocks = [textwrap.dedent(code) for code in re.findall(r"^ *```python\n(.*?)^ *```", guide, re.M | re.S)]
+    assert len(blocks) == 4
+    names: dict[str, Any] = {}
+    for code in blocks:
+        exec(compile(code, "offload.md", "exec"), names)
+    assert isinstance(names["optimizer"], HostOptimizer)
+    assert names["optimizer"].state[names["model"].weight]["master_param"].dtype == torch.float32
 
 
 def test_parameters_do_not_keep_the_optimizer(where: str) -> None:

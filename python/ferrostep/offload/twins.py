@@ -38,6 +38,7 @@ class Twin:
         self._seen: tuple[int, int] | None = None
         self._gradient: Tensor | None = None
         self._later: Tensor | None = None
+        self._cast: Tensor | None = None
         self._arrived = 0
 
     def _room(self) -> Tensor:
@@ -113,7 +114,11 @@ class Twin:
         self._add_later()
         if not self.has_gradient or self._gradient is None:
             return
-        gradient = self._gradient.to(self.host.dtype) if self._casts else self._gradient
+        gradient = self._gradient
+        if self._casts and gradient.dtype != self.host.dtype:
+            if self._cast is None:
+                self._cast = torch.empty_like(self.host, requires_grad=False)
+            gradient = self._cast.copy_(gradient)
         if gradient.dtype != self.host.dtype or self.host.dtype != getattr(self.host, "grad_dtype", self.host.dtype):
             self.host.grad_dtype = gradient.dtype
         self.host.grad = gradient
