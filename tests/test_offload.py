@@ -217,6 +217,19 @@ def test_checkpoints_move_between_it_and_the_bare_class(
         torch.testing.assert_close(others.state[q]["exp_avg"].float(), ours.state[p]["exp_avg"], rtol=1e-2, atol=1e-2)
 
 
+def test_a_master_of_another_shape_is_refused(where: str) -> None:
+    """Of a class of others; ours names it in the step, as any state."""
+    params = parameters([(3,), (4,)], torch.bfloat16)
+    optimizer = HostOptimizer(params, torch.optim.AdamW)
+    train(optimizer, params, 1)
+    state, before = copy.deepcopy(optimizer.state_dict()), copies(optimizer)
+    state["state"][1]["master_param"] = torch.ones(3)
+    message = r"master_param of parameter 1 in group 0 has shape \[3\], expected \[4\]"
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(state)
+    assert_same_bits(optimizer, before)
+
+
 @over_classes
 def test_hooks_of_state_dicts_run(optimizer_class: type[Optimizer]) -> None:
     params = parameters([(3,)])
@@ -306,6 +319,16 @@ def test_offloaded_gradients_of_several_passes_are_added_up(
             optimizer.step()
             optimizer.zero_grad()
     assert_same_bits(ours, kept)
+
+
+def test_a_gradient_given_by_hand_joins_those_that_were_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(twins, "is_on_host", lambda _p: False)
+    (p,) = parameters([(3,)], torch.bfloat16)
+    optimizer = HostOptimizer([p], AdamW, offload_gradients=True)
+    (2 * p).sum().backward()
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert torch.allclose(optimizer.state[p]["exp_avg"], torch.full((3,), 0.3))
 
 
 @over_classes

@@ -6,7 +6,6 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -101,6 +100,11 @@ class HostOptimizer(Optimizer):
         self._watch(self._twins.values())
 
     @property
+    def _copies(self) -> list[Twin]:
+        """The parameters that are not on the host themselves, or not of the masters' dtype."""
+        return [twin for twin in self._twins.values() if twin.is_copy]
+
+    @property
     def _inner(self) -> Optimizer:
         assert self._optimizer is not None
         return self._optimizer
@@ -154,12 +158,11 @@ class HostOptimizer(Optimizer):
         for number, group in enumerate(self.param_groups):
             for i, p in enumerate(group["params"]):
                 self._twins[p].check(f"parameter {i} in group {number}")
-        copies = [twin for twin in self._twins.values() if twin.is_copy]
-        for twin in copies:
+        for twin in self._copies:
             twin.fetch()
-        for device in {twin.device for twin in copies}:
+        for device in {twin.device for twin in self._copies}:
             transfers_of(device).wait()
-        for twin in copies:
+        for twin in self._copies:
             twin.receive()
 
     @contextmanager
@@ -167,13 +170,16 @@ class HostOptimizer(Optimizer):
         """The optimizer on the host, whose groups are ours but for their parameters."""
         inner, groups = self._inner, self.param_groups
         inner.param_groups = groups
+        if not self._copies:
+            yield inner
+            return
         own = [group["params"] for group in groups]
         for group, params in zip(groups, own, strict=True):
             group["params"] = [self._twins[p].host for p in params]
         try:
             yield inner
         finally:
-            for group, params in zip(groups, own, strict=False):  # there may be a new one, of the same form
+            for group, params in zip(groups, own, strict=False):  # there may be one more, which gets ours later
                 group["params"] = params
 
     def step(self, closure: Callable[[], float] | None = None, **kwargs: Any) -> float | None:  # type: ignore[override]
@@ -193,8 +199,8 @@ class HostOptimizer(Optimizer):
                 loss = closure()
         with self.on_host() as inner:
             inner.step(**kwargs)
-        for twin in self._twins.values():
-            if twin.is_copy and twin.has_gradient:
+        for twin in self._copies:
+            if twin.has_gradient:
                 twin.send()
         return loss
 
@@ -208,7 +214,7 @@ class HostOptimizer(Optimizer):
             RuntimeError: a gradient that cannot be written, as torch.
         """
         super().zero_grad(set_to_none)
-        for twin in self._twins.values():
+        for twin in self._copies:
             twin.forget()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -248,27 +254,32 @@ class HostOptimizer(Optimizer):
         state_dict = state_dict.copy()
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
-        masters = {}
-        if not self._is_ours:  # the masters are parameters to it
-            states = {key: dict(state) for key, state in state_dict["state"].items()}
-            masters = {key: state.pop("master_param") for key, state in states.items() if "master_param" in state}
-            state_dict["state"] = states
+        masters = [] if self._is_ours else self._take_masters(state_dict)
         with self._with_twins() as inner:
             inner.load_state_dict(state_dict)
             groups = inner.param_groups
         for group, own in zip(groups, self.param_groups, strict=True):
             group["params"] = own["params"]
         self.param_groups = groups
-        self._load_masters(state_dict["param_groups"], masters)
+        for twin, master in masters:
+            twin.load(master)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
-    def _load_masters(self, groups: list[dict[str, Any]], masters: dict[int, Tensor]) -> None:
-        saved = chain.from_iterable(group["params"] for group in groups)
-        own = chain.from_iterable(group["params"] for group in self.param_groups)
-        for key, p in zip(saved, own, strict=True):
-            if key in masters:
-                self._twins[p].load(masters[key])
+    def _take_masters(self, state_dict: dict[str, Any]) -> list[tuple[Twin, Tensor]]:
+        """Take the masters, which to a class of others are parameters, out of a state dict, and check them."""
+        states = {key: dict(state) for key, state in state_dict["state"].items()}
+        state_dict["state"] = states
+        masters = []
+        for number, (saved, own) in enumerate(zip(state_dict["param_groups"], self.param_groups, strict=False)):
+            for i, (key, p) in enumerate(zip(saved["params"], own["params"], strict=False)):
+                master = states.get(key, {}).pop("master_param", None)
+                if master is not None and self._twins[p].is_master:
+                    if master.shape != p.shape:
+                        place = f"master_param of parameter {i} in group {number}"
+                        raise Problem.SHAPE.of(place, list(master.shape), list(p.shape))
+                    masters.append((self._twins[p], master))
+        return masters
 
     def _hosted(self, params: Any) -> Any:
         """The parameters or groups with what stands for the parameters on the host; what is neither as it is."""
@@ -316,7 +327,7 @@ class HostOptimizer(Optimizer):
 
         for twin in twins:
             if self._offload_gradients and twin.is_copy and twin.param.requires_grad:
-                twin.param.register_post_accumulate_grad_hook(arrive)
+                twin.param.register_post_accumulate_grad_hook(arrive)  # type: ignore[no-untyped-call]
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("defaults", "param_groups", "_is_ours", "_master_dtype", "_offload_gradients", "_twins", "_optimizer")

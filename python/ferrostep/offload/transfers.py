@@ -35,8 +35,8 @@ class CudaTransfers(Transfers):
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.leaving = torch.cuda.Stream(device)
-        self.returned = torch.cuda.Event()
+        self.leaving = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.returned = torch.cuda.Event()  # type: ignore[no-untyped-call]
 
     def to_host(self, source: Tensor, target: Tensor) -> None:
         """Queue the copy; see :meth:`wait`."""

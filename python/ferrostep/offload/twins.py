@@ -103,7 +103,9 @@ class Twin:
         if self._seen != self._state_of_param():
             self._follow()
         grad = self.param.grad
-        if self._arrived == 0 and grad is not None:
+        if self._arrived and grad is not None:
+            self.arrive()  # one that did not come by a backward pass
+        elif grad is not None:
             self._gradient = grad.detach() if is_on_host(self.param) else self._copied(grad, self._gradient)
 
     def receive(self) -> None:
@@ -133,9 +135,8 @@ class Twin:
 
     def forget(self) -> None:
         """Drop the gradient on the host."""
-        if self.is_copy:
-            self.host.grad = None
-            self._arrived = 0
+        self.host.grad = None
+        self._arrived = 0
 
     def load(self, master: Tensor) -> None:
         """Take a loaded master in, where the parameter is what it rounds to."""
