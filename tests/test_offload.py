@@ -321,14 +321,17 @@ def test_offloaded_gradients_of_several_passes_are_added_up(
     assert_same_bits(ours, kept)
 
 
-def test_a_gradient_given_by_hand_joins_those_that_were_taken_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gradient_that_comes_after_one_was_taken_away_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As DistributedDataParallel's does, which would otherwise be that of one process, or be counted twice."""
     monkeypatch.setattr(twins, "is_on_host", lambda _p: False)
-    (p,) = parameters([(3,)], torch.bfloat16)
-    optimizer = HostOptimizer([p], AdamW, offload_gradients=True)
-    (2 * p).sum().backward()
-    p.grad = torch.ones_like(p)
-    optimizer.step()
-    assert torch.allclose(optimizer.state[p]["exp_avg"], torch.full((3,), 0.3))
+    params = parameters([(3,), (4,)], torch.bfloat16)
+    optimizer = HostOptimizer(params, AdamW, offload_gradients=True)
+    sum(p.sum() for p in params).backward()
+    params[1].grad = torch.ones_like(params[1])
+    before = Snapshot(optimizer)
+    with pytest.raises(RuntimeError, match=r"grad of parameter 1 in group 0 came after offload_gradients=True"):
+        optimizer.step()
+    before.assert_unchanged()
 
 
 @over_classes

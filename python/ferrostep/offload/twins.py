@@ -10,6 +10,7 @@ from torch.nn import Parameter
 
 from ferrostep.errors import Problem
 from ferrostep.offload.transfers import transfers_of
+from ferrostep.optim.options import is_distributed
 
 
 class Twin:
@@ -29,6 +30,8 @@ class Twin:
         self._forget_transfers()
         if is_on_host(param) and dtype == param.dtype:
             return
+        if is_distributed(param):
+            raise NotImplementedError(f"HostOptimizer does not support distributed tensors on {param.device}")
         weight = self._room() if dtype == param.dtype else on_host(param, dtype)
         self.host = Parameter(weight, requires_grad=param.requires_grad)
         self._follow()
@@ -61,13 +64,18 @@ class Twin:
         return self._arrived > 0 or self.param.grad is not None
 
     def check(self, place: str) -> None:
-        """Raise RuntimeError for a parameter that was moved, or a gradient that cannot be copied."""
+        """Raise RuntimeError for a parameter that was moved, or a gradient that cannot be or was copied too early."""
         if self.param.device != self.device:
             expected = f"{self.device}, where it was when the optimizer got it"
             raise Problem.DEVICE.of(f"param of {place}", self.param.device, expected)
         grad = self.param.grad
         if self.is_copy and grad is not None and grad.layout != torch.strided:
             raise Problem.LAYOUT.of(f"grad of {place}", grad.layout, torch.strided)
+        if self._arrived and grad is not None:
+            raise RuntimeError(
+                f"grad of {place} came after offload_gradients=True had taken one to the host; where gradients come "
+                "after the backward pass, as with DistributedDataParallel, it has to be False"
+            )
 
     def arrive(self) -> None:
         """Take a gradient of the backward pass to the host, and free it on the device; several are added up."""
@@ -103,9 +111,7 @@ class Twin:
         if self._seen != self._state_of_param():
             self._follow()
         grad = self.param.grad
-        if self._arrived and grad is not None:
-            self.arrive()  # one that did not come by a backward pass
-        elif grad is not None:
+        if self._arrived == 0 and grad is not None:
             self._gradient = grad.detach() if is_on_host(self.param) else self._copied(grad, self._gradient)
 
     def receive(self) -> None:
@@ -150,6 +156,7 @@ class Twin:
         now = on_host(self.param, self.param.dtype)
         if self.is_master:
             now = torch.where(self.host.detach().to(now.dtype) == now, self.host.detach(), now.to(self.host.dtype))
+        transfers_of(self.device).wait()  # an earlier weight may be on its way
         with torch.no_grad():
             self.host.copy_(now)
         self._seen = self._state_of_param()
