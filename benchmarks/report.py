@@ -18,6 +18,7 @@ import ferrostep
 import maps
 import markdown
 import matrices
+import offload
 import products
 import projections
 import shapes
@@ -205,6 +206,21 @@ def rows(settings: Settings) -> str:
     return contests(maps.projections(), settings)
 
 
+def masters(settings: Settings) -> str:
+    """Steps with masters in float32, and the memory of one process that takes them."""
+    ceiling, rows = Ceiling(), []
+    for contest in offload.contests():
+        samples = interleave({"": ceiling.run, **contest.contestants}, settings.rounds)
+        rates = f"{1e-9 * ceiling.rate(median(samples[''])):.1f}"
+        for name in contest.contestants:
+            own = samples[name]
+            share = offload.BYTES * offload.ELEMENTS / ceiling.bytes * ratio(samples[""], own)
+            times = f"{ratio(samples[offload.PEER], own):.2f}"
+            rows.append([contest.title, rates, name, milliseconds(median(own)), f"{share:.0%}", times])
+    headings = ["work", "ceiling, GB/s", "implementation", "ms/step", "of ceiling", "x the first"]
+    return f"{markdown.table(headings, rows)}\n\nPeak of the memory: {offload.memory():.3f} of the plan."
+
+
 def milliseconds(seconds: float) -> str:
     """With three significant digits at least."""
     return f"{1e3 * seconds:.3f}" if seconds < 0.01 else f"{1e3 * seconds:.1f}"
@@ -221,6 +237,7 @@ def sections(settings: Settings) -> dict[str, tuple[str, Callable[[], str]]]:
     result["guidance"] = ("Guidance", lambda: guidance(settings))
     result["gradients"] = ("Gradient projection", lambda: gradients(settings))
     result["maps"] = ("Projections of rows", lambda: rows(settings))
+    result["offload"] = ("Masters in float32", lambda: masters(settings))
     result["training"] = ("The step inside a training loop", lambda: in_training(settings))
     result["threads"] = ("One thread and two, us per step", lambda: thresholds(settings))
     return result

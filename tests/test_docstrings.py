@@ -29,6 +29,7 @@ MODULES = (
     "ferrostep.guidance.diffusers",
     "ferrostep.numpy",
     "ferrostep.numpy.projections",
+    "ferrostep.offload",
     "ferrostep.optim",
     "ferrostep.projections",
     "ferrostep.reference",

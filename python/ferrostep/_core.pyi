@@ -125,11 +125,11 @@ class Batch:
 
         ``params``, ``grads`` and each list of ``states`` (in the rule's order; the names are for error messages)
         go together, tensor by tensor: torch tensors or NumPy arrays of equal shape, of dtype float32, float64,
-        bfloat16, float16 or complex. ``steps`` are one-element counters that the step advances; without them
-        ``step`` is the number of this step, from 1. ``compensation`` goes with ``rounding="kahan"`` (of the
-        parameter's dtype) and ``"split"`` (int16). ``group`` and ``positions`` are the numbers by which error messages
-        name a tensor. With ``skip_nonfinite`` nothing is updated, of no group, if a gradient of this one has a NaN or
-        infinity.
+        bfloat16, float16 or complex; gradients of float32 and the 16-bit types go with parameters of any of these.
+        ``steps`` are one-element counters that the step advances; without them ``step`` is the number of this step,
+        from 1. ``compensation`` goes with ``rounding="kahan"`` (of the parameter's dtype), ``"split"`` (int16) and
+        ``"master"`` (float32). ``group`` and ``positions`` are the numbers by which error messages name a tensor. With
+        ``skip_nonfinite`` nothing is updated, of no group, if a gradient of this one has a NaN or infinity.
 
         Raises TypeError, ValueError or RuntimeError for a tensor that cannot be updated; nothing has changed then.
         """

@@ -152,9 +152,11 @@ fn rounding(name: &str, seed: u64) -> PyResult<Rounding> {
         "stochastic" => Ok(Rounding::Stochastic { stream: seed }),
         "kahan" => Ok(Rounding::Kahan),
         "split" => Ok(Rounding::Split),
+        "master" => Ok(Rounding::Master),
         other => {
-            let message =
-                format!("rounding is {other:?}, expected 'nearest', 'stochastic', 'kahan' or 'split'");
+            let message = format!(
+                "rounding is {other:?}, expected 'nearest', 'stochastic', 'kahan', 'split' or 'master'"
+            );
             Err(PyValueError::new_err(message))
         }
     }

@@ -170,13 +170,15 @@ impl Ledger {
         }
         let name = match rounding {
             Rounding::Split => "master_low",
+            Rounding::Master => "master_param",
             _ => "kahan_comp",
         };
         let compensation = lists.compensation.as_ref();
         let compensation = compensation.map(|list| column(name.into(), list)).transpose()?;
         let steps = lists.steps.as_ref();
         let steps = steps.map(|list| column("step".into(), list)).transpose()?;
-        if compensation.is_none() && matches!(rounding, Rounding::Kahan | Rounding::Split) {
+        let needs_it = matches!(rounding, Rounding::Kahan | Rounding::Split | Rounding::Master);
+        if compensation.is_none() && needs_it {
             let message = format!("rounding='{}' needs compensation buffers", rounding.name());
             return Err(PyValueError::new_err(message));
         }
@@ -209,8 +211,7 @@ impl Ledger {
         writes: Writes,
     ) -> PyResult<Tensors<N>> {
         let param = self.take(inputs, &inputs.params, i, &Role::new(writes.of_param()))?;
-        let like_it = Role::new(Access::Reads).like(Some(&param));
-        let grad = self.take(inputs, &inputs.grads, i, &like_it)?;
+        let grad = self.gradient(inputs, i, &param)?;
         let mut states = SmallVec::<[View; N]>::new();
         for (k, column) in inputs.states.iter().take(N).enumerate() {
             let role = Role::new(writes.of_state(k)).shape(&param.shape).state();
@@ -250,6 +251,20 @@ impl Ledger {
             .take(inputs.owner(column, i), &column.list.get_item(i)?, role)
     }
 
+    /// The gradient: in any type that is computed with as the parameter's.
+    fn gradient(&mut self, inputs: &Inputs<'_>, i: usize, param: &View) -> PyResult<View> {
+        let role = Role::new(Access::Reads).shape(&param.shape);
+        let grad = self.take(inputs, &inputs.grads, i, &role)?;
+        if grad.float().arithmetic() == param.float().arithmetic() {
+            return Ok(grad);
+        }
+        let problem = Problem::DType {
+            dtype: grad.dtype.name().into(),
+            expected: param.dtype.name().into(),
+        };
+        Err(self.call.refuse(inputs.owner(&inputs.grads, i), problem))
+    }
+
     /// What makes up for the rounding, where anything does.
     fn compensation(
         &mut self,
@@ -263,6 +278,7 @@ impl Ledger {
         let role = Role::new(Access::Updates).shape(&param.shape).state();
         let role = match rounding {
             Rounding::Kahan => role.dtype(param.dtype),
+            Rounding::Master => role.dtype(work_dtype(param)),
             Rounding::Split if param.dtype == DType::BF16 => role.elements(LOWER_HALVES),
             // Other halves have no kernel, which the engine says.
             Rounding::Split | Rounding::Nearest | Rounding::Stochastic { .. } => return Ok(None),
@@ -304,6 +320,7 @@ impl Ledger {
             dtype: param.float(),
             len: param.len,
             param: stage(param, writes.of_param()),
+            grad_dtype: grad.float(),
             grad: stage(grad, Access::Reads),
             state: std::array::from_fn(|k| {
                 let state = &tensors.states[k];
@@ -319,7 +336,7 @@ impl Ledger {
             },
         };
         if inputs.searched {
-            let (dtype, len, data) = (buffers.dtype, buffers.len, buffers.grad);
+            let (dtype, len, data) = (buffers.grad_dtype, buffers.len, buffers.grad);
             self.searched.push(Values { dtype, len, data });
         }
         buffers

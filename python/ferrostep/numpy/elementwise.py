@@ -9,6 +9,8 @@ from ferrostep.numpy.arrays import Array, check, threads, whole
 
 RULES = _core.rules()
 """The element-wise rules as Rust declares them."""
+MASTERS = {"master_low": "split", "master_param": "master"}
+"""The arguments that make masters, and how results are rounded then."""
 
 
 def adamw_(
@@ -28,6 +30,7 @@ def adamw_(
     rounding: str = "nearest",
     kahan_comp: Array | None = None,
     master_low: Array | None = None,
+    master_param: Array | None = None,
     seed: int = 0,
     num_threads: int | None = None,
 ) -> None:
@@ -35,7 +38,8 @@ def adamw_(
 
     Args:
         param: of any shape and dtype of the module's; updated in place.
-        grad: the gradient, of the same shape and dtype; only read.
+        grad: the gradient, of the same shape and dtype, or of another of float32, float16 and bfloat16 where the
+            parameter has one of them; only read.
         exp_avg, exp_avg_sq: the moments, zeros before the first step; updated in place.
         step: the number of this step, from 1.
         max_exp_avg_sq: makes it AMSGrad: the greatest second moment, zeros at first; updated in place.
@@ -44,6 +48,8 @@ def adamw_(
             ``kahan_comp``).
         kahan_comp: what rounding lost, an array like ``param``, zeros at first; updated in place.
         master_low: makes a bfloat16 ``param`` the upper half of float32 master weights: the lower half, int16, zeros at
+            first; updated in place. Goes with rounding to the nearest.
+        master_param: makes a 16-bit ``param`` what a float32 master rounds to: the master, float32, ``param`` itself at
             first; updated in place. Goes with rounding to the nearest.
         seed: of stochastic rounding, from 0 to 2**64 - 1. Default 0.
         num_threads: at most; default the CPUs that the process may use.
@@ -73,6 +79,7 @@ def lion_(
     rounding: str = "nearest",
     kahan_comp: Array | None = None,
     master_low: Array | None = None,
+    master_param: Array | None = None,
     seed: int = 0,
     step: int = 0,
     num_threads: int | None = None,
@@ -81,10 +88,11 @@ def lion_(
 
     Args:
         param: of any shape and dtype of the module's; updated in place.
-        grad: the gradient, of the same shape and dtype; only read.
+        grad: the gradient, of the same shape and dtype, or of another of float32, float16 and bfloat16 where the
+            parameter has one of them; only read.
         exp_avg: the momentum, zeros before the first step; updated in place.
         lr, betas, weight_decay, maximize: as of the class.
-        rounding, kahan_comp, master_low, seed: as of :func:`adamw_`.
+        rounding, kahan_comp, master_low, master_param, seed: as of :func:`adamw_`.
         step: used by stochastic rounding only: another number for every call. Default 0.
         num_threads: at most; default the CPUs that the process may use.
 
@@ -110,10 +118,11 @@ def _update(name: str, given: dict[str, Any]) -> None:
         if of_type is float:
             check(each, hyperparameters[each], 0.0)
     rounding, compensation = given["rounding"], given["kahan_comp"]
-    if given["master_low"] is not None:
-        if rounding != "nearest":
-            raise ValueError(f"master_low rounds to the nearest and excludes rounding={rounding!r}")
-        rounding, compensation = "split", given["master_low"]
+    for argument, how in MASTERS.items():
+        if given[argument] is not None:
+            if rounding != "nearest":
+                raise ValueError(f"{argument} rounds to the nearest and excludes rounding={rounding!r}")
+            rounding, compensation = how, given[argument]
     batch = _core.Batch()
     batch.add(
         _core.Rule(name, hyperparameters),

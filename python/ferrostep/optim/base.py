@@ -229,6 +229,8 @@ def dtype_of(name: str, p: Tensor, group: dict[str, Any]) -> torch.dtype:
     """The dtype of a state with the parameter's shape."""
     if name == "kahan_comp":
         return p.dtype
+    if name == "master_param":
+        return arithmetic_dtype(p)
     return torch.int16 if name == "master_low" else state_dtype(name, p, group)
 
 
@@ -239,8 +241,10 @@ def zero_state(name: str, p: Tensor, group: dict[str, Any]) -> Tensor | None:
         device = p.device if group["capturable"] or group["fused"] else "cpu"
         double = torch.get_default_dtype() == torch.float64
         return torch.zeros((), dtype=torch.float64 if double else torch.float32, device=device)
-    if name in ("kahan_comp", "master_low") and not has_16_bits(p):
+    if name in ("kahan_comp", "master_low", "master_param") and not has_16_bits(p):
         return None
+    if name == "master_param":
+        return p.detach().to(arithmetic_dtype(p), copy=True, memory_format=torch.preserve_format)
     return torch.zeros_like(p, dtype=dtype_of(name, p, group), memory_format=torch.preserve_format)
 
 

@@ -28,7 +28,9 @@ class Options(TypedDict, total=False):
     seed: of stochastic rounding, from 0 to 2**64 - 1; default 0.
     master_weights: ``"split"`` keeps the float32 weights of bfloat16 parameters without any loss: the parameter is
         their upper half, rounded to the nearest, and ``master_low`` (int16) what is left. Updates are those of float32
-        parameters, bit for bit. Default None. No effect on float32 and float64.
+        parameters, bit for bit. ``"float32"`` keeps these weights of bfloat16 and float16 parameters by themselves, in
+        ``master_param`` (2 bytes per element more); the parameter is what they round to, written in the same pass, and
+        where it is not, someone has written it since: it stands. Default None. No effect on float32 and float64.
     backend: ``"auto"`` (default: Rust for parameters on the CPU, plain torch elsewhere), ``"rust"`` (an error
         elsewhere), or ``"reference"`` (plain torch everywhere).
     skip_nonfinite: leave everything, in all groups, as it is in a step in which a gradient of this group holds a NaN or
@@ -64,7 +66,7 @@ DEFAULT_OPTIONS: Options = {
 
 ALLOWED: dict[str, tuple[Any, ...]] = {
     "rounding": ("nearest", "stochastic", "kahan"),
-    "master_weights": (None, "split"),
+    "master_weights": (None, "split", "float32"),
     "backend": ("auto", "rust", "reference"),
     "state_dtype": (None, torch.float32, torch.bfloat16, torch.float16, torch.float64),
 }
@@ -97,14 +99,13 @@ def check_options(group: dict[str, Any]) -> None:
         if not isinstance(group[name], bool):
             raise wrong_kind(name, group[name], "a bool")
     if group["master_weights"] is not None:
+        chosen = f"master_weights={group['master_weights']!r}"
         if group["rounding"] != "nearest":
-            raise ValueError(
-                f"master_weights='split' rounds to the nearest and excludes rounding={group['rounding']!r}"
-            )
+            raise ValueError(f"{chosen} rounds to the nearest and excludes rounding={group['rounding']!r}")
         if group["differentiable"]:
-            raise RuntimeError("master_weights='split' does not support `differentiable`")
+            raise RuntimeError(f"{chosen} does not support `differentiable`")
         for i, p in enumerate(group["params"]):
-            if p.dtype == torch.float16:
+            if group["master_weights"] == "split" and p.dtype == torch.float16:
                 raise ValueError(f"parameter {i} has dtype {p.dtype}, but master_weights='split' takes bfloat16 ones")
     if group["fused"] and group["differentiable"]:
         raise RuntimeError("`fused` does not support `differentiable`")

@@ -12,6 +12,7 @@ from torch import Tensor
 from ferrostep import _core, reference
 from ferrostep.errors import Problem
 from ferrostep.optim.base import (
+    SIXTEEN_BIT,
     InPlaceOptimizer,
     NewState,
     arithmetic_dtype,
@@ -24,9 +25,13 @@ from ferrostep.optim.base import (
 )
 from ferrostep.reference import checks
 
-COMPENSATIONS = {"kahan": "kahan_comp", "split": "master_low"}
+COMPENSATIONS = {"kahan": "kahan_comp", "split": "master_low", "master": "master_param"}
 """The states that make up for rounding."""
+MASTER_ROUNDINGS = {"split": "split", "float32": "master"}
+"""By ``master_weights``, how results are rounded then."""
 SINGLE = (torch.float32, torch.complex64)
+SINGLE_REAL = (torch.float32, *SIXTEEN_BIT)
+"""What is computed with in float32: a gradient of one of these goes with a parameter of another."""
 DOUBLE = (torch.float64, torch.complex128)
 
 
@@ -74,7 +79,7 @@ class Rule(NamedTuple):
         """State ``name`` of ``p`` as it is before the first step; None for a compensation that is not needed.
 
         Args:
-            name: one of ``states``, or ``step``, ``kahan_comp`` or ``master_low``.
+            name: one of ``states``, or ``step`` or one of ``COMPENSATIONS``.
             p: the parameter, whose shape the state has, but for those in ``shapes``.
             group: the options of its group.
 
@@ -188,10 +193,8 @@ class RuleOptimizer(InPlaceOptimizer):
                 with torch.set_grad_enabled(any(gathered.group["differentiable"] for gathered in elsewhere)):
                     batch.run(torch.get_num_threads(), copies=copies)
         except Exception:
-            for group in self.param_groups:
-                self._check(
-                    {**group, "params": []}
-                )  # of an argument that has become impossible, its own check tells more
+            for group in self.param_groups:  # of an argument that has become impossible, its own check tells more
+                self._check({**group, "params": []})
             raise
         finally:
             if not batch.finished:
@@ -228,7 +231,7 @@ class RuleOptimizer(InPlaceOptimizer):
     def _gather_part(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> Gathered:
         rule = self.rule(group)
         names = rule.states
-        rounding = "split" if group["master_weights"] else group["rounding"]
+        rounding = MASTER_ROUNDINGS.get(group["master_weights"], group["rounding"])
         if rule.counts_steps or rounding == "stochastic":
             names = (*names, "step")
         if rounding in COMPENSATIONS:
@@ -323,7 +326,10 @@ class Gathered(NamedTuple):
     def check_for_reference(self) -> None:
         """Raise for what plain torch cannot update, or would by broadcasting."""
         for i, (p, grad) in enumerate(zip(self.params, self.grads, strict=True)):
-            checks.alike([(self._place("param", i), p), (self._place("grad", i), grad)], pairs=True)
+            checks.readable(self._place("param", i), p, pairs=True)
+            checks.readable(self._place("grad", i), grad, pairs=p.is_complex())
+            dtype = None if {p.dtype, grad.dtype} <= {*SINGLE_REAL} else p.dtype
+            checks.like(self._place("grad", i), grad, p, shape=p.shape, dtype=dtype)
             if self.group["differentiable"] and p.is_leaf and p.requires_grad:
                 # In torch's words.
                 place = self._place("param", i)
@@ -368,6 +374,7 @@ class Gathered(NamedTuple):
             return [update for i in range(len(self.params)) for update in self._updates_of(i)]
 
     def _updates_of(self, i: int) -> list[tuple[Tensor, Tensor]]:
+        is_rounded = has_16_bits(self.params[i])
         counter = self.columns["step"][i] + 1 if "step" in self.columns else None
         step = 0.0 if counter is None else 1.0 if is_fake(counter) else counter.item()
         updates = reference.updates(
@@ -378,8 +385,8 @@ class Gathered(NamedTuple):
             [self.columns[name][i] for name in self.rule.states],
             step,
             self.rule.hyperparameters,
-            rounding=self.rounding if has_16_bits(self.params[i]) else "nearest",
-            compensation=None if self.compensation is None else self.compensation[i],
+            rounding=self.rounding if is_rounded else "nearest",
+            compensation=self.compensation[i] if is_rounded and self.compensation is not None else None,
             seed=self.group["seed"],
             number=self.positions[i] | self.number << 32,
         )

@@ -67,12 +67,14 @@ def updates(
     Args:
         rule: called in float64 for float64 and complex128 parameters, else in float32; recorded by autograd if that is
             enabled.
-        param, grad: of one shape and dtype; complex ones are pairs of real numbers to the rule.
+        param, grad: of one shape, and of one dtype or with one arithmetic; complex ones are pairs of real numbers to
+            the rule.
         states: of the parameter's shape, or what the rule takes.
         step: counted from 1.
         hyperparameters: for the rule, by keyword.
-        rounding: ``"nearest"`` (default), ``"stochastic"``, ``"kahan"`` or ``"split"``, as the optimizers'.
-        compensation: what makes up for rounding, for the last two. Default None.
+        rounding: ``"nearest"`` (default), ``"stochastic"``, ``"kahan"`` or ``"split"``, as the optimizers', or
+            ``"master"`` for their ``master_weights="float32"``.
+        compensation: what makes up for rounding, for the last three. Default None.
         seed: of stochastic rounding. Default 0.
         number: the tensor's number in the stream of random numbers. Default 0.
 
@@ -100,12 +102,16 @@ def updates(
         p = p + compensation.to(work)
     elif rounding == "split" and compensation is not None:
         p = _joined(param, compensation)
+    elif rounding == "master" and compensation is not None:
+        p = _unless_changed(compensation, param)
     p, new_states = rule(p, grad.to(work), tuple(s.to(work, copy=copy) for s in states), step, **hyperparameters)
     changed = [(state, new.to(state.dtype)) for state, new in zip(states, new_states, strict=True)]
     if rounding == "stochastic":
         return [*changed, (param, _round_stochastically(p, param, seed, number, int(step)))]
     if compensation is None:
         return [*changed, (param, p.to(param.dtype))]
+    if rounding == "master":
+        return [*changed, (param, p.to(param.dtype)), (compensation, p)]
     rounded, rest = _split(p) if rounding == "split" else _rounded_with_loss(p, param.dtype)
     return [*changed, (param, rounded), (compensation, rest)]
 
@@ -114,6 +120,12 @@ def _rounded_with_loss(p: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The nearest number of the dtype, and what rounding lost, in the dtype, too."""
     rounded = p.to(dtype)
     return rounded, (p - rounded.to(p.dtype)).to(dtype)
+
+
+def _unless_changed(master: Tensor, param: Tensor) -> Tensor:
+    """The masters, but for parameters that are not what their master rounds to: someone has written them."""
+    same = master.to(param.dtype).view(torch.int16) == param.view(torch.int16)
+    return torch.where(same, master, param.to(master.dtype))
 
 
 def _joined(param: Tensor, low: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ use half::{bf16, f16};
 pub use declared::{ByName, Declaration, HyperparameterKind, Hyperparameters, Source, Steady, Visitor};
 use declared::{hyperparameters, rules};
 pub use finite::{Values, all_finite};
-use sweep::{Kahan, Kernel, Nearest, Span, Split, Stochastic, sweep};
+use sweep::{Kahan, Kernel, Master, Nearest, Span, Split, Stochastic, sweep};
 
 use super::storage::{BLOCK, Buffers, Float, Rounding};
 use super::vector::{Arithmetic, EvenOdd, Halves, InF32, InF64, Noise, Stored, Vector};
@@ -93,6 +93,9 @@ impl<R: Rule<N>, const N: usize> Batch<R, N> {
     /// Until the batch is dropped, the pointers of `buffers` stay valid for `len` elements of their types, for writing
     /// where they are `*mut`, and nothing else reads or writes what they write.
     pub unsafe fn push(&mut self, rule: R, buffers: Buffers<N>) -> Result<(), Unsupported> {
+        if buffers.grad_dtype.arithmetic() != buffers.dtype.arithmetic() {
+            return Err(Unsupported);
+        }
         let state_dtype = buffers.state_dtype();
         let kernel = match state_dtype {
             Some(dtype) => kernel(buffers.dtype, dtype, buffers.rounding)?,
@@ -195,6 +198,11 @@ fn kernel<R: Rule<N>, const N: usize>(
         (F64, F64, Rounding::Nearest) => sweep::<InF64, f64, f64, Nearest, R, N>,
         (F32, F32, Rounding::Nearest) => sweep::<InHalves, f32, f32, Nearest, R, N>,
         (F32, Bf16, Rounding::Nearest) => sweep::<InHalves, f32, bf16, Nearest, R, N>,
+        (Bf16, F32, Rounding::Master) => sweep::<InHalves, bf16, f32, Master, R, N>,
+        (Bf16, Bf16, Rounding::Master) => sweep::<InHalves, bf16, bf16, Master, R, N>,
+        (F16, F32, Rounding::Master) => sweep::<InHalves, f16, f32, Master, R, N>,
+        (F16, F16, Rounding::Master) => sweep::<InHalves, f16, f16, Master, R, N>,
+        (F16, Bf16, Rounding::Master) => sweep::<InHalves, f16, bf16, Master, R, N>,
         (Bf16, F32, Rounding::Split) => sweep::<InHalves, bf16, f32, Split, R, N>,
         (Bf16, Bf16, Rounding::Split) => sweep::<Apart, bf16, bf16, Split, R, N>,
         (Bf16, F32, _) => sixteen_bit::<InHalves, bf16, f32, R, N>(rounding)?,
@@ -214,7 +222,7 @@ fn sixteen_bit<F: Arithmetic, P: Stored<F>, S: Stored<F>, R: Rule<N>, const N: u
         Rounding::Nearest => sweep::<F, P, S, Nearest, R, N>,
         Rounding::Kahan => sweep::<F, P, S, Kahan, R, N>,
         Rounding::Stochastic { .. } => sweep::<F, P, S, Stochastic, R, N>,
-        Rounding::Split => return Err(Unsupported),
+        Rounding::Split | Rounding::Master => return Err(Unsupported),
     })
 }
 

@@ -5,9 +5,9 @@ use std::marker::PhantomData;
 use half::bf16;
 
 use super::Rule;
-use crate::kernels::storage::Buffers;
+use crate::kernels::storage::{Buffers, Float};
 use crate::kernels::vector::{
-    Arch, Arithmetic, InF32, MAX_LANES, Noise, Order, Pair, Routine, Stored, Vector, dispatch,
+    Arch, Arithmetic, Halves, InF32, MAX_LANES, Noise, Order, Pair, Routine, Stored, Vector, dispatch,
 };
 use crate::runtime::Isa;
 
@@ -15,6 +15,7 @@ use crate::runtime::Isa;
 #[derive(Clone, Copy)]
 pub struct Span<const N: usize> {
     pub param: *mut u8,
+    pub grad_dtype: Float,
     pub grad: *const u8,
     pub state: [*mut u8; N],
     pub compensation: *mut u8,
@@ -27,6 +28,7 @@ impl<const N: usize> Span<N> {
     pub fn new(buffers: &Buffers<N>, state: [*mut u8; N], noise: Noise) -> Self {
         Span {
             param: buffers.param,
+            grad_dtype: buffers.grad_dtype,
             grad: buffers.grad,
             state,
             compensation: buffers.compensation,
@@ -44,8 +46,8 @@ pub type Kernel<R, const N: usize> = unsafe fn(&R, &Span<N>) -> u32;
 
 /// A rounding mode: how a parameter of type `P` is read and written.
 pub trait Mode<F: Arithmetic, P: Stored<F>> {
-    /// Whether there is a compensation buffer, of elements as large as the parameter's.
-    const COMPENSATED: bool = false;
+    /// The elements in the place of the compensation, of no size where there is none.
+    type Compensation: Copy + Default;
 
     /// # Safety
     /// `span.param` and, if the mode uses it, `span.compensation` are valid for reading a vector at `i`.
@@ -60,8 +62,11 @@ pub struct Nearest;
 pub struct Stochastic;
 pub struct Kahan;
 pub struct Split;
+pub struct Master;
 
 impl<F: Arithmetic, P: Stored<F>> Mode<F, P> for Nearest {
+    type Compensation = ();
+
     #[inline(always)]
     unsafe fn read<A: Arch, const N: usize>(span: &Span<N>, i: usize) -> F::Vector<A> {
         // SAFETY: the caller's promise is the same.
@@ -75,6 +80,8 @@ impl<F: Arithmetic, P: Stored<F>> Mode<F, P> for Nearest {
 }
 
 impl<F: Arithmetic, P: Stored<F>> Mode<F, P> for Stochastic {
+    type Compensation = ();
+
     #[inline(always)]
     unsafe fn read<A: Arch, const N: usize>(span: &Span<N>, i: usize) -> F::Vector<A> {
         // SAFETY: the caller's promise is the same.
@@ -94,7 +101,7 @@ impl<F: Arithmetic, P: Stored<F>> Mode<F, P> for Stochastic {
 /// Parameter and compensation together are the value: the compensation is what the parameter's rounding lost. This is
 /// Kahan summation with the step in f32; the weight decay goes through it, too.
 impl<F: Arithmetic, P: Stored<F>> Mode<F, P> for Kahan {
-    const COMPENSATED: bool = true;
+    type Compensation = P;
 
     #[inline(always)]
     unsafe fn read<A: Arch, const N: usize>(span: &Span<N>, i: usize) -> F::Vector<A> {
@@ -121,7 +128,7 @@ impl<F: Arithmetic, P: Stored<F>> Mode<F, P> for Kahan {
 
 /// Parameter and compensation together are an f32, bit by bit.
 impl<O: Order> Mode<InF32<O>, bf16> for Split {
-    const COMPENSATED: bool = true;
+    type Compensation = i16;
 
     #[inline(always)]
     unsafe fn read<A: Arch, const N: usize>(span: &Span<N>, i: usize) -> Pair<A::F32, O> {
@@ -141,6 +148,32 @@ impl<O: Order> Mode<InF32<O>, bf16> for Split {
                 span.param.cast::<bf16>().add(i),
                 span.compensation.cast::<i16>().add(i),
             )
+        }
+    }
+}
+
+/// The compensation is the value, and the parameter that value rounded. A parameter that is not has been written by
+/// someone since, and stands.
+impl<P: Stored<InF32<Halves>>> Mode<InF32<Halves>, P> for Master {
+    type Compensation = f32;
+
+    #[inline(always)]
+    unsafe fn read<A: Arch, const N: usize>(span: &Span<N>, i: usize) -> Pair<A::F32, Halves> {
+        let mut left = [P::default(); MAX_LANES];
+        // SAFETY: the caller's promise is the same, and a vector has no more lanes than there is room for.
+        unsafe {
+            let found = P::load::<A>(span.param.cast::<P>().add(i));
+            let master = f32::load::<A>(span.compensation.cast::<f32>().add(i));
+            P::store::<A>(master, left.as_mut_ptr());
+            master.unless_changed(P::load::<A>(left.as_ptr()), found)
+        }
+    }
+    #[inline(always)]
+    unsafe fn write<A: Arch, const N: usize>(value: Pair<A::F32, Halves>, span: &Span<N>, i: usize) {
+        // SAFETY: the caller's promise is the same.
+        unsafe {
+            P::store::<A>(value, span.param.cast::<P>().add(i));
+            f32::store::<A>(value, span.compensation.cast::<f32>().add(i));
         }
     }
 }
@@ -216,7 +249,7 @@ where
         // SAFETY: the caller's promise is the same.
         unsafe {
             let param = M::read::<A, N>(span, i);
-            let grad = P::load::<A>(span.grad.cast::<P>().add(i));
+            let grad = F::load::<A>(span.grad, span.grad_dtype, i);
             // A loop, as a closure would not always be inlined, and by itself lacks the instruction set.
             let mut state = [F::Vector::<A>::splat(0.0); N];
             for (value, pointer) in state.iter_mut().zip(span.state) {
@@ -243,11 +276,12 @@ where
     unsafe fn update_rest<A: Arch>(rule: &R, span: &Span<N>, start: usize) -> u32 {
         let rest = span.len - start;
         let mut param = [P::default(); MAX_LANES];
-        let mut grad = [P::default(); MAX_LANES];
-        let mut compensation = [P::default(); MAX_LANES];
+        let mut grad = [0_u64; MAX_LANES]; // large enough for any type
+        let mut compensation = [M::Compensation::default(); MAX_LANES];
         let mut state = [[S::default(); MAX_LANES]; N];
         let padded = Span {
             param: param.as_mut_ptr().cast(),
+            grad_dtype: span.grad_dtype,
             grad: grad.as_ptr().cast(),
             state: std::array::from_fn(|k| state[k].as_mut_ptr().cast()),
             compensation: compensation.as_mut_ptr().cast(),
@@ -260,10 +294,9 @@ where
         // SAFETY: the span holds `rest` elements from `start` on, the arrays more than that.
         unsafe {
             copy::<P>(span.param, start, param.as_mut_ptr().cast(), 0, rest);
-            copy::<P>(span.grad, start, grad.as_mut_ptr().cast(), 0, rest);
-            if M::COMPENSATED {
-                copy::<P>(span.compensation, start, padded.compensation, 0, rest);
-            }
+            let size = span.grad_dtype.size();
+            copy::<u8>(span.grad, start * size, grad.as_mut_ptr().cast(), 0, rest * size);
+            copy::<M::Compensation>(span.compensation, start, padded.compensation, 0, rest);
             for k in 0..N {
                 copy::<S>(span.state[k], start, padded.state[k], 0, rest);
             }
@@ -271,9 +304,7 @@ where
             if R::WRITES_PARAM {
                 copy::<P>(padded.param, 0, span.param, start, rest);
             }
-            if M::COMPENSATED {
-                copy::<P>(padded.compensation, 0, span.compensation, start, rest);
-            }
+            copy::<M::Compensation>(padded.compensation, 0, span.compensation, start, rest);
             for k in 0..R::WRITES_STATES {
                 copy::<S>(padded.state[k], 0, span.state[k], start, rest);
             }

@@ -67,20 +67,20 @@ number!(bf16, Bf16, bf16::from_f64, bf16::to_f64);
 
 /// A parameter with gradient, state and compensation.
 #[derive(Clone, Debug, PartialEq)]
-struct Tensor<P, S, const N: usize> {
+struct Tensor<P, S, const N: usize, G = P, C = P> {
     param: Vec<P>,
-    grad: Vec<P>,
+    grad: Vec<G>,
     state: [Vec<S>; N],
-    compensation: Vec<P>,
+    compensation: Vec<C>,
 }
 
-impl<P: Number, S: Number, const N: usize> Tensor<P, S, N> {
+impl<P: Number, S: Number, G: Number, C: Number, const N: usize> Tensor<P, S, N, G, C> {
     fn new(len: usize) -> Self {
         Tensor {
             param: numbers(len, 1).into_iter().map(P::of).collect(),
-            grad: numbers(len, 2).into_iter().map(P::of).collect(),
+            grad: numbers(len, 2).into_iter().map(G::of).collect(),
             state: std::array::from_fn(|_| vec![S::of(0.0); len]),
-            compensation: vec![P::of(0.0); len],
+            compensation: vec![C::of(0.0); len],
         }
     }
 
@@ -92,6 +92,7 @@ impl<P: Number, S: Number, const N: usize> Tensor<P, S, N> {
                 dtype: P::DTYPE,
                 len: self.param.len(),
                 param: self.param.as_mut_ptr().cast(),
+                grad_dtype: G::DTYPE,
                 grad: self.grad.as_ptr().cast(),
                 state: std::array::from_fn(|k| State::float(self.state[k].as_mut_ptr().cast(), S::DTYPE)),
                 rounding: rounding.at(0, step as u64),
@@ -295,12 +296,86 @@ fn a_split_parameter_is_an_f32_in_two_halves() {
     check_split::<f32, 0>(&average);
 }
 
+/// Trains with gradients of type `G` beside the same numbers in the parameter's type: all has the same bits.
+fn check_gradients<P: Number, S: Number, G: Number>(rounding: Rounding) {
+    for isa in Isa::supported() {
+        isa.select();
+        for len in [1, 17, 63, BLOCK + 3] {
+            let mut own = Tensor::<P, S, 2>::new(len);
+            // Sixteenths are the same in all types.
+            own.grad = numbers(len, 2)
+                .into_iter()
+                .map(|x| P::of((x * 16.0).round() / 16.0))
+                .collect();
+            let mut other = Tensor::<P, S, 2, G>::new(len);
+            other.grad = own.grad.iter().map(|&x| G::of(x.wide())).collect();
+            let own = own.train(&ADAMW, rounding, 1);
+            let other = other.train(&ADAMW, rounding, 2);
+            assert!(
+                own.param == other.param && own.state == other.state,
+                "{isa:?}, {len}"
+            );
+            assert!(own.compensation == other.compensation, "{isa:?}, {len}");
+        }
+    }
+}
+
+#[test]
+fn gradients_of_another_type_are_widened() {
+    let _turn = one_at_a_time();
+    check_gradients::<f32, f32, bf16>(Rounding::Nearest);
+    check_gradients::<f32, f32, f16>(Rounding::Nearest);
+    check_gradients::<f32, bf16, bf16>(Rounding::Nearest);
+    // Elements in pairs of even and odd ones.
+    check_gradients::<bf16, bf16, f32>(Rounding::Kahan);
+    check_gradients::<bf16, bf16, f16>(Rounding::Stochastic { stream: 3 });
+    check_gradients::<f16, f32, bf16>(Rounding::Nearest);
+}
+
+/// Trains 16-bit parameters that have masters beside these masters as f32 parameters.
+fn check_master<P: Number, S: Number, const N: usize>(hyper: &impl Hyperparameters<N>) {
+    for isa in Isa::supported() {
+        isa.select();
+        for len in [1, 17, BLOCK + 3] {
+            let mut rounded = Tensor::<P, S, N, P, f32>::new(len);
+            rounded.compensation = rounded.param.iter().map(|x| x.wide() as f32).collect();
+            let mut whole = Tensor::<f32, S, N, P>::new(len);
+            whole.param.clone_from(&rounded.compensation);
+            for written in [-1.0, 0.0, 0.5, f64::INFINITY, 1.0] {
+                rounded = rounded.train(hyper, Rounding::Master, 2);
+                whole = whole.train(hyper, Rounding::Nearest, 1);
+                assert!(
+                    rounded.compensation == whole.param && rounded.state == whole.state,
+                    "{isa:?}, {len}"
+                );
+                for (p, &master) in rounded.param.iter().zip(&whole.param) {
+                    assert_eq!(*p, P::of(master.into()), "{isa:?}, {len}");
+                }
+                // What someone writes stands.
+                (rounded.param[0], whole.param[0]) = (P::of(written), written as f32);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_parameter_with_a_master_is_that_rounded() {
+    let _turn = one_at_a_time();
+    let adamw = adamw::AdamW { lr: 1e-6, ..ADAMW };
+    check_master::<bf16, f32, 2>(&adamw);
+    check_master::<bf16, bf16, 2>(&ADAMW);
+    check_master::<bf16, f32, 1>(&LION);
+    check_master::<f16, f32, 2>(&adamw);
+    check_master::<f16, bf16, 1>(&LION);
+}
+
 #[test]
 fn combinations_without_a_kernel_are_refused() {
     for (param, state, rounding) in [
         (Float::F64, Float::F32, Rounding::Nearest),
         (Float::F32, Float::F16, Rounding::Nearest),
         (Float::F32, Float::F32, Rounding::Split),
+        (Float::F32, Float::F32, Rounding::Master),
         (Float::F16, Float::F32, Rounding::Split),
         (Float::F16, Float::F16, Rounding::Split),
         (Float::F16, Float::Bf16, Rounding::Split),

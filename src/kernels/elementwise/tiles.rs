@@ -125,6 +125,7 @@ unsafe fn convert<R: Rule<1>>(rule: R, dtype: Float, narrow: *mut u8, wide: *mut
     let kernel = kernel::<R, 1>(dtype, Float::F32, Rounding::Nearest);
     let span = Span {
         param: narrow,
+        grad_dtype: dtype,
         grad: narrow,
         state: [wide],
         compensation: std::ptr::null_mut(),
@@ -353,6 +354,7 @@ mod tests {
                 dtype: P::DTYPE,
                 len: self.param.len(),
                 param: self.param.as_mut_ptr().cast(),
+                grad_dtype: P::DTYPE,
                 grad: grad.as_ptr().cast(),
                 state: std::array::from_fn(|_| states.next().unwrap().state()),
                 rounding: rounding.at(0, step.into()),
@@ -479,6 +481,7 @@ mod tests {
                 dtype,
                 len: 0,
                 param: std::ptr::null_mut(),
+                grad_dtype: dtype,
                 grad: std::ptr::null(),
                 state: states.map(|dtype| State::float(std::ptr::null_mut(), dtype)),
                 rounding,

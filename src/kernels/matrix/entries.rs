@@ -43,6 +43,7 @@ impl<'a> Entries<'a> {
             dtype,
             len: numbers.len(),
             param: std::ptr::null_mut(),
+            grad_dtype: dtype,
             grad: data,
             state: [State::float(data, dtype)],
             rounding: Rounding::Nearest,
@@ -61,9 +62,9 @@ impl<'a> Entries<'a> {
         self.buffers.len
     }
 
-    /// The type of gradients and of the arithmetic, where the latter is f64.
+    /// The type of the arithmetic.
     pub fn dtype(&self) -> Float {
-        self.buffers.dtype
+        self.buffers.dtype.arithmetic()
     }
 
     /// What `fold` makes of every block, in order.
@@ -139,10 +140,13 @@ impl<'a> Entries<'a> {
                 }
             };
         }
-        let lanes = match (block.dtype, block.state_dtype().expect("a momentum of floats")) {
+        let momentum = block.state_dtype().expect("a momentum of floats");
+        let lanes = match (block.grad_dtype, momentum) {
             (F64, _) => run!(f64, f64),
+            (F32, F16) => run!(f32, f16),
             (F32, Bf16) => run!(f32, bf16),
             (F32, _) => run!(f32, f32),
+            (Bf16, F16) => run!(bf16, f16),
             (Bf16, Bf16) => run!(bf16, bf16),
             (Bf16, _) => run!(bf16, f32),
             (F16, F16) => run!(f16, f16),

@@ -59,11 +59,12 @@ impl Piece {
     }
 
     pub fn grad_is_zero(&self) -> bool {
-        let bytes = self.buffers.len * self.buffers.dtype.size();
+        let size = self.buffers.grad_dtype.size();
+        let bytes = self.buffers.len * size;
         // SAFETY: the maker of the step vouched for the gradient.
         let grad = unsafe { std::slice::from_raw_parts(self.buffers.grad, bytes) };
         // The sign bit is the last byte's highest: -0 is a zero, too.
-        let last = self.buffers.dtype.size() - 1;
+        let last = size - 1;
         grad.chunks_exact(last + 1)
             .all(|value| value[..last].iter().all(|&byte| byte == 0) && value[last] & 0x7f == 0)
     }

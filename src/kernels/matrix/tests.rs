@@ -45,6 +45,7 @@ fn step(rule: MatrixRule, start: f64, parts: Vec<Part>, grad: &[f64]) -> (Vec<f6
         dtype: Float::F64,
         len: grad.len(),
         param: param.as_mut_ptr().cast(),
+        grad_dtype: Float::F64,
         grad: grad.as_ptr().cast(),
         state: [State::float(momentum.as_mut_ptr().cast(), Float::F64)],
         rounding: Rounding::Nearest,

@@ -64,6 +64,7 @@ pub unsafe fn orthogonalize_all(matrices: &[Memory], options: &Options, threads:
             dtype: matrix.dtype,
             len: wide.len(),
             param: matrix.to,
+            grad_dtype: matrix.dtype,
             grad: matrix.to.cast_const(),
             state: [State::float(wide.as_mut_ptr().cast(), Float::F32)],
             rounding: Rounding::Nearest,

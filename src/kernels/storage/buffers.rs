@@ -2,17 +2,19 @@
 
 use super::{Float, Rounding, State};
 
-/// The memory of one parameter, and how it is rounded. All buffers hold `len` elements in the same order; the gradient
-/// has the parameter's type.
+/// The memory of one parameter, and how it is rounded. All buffers hold `len` elements in the same order; the arithmetic
+/// on the gradient's type is that on the parameter's.
 #[derive(Clone, Copy, Debug)]
 pub struct Buffers<const N: usize> {
     pub dtype: Float,
     pub len: usize,
     pub param: *mut u8,
+    pub grad_dtype: Float,
     pub grad: *const u8,
     pub state: [State; N],
     pub rounding: Rounding,
-    /// Used with [`Rounding::Kahan`], and with [`Rounding::Split`], where it holds 16-bit integers.
+    /// Used with [`Rounding::Kahan`], with [`Rounding::Split`], where it holds 16-bit integers, and with
+    /// [`Rounding::Master`], where it holds f32.
     pub compensation: *mut u8,
 }
 
@@ -32,6 +34,7 @@ impl<const N: usize> Buffers<N> {
             dtype: self.dtype,
             len: self.len,
             param: self.param,
+            grad_dtype: self.grad_dtype,
             grad: self.grad,
             state,
             rounding: self.rounding,
@@ -50,13 +53,13 @@ impl<const N: usize> Buffers<N> {
 
     /// `len` elements from `start` on.
     pub fn part(&self, start: usize, len: usize) -> Self {
-        let offset = start * self.dtype.size();
+        let kept = self.rounding.compensation_size(self.dtype);
         Buffers {
             len,
-            param: self.param.wrapping_add(offset),
-            grad: self.grad.wrapping_add(offset),
+            param: self.param.wrapping_add(start * self.dtype.size()),
+            grad: self.grad.wrapping_add(start * self.grad_dtype.size()),
             state: self.state.map(|state| state.from(start)),
-            compensation: self.compensation.wrapping_add(offset),
+            compensation: self.compensation.wrapping_add(start * kept),
             ..*self
         }
     }

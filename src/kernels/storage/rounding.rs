@@ -16,6 +16,8 @@ pub enum Rounding {
     /// To the nearest, ties away from zero; what is lost, 16 bits of an f32, is kept whole in the place of the
     /// compensation. For bf16 parameters.
     Split,
+    /// To the nearest; the result itself is kept in the place of the compensation, in f32.
+    Master,
 }
 
 impl Rounding {
@@ -45,6 +47,14 @@ impl Rounding {
         }
     }
 
+    /// The bytes of an element in the place of the compensation of a parameter.
+    pub fn compensation_size(self, param: Float) -> usize {
+        match self {
+            Rounding::Master => param.arithmetic().size(),
+            _ => param.size(),
+        }
+    }
+
     /// The name that Python gives it.
     pub fn name(self) -> &'static str {
         match self {
@@ -52,6 +62,7 @@ impl Rounding {
             Rounding::Stochastic { .. } => "stochastic",
             Rounding::Kahan => "kahan",
             Rounding::Split => "split",
+            Rounding::Master => "master",
         }
     }
 }

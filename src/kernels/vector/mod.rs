@@ -9,6 +9,8 @@ use std::ops::{Add, Div, Mul, Neg, Sub};
 
 use half::{bf16, f16};
 
+use super::storage::Float;
+
 #[cfg(target_arch = "x86_64")]
 pub mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -72,6 +74,13 @@ pub trait Vector:
 /// What is computed in, on every instruction set.
 pub trait Arithmetic {
     type Vector<A: Arch>: Vector;
+
+    /// Reads the elements from number `i` on of any type with this arithmetic. Always the same type in a loop, it is a
+    /// branch that costs nothing beside the memory, where a type parameter would triple the kernels.
+    ///
+    /// # Safety
+    /// `from` is valid for reading as many elements of the type from `i` on as the vector has lanes.
+    unsafe fn load<A: Arch>(from: *const u8, dtype: Float, i: usize) -> Self::Vector<A>;
 }
 
 pub struct InF64;
@@ -80,9 +89,29 @@ pub struct InF32<O>(PhantomData<O>);
 
 impl Arithmetic for InF64 {
     type Vector<A: Arch> = A::F64;
+
+    #[inline(always)]
+    unsafe fn load<A: Arch>(from: *const u8, dtype: Float, i: usize) -> A::F64 {
+        debug_assert_eq!(dtype.arithmetic(), Float::F64);
+        // SAFETY: the caller's promise is the same.
+        unsafe { A::F64::load_f64(from.cast::<f64>().add(i)) }
+    }
 }
 impl<O: Order> Arithmetic for InF32<O> {
     type Vector<A: Arch> = Pair<A::F32, O>;
+
+    #[inline(always)]
+    unsafe fn load<A: Arch>(from: *const u8, dtype: Float, i: usize) -> Pair<A::F32, O> {
+        debug_assert_eq!(dtype.arithmetic(), Float::F32);
+        // SAFETY: the caller's promise is the same.
+        unsafe {
+            match dtype {
+                Float::Bf16 => bf16::load::<A>(from.cast::<bf16>().add(i)),
+                Float::F16 => Pair::of_halves(f16::load::<A>(from.cast::<f16>().add(i))),
+                Float::F32 | Float::F64 => Pair::of_halves(f32::load::<A>(from.cast::<f32>().add(i))),
+            }
+        }
+    }
 }
 
 /// An element type as it lies in memory, converted on the way into and out of vectors of an arithmetic `F`.

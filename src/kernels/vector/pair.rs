@@ -28,6 +28,9 @@ pub trait Order: Copy {
 
     /// 16 random bits for each lane, in the lower halves; what is above them means nothing.
     fn draw<B: Bits>(noise: Noise) -> [B; 2];
+
+    /// The registers for elements of which the first and the second half are given.
+    fn of_halves<V: Single>(first: V, second: V) -> [V; 2];
 }
 
 /// The first half, and the second: as any storage types share it.
@@ -66,6 +69,10 @@ impl Order for Halves {
             ]
         }
     }
+    #[inline(always)]
+    fn of_halves<V: Single>(first: V, second: V) -> [V; 2] {
+        [first, second]
+    }
 }
 
 impl Order for EvenOdd {
@@ -84,6 +91,20 @@ impl Order for EvenOdd {
     fn draw<B: Bits>(noise: Noise) -> [B; 2] {
         let both = noise.draw::<B>();
         [both, both.shr::<16>()]
+    }
+    #[inline(always)]
+    fn of_halves<V: Single>(first: V, second: V) -> [V; 2] {
+        let mut all = [0.0_f32; MAX_LANES];
+        let mut apart = [[0.0_f32; MAX_LANES / 2]; 2];
+        // SAFETY: there is room for both of the longest vectors; the loads read what was stored.
+        unsafe {
+            first.store_f32(all.as_mut_ptr());
+            second.store_f32(all.as_mut_ptr().add(V::LANES));
+            for (i, pair) in all.as_chunks().0.iter().enumerate() {
+                [apart[0][i], apart[1][i]] = *pair;
+            }
+            [V::load_f32(apart[0].as_ptr()), V::load_f32(apart[1].as_ptr())]
+        }
     }
 }
 
@@ -255,6 +276,26 @@ impl<O: Order> Stored<InF32<O>> for bf16 {
         let dithered = bits::dithered_bf16(value.0, value.1, O::draw(noise));
         // SAFETY: the caller's promise is the same.
         unsafe { O::store(dithered, to.cast()) }
+    }
+}
+
+impl<V: Single, O: Order> Pair<V, O> {
+    #[inline(always)]
+    pub fn of_halves(halves: Pair<V, Halves>) -> Self {
+        let [first, second] = O::of_halves(halves.0, halves.1);
+        Pair::new(first, second)
+    }
+
+    /// `self` where `found` is `left`, bit by bit; else `found`. Both are widened numbers of 16 bits.
+    #[inline(always)]
+    pub fn unless_changed(self, left: Self, found: Self) -> Self {
+        let choose = |own: V, left: V, found: V| {
+            let found = found.to_bits();
+            // Widened, the last bit is 0 in both: what is shifted out tells nothing, and the sign becomes a bit as others.
+            let changed = left.to_bits().xor(found).shr::<1>();
+            V::from_bits(changed.if_greater(0, found, own.to_bits()))
+        };
+        Pair::new(choose(self.0, left.0, found.0), choose(self.1, left.1, found.1))
     }
 }
 

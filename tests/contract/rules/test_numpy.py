@@ -143,6 +143,31 @@ def test_split_master_weights_equal_the_torch_class_to_the_bit(twin: Twin) -> No
     assert data(arrays["param"]) == before
 
 
+@every_twin
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_masters_and_float32_gradients_equal_the_torch_class_to_the_bit(twin: Twin, dtype: torch.dtype) -> None:
+    shape = (7, 19)
+    arrays = arrays_for(twin, shape, dtype)
+    master = arrays["param"].astype(np.float32)
+    p = torch.nn.Parameter(normal(shape, dtype, 1))
+    p.grad_dtype = torch.float32
+    optimizer = twin.optimizer([p], **twin.options, master_weights="float32")
+    for step in range(1, 6):
+        p.grad = normal(shape, torch.float32, 2, step)
+        arrays["grad"] = as_numpy(p.grad)
+        optimizer.step()
+        call(twin, arrays, step, master_param=master)
+    assert data(arrays["param"]) == bits(p)
+    assert data(master) == bits(optimizer.state[p]["master_param"])
+    for rounding, wrong, message in (
+        ("kahan", master, "master_param rounds to the nearest and excludes rounding='kahan'"),
+        ("nearest", master.astype(np.float64), "master_param has dtype float64, expected float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call(twin, arrays, 6, master_param=wrong, rounding=rounding)
+    assert data(arrays["param"]) == bits(p)
+
+
 def with_gaps(array: Any) -> Any:
     base = np.full([2 * size for size in array.shape], np.nan, dtype=array.dtype)
     view = base[tuple(slice(1, None, 2) for _ in array.shape)]

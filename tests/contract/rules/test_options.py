@@ -19,8 +19,12 @@ IMPOSSIBLE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"weight_decay": -0.1}, "weight.decay.*: -0.1"),
     ({"rounding": "up"}, "Invalid rounding value: 'up'; expected one of 'nearest', 'stochastic', 'kahan'"),
     ({"rounding": None}, "Invalid rounding value: None"),
-    ({"master_weights": "bf16"}, "Invalid master_weights value: 'bf16'; expected one of None, 'split'"),
+    ({"master_weights": "bf16"}, "Invalid master_weights value: 'bf16'; expected one of None, 'split', 'float32'"),
     ({"master_weights": "split", "rounding": "kahan"}, "master_weights='split' .* excludes rounding='kahan'"),
+    (
+        {"master_weights": "float32", "rounding": "stochastic"},
+        "master_weights='float32' .* excludes rounding='stochastic'",
+    ),
     ({"backend": "cuda"}, "Invalid backend value: 'cuda'; expected one of 'auto', 'rust', 'reference'"),
     ({"state_dtype": torch.int8}, r"Invalid state_dtype value: torch.int8; expected one of None, torch.float32"),
     ({"state_dtype": "bf16"}, "Invalid state_dtype value: 'bf16'"),
@@ -139,6 +143,7 @@ def test_flags_for_other_implementations_have_no_effect(entry: Entry) -> None:
         {"fused": True, "differentiable": True},
         {"fused": True, "foreach": True},
         {"master_weights": "split", "differentiable": True},
+        {"master_weights": "float32", "differentiable": True},
     ],
     ids=str,
 )

@@ -52,6 +52,7 @@ OPTIONS: tuple[tuple[torch.dtype, dict[str, Any]], ...] = (
     (torch.complex64, {}),
     (torch.bfloat16, {"rounding": "kahan"}),
     (torch.bfloat16, {"master_weights": "split"}),
+    (torch.float16, {"master_weights": "float32"}),
     (torch.bfloat16, {"rounding": "stochastic", "seed": 2**64 - 1}),
     (torch.float16, {"rounding": "nearest"}),
     (torch.float16, {"rounding": "stochastic", "seed": 5, "state_dtype": torch.float16}),

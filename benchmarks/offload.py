@@ -1,0 +1,96 @@
+"""What is measured of masters in float32 for 16-bit weights: one pass over memory, and the same in torch."""
+
+from __future__ import annotations
+
+import math
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from ferrostep.offload import HostOptimizer
+from ferrostep.optim import AdamW
+from projections import Contest
+
+SHAPES = 24 * [(1024, 1024)]
+ELEMENTS = sum(map(math.prod, SHAPES))
+BYTES = 2 + (4 + 4) + 16 + 2
+"""Of each element that one pass moves: the gradient, the master in and out, two moments in and out, the weight."""
+PLAN = 2 + 2 + 4 + 8
+"""Of each element in memory: weight, gradient, master, moments."""
+ARGUMENTS = {"lr": 1e-4, "weight_decay": 0.01}
+PEER, MIXED, HOSTED = "torch: cast, fused AdamW, copy back", "AdamW, master_weights='float32'", "HostOptimizer, AdamW"
+
+
+def weights(dtype: torch.dtype) -> list[Tensor]:
+    """Random ones with gradients."""
+    generator = torch.Generator().manual_seed(0)
+    params = []
+    for shape in SHAPES:
+        p = Parameter(torch.randn(shape, generator=generator).mul_(0.02).to(dtype))
+        p.grad = torch.randn(shape, generator=generator).mul_(0.01).to(dtype)
+        params.append(p)
+    return params
+
+
+def in_torch(params: list[Tensor]) -> Callable[[], object]:
+    """What is done by hand: gradients cast into memory that is there already, a step on masters, these cast back."""
+    masters = [Parameter(p.detach().float()) for p in params]
+    for master in masters:
+        master.grad = torch.empty_like(master)
+    optimizer = torch.optim.AdamW(masters, fused=True, **ARGUMENTS)
+
+    @torch.no_grad()
+    def step() -> None:
+        torch._foreach_copy_([master.grad for master in masters], [p.grad for p in params])
+        optimizer.step()
+        torch._foreach_copy_(params, masters)
+
+    return step
+
+
+def contests() -> list[Contest]:
+    """Steps of AdamW on weights of both types."""
+    found = []
+    for dtype in (torch.bfloat16, torch.float16):
+        params = weights(dtype)
+        contestants = {
+            PEER: in_torch(params),
+            MIXED: AdamW(params, master_weights="float32", **ARGUMENTS).step,
+            HOSTED: HostOptimizer(params, AdamW, **ARGUMENTS).step,
+            "HostOptimizer, torch's fused AdamW": HostOptimizer(
+                params, torch.optim.AdamW, fused=True, **ARGUMENTS
+            ).step,
+        }
+        found.append(Contest(f"AdamW, {str(dtype).removeprefix('torch.')}, 25 million elements", contestants))
+    return found
+
+
+def memory() -> float:
+    """The peak of a process with weights, gradients and ``HostOptimizer``, as a share of the plan."""
+    output = subprocess.run([sys.executable, __file__], check=True, capture_output=True, text=True).stdout
+    return int(output) / (PLAN * ELEMENTS)
+
+
+def main() -> None:
+    """Print by how many bytes the process's peak grew."""
+    small = [Parameter(torch.ones(8, dtype=torch.bfloat16))]  # loads what a first step loads
+    small[0].grad = torch.ones_like(small[0])
+    HostOptimizer(small, AdamW).step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    params = [Parameter(torch.zeros(shape, dtype=torch.bfloat16)) for shape in SHAPES]
+    for p in params:
+        p.detach().fill_(0.02)
+        p.grad = torch.full_like(p, 0.01)
+    optimizer = HostOptimizer(params, AdamW, **ARGUMENTS)
+    for _ in range(3):
+        optimizer.step()
+    print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
+
+
+if __name__ == "__main__":
+    main()
