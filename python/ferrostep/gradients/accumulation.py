@@ -76,7 +76,8 @@ def backward(
     task's head, gets that loss's gradient as it is, with every method; one that none reaches is left alone.
 
     Args:
-        losses: T tensors of one element, each with its graph.
+        losses: T tensors of one element, each with its graph, which says what it reaches: the elements of one stacked
+            tensor all reach what one of them does, if only with zeros.
         params: the parameters, of any shape and of the dtypes of the module, on one device, or (name, parameter)
             pairs; such as ``model.parameters()``. Those that require no gradients are left alone.
         method: ``"upgrad"``, the default (the mean of what :func:`upgrad_weights` projects), ``"mgda"``
@@ -197,7 +198,7 @@ def _parted(found: Sequence[Gradient]) -> tuple[list[Kept], Kept]:
     return shared, [all_[0] if len(all_) == 1 else None for all_ in places]
 
 
-def _accumulate(params: Sequence[Tensor], lists: Sequence[Gradient], row: Sequence[float]) -> None:
+def _accumulate(params: Sequence[Tensor], lists: list[Kept], row: list[float]) -> None:
     """Add to the parameters' gradients the sum of lists, each times its factor; all or nothing."""
     before: Kept = []
     to: Kept = []

@@ -75,7 +75,7 @@ def combine(
 
 
 def combination(
-    lists: Sequence[Gradient], row: Sequence[float], to: list[Tensor | None]
+    lists: list[list[Tensor | None]], row: list[float], to: list[Tensor | None]
 ) -> tuple[Callable[[], Any], Sequence[Tensor | None]]:
     """What computes the sum of gradients, and the list that has it then: ``to``, elsewhere a new one."""
     if elsewhere({**named(lists), "out": to}):

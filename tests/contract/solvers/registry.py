@@ -173,9 +173,12 @@ def bargain(points: Array, weights: Array) -> tuple[Array, Array]:
 
 
 def bargain_value(points: Array, weights: Array) -> float:
+    return least_gain(*bargain(points, weights))
+
+
+def least_gain(parts: Array, unit: Array) -> float:
     """The least that the update has along a direction."""
-    parts, unit = bargain(points, weights)
-    return float((unit @ (parts @ unit)).min(initial=1.0))
+    return float((unit @ (parts @ unit)).min()) if len(unit) else 0.0
 
 
 RIDGE = 1e-12
@@ -196,6 +199,8 @@ def best_bargain(points: Array) -> float:
     """By Newton's method within a region of trust, for the logarithms of the weights."""
     unit, norms = directions(points)
     unit = unit[norms > 0]
+    if not len(unit):
+        return 0.0
     products = unit @ unit.T + RIDGE * np.eye(len(unit))
 
     def shares(x: Array) -> Array:
@@ -214,7 +219,7 @@ def best_bargain(points: Array) -> float:
         method="trust-exact",
         options={"maxiter": 2000, "gtol": 1e-10},
     )
-    return float((unit @ (np.exp(found.x) @ unit)).min(initial=1.0))
+    return least_gain(np.exp(found.x), unit)
 
 
 MIN_NORM = Entry("min_norm_weights", _core.min_norm, norm_shortfall, peer=least_norm, value=norm_value)
