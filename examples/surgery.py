@@ -2,9 +2,10 @@
 
 The tasks' losses are in different units and their gradients in conflict. Every method trains the same network with
 `gradients.backward`, on all the data at once, once as it is and once with the first loss in a unit a hundred times as
-small. Prints, with 95% intervals over the seeds: the part of steps in which a loss would rise to first order, how far
-the update's projections on the gradients' directions are from equal (0) at their median, the updates' least cosine
-with the ones that the other unit would have given, and the tasks' losses in the end, in both units.
+small. Prints, with 95% intervals over the seeds: the part of steps in which a loss would rise to first order, in both
+units; how far the update's projections on the gradients' directions are apart, at their median; the least cosine of an
+update with the one that the other unit would have given; and the geometric mean of the tasks' losses in the end, as
+parts of the targets' variances, in both units.
 
     pip install ".[demo]" && python examples/surgery.py
 """
@@ -107,14 +108,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="(default: %(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    table = Table("method", "rises", "apart", "cosine", "losses", "other unit")
+    table = Table("method", "rises", "other unit", "apart", "cosine", "losses", "other unit")
     for method in track([method for method in METHODS if method != "sum"], "learning"):
         runs = [train(method, seed, arguments.steps, UNITS) for seed in range(arguments.seeds)]
         changed = [train(method, seed, arguments.steps, UNITS * CHANGED) for seed in range(arguments.seeds)]
         ends = [[float(run.losses.log().mean().exp()) for run in each] for each in (runs, changed)]
         table.add_row(
             method,
-            interval([100 * run.rising for run in runs], ".0f") + " %",
+            *(interval([100 * run.rising for run in each], ".0f") + " %" for each in (runs, changed)),
             interval([run.unequal for run in runs], ".2f"),
             interval([run.turned for run in runs], ".3f"),
             *(interval(end, ".3f") for end in ends),

@@ -91,8 +91,8 @@ def backward(
     are called for each loss, those of ``register_post_accumulate_grad_hook`` once, and no graph of the result is made.
 
     Returns:
-        The losses' weights in the combination: T numbers, float64, on the CPU. All are NaN where a gradient has NaN or
-        infinity, and so is every ``p.grad`` then, as a GradScaler has to see.
+        The losses' weights in the combination: T numbers, float64, on the CPU. All are NaN where a gradient of a shared
+        parameter has NaN or infinity, and so is every ``p.grad`` then, as a GradScaler has to see.
 
     Raises:
         TypeError: a loss or a parameter is no tensor, a loss is complex, or the method has no such option.
@@ -194,8 +194,8 @@ def _gradients(losses: Sequence[Tensor], params: Sequence[Tensor], retain_graph:
 def _parted(found: Sequence[Gradient]) -> tuple[list[Kept], Kept]:
     """The gradients where several losses have one, and what is the only one at its place."""
     places = [[gradient for gradient in each if gradient is not None] for each in zip(*found, strict=True)]
-    shared = [[g if len(all_) > 1 else None for g, all_ in zip(each, places, strict=True)] for each in found]
-    return shared, [all_[0] if len(all_) == 1 else None for all_ in places]
+    shared = [[g if len(there) > 1 else None for g, there in zip(each, places, strict=True)] for each in found]
+    return shared, [there[0] if len(there) == 1 else None for there in places]
 
 
 def _accumulate(params: Sequence[Tensor], lists: list[Kept], row: list[float]) -> None:
@@ -206,7 +206,7 @@ def _accumulate(params: Sequence[Tensor], lists: list[Kept], row: list[float]) -
         first = next((gradient for gradient in gradients if gradient is not None), None)
         there = None if first is None or p.grad is None else p.grad.detach()
         if there is not None:
-            checks.alike([("a gradient", first), (f"params[{place}].grad", there)], pairs=True)
+            checks.alike([(f"the gradient in params[{place}]", first), (f"params[{place}].grad", there)], pairs=True)
         before.append(there)
         to.append(there if first is None or there is not None else torch.empty_like(p, requires_grad=False))
     call, values = combination([*lists, before], [*row, 1.0], to)

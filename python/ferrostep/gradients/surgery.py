@@ -154,8 +154,8 @@ def upgrad_weights(
 ) -> Tensor:
     """UPGrad's projected gradients (Quinton & Rey 2024, arXiv 2406.16232) as combinations of the original ones.
 
-    Each is projected onto the dual cone of all, the nearest update that no task loses by to first order. Exact up to
-    rounding, by an active set, at any scale of the gradients, without the paper's code's additions to the gram.
+    Each is projected onto the dual cone of all: the nearest update by which no task loses, to first order. Exact up to
+    rounding, by an active set, for gradients of any norms.
 
     Args:
         gram: of :func:`ferrostep.gradients.gram`, shape (T, T), of any real dtype.
@@ -164,9 +164,9 @@ def upgrad_weights(
             (or with one that was added to it), as a product with its direction, in units of its task's norm.
 
     Returns:
-        Shape (T, T), float64: row i makes the projected gradient of task i, and is itself where the task is in no
-        conflict. Their mean makes the update, ``combine(gradients, weights.mean(0))``; another preference among the
-        tasks is ``preference @ weights``.
+        Shape (T, T), float64: row i makes the projected gradient of task i, and is that of the unit matrix where the
+        task is in no conflict. Their mean makes the update, ``combine(gradients, weights.mean(0))``; another preference
+        among the tasks is ``preference @ weights``.
 
     Raises:
         TypeError, ValueError: ``gram`` is no square matrix of finite real numbers, or ``initial`` no T rows of T.
