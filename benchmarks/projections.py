@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from diffusers.guiders.adaptive_projected_guidance import normalized_guidance
 from diffusers.guiders.guider_utils import rescale_noise_cfg
-from torch import Tensor
-from torchjd.aggregation import PCGrad
+from torch import Tensor, nn
+from torchjd.aggregation import IMTLG, PCGrad
+from torchjd.autojac import jac_to_grad, mtl_backward
 
 from ferrostep import gradients, guidance
 from ferrostep.optim import AdamW
@@ -111,6 +112,39 @@ def on(title: str, shapes: Sequence[tuple[int, ...]]) -> list[Contest]:
             },
         ),
     ]
+
+
+def multi_task_step() -> Contest:
+    """From four losses of 1.05 million shared parameters to their combined gradient, after the forward pass."""
+    torch.manual_seed(0)
+    trunk = nn.Sequential(nn.Linear(512, 1024), nn.Tanh(), nn.Linear(1024, 512), nn.Tanh())
+    heads = nn.ModuleList(nn.Linear(512, 1) for _ in range(4))
+    x, y = torch.randn(64, 512), torch.randn(4, 64)
+    shared, params = list(trunk.parameters()), [*trunk.parameters(), *heads.parameters()]
+    hidden = trunk(x)
+    losses = [(head(hidden)[:, 0] - each).square().mean() for head, each in zip(heads, y, strict=True)]
+
+    def passes() -> None:
+        for loss in losses:
+            torch.autograd.grad(loss, params, retain_graph=True, allow_unused=True)
+
+    def theirs() -> None:
+        mtl_backward(losses, features=[hidden], retain_graph=True, parallel_chunk_size=1)
+        jac_to_grad(shared, IMTLG())
+
+    def in_parallel() -> None:
+        mtl_backward(losses, features=[hidden], retain_graph=True)
+        jac_to_grad(shared, IMTLG())
+
+    return Contest(
+        "IMTL-G, 4 losses, 1 million shared",
+        {
+            "torchjd": theirs,
+            "torchjd, vmap": in_parallel,
+            "ferrostep": lambda: gradients.backward(losses, params, "imtl_g", retain_graph=True),
+            "(four passes of autograd alone)": passes,
+        },
+    )
 
 
 def value_step() -> Contest:

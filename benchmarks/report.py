@@ -186,7 +186,7 @@ def guidance(settings: Settings) -> str:
 
 def gradients(settings: Settings) -> str:
     """Gradient projection, and the share of the ceiling of the large one."""
-    table = contests([*projections.projected(), projections.value_step()], settings)
+    table = contests([*projections.projected(), projections.multi_task_step(), projections.value_step()], settings)
     ceiling, elements = Ceiling(), 60 * 417_000
     large = projections.on("", 60 * [(417_000,)])[0].contestants["ferrostep"]
     a, b = torch.randn(elements), torch.randn(elements)

@@ -118,3 +118,13 @@ def test_odice_on_hopper(tmp_path: Path) -> None:
 def test_gridworld(tmp_path: Path) -> None:
     printed = run("odice_gridworld.py", "--steps", "3", "--seeds", "1", output=tmp_path / "maps.png")
     assert "best policy" in printed and "orthogonal" in printed
+
+
+def test_surgery() -> None:
+    example = runpy.run_path(str(EXAMPLES / "surgery.py"))
+    for method, keeps in (("upgrad", "rises"), ("nash_mtl", "turns"), ("imtl_g", "parts"), ("mean", None)):
+        run = example["train"](method, seed=0, steps=10, units=example["UNITS"])
+        assert (run.rising == 0) or keeps != "rises"
+        assert run.turned > 1 - 1e-6 or keeps != "turns"
+        assert run.unequal < 1e-4 or keeps != "parts"
+        assert run.losses.isfinite().all()

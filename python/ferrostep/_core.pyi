@@ -311,6 +311,24 @@ def cagrad(
 ) -> npt.NDArray[np.float64]:
     """CAGrad's weights, as :func:`min_norm`; its gap is the part that the worst combination's norm is not sure of."""
 
+def nash_mtl(
+    gram: npt.NDArray[np.float64],
+    *,
+    initial: list[float] | None = None,
+    callback: Callable[[Report], object] | None = None,
+    max_steps: int | None = None,
+) -> npt.NDArray[np.float64]:
+    """Nash-MTL's weights, as :func:`min_norm`; its gap is by how much the value that they minimize may be too high."""
+
+def upgrad(
+    gram: npt.NDArray[np.float64],
+    *,
+    initial: list[list[float]] | None = None,
+    callback: Callable[[Report], object] | None = None,
+    max_steps: int | None = None,
+) -> npt.NDArray[np.float64]:
+    """UPGrad's weights, a row for each task, as :func:`min_norm`; its gap is the most that is left of a conflict."""
+
 def pcgrad(gram: npt.NDArray[np.float64], orders: list[list[int]]) -> npt.NDArray[np.float64]:
     """PCGrad's weights, a row for each task."""
 

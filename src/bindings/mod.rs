@@ -52,7 +52,7 @@ mod _core {
     #[pymodule_export]
     use super::runtime::{adopt_openmp, available_cpus, isa, supported_isas, use_isa};
     #[pymodule_export]
-    use super::solve::{Report, cagrad, min_norm, pcgrad};
+    use super::solve::{Report, cagrad, min_norm, nash_mtl, pcgrad, upgrad};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

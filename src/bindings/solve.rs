@@ -1,12 +1,14 @@
 //! Solvers for Python: problems as NumPy arrays, interrupts and progress through the observer.
 
-use ndarray::{Array1, ArrayView2};
-use numpy::{IntoPyArray, PyArray1, PyArray2, PyReadonlyArray2};
+use ndarray::{Array, Array1, Array2, ArrayView2, Dimension};
+use numpy::{IntoPyArray, PyArray, PyArray1, PyArray2, PyReadonlyArray2};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::kernels::gradients;
-use crate::kernels::solve::{self, Cagrad, Conflict, Limits, Quadratic, SimplexQp, Solver, Status};
+use crate::kernels::solve::{
+    self, Cagrad, Conflict, Cosines, Limits, Nash, Quadratic, SimplexQp, Solver, Status, UpGrad,
+};
 
 /// How far a solver has come, or how it ended; see `_core.pyi`.
 #[pyclass(frozen, get_all, module = "ferrostep._core")]
@@ -53,7 +55,7 @@ pub fn min_norm<'py>(
     max_steps: Option<usize>,
 ) -> PyResult<Weights<'py>> {
     let norm = norm(&gram)?;
-    let initial = start(&norm, initial)?;
+    let initial = start(norm.linear.len(), initial)?;
     if let Some(weights) = &initial {
         let sum = weights.sum();
         if weights.iter().any(|&w| w < 0.0) || (sum - 1.0).abs() > 1e-6 {
@@ -64,7 +66,7 @@ pub fn min_norm<'py>(
             return Err(PyValueError::new_err(message));
         }
     }
-    run::<SimplexQp>(py, norm, initial, callback, max_steps)
+    run::<SimplexQp, _>(py, norm, initial, callback, max_steps)
 }
 
 /// CAGrad's weights; see `_core.pyi`.
@@ -79,8 +81,38 @@ pub fn cagrad<'py>(
     max_steps: Option<usize>,
 ) -> PyResult<Weights<'py>> {
     let norm = norm(&gram)?;
-    let initial = start(&norm, initial)?;
-    run::<Cagrad>(py, Conflict { norm, c }, initial, callback, max_steps)
+    let initial = start(norm.linear.len(), initial)?;
+    run::<Cagrad, _>(py, Conflict { norm, c }, initial, callback, max_steps)
+}
+
+/// Nash-MTL's weights; see `_core.pyi`.
+#[pyfunction]
+#[pyo3(signature = (gram, *, initial=None, callback=None, max_steps=None))]
+pub fn nash_mtl<'py>(
+    py: Python<'py>,
+    gram: PyReadonlyArray2<'py, f64>,
+    initial: Option<Vec<f64>>,
+    callback: Option<&Bound<'py, PyAny>>,
+    max_steps: Option<usize>,
+) -> PyResult<Weights<'py>> {
+    let gram = square(&gram)?;
+    let initial = start(gram.nrows(), initial)?;
+    run::<Nash, _>(py, Cosines::of(gram), initial, callback, max_steps)
+}
+
+/// UPGrad's weights, a row for each task; see `_core.pyi`.
+#[pyfunction]
+#[pyo3(signature = (gram, *, initial=None, callback=None, max_steps=None))]
+pub fn upgrad<'py>(
+    py: Python<'py>,
+    gram: PyReadonlyArray2<'py, f64>,
+    initial: Option<Vec<Vec<f64>>>,
+    callback: Option<&Bound<'py, PyAny>>,
+    max_steps: Option<usize>,
+) -> PyResult<Bound<'py, PyArray2<f64>>> {
+    let gram = square(&gram)?;
+    let initial = initial.map(|rows| start_rows(gram.nrows(), rows)).transpose()?;
+    run::<UpGrad, _>(py, Cosines::of(gram), initial, callback, max_steps)
 }
 
 /// PCGrad's weights, a row for each task; see `_core.pyi`.
@@ -123,8 +155,7 @@ fn norm(gram: &PyReadonlyArray2<f64>) -> PyResult<Quadratic> {
     square(gram).map(Quadratic::norm)
 }
 
-fn start(norm: &Quadratic, initial: Option<Vec<f64>>) -> PyResult<Option<Array1<f64>>> {
-    let count = norm.linear.len();
+fn start(count: usize, initial: Option<Vec<f64>>) -> PyResult<Option<Array1<f64>>> {
     match initial {
         Some(given) if given.len() != count => {
             let message = format!("initial has shape [{}], expected [{count}]", given.len());
@@ -138,14 +169,29 @@ fn start(norm: &Quadratic, initial: Option<Vec<f64>>) -> PyResult<Option<Array1<
     }
 }
 
+fn start_rows(count: usize, rows: Vec<Vec<f64>>) -> PyResult<Array2<f64>> {
+    let lengths: Vec<_> = rows.iter().map(Vec::len).collect();
+    if lengths != vec![count; count] {
+        let message = format!("initial has rows of {lengths:?} numbers, expected {count} of {count}");
+        return Err(PyValueError::new_err(message));
+    }
+    let mut weights = Array2::zeros((count, count));
+    for (mut to, row) in weights.rows_mut().into_iter().zip(rows) {
+        if let Some(row) = start(count, Some(row))? {
+            to.assign(&row);
+        }
+    }
+    Ok(weights)
+}
+
 /// Solves without the GIL. Where Python's signal handlers raise, or the callback does, that is the result.
-fn run<'py, S: Solver<Solution = Array1<f64>, Problem: Send>>(
+fn run<'py, S: Solver<Solution = Array<f64, D>, Problem: Send>, D: Dimension>(
     py: Python<'py>,
     problem: S::Problem,
-    initial: Option<Array1<f64>>,
+    initial: Option<Array<f64, D>>,
     callback: Option<&Bound<'py, PyAny>>,
     max_steps: Option<usize>,
-) -> PyResult<Weights<'py>> {
+) -> PyResult<Bound<'py, PyArray<f64, D>>> {
     if let Some(other) = callback.filter(|callback| !callback.is_callable()) {
         let message = format!("callback is a {}, expected a callable", other.get_type().name()?);
         return Err(PyTypeError::new_err(message));

@@ -10,26 +10,34 @@ change a bit. Other devices are computed in plain torch (:mod:`ferrostep.referen
 Whatever cannot be computed raises TypeError, ValueError or RuntimeError that names list and place; nothing is changed.
 """
 
+from ferrostep.gradients.accumulation import backward
 from ferrostep.gradients.lists import combine, ema_, gram
 from ferrostep.gradients.orthogonal import OrthogonalGradient, orthogonal_, orthogonal_combine_
 from ferrostep.gradients.surgery import (
     aligned_mtl_weights,
     cagrad_weights,
+    imtl_g_weights,
     min_norm_weights,
+    nash_mtl_weights,
     pcgrad_,
     pcgrad_weights,
+    upgrad_weights,
 )
 
 __all__ = [
     "OrthogonalGradient",
     "aligned_mtl_weights",
+    "backward",
     "cagrad_weights",
     "combine",
     "ema_",
     "gram",
+    "imtl_g_weights",
     "min_norm_weights",
+    "nash_mtl_weights",
     "orthogonal_",
     "orthogonal_combine_",
     "pcgrad_",
     "pcgrad_weights",
+    "upgrad_weights",
 ]

@@ -69,14 +69,19 @@ def combine(
     row = numbers("weights", weights, ("gradients", lists))
     given = [None] * len(lists[0]) if out is None else out
     to = written("out", given, lists, torch.empty_like)
-    call: Callable[[], Any]
-    if elsewhere({**named(lists), "out": to}):
-        call = partial(reference.combine, lists, row, out=[None] * len(to))
-        _core.complete(call, lambda values: settle(given, values))
-    else:
-        call = partial(_core.combine, lists, [to], [row], torch.get_num_threads())
-        _core.complete(call, lambda _: settle(given, to))
+    call, values = combination(lists, row, to)
+    _core.complete(call, lambda _: settle(given, values))
     return given
+
+
+def combination(
+    lists: list[list[Tensor | None]], row: list[float], to: list[Tensor | None]
+) -> tuple[Callable[[], Any], Sequence[Tensor | None]]:
+    """What computes the sum of gradients, and the list that has it then: ``to``, elsewhere a new one."""
+    if elsewhere({**named(lists), "out": to}):
+        values: list[Tensor | None] = [None] * len(to)
+        return partial(reference.combine, lists, row, out=values), values
+    return partial(_core.combine, lists, [to], [row], torch.get_num_threads()), to
 
 
 def ema_(target: Iterable[Tensor], source: Iterable[Tensor], tau: float) -> None:

@@ -146,6 +146,102 @@ def cagrad_weights(
     return torch.from_numpy(found)
 
 
+def upgrad_weights(
+    gram: Tensor,
+    *,
+    initial: Sequence[Sequence[float]] | Tensor | None = None,
+    callback: Callable[[_core.Report], object] | None = None,
+) -> Tensor:
+    """UPGrad's projected gradients (Quinton & Rey 2024, arXiv 2406.16232) as combinations of the original ones.
+
+    Each is projected onto the dual cone of all: the nearest update by which no task loses, to first order. Exact up to
+    rounding, by an active set, for gradients of any norms.
+
+    Args:
+        gram: of :func:`ferrostep.gradients.gram`, shape (T, T), of any real dtype.
+        initial: the (T, T) weights of the step before. Where they are still the best, no work is left but to see that.
+        callback: as of :func:`min_norm_weights`; the gap is the most that a projected gradient has against a gradient
+            (or with one that was added to it), as a product with its direction, in units of its task's norm.
+
+    Returns:
+        Shape (T, T), float64: row i makes the projected gradient of task i, and is that of the unit matrix where the
+        task is in no conflict. Their mean makes the update, ``combine(gradients, weights.mean(0))``; another preference
+        among the tasks is ``preference @ weights``.
+
+    Raises:
+        TypeError, ValueError: ``gram`` is no square matrix of finite real numbers, or ``initial`` no T rows of T.
+
+    Example:
+        >>> upgrad_weights(torch.tensor([[1.0, -1.0], [-1.0, 2.0]]))
+        tensor([[1.0000, 0.5000],
+                [1.0000, 1.0000]], dtype=torch.float64)
+    """
+    given = initial.tolist() if isinstance(initial, Tensor) else initial
+    return torch.from_numpy(weights.upgrad_weights(_array(gram), initial=given, callback=callback))
+
+
+def nash_mtl_weights(
+    gram: Tensor,
+    *,
+    initial: Sequence[float] | Tensor | None = None,
+    callback: Callable[[_core.Report], object] | None = None,
+) -> Tensor:
+    """Nash-MTL's weights (Navon et al. 2022, arXiv 2202.01017, Claim 3.1): ``alpha > 0`` with ``G alpha = n / alpha``.
+
+    The update's direction does not change with the scale of any loss. Its length is ``sqrt(T n)``, where ``n`` is the
+    Frobenius norm of G as in the authors' code (the paper has 1), so that it grows with the gradients. Where these can
+    be combined to 0, the weights would be infinite: 1e-12 of its own is added to every gradient's squared norm.
+
+    Solved to rounding, as the least of the convex ``alpha^T G alpha / 2 - n sum(log(alpha))``, by damped Newton steps.
+    The authors' code takes up to 20 steps of a convex-concave procedure from the last weights, keeps these for
+    ``update_weights_every`` steps, and clips the update's norm at 1 (``max_norm``): call
+    ``torch.nn.utils.clip_grad_norm_`` for that.
+
+    Args:
+        gram: of :func:`ferrostep.gradients.gram`, shape (T, T), of any real dtype.
+        initial: T weights that were returned before, as of the last step; they save steps, and change the result by no
+            more than rounding. Those of 0 or less count as unknown.
+        callback: as of :func:`min_norm_weights`; the gap is by how much that function may exceed its least value, with
+            n = 1.
+
+    Returns:
+        T numbers, float64: above 0, or 0 for a gradient of 0.
+
+    Raises:
+        TypeError, ValueError: ``gram`` is no square matrix of finite real numbers, or ``initial`` not T finite numbers.
+
+    Example:
+        >>> weights = nash_mtl_weights(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
+        >>> weights / weights.sum()
+        tensor([0.6667, 0.3333], dtype=torch.float64)
+    """
+    found = weights.nash_mtl_weights(_array(gram), initial=_listed(initial), callback=callback)
+    return torch.from_numpy(found)
+
+
+def imtl_g_weights(gram: Tensor) -> Tensor:
+    """IMTL-G's weights (Liu et al. 2021, "Towards Impartial Multi-task Learning", equation 5), in closed form.
+
+    The update's inner products with the directions of all gradients are the same. They may all be below 0: the weights
+    may, as the paper only asks that they sum up to 1.
+
+    Args:
+        gram: of :func:`ferrostep.gradients.gram`, shape (T, T), of any real dtype.
+
+    Returns:
+        T numbers that sum up to 1, float64, 0 for a gradient of 0. Of dependent gradients, the weights of the
+        directions are the least (by the pseudoinverse); where there are none at all, zeros.
+
+    Raises:
+        TypeError, ValueError: ``gram`` is no square matrix of finite real numbers.
+
+    Example:
+        >>> imtl_g_weights(torch.tensor([[1.0, 0.0], [0.0, 4.0]]))
+        tensor([0.6667, 0.3333], dtype=torch.float64)
+    """
+    return torch.from_numpy(weights.imtl_g_weights(_array(gram)))
+
+
 def aligned_mtl_weights(gram: Tensor) -> Tensor:
     """Aligned-MTL's weights (CVPR 2023, Algorithm 1, all tasks alike): gradients made orthogonal and of one norm.
 

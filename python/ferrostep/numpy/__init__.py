@@ -18,7 +18,15 @@ from ferrostep.numpy.elementwise import adamw_, lion_
 from ferrostep.numpy.gradients import combine, ema_, gram, orthogonal_, orthogonal_combine_, pcgrad_
 from ferrostep.numpy.guidance import apg, cfg, cfg_zero_star, perp_neg, project, tangential
 from ferrostep.numpy.matrices import orthogonalize
-from ferrostep.numpy.weights import aligned_mtl_weights, cagrad_weights, min_norm_weights, pcgrad_weights
+from ferrostep.numpy.weights import (
+    aligned_mtl_weights,
+    cagrad_weights,
+    imtl_g_weights,
+    min_norm_weights,
+    nash_mtl_weights,
+    pcgrad_weights,
+    upgrad_weights,
+)
 
 __all__ = [
     "adamw_",
@@ -30,8 +38,10 @@ __all__ = [
     "combine",
     "ema_",
     "gram",
+    "imtl_g_weights",
     "lion_",
     "min_norm_weights",
+    "nash_mtl_weights",
     "orthogonal_",
     "orthogonal_combine_",
     "orthogonalize",
@@ -41,4 +51,5 @@ __all__ = [
     "project",
     "projections",
     "tangential",
+    "upgrad_weights",
 ]

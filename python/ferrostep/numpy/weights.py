@@ -12,7 +12,10 @@ import numpy as np
 
 from ferrostep import _core
 from ferrostep.errors import Problem
-from ferrostep.numpy.arrays import Array, check, integers, number, numbers
+from ferrostep.numpy.arrays import Array, check, integers, listed, number, numbers
+
+SINGULAR = 1e-12
+"""What is below this part of the numbers that it was made of counts as rounding."""
 
 
 def pcgrad_weights(gram: Array, orders: Sequence[Sequence[int] | Array] | Array) -> Array:
@@ -92,6 +95,102 @@ def cagrad_weights(
     check("c", c, 0.0)
     gram = checked(gram)
     return _core.cagrad(gram, c=c, initial=_initial(initial, gram), callback=callback)
+
+
+def upgrad_weights(
+    gram: Array,
+    *,
+    initial: Sequence[Sequence[float]] | Array | None = None,
+    callback: Callable[[_core.Report], object] | None = None,
+) -> Array:
+    """UPGrad (arXiv 2406.16232): every gradient projected onto the dual cone of all.
+
+    Args:
+        gram: of :func:`ferrostep.numpy.gram`, shape (T, T), of any real dtype.
+        initial, callback: as of :func:`ferrostep.gradients.upgrad_weights`.
+
+    Returns:
+        Shape (T, T), float64: row i makes the projected gradient of task i. Their mean makes the update.
+
+    Raises:
+        TypeError, ValueError: ``gram`` is no square matrix of finite real numbers, or ``initial`` no T rows of T.
+
+    Example:
+        >>> upgrad_weights(np.array([[1.0, -1.0], [-1.0, 2.0]])).round(4)
+        array([[1. , 0.5],
+               [1. , 1. ]])
+    """
+    gram = checked(gram)
+    if initial is None:
+        return _core.upgrad(gram, callback=callback)
+    given = listed("initial", initial.tolist() if isinstance(initial, np.ndarray) else initial)
+    rows = [numbers(f"initial[{i}]", row, of=("gram's rows", list(gram))) for i, row in enumerate(given)]
+    if len(rows) != len(gram):
+        raise Problem.COUNT.of("initial", f"{len(rows)} rows", f"{len(gram)}: one for each of gram's rows")
+    return _core.upgrad(gram, initial=rows, callback=callback)
+
+
+def nash_mtl_weights(
+    gram: Array,
+    *,
+    initial: Sequence[float] | Array | None = None,
+    callback: Callable[[_core.Report], object] | None = None,
+) -> Array:
+    """Nash-MTL (arXiv 2202.01017): every task gains the same share of the product of all gains.
+
+    Args:
+        gram: of :func:`ferrostep.numpy.gram`, shape (T, T), of any real dtype.
+        initial, callback: as of :func:`ferrostep.gradients.nash_mtl_weights`.
+
+    Returns:
+        T numbers of at least 0, float64.
+
+    Raises:
+        TypeError, ValueError: ``gram`` is no square matrix of finite real numbers, or ``initial`` not T finite numbers.
+
+    Example:
+        >>> weights = nash_mtl_weights(np.array([[1.0, 0.0], [0.0, 4.0]]))
+        >>> (weights / weights.sum()).round(4)
+        array([0.6667, 0.3333])
+    """
+    gram = checked(gram)
+    return _core.nash_mtl(gram, initial=_initial(initial, gram), callback=callback)
+
+
+def imtl_g_weights(gram: Array) -> Array:
+    """IMTL-G (Liu et al. 2021): an update with the same projection on every gradient's direction.
+
+    See :func:`ferrostep.gradients.imtl_g_weights`.
+
+    Args:
+        gram: of :func:`ferrostep.numpy.gram`, shape (T, T), of any real dtype.
+
+    Returns:
+        T numbers that sum up to 1, float64; or zeros.
+
+    Raises:
+        TypeError, ValueError: ``gram`` is no square matrix of finite real numbers.
+
+    Example:
+        >>> imtl_g_weights(np.array([[1.0, 0.0], [0.0, 4.0]])).round(4)
+        array([0.6667, 0.3333])
+    """
+    gram = checked(gram)
+    lengths = np.sqrt(np.diag(gram).clip(0.0))
+    result = np.zeros(len(gram))
+    there = lengths > 0
+    if not there.any():
+        return result
+    # Of directions, as the inverse of the gram itself would lose those of small gradients.
+    lengths = lengths[there]
+    cosines = gram[np.ix_(there, there)] / lengths[:, None] / lengths
+    values, vectors = np.linalg.eigh(cosines)
+    along = vectors.sum(0)
+    kept = (values > values[-1] * SINGULAR) & (np.abs(along) > SINGULAR)
+    parts = vectors[:, kept] @ (along[kept] / values[kept]) * (lengths.min() / lengths)
+    if abs(parts.sum()) > SINGULAR * np.abs(parts).sum():
+        result[there] = parts / parts.sum()
+    return result
 
 
 def aligned_mtl_weights(gram: Array) -> Array:

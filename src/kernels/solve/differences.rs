@@ -68,6 +68,30 @@ impl Differences {
         }
     }
 
+    /// Moves the weights to where the slopes of all members are the same, until one would fall below 0: that leaves. The
+    /// weight of `free` may be anything, and is not kept. Says whether all members stayed.
+    pub fn descend(&mut self, weights: &mut Array1<f64>, slopes: &Array1<f64>, free: Option<usize>) -> bool {
+        let step = self.level(slopes);
+        let mut first = (0, f64::INFINITY);
+        for (place, &point) in self.members.iter().enumerate() {
+            let reach = weights[point] / -step[place];
+            if step[place] < 0.0 && Some(point) != free && reach < first.1 {
+                first = (place, reach);
+            }
+        }
+        let part = first.1.min(1.0);
+        for (&point, &by) in self.members.iter().zip(&step) {
+            if Some(point) != free {
+                weights[point] = (weights[point] + part * by).max(0.0); // rounding may fall below
+            }
+        }
+        if part < 1.0 {
+            weights[self.members[first.0]] = 0.0;
+            self.leave(first.0);
+        }
+        part == 1.0
+    }
+
     /// The step of the members' weights, without change of their sum, to where `slopes + products * step` is the same
     /// for all members: for each member, in their order.
     pub fn level(&self, slopes: &Array1<f64>) -> Array1<f64> {

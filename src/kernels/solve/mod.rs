@@ -2,15 +2,22 @@
 //! stop, and can give its best answer at any time; [`solve`] runs it, counts, and lets an observer see and interrupt.
 
 mod cagrad;
+mod cone;
+mod cosines;
 mod differences;
+mod nash;
 mod simplex;
 #[cfg(test)]
 mod tests;
+mod upgrad;
 
 use std::time::{Duration, Instant};
 
 pub use cagrad::{Cagrad, Conflict};
+pub use cosines::Cosines;
+pub use nash::Nash;
 pub use simplex::{Quadratic, SimplexQp};
+pub use upgrad::UpGrad;
 
 /// A problem on its way to its solution.
 pub trait Solver: Sized {

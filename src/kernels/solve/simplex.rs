@@ -79,7 +79,8 @@ impl Solver for SimplexQp {
                 self.hull.join(best, self.quadratic.products.view());
             }
         }
-        self.descend();
+        self.is_level = self.hull.descend(&mut self.weights, &self.slopes, None);
+        self.weights /= self.weights.sum();
         self.evaluate();
     }
 
@@ -169,30 +170,6 @@ impl SimplexQp {
     /// The point with the lowest slope.
     fn lowest(&self) -> usize {
         first_least(self.slopes.len(), |i| self.slopes[i])
-    }
-
-    /// Towards the best weights of the hull's points, until one of them would fall below 0: that leaves.
-    fn descend(&mut self) {
-        let step = self.hull.level(&self.slopes);
-        let members = &self.hull.members;
-        let reach = |place: usize| {
-            if step[place] < 0.0 {
-                self.weights[members[place]] / -step[place]
-            } else {
-                f64::INFINITY
-            }
-        };
-        let first = first_least(members.len(), reach);
-        let part = reach(first).min(1.0);
-        for (&i, &by) in members.iter().zip(&step) {
-            self.weights[i] = (self.weights[i] + part * by).max(0.0); // rounding may fall below
-        }
-        self.is_level = part == 1.0;
-        if !self.is_level {
-            self.weights[members[first]] = 0.0;
-            self.hull.leave(first);
-        }
-        self.weights /= self.weights.sum();
     }
 
     fn evaluate(&mut self) {

@@ -1,4 +1,4 @@
-use ndarray::{Array1, Array2, array};
+use ndarray::{Array1, Array2, Axis, array};
 
 use super::differences::Differences;
 use super::*;
@@ -76,11 +76,8 @@ fn cagrad_gains_as_much_as_can_be_gained_in_its_ball() {
                 None,
             );
             assert_eq!(report.status, Status::Converged);
-            let mean = points.mean_axis(ndarray::Axis(0)).unwrap();
-            let size = points
-                .map_axis(ndarray::Axis(1), |row| row.dot(&row))
-                .sum()
-                .sqrt();
+            let mean = points.mean_axis(Axis(0)).unwrap();
+            let size = points.map_axis(Axis(1), |row| row.dot(&row)).sum().sqrt();
             let moved = weights.dot(&points);
             let shift = &moved - &mean;
             let radius = c * mean.dot(&mean).sqrt();
@@ -95,6 +92,49 @@ fn cagrad_gains_as_much_as_can_be_gained_in_its_ball() {
             let hull = unlimited::<SimplexQp>(norm, None).0;
             let most = bound(&points, &mean, radius, &worst).min(bound(&points, &mean, radius, &hull));
             assert!(gain >= most - 1e-6 * size * size, "{points} {c}: {gain} {most}");
+        }
+    }
+}
+
+#[test]
+fn upgrads_updates_go_against_no_gradient_and_are_the_nearest_of_those() {
+    for points in samples() {
+        let (weights, report) = unlimited::<UpGrad>(Cosines::of(points.dot(&points.t()).view()), None);
+        assert_eq!(report.status, Status::Converged);
+        assert!(
+            (&weights - &Array2::<f64>::eye(weights.nrows()))
+                .iter()
+                .all(|&w| w >= 0.0)
+        );
+        let squares = points.map_axis(Axis(1), |row| row.dot(&row));
+        for (i, update) in weights.dot(&points).rows().into_iter().enumerate() {
+            let size = squares[i].sqrt();
+            for (gain, square) in points.dot(&update).iter().zip(&squares) {
+                assert!(*gain >= -1e-7 * size * square.sqrt(), "{points} {i}");
+            }
+            let added = &update - &points.row(i);
+            assert!(added.dot(&update).abs() <= 1e-7 * squares[i], "{points} {i}");
+        }
+    }
+}
+
+#[test]
+fn nashs_tasks_gain_the_same_share() {
+    for points in samples() {
+        let products = points.dot(&points.t());
+        let (weights, report) = unlimited::<Nash>(Cosines::of(products.view()), None);
+        assert_eq!(report.status, Status::Converged);
+        let size = products.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let shares = &weights * &products.dot(&weights);
+        for (i, (&weight, &share)) in weights.iter().zip(&shares).enumerate() {
+            // Where 0 is a combination, the weights end where what is added to the squares has its share.
+            let added = 1e-12 * weight * weight * products[[i, i]];
+            let expected = if products[[i, i]] > 0.0 { size } else { 0.0 };
+            assert!(weight.is_finite() && (weight > 0.0) == (products[[i, i]] > 0.0));
+            assert!(
+                (share + added - expected).abs() <= 1e-2 * size,
+                "{points} {weights}"
+            );
         }
     }
 }
@@ -148,6 +188,9 @@ fn numbers_that_are_no_inner_products_end_the_search_too() {
         let norm = Quadratic::norm(products.view());
         assert!(unlimited::<SimplexQp>(norm.clone(), None).1.steps < 20);
         assert!(unlimited::<Cagrad>(Conflict { norm, c: 0.5 }, None).1.steps < 1000);
+        let cosines = Cosines::of(products.view());
+        assert!(unlimited::<UpGrad>(cosines.clone(), None).1.steps < 50);
+        assert!(unlimited::<Nash>(cosines, None).1.steps < 1000);
     }
 }
 

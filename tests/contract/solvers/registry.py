@@ -35,6 +35,10 @@ class Entry:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     ends_at_once: bool = True
     """Whether it needs no step from the solution."""
+    has_rows: bool = False
+    """Whether it has a row of weights for each task, of which each makes an update."""
+    long: Callable[[int], Array] = lambda count: np.diag(np.arange(1.0, count + 1.0))
+    """A problem of so many hundred tasks, or about as much work as one of the least norm has with those."""
 
     def numpy(self, gram: Any, **changes: Any) -> Array:
         """The solution for arrays."""
@@ -132,9 +136,115 @@ def cagrad(c: float, name: str) -> Any:
     return pytest.param(entry, id=name)
 
 
+def directions(points: Array) -> tuple[Array, Array]:
+    """Unit vectors, or zeros, and the norms."""
+    norms = np.linalg.norm(points, axis=1)
+    return points / np.where(norms > 0, norms, 1.0)[:, None], norms
+
+
+def cone_shortfall(points: Array, weights: Array) -> float:
+    """The distance of an update to the projection has a square of at most what the update has along what was added to
+    the gradient, plus the most that it has against a direction, times the sum of what the projection adds."""
+    assert (weights >= np.eye(len(points))).all()
+    unit, norms = directions(points)
+    updates = weights @ points / np.where(norms > 0, norms, 1.0)[:, None]
+    along = np.abs(((updates - unit) * updates).sum(1))
+    return float(max(along.max(), -(updates @ unit.T).min()))
+
+
+def cone_value(points: Array, updates: Array) -> float:
+    """The norm of the mean."""
+    return float(np.linalg.norm(updates.mean(0))) / largest(points) ** 0.5
+
+
+def projections(points: Array) -> float:
+    """By non-negative least squares, one task after the other."""
+    unit, norms = directions(points)
+    added = np.array([nnls(unit.T, -row)[0] for row in unit])
+    return cone_value(points, norms[:, None] * (unit + added @ unit))
+
+
+def bargain(points: Array, weights: Array) -> tuple[Array, Array]:
+    """The weights of the directions of the gradients that there are, of which n is 1, and the directions."""
+    unit, norms = directions(points)
+    there = norms > 0
+    size = np.linalg.norm(points @ points.T) ** 0.5
+    return weights[there] * norms[there] / (size or 1.0), unit[there]
+
+
+def bargain_value(points: Array, weights: Array) -> float:
+    return least_gain(*bargain(points, weights))
+
+
+def least_gain(parts: Array, unit: Array) -> float:
+    """The least that the update has along a direction."""
+    return float((unit @ (parts @ unit)).min()) if len(unit) else 0.0
+
+
+RIDGE = 1e-12
+"""What Nash-MTL's solver adds to the squares of directions."""
+
+
+def bargain_shortfall(points: Array, weights: Array) -> float:
+    """What the weights minimize is at most by this more than the least: by the dual problem, whose value with the gains
+    ``s`` is ``sum(1 + log(s)) - alpha s / 2``. In units of the products' size, which their rounding is a part of."""
+    parts, unit = bargain(points, weights)
+    assert (weights >= 0).all() and (parts > 0).all()
+    shares = parts * (unit @ (parts @ unit)) + RIDGE * parts**2
+    size = parts @ np.abs(unit @ unit.T) @ parts
+    return float((shares - 1 - np.log(shares)).sum() / max(size, 1.0)) if len(parts) else 0.0
+
+
+def best_bargain(points: Array) -> float:
+    """By Newton's method within a region of trust, for the logarithms of the weights."""
+    unit, norms = directions(points)
+    unit = unit[norms > 0]
+    if not len(unit):
+        return 0.0
+    products = unit @ unit.T + RIDGE * np.eye(len(unit))
+
+    def shares(x: Array) -> Array:
+        parts: Array = np.exp(x)
+        return parts * (products @ parts)
+
+    def curvature(x: Array) -> Array:
+        parts = np.exp(x)
+        return np.diag(shares(x)) + parts[:, None] * products * parts
+
+    found = minimize(
+        lambda x: shares(x).sum() / 2 - x.sum(),
+        np.zeros(len(unit)),
+        jac=lambda x: shares(x) - 1,
+        hess=curvature,
+        method="trust-exact",
+        options={"maxiter": 2000, "gtol": 1e-10},
+    )
+    return least_gain(np.exp(found.x), unit)
+
+
 MIN_NORM = Entry("min_norm_weights", _core.min_norm, norm_shortfall, peer=least_norm, value=norm_value)
+UPGRAD = Entry(
+    "upgrad_weights",
+    _core.upgrad,
+    cone_shortfall,
+    peer=projections,
+    value=lambda points, weights: cone_value(points, weights @ points),
+    ends_at_once=False,  # a step to see for each task that nothing is to be done
+    has_rows=True,
+    long=lambda count: np.eye(count // 8) + np.diag(np.linspace(0, 1, count // 8)) - 7 / count,
+)
+NASH_MTL = Entry(
+    "nash_mtl_weights",
+    _core.nash_mtl,
+    bargain_shortfall,
+    peer=best_bargain,
+    value=bargain_value,
+    long=lambda count: np.cov(np.random.default_rng(0).standard_normal((count // 2, count))),
+)
 SOLVERS = [
     pytest.param(MIN_NORM, id="min_norm"),
+    pytest.param(UPGRAD, id="upgrad"),
+    pytest.param(NASH_MTL, id="nash_mtl"),
     cagrad(0.5, "cagrad"),
     cagrad(0.01, "cagrad near"),
     cagrad(2.0, "cagrad far"),

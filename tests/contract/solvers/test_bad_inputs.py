@@ -10,7 +10,7 @@ import torch
 
 import ferrostep.gradients
 import ferrostep.numpy
-from tests.contract.solvers.registry import MIN_NORM, Entry, every_solver
+from tests.contract.solvers.registry import MIN_NORM, UPGRAD, Entry, every_solver
 
 GOOD = np.array([[2.0, -0.5], [-0.5, 1.0]])
 HALVES = [0.5, 0.5]
@@ -28,24 +28,29 @@ CASES: dict[str, tuple[type[Exception], str, Any, dict[str, Any]]] = {
     "beyond all floats": (ValueError, "^gram is no square matrix of floats", [[10**400]], {}),
     "short initial": (
         ValueError,
-        r"^initial has 1 numbers, expected 2: one for each of gram's rows",
+        r"^initial(\[0\])? has 1 numbers, expected 2: one for each of gram's rows",
         GOOD,
         {"initial": [1.0]},
     ),
-    "initial of two dimensions": (ValueError, r"^initial has shape \[2, 2\]", GOOD, {"initial": GOOD}),
+    "initial of two dimensions": (ValueError, r"^initial(\[0\])? has shape \[2, 2\]", GOOD, {"initial": GOOD}),
     "initial with NaN": (ValueError, "^initial has NaN or infinity", GOOD, {"initial": [np.nan, 1.0]}),
-    "initial of strings": (TypeError, r"^initial\[0\] is a str", GOOD, {"initial": ["a", "b"]}),
-    "initial is a number": (TypeError, "^initial is a float", GOOD, {"initial": 0.5}),
-    "complex initial": (TypeError, r"^initial\[0\] is a .*, expected a number", GOOD, {"initial": np.ones(2) + 0j}),
+    "initial of strings": (TypeError, r"^initial\[0\](\[0\])? is a str", GOOD, {"initial": ["a", "b"]}),
+    "initial is a number": (TypeError, r"^initial(\[0\])? is a float", GOOD, {"initial": 0.5}),
+    "complex initial": (
+        TypeError,
+        r"^initial\[0\](\[0\])? is a .*, expected a number",
+        GOOD,
+        {"initial": np.ones(2) + 0j},
+    ),
     "initial without memory": (
         TypeError,
-        r"^initial\[0\] is a Tensor, expected a number",
+        r"^initial\[0\](\[0\])? is a Tensor, expected a number",
         GOOD,
         {"initial": torch.ones(2, device="meta")},
     ),
     "initial beyond all floats": (
         ValueError,
-        r"^Invalid initial\[0\]: int beyond all floats; expected a finite number",
+        r"^Invalid initial\[0\](\[0\])?: int beyond all floats; expected a finite number",
         GOOD,
         {"initial": [10**400, 0.0]},
     ),
@@ -59,10 +64,31 @@ CASES: dict[str, tuple[type[Exception], str, Any, dict[str, Any]]] = {
 def test_bad_input(
     entry: Entry, twin: str, error: type[Exception], message: str, gram: Any, changes: dict[str, Any]
 ) -> None:
+    if entry.has_rows and "initial" in changes:
+        changes = {"initial": [changes["initial"]] * 2}
     if twin == "torch":
         gram, changes = as_tensor(gram), {name: as_tensor(value) for name, value in changes.items()}
     with pytest.raises(error, match=message):
         getattr(entry, twin)(gram, **changes)
+
+
+@pytest.mark.parametrize("twin", ["numpy", "torch"])
+@pytest.mark.parametrize(
+    ("initial", "message"),
+    [
+        ([HALVES], "^initial has 1 rows, expected 2: one for each of gram's rows"),
+        (np.eye(3), r"^initial\[0\] has 3 numbers, expected 2: one for each of gram's rows"),
+        (np.ones((2, 2, 2)), r"^initial\[0\]\[0\] is a list, expected a number"),
+        (np.ones(2), r"^initial\[0\] is a float, expected numbers"),
+        (np.float64(0.5), "^initial is a float(64)?, expected a list"),
+    ],
+)
+def test_a_start_has_a_row_for_each_task(twin: str, initial: Any, message: str) -> None:
+    changes = {"gram": GOOD, "initial": initial}
+    if twin == "torch":
+        changes = {name: as_tensor(value) for name, value in changes.items()}
+    with pytest.raises((TypeError, ValueError), match=message):
+        getattr(UPGRAD, twin)(**changes)
 
 
 def as_tensor(given: Any) -> Any:

@@ -63,9 +63,13 @@ def test_the_unit_does_not_matter(entry: Entry, make: Points, scale: float) -> N
 def test_the_order_does_not_matter(entry: Entry, make: Points, count: int) -> None:
     points = points_of(make, count)
     order = np.random.default_rng(1).permutation(count)
-    weights = np.empty(count)
-    weights[order] = entry.numpy((points @ points.T)[np.ix_(order, order)])
-    same_update(points, weights, entry.numpy(points @ points.T))
+    gram = points @ points.T
+    same_update(points[order], entry.numpy(gram[np.ix_(order, order)]), reordered(entry.numpy(gram), order))
+
+
+def reordered(weights: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Those of tasks in another order."""
+    return weights[np.ix_(*[order] * weights.ndim)]
 
 
 def same_update(points: np.ndarray, weights: np.ndarray, expected: np.ndarray) -> None:
@@ -82,7 +86,8 @@ def test_where_the_weights_are_unique_they_are_the_same_in_any_order_and_unit(en
     gram = points @ points.T
     expected = entry.numpy(gram)
     order = np.random.default_rng(1).permutation(count)
-    np.testing.assert_allclose(entry.numpy(gram[np.ix_(order, order)]), expected[order], rtol=0, atol=1e-12)
+    permuted = entry.numpy(gram[np.ix_(order, order)])
+    np.testing.assert_allclose(permuted, reordered(expected, order), rtol=0, atol=1e-12)
     np.testing.assert_allclose(entry.numpy(gram * 3e-200), expected, rtol=0, atol=1e-12)
 
 
@@ -99,7 +104,8 @@ def test_a_start_at_the_solution_or_elsewhere_leads_there(entry: Entry, make: Po
     if entry.ends_at_once:
         assert reports[-1].steps == 0
         assert np.array_equal(warm, cold)
-    for initial in (np.full(count, 1 / count), np.eye(count)[-1]):
+    for start in (np.full(count, 1 / count), np.eye(count)[-1]):
+        initial = np.broadcast_to(start, cold.shape)
         if entry.name == "min_norm_weights" and not gram.any():
             continue  # there any weights are as good
         same_update(points, entry.numpy(gram, initial=initial), cold)
