@@ -176,8 +176,8 @@ def upgrad_weights(
         tensor([[1.0000, 0.5000],
                 [1.0000, 1.0000]], dtype=torch.float64)
     """
-    given = initial.tolist() if isinstance(initial, Tensor) else initial
-    return torch.from_numpy(weights.upgrad_weights(_array(gram), initial=given, callback=callback))
+    found = weights.upgrad_weights(_array(gram), initial=_detached(initial), callback=callback)
+    return torch.from_numpy(found)
 
 
 def nash_mtl_weights(
@@ -215,7 +215,7 @@ def nash_mtl_weights(
         >>> weights / weights.sum()
         tensor([0.6667, 0.3333], dtype=torch.float64)
     """
-    found = weights.nash_mtl_weights(_array(gram), initial=_listed(initial), callback=callback)
+    found = weights.nash_mtl_weights(_array(gram), initial=_detached(initial), callback=callback)
     return torch.from_numpy(found)
 
 
