@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from operator import index
 from typing import Any
 
 from ferrostep import _core
 from ferrostep.errors import Problem, wrong_kind
-from ferrostep.numpy.arrays import whole
 
 Coefficients = str | Sequence[float] | Sequence[Sequence[float]]
 """A name, a triple for all steps, or a sequence of triples of which the last repeats."""
@@ -24,7 +23,9 @@ def schedule_of(coefficients: Coefficients, steps: int | None) -> _core.Schedule
         raise wrong_kind("ns_coefficients", coefficients, "a name, or numbers")
     if not isinstance(coefficients, str):
         hashable = tuple(tuple(x) if isinstance(x, Iterable) else x for x in coefficients)
-    return _schedule(hashable, None if steps is None else whole("ns_steps", steps, -math.inf))
+    if not (steps is None or hasattr(steps, "__index__")):
+        raise wrong_kind("ns_steps", steps, "an integer")
+    return _schedule(hashable, None if steps is None else index(steps))
 
 
 @lru_cache(maxsize=64)
