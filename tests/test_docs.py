@@ -122,6 +122,6 @@ def test_snippets_run(guide: str) -> None:
     if guide == "guidance.md":
         pytest.importorskip("diffusers")
     snippets = blocks((DOCS / guide).read_text())
-    assert len(snippets) == 3
+    assert len(snippets) >= 3
     for code in snippets:
         exec(compile(code, guide, "exec"), tasks())
