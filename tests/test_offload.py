@@ -210,6 +210,8 @@ def test_checkpoints_move_between_it_and_the_bare_class(
     for p in params:
         assert torch.equal(ours.state[p]["exp_avg"], bare.state[p]["exp_avg"].float())
     train(ours, params, 2, 2)
+    for p in params:
+        assert bits(ours.state[p]["master_param"].bfloat16()) == bits(p)
     others = bare_class([p.detach().clone() for p in params])
     others.load_state_dict(saved(ours.state_dict()))
     for p, q in zip(params, others.param_groups[0]["params"], strict=True):

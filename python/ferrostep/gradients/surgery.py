@@ -188,14 +188,15 @@ def nash_mtl_weights(
 ) -> Tensor:
     """Nash-MTL's weights (Navon et al. 2022, arXiv 2202.01017, Claim 3.1): ``alpha > 0`` with ``G alpha = n / alpha``.
 
-    The update's direction does not change with the scale of any loss. Its length is ``sqrt(T n)``, where ``n`` is the
-    Frobenius norm of G as in the authors' code (the paper has 1), so that it grows with the gradients. Where these can
-    be combined to 0, the weights would be infinite: 1e-12 of its own is added to every gradient's squared norm.
+    The update's direction does not change with the scale of any loss. Its length is ``sqrt(T n)``: ``n`` is the
+    Frobenius norm of G, so that it grows with the gradients as those of other methods do, and a GradScaler's factor
+    drops out. The paper has n = 1, with which it is ``sqrt(T)`` for any gradients; its authors' code clips it at 1
+    (``max_norm``). Where the gradients can be combined to 0, the weights would be infinite: 1e-12 of its own is added
+    to every gradient's squared norm.
 
     Solved to rounding, as the least of the convex ``alpha^T G alpha / 2 - n sum(log(alpha))``, by damped Newton steps.
-    The authors' code takes up to 20 steps of a convex-concave procedure from the last weights, keeps these for
-    ``update_weights_every`` steps, and clips the update's norm at 1 (``max_norm``): call
-    ``torch.nn.utils.clip_grad_norm_`` for that.
+    The authors' code takes up to 20 steps of a convex-concave procedure from the last weights, and keeps these for
+    ``update_weights_every`` steps.
 
     Args:
         gram: of :func:`ferrostep.gradients.gram`, shape (T, T), of any real dtype.

@@ -254,7 +254,7 @@ class HostOptimizer(Optimizer):
         state_dict = state_dict.copy()
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = before(self, state_dict) or state_dict
-        masters = [] if self._is_ours else self._take_masters(state_dict)
+        masters = self._keep_masters(state_dict) if self._is_ours else self._take_masters(state_dict)
         with self._with_twins() as inner:
             inner.load_state_dict(state_dict)
             groups = inner.param_groups
@@ -265,6 +265,14 @@ class HostOptimizer(Optimizer):
             twin.load(master)
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
+
+    def _keep_masters(self, state_dict: dict[str, Any]) -> list[tuple[Twin, Tensor]]:
+        """Leave it to the groups whether there are masters: a checkpoint of the class may be of a time without."""
+        groups = state_dict["param_groups"]
+        if len(groups) == len(self.param_groups):
+            pairs = zip(groups, self.param_groups, strict=True)
+            state_dict["param_groups"] = [{**saved, "master_weights": own["master_weights"]} for saved, own in pairs]
+        return []
 
     def _take_masters(self, state_dict: dict[str, Any]) -> list[tuple[Twin, Tensor]]:
         """Take the masters, which to a class of others are parameters, out of a state dict, and check them."""

@@ -25,26 +25,20 @@ TABLES = ("*bias*", "*position*", "*pos_*", "*_token", "*_tokens", "*_table", "*
 """Names that parameters have which are no factor of a matrix product, whatever their shape; the last is Mamba's."""
 OUTPUTS = (
     "*head",
-    "head_dist",
     "*classifier",
-    "score",
     "*logits",
     "*predictor",
     "*predictions",
+    "score",
     "qa_outputs",
     "conv_out",
+    "head_dist",
 )
-OUTPUTS_AT_THE_TOP = (
-    "fc",
-    "out",
-    "output",
-    "output_layer",
-    "proj_out*",
-    "final_layer",
-    "text_projection",
-    "visual_projection",
-)
+"""What output layers are called, or what holds one as its last."""
+OUTPUTS_AT_THE_TOP = ("fc", "out", "output", "output_layer", "final_layer", "proj_out*")
 """Names that hidden layers have as well, but not those that the model holds itself."""
+OUTPUTS_OF_MODELS = ("text_projection", "visual_projection", "action_net", "value_net")
+"""The same of CLIP and of Stable-Baselines3's policies."""
 WRAPPERS = ("module", "model", "net", "base_model", "_orig_mod", "_forward_module", "_fsdp_wrapped_module")
 """What models are called by what holds them."""
 ADAPTERS = re.compile(r"^(lora|hada|lokr|vera|ia3)_|_lora$")
@@ -58,6 +52,7 @@ PARAMETRIZATION = re.compile(r"parametrizations\.([^.]+)\.original\d*$")
 WEIGHT_NORM = (("original0", "original1"), ("_g", "_v"))
 """Ends of the names of magnitudes and directions in torch's weight_norm, the parametrization and the older hook."""
 
+ADAPTER = "adapter of low rank"
 SINGLE_CHANNELS = "convolution of single channels"
 VOCABULARY = 30_000
 """From so many rows on a matrix without a name is taken for an embedding or an output layer."""
@@ -118,7 +113,7 @@ def reasons_by_name(
     if len(hidden) > 1:  # one layer by itself is neither the first nor the last
         reasons.update(_first_convolution(owners, reasons))
     inputs, outputs = _declared(models)
-    outputs = {**outputs, **_outputs_by_name(named)}
+    outputs = {**outputs, **_outputs_by_name(each for each in named if not reasons[each.p].startswith(ADAPTER))}
     for p, reason in {**outputs, **inputs}.items():
         if not reasons.get(p, reason):
             reasons[p] = reason
@@ -214,7 +209,7 @@ def _reason_by_name(each: Named, beside: Beside, exclude: Sequence[str]) -> str:
     if _matches(parts[-3:], INPUTS):
         return "embedding by its name"
     if any(ADAPTERS.search(part) for part in parts):
-        return "adapter of low rank"
+        return ADAPTER
     if _matches(parts[-3:-1], ROUTERS) or (_matches(parts[-2:-1], GATES) and beside.has_experts(parts)):
         return "router of experts"
     return ""
@@ -254,7 +249,7 @@ def _outputs_by_name(named: Iterable[Named]) -> dict[Tensor, str]:
         parts = each.parts
         top = next((i for i, part in enumerate(parts) if part not in WRAPPERS), 0)
         for i, part in enumerate(parts):
-            patterns = (*OUTPUTS, *OUTPUTS_AT_THE_TOP) if i == top else OUTPUTS
+            patterns = (*OUTPUTS, *OUTPUTS_AT_THE_TOP, *OUTPUTS_OF_MODELS) if i == top else OUTPUTS
             if each.p.ndim > 1 and _matches([part], patterns):
                 last[tuple(parts[: i + 1])] = each.p, f"output layer by its name {part!r}"
     return dict(last.values())
@@ -262,11 +257,10 @@ def _outputs_by_name(named: Iterable[Named]) -> dict[Tensor, str]:
 
 def _first_convolution(owners: Mapping[Tensor, Sequence[Named]], reasons: Mapping[Tensor, str]) -> dict[Tensor, str]:
     """The layer that a model begins with, if it is a convolution."""
-    matrices = ((p, each) for p, (each, *_) in owners.items() if p.ndim > 1)
-    for p, each in matrices:
-        if reasons[p].startswith(("embedding", SINGLE_CHANNELS)) or (
-            p.ndim == 2 and not reasons[p] and _is_layer(each)
-        ):
+    for p, (each, *_) in owners.items():
+        if p.ndim > 1 and reasons[p].startswith(("embedding", SINGLE_CHANNELS)):
+            return {}
+        if p.ndim == 2 and not reasons[p] and _is_layer(each):
             return {}
         if p.ndim > 2 and not reasons[p] and layout_of(each) == "flatten":
             return {p: "first convolution"}

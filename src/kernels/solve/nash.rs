@@ -18,7 +18,7 @@ const NEAR: f64 = 0.25;
 
 /// The weights of the directions, `b_i = a_i |g_i| / sqrt(n)`, have the least `b^T C b / 2 - sum_i log b_i`, a convex
 /// and self-concordant function: damped Newton steps `b <- b (1 + t z)` lead there from anywhere (Nesterov & Nemirovskii
-/// 1994). `n` is the Frobenius norm of G, as in the authors' code; the paper has 1.
+/// 1994). `n` is the Frobenius norm of G, with which the weights have no unit; the paper has 1.
 ///
 /// Its gap is by how much the value may exceed the least one, by the dual problem.
 pub struct Nash {
