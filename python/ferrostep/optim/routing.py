@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ferrostep.suggestions import suggesting
+
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
 NORMS = re.compile(r"Norm(\dd)?$")
@@ -60,6 +62,7 @@ class MuonParamGroups(list[dict[str, Any]]):
         return "\n".join("  ".join([*(x.ljust(w) for x, w in zip(row, widths, strict=False)), row[3]]) for row in rows)
 
 
+@suggesting
 def muon_param_groups(
     model: nn.Module | Iterable[tuple[str, Tensor]],
     exclude: Sequence[str] = ("*embed*", "*head"),
