@@ -19,7 +19,7 @@ from ferrostep.rl.data import Transitions
 from ferrostep.rl.networks import GaussianPolicy, TwinValue, mlp
 
 Mode: TypeAlias = Literal["rl", "imitation"]
-GradientKind: TypeAlias = Literal["orthogonal", "semi", "true"]
+ValueUpdate: TypeAlias = Literal["orthogonal", "semi", "true"]
 Divergence: TypeAlias = Literal["pearson_chi2", "reverse_kl"]
 Weights: TypeAlias = Literal["official", "paper"]
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
@@ -101,7 +101,7 @@ class ODICE:
         action_size: int,
         *,
         mode: Mode = "rl",
-        gradient: GradientKind = "orthogonal",
+        gradient: ValueUpdate = "orthogonal",
         divergence: Divergence = "pearson_chi2",
         weights: Weights = "official",
         lam: float = 0.6,
@@ -120,7 +120,7 @@ class ODICE:
     ) -> None:
         for name, value, known in (
             ("mode", mode, get_args(Mode)),
-            ("gradient", gradient, get_args(GradientKind)),
+            ("gradient", gradient, get_args(ValueUpdate)),
             ("divergence", divergence, get_args(Divergence)),
             ("weights", weights, get_args(Weights)),
         ):

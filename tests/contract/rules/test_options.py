@@ -114,7 +114,7 @@ def those_with_the_argument() -> Iterator[Any]:
                 yield pytest.param(entry, *case, id=f"{entry.name}-{case[0]}")
 
 
-@pytest.mark.parametrize(("entry", "arguments", "error", "message"), those_with_the_argument())
+@pytest.mark.parametrize(("entry", "arguments", "error", "message"), list(those_with_the_argument()))
 def test_arguments_of_another_kind_are_one_line(
     entry: Entry, arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
