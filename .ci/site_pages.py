@@ -129,7 +129,7 @@ def rounding_figure() -> str:
         for _ in range(1000):
             optimizer.step()
             path.append(p.item())
-        axes.plot(path, label=label, linewidth=1.2)
+        axes.plot(path, "--" if options.get("master_weights") else "-", label=label, linewidth=1.2)
     axes.set(xlabel="step", ylabel="weight")
     axes.legend(frameon=False)
     with tempfile.TemporaryFile("w+") as file:
