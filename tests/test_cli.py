@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -122,7 +123,8 @@ def test_a_missing_package_names_the_extra(
     assert capsys.readouterr().err == expected
 
 
-def test_ctrl_c_prints_what_there_is(sample: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_an_end_from_outside_prints_what_there_is(sent: signal.Signals, sample: Path, tmp_path: Path) -> None:
     # A process started in the background may have SIGINT ignored: put Python's handler back.
     script = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
     script += "runpy.run_module('ferrostep', run_name='__main__', alter_sys=True)"
@@ -142,7 +144,7 @@ def test_ctrl_c_prints_what_there_is(sample: Path, tmp_path: Path) -> None:
         line = process.stdout.readline()
         assert line, process.communicate()
         before += line
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     after, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and errors == ""
     assert "Stopped. So far:" in after
@@ -154,6 +156,14 @@ def test_ctrl_c_prints_what_there_is(sample: Path, tmp_path: Path) -> None:
     runs = json.loads((tmp_path / "compare.json").read_text())["runs"]
     assert [(run["optimizer"], run["complete"]) for run in runs] == [("torch.adamw", True), ("torch.sgd", False)]
     assert (tmp_path / "compare.png").exists()
+    assert re.search(r"^torch\.sgd: step 1 .* \d\d:\d\d left$", before, re.M)
+
+
+def test_the_version_is_the_packages() -> None:
+    import ferrostep as package
+
+    done = ferrostep("--version")
+    assert (done.returncode, done.stdout) == (0, f"ferrostep {package.__version__}\n")
 
 
 def test_help_names_every_optimizer(capsys: pytest.CaptureFixture[str]) -> None:

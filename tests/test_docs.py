@@ -125,3 +125,15 @@ def test_snippets_run(guide: str) -> None:
     assert len(snippets) >= 3
     for code in snippets:
         exec(compile(code, guide, "exec"), tasks())
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("page", ["index.md", "dtypes.md", "threads.md"])
+def test_pages_of_the_site_run(page: str) -> None:
+    threads = torch.get_num_threads()
+    try:
+        for code in blocks((DOCS / page).read_text()):
+            exec(compile(code, page, "exec"), tasks())
+        assert torch.get_num_threads() == (1 if page == "threads.md" else threads)
+    finally:
+        torch.set_num_threads(threads)

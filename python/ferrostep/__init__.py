@@ -1,22 +1,26 @@
 """Optimizer kernels in Rust behind ``torch.optim.Optimizer`` classes, and for NumPy arrays.
 
 ``ferrostep.optim`` holds the optimizers and ``ferrostep.orthogonalize`` their matrix kernel (they need torch),
-``ferrostep.numpy`` the same for arrays (does not), ``ferrostep.reference`` the rules in plain torch.
+``ferrostep.numpy`` the same for arrays (does not), ``ferrostep.reference`` the rules in plain torch. They are imported
+when they are first asked for, so that ``import ferrostep`` works without torch, and at once.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from ferrostep import _core
 
 if TYPE_CHECKING:
+    from ferrostep import curvature, gradients, guidance, numpy, optim, projections, reference, rl  # noqa: F401
     from ferrostep.orthogonal import orthogonalize
 
 __all__ = ["__version__", "info", "orthogonalize"]
+
+# Named above for editors, too.
+PACKAGES = ("curvature", "gradients", "guidance", "numpy", "optim", "projections", "reference", "rl")
 
 __version__: str = _core.__version__
 
@@ -34,7 +38,9 @@ def info() -> dict[str, str | int | list[str] | None]:
         >>> sorted(info())
         ['cpus', 'ferrostep', 'instruction_set', 'numpy', 'numpy_threads', 'supported', 'threads', 'torch']
     """
-    with_torch = importlib.util.find_spec("torch") is not None
+    from importlib import metadata, util  # takes longer than all else that is imported here
+
+    with_torch = util.find_spec("torch") is not None
     threads = numpy_threads = _core.available_cpus()
     if with_torch:
         import torch
@@ -53,9 +59,14 @@ def info() -> dict[str, str | int | list[str] | None]:
 
 
 def __getattr__(name: str) -> Any:
-    # Without torch, `import ferrostep` is to work.
     if name == "orthogonalize":
         from ferrostep.orthogonal import orthogonalize
 
         return orthogonalize
+    if name in PACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *PACKAGES]

@@ -1,13 +1,16 @@
-"""The command line: `python -m ferrostep compare` and `python -m ferrostep info`."""
+"""The command line: `python -m ferrostep compare`, `python -m ferrostep info` and `python -m ferrostep --version`."""
 
 import argparse
 import importlib.util
 import math
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+from . import __version__
 from .demo import DemoError, optimizers
 
 DEFAULT_STEPS = 400
@@ -48,12 +51,14 @@ def duration(text: str) -> float:
 def parser() -> Parser:
     """The arguments of both commands."""
     result = Parser(prog="python -m ferrostep", description="Optimizers with Rust kernels for torch and NumPy.")
+    result.add_argument("--version", action="version", version=f"ferrostep {__version__}")
     commands = result.add_subparsers(dest="command", metavar="{compare,info}", required=True)
     compare = commands.add_parser(
         "compare",
         help="train a small GPT with several optimizers and compare them",
         description="Train the same small GPT on text with each optimizer, from the same weights and on the same "
-        "batches; print a table; write compare.png and compare.json. Ctrl-C reports what there is so far.",
+        "batches; print a table; write compare.png and compare.json. Ctrl-C or SIGTERM ends the training "
+        "and reports what there is so far.",
     )
     compare.add_argument(
         "--optimizers",
@@ -97,8 +102,19 @@ def run_compare(arguments: argparse.Namespace) -> int:
 
     steps = DEFAULT_STEPS if arguments.steps is None and arguments.seconds is None else arguments.steps
     budget = Budget(steps, arguments.seconds)
-    completed = compare(names, arguments.text, budget, arguments.seed, arguments.out, Console(highlight=False))
+    with terminated_as_interrupted():
+        completed = compare(names, arguments.text, budget, arguments.seed, arguments.out, Console(highlight=False))
     return 0 if completed else 130
+
+
+@contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """Take SIGTERM, with which batch systems announce the end, for Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def run_info() -> int:

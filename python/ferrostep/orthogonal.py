@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from ferrostep import needs_torch  # noqa: F401  (first, for its error)
+
+# isort: split
+
 from collections.abc import Sequence
 from functools import partial
 from typing import overload
@@ -10,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core, reference
+from ferrostep.choices import Algorithm, Precision
 from ferrostep.coefficients import Coefficients, schedule_of
 from ferrostep.errors import Problem
 from ferrostep.numpy.arrays import integers, listed
@@ -24,8 +29,8 @@ def orthogonalize(
     *,
     steps: int | None = ...,
     coefficients: Coefficients = ...,
-    precision: str = ...,
-    algorithm: str = ...,
+    precision: Precision = ...,
+    algorithm: Algorithm = ...,
     restarts: Sequence[int] = ...,
     eps: float = ...,
     out: Tensor | None = ...,
@@ -38,8 +43,8 @@ def orthogonalize(
     *,
     steps: int | None = ...,
     coefficients: Coefficients = ...,
-    precision: str = ...,
-    algorithm: str = ...,
+    precision: Precision = ...,
+    algorithm: Algorithm = ...,
     restarts: Sequence[int] = ...,
     eps: float = ...,
     out: Sequence[Tensor] | None = ...,
@@ -52,8 +57,8 @@ def orthogonalize(
     *,
     steps: int | None = None,
     coefficients: Coefficients = "keller",
-    precision: str = "auto",
-    algorithm: str = "auto",
+    precision: Precision = "auto",
+    algorithm: Algorithm = "auto",
     restarts: Sequence[int] = (2,),
     eps: float = 0.0,
     out: Tensor | Sequence[Tensor] | None = None,

@@ -5,6 +5,7 @@ A loss is given as a scalar tensor whose graph is still there, or as a function 
 nor written, and no graph outlives the call.
 """
 
+from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 from ferrostep.curvature.diagonal import HutchinsonDiagonal, hutchinson_diagonal
 from ferrostep.curvature.products import HessianProduct, double_backward
 from ferrostep.curvature.sampling import gauss_newton_bartlett, sampled_cross_entropy, sampled_squared_error

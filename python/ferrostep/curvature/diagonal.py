@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from ferrostep.choices import Distribution
 from ferrostep.curvature.products import HessianProduct, Loss, draw_probes, listed_parameters, work_dtype
 from ferrostep.numpy.arrays import whole
 
@@ -47,7 +48,7 @@ class HutchinsonDiagonal:
         params: Iterable[Tensor],
         *,
         num_samples: int = 1,
-        distribution: str = "rademacher",
+        distribution: Distribution = "rademacher",
         generator: torch.Generator | None = None,
     ) -> None:
         self.params = listed_parameters(params)
@@ -102,7 +103,7 @@ def hutchinson_diagonal(
     params: Iterable[Tensor],
     *,
     num_samples: int = 1,
-    distribution: str = "rademacher",
+    distribution: Distribution = "rademacher",
     generator: torch.Generator | None = None,
     retain_graph: bool = False,
     grad_scale: float = 1.0,

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ferrostep.choices import Distribution
 from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.numpy.arrays import listed
 
 Loss: TypeAlias = "Tensor | Callable[[], Tensor]"
-
-DISTRIBUTIONS = ("rademacher", "gaussian")
 
 
 @contextmanager
@@ -193,15 +192,15 @@ def check_reached(name: str, loss: Tensor, gradients: Sequence[Tensor | None]) -
 
 
 def draw_probes(
-    params: Iterable[Tensor], distribution: str = "rademacher", generator: torch.Generator | None = None
+    params: Iterable[Tensor], distribution: Distribution = "rademacher", generator: torch.Generator | None = None
 ) -> list[Tensor]:
     """Random vectors with the identity as their covariance, one tensor like each parameter.
 
     ``"rademacher"``: plus or minus 1 with equal odds; ``"gaussian"``: standard normal. ``generator`` is torch's global
     one if None.
     """
-    if distribution not in DISTRIBUTIONS:
-        raise wrong_choice("distribution value", distribution, *DISTRIBUTIONS)
+    if distribution not in get_args(Distribution):
+        raise wrong_choice("distribution value", distribution, *get_args(Distribution))
     params = list(params)
     for i, p in enumerate(params):
         if p.is_complex():

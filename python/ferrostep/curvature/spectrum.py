@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ferrostep.choices import Distribution
 from ferrostep.curvature.products import HessianProduct, Loss, draw_probes, listed_parameters
 from ferrostep.errors import Problem
 from ferrostep.numpy.arrays import check, whole
@@ -59,7 +60,7 @@ def hutchinson_trace(
     params: Iterable[Tensor],
     *,
     num_samples: int = 10,
-    distribution: str = "rademacher",
+    distribution: Distribution = "rademacher",
     generator: torch.Generator | None = None,
     retain_graph: bool = False,
 ) -> Trace:

@@ -22,8 +22,9 @@ LOG_SECONDS = 10.0  # between lines of progress where the output is not a termin
 def compare(names: Sequence[str], text: Path | None, budget: Budget, seed: int, out: Path, console: Console) -> bool:
     """Train with each named optimizer in turn, print the table, and write `compare.json` and `compare.png` to `out`.
 
-    Every optimizer starts from the same weights and sees the same batches. Ctrl-C ends the training, and what there is
-    by then is reported. Returns whether all was completed. Raises `DemoError` for what the user can put right.
+    Every optimizer starts from the same weights and sees the same batches. KeyboardInterrupt ends the training, and
+    what there is by then is reported. Returns whether all was completed. Raises `DemoError` for what the user can put
+    right.
     """
     shape = Shape()
     loaded = Text.load(text, shape.context)
@@ -79,21 +80,23 @@ def prepare(out: Path) -> None:
 
 
 class Display(Progress):
-    """Progress of the runs: a live bar each on a terminal, a line now and then elsewhere."""
+    """Progress of the runs: live bars on a terminal, a line now and then elsewhere; with the time that remains."""
 
     def __init__(self, console: Console, names: Sequence[str]) -> None:
         columns = (
-            TextColumn(f"{{task.description:<{max(map(len, names))}}}"),
+            TextColumn(f"{{task.description:<{max(map(len, [*names, 'in all']))}}}"),
             BarColumn(bar_width=16),
             TextColumn("{task.fields[status]}"),
             TimeRemainingColumn(compact=True),
         )
         super().__init__(*columns, console=console, disable=not console.is_terminal)
         self.bars = {name: self.add_task(name, total=1.0, start=False, status="") for name in names}
+        self.whole = self.add_task("in all", total=float(len(names)), status="", visible=len(names) > 1)
 
     def follow(self, run: Run) -> Callable[[float], None]:
         """A function to call after each step with the share of the budget that is used."""
         bar = self.bars[run.name]
+        before = list(self.bars).index(run.name)
         self.start_task(bar)
         printed = -float("inf")
 
@@ -105,9 +108,11 @@ class Display(Progress):
             loss = sum(step.loss for step in recent) / len(recent)
             status = f"loss {loss:.3f}  {1e3 * seconds / len(recent):.0f} ms/step  optimizer {share:.1%}"
             self.update(bar, completed=min(used, 1.0), status=status)
+            self.update(self.whole, completed=before + min(used, 1.0))
             now = time.perf_counter()
             if self.disable and (now - printed > LOG_SECONDS or used >= 1):
                 printed = now
-                self.console.print(f"{run.name}: step {len(run.steps)}  {status}")
+                left = TimeRemainingColumn(compact=True).render(self.tasks[self.whole])
+                self.console.print(f"{run.name}: step {len(run.steps)}  {status}  {left} left")
 
         return after_step

@@ -5,10 +5,11 @@ torch is not imported here, so that `compare --help` can list the names without 
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from ferrostep.suggestions import meant
 
 from . import DemoError
 
@@ -86,8 +87,8 @@ def parse(names: str) -> list[str]:
         raise DemoError(f"no optimizer named; known: {', '.join(OPTIMIZERS)}")
     for name in chosen:
         if name not in OPTIMIZERS:
-            near = difflib.get_close_matches(name, OPTIMIZERS, n=1)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            near = meant(name, OPTIMIZERS)
+            hint = f" (did you mean {near!r}?)" if near else ""
             raise DemoError(f"unknown optimizer {name!r}{hint}; known: {', '.join(OPTIMIZERS)}")
     return chosen
 

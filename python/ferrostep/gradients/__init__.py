@@ -10,6 +10,7 @@ change a bit. Other devices are computed in plain torch (:mod:`ferrostep.referen
 Whatever cannot be computed raises TypeError, ValueError or RuntimeError that names list and place; nothing is changed.
 """
 
+from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 from ferrostep.gradients.accumulation import backward
 from ferrostep.gradients.lists import combine, ema_, gram
 from ferrostep.gradients.orthogonal import OrthogonalGradient, orthogonal_, orthogonal_combine_

@@ -17,6 +17,10 @@ others it does: the APG paper guides the denoised one, see :func:`to_denoised`.
 
 from __future__ import annotations
 
+from ferrostep import needs_torch  # noqa: F401  (first, for its error)
+
+# isort: split
+
 from collections.abc import Sequence
 from functools import partial
 from math import prod
@@ -26,6 +30,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core
+from ferrostep.choices import Base
 from ferrostep.errors import Problem, wrong_kind
 from ferrostep.guidance.momentum import MomentumBuffer
 from ferrostep.guidance.parameterization import from_denoised, to_denoised
@@ -97,7 +102,7 @@ def apg(
     norm_threshold: float | None = 0.0,
     momentum_buffer: MomentumBuffer | None = None,
     dims: Dims = None,
-    base: str = "cond",
+    base: Base = "cond",
     rescale: float = 0.0,
     out: Tensor | None = None,
 ) -> Tensor:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from torch import Tensor
 
+from ferrostep.choices import PredictionType
 from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.reference import checks
 
 
 def to_denoised(
-    prediction: Tensor, sample: Tensor, *, prediction_type: str, alpha: float | Tensor = 1.0, sigma: float | Tensor
+    prediction: Tensor,
+    sample: Tensor,
+    *,
+    prediction_type: PredictionType,
+    alpha: float | Tensor = 1.0,
+    sigma: float | Tensor,
 ) -> Tensor:
     """The denoised sample that a prediction stands for.
 
@@ -49,7 +57,12 @@ def to_denoised(
 
 
 def from_denoised(
-    denoised: Tensor, sample: Tensor, *, prediction_type: str, alpha: float | Tensor = 1.0, sigma: float | Tensor
+    denoised: Tensor,
+    sample: Tensor,
+    *,
+    prediction_type: PredictionType,
+    alpha: float | Tensor = 1.0,
+    sigma: float | Tensor,
 ) -> Tensor:
     """The prediction that stands for a denoised sample: the inverse of :func:`to_denoised`.
 
@@ -82,8 +95,8 @@ def from_denoised(
     return denoised
 
 
-def _check(prediction_type: str, **tensors: Tensor) -> None:
-    known = ("epsilon", "v_prediction", "flow_prediction", "sample")
+def _check(prediction_type: PredictionType, **tensors: Tensor) -> None:
+    known = get_args(PredictionType)
     if prediction_type not in known:
         raise wrong_choice("prediction_type", prediction_type, *known)
     for name, x in tensors.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ferrostep import _core
+from ferrostep.choices import Rounding
 from ferrostep.numpy.arrays import Array, check, threads, whole
 
 RULES = _core.rules()
@@ -27,7 +28,7 @@ def adamw_(
     weight_decay: float = 1e-2,
     decoupled_weight_decay: bool = True,
     maximize: bool = False,
-    rounding: str = "nearest",
+    rounding: Rounding = "nearest",
     kahan_comp: Array | None = None,
     master_low: Array | None = None,
     master_param: Array | None = None,
@@ -76,7 +77,7 @@ def lion_(
     betas: tuple[float, float] = (0.9, 0.99),
     weight_decay: float = 0.0,
     maximize: bool = False,
-    rounding: str = "nearest",
+    rounding: Rounding = "nearest",
     kahan_comp: Array | None = None,
     master_low: Array | None = None,
     master_param: Array | None = None,

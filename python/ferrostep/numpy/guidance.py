@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ferrostep import _core
+from ferrostep.choices import Base
 from ferrostep.errors import Problem, wrong_kind
 from ferrostep.numpy.arrays import Array, integers, listed, numbers, scales, threads
 
@@ -59,7 +60,7 @@ def apg(
     momentum: float | None = None,
     momentum_buffer: Array | None = None,
     dims: Dims = None,
-    base: str = "cond",
+    base: Base = "cond",
     rescale: float = 0.0,
     out: Array | None = None,
     num_threads: int | None = None,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ferrostep import _core
+from ferrostep.choices import Algorithm, Precision
 from ferrostep.coefficients import Coefficients, schedule_of
 from ferrostep.numpy.arrays import Array, integers, listed, threads
 
@@ -16,8 +17,8 @@ def orthogonalize(
     *,
     steps: int | None = None,
     coefficients: Coefficients = "keller",
-    precision: str = "auto",
-    algorithm: str = "auto",
+    precision: Precision = "auto",
+    algorithm: Algorithm = "auto",
     restarts: Sequence[int] = (2,),
     eps: float = 0.0,
     out: Array | Sequence[Array] | None = None,

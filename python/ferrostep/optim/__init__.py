@@ -1,5 +1,6 @@
 """Optimizers: ``torch.optim.Optimizer`` classes on Rust kernels."""
 
+from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 from ferrostep.optim.adamw import AdamW
 from ferrostep.optim.auon import AuON
 from ferrostep.optim.hybrid_auon import HybridAuON

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Any, NamedTuple, TypeAlias
+from collections.abc import Callable, Collection, Iterable, Mapping
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, Union, get_args, get_origin
 
 from torch import Tensor
 
-from ferrostep.errors import wrong_kind
+from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.numpy.arrays import whole
 
 Check: TypeAlias = Callable[[str, Any, Mapping[str, Any]], Any]
@@ -31,17 +32,29 @@ class Argument(NamedTuple):
 def arguments_of(constructor: Callable[..., Any]) -> dict[str, Argument]:
     """The arguments that a constructor's signature declares, but for ``params``, ``options`` and :data:`OF_OPTIMIZER`.
 
-    What is annotated as ``bool`` becomes one; ``Annotated`` brings other checks.
+    What is annotated as ``bool`` becomes one, what as a number must be one, and what as ``Literal`` one of its words;
+    ``Annotated`` brings other checks.
     """
     arguments = {}
     _self, _params, *own = inspect.signature(constructor, eval_str=True).parameters.values()
     for parameter in own:
         notes = getattr(parameter.annotation, "__metadata__", ())
         if parameter.kind is not parameter.VAR_KEYWORD and OF_OPTIMIZER not in notes:
-            checks = (as_bool,) if parameter.annotation is bool else notes
             kind = inspect.formatannotation(getattr(parameter.annotation, "__origin__", parameter.annotation))
+            checks = (*checks_of_kind(parameter.annotation), *notes)
             arguments[parameter.name] = Argument(parameter.default, checks, kind)
     return arguments
+
+
+def checks_of_kind(annotation: Any) -> tuple[Check, ...]:
+    """The checks that a value is of the kind that an annotation says, if the kind is one that has a check."""
+    kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    words = [word for each in kinds if get_origin(each) is Literal for word in get_args(each)]
+    if words and kind is annotation:  # else Annotated brings the words of the error, too
+        return (one_of([None, *words] if NoneType in kinds else words),)
+    checks = [KINDS[each] for each in kinds if each in KINDS]
+    return tuple(if_given(check) if NoneType in kinds else check for check in checks)
 
 
 def check_arguments(arguments: Mapping[str, Argument], group: dict[str, Any]) -> None:
@@ -56,6 +69,8 @@ def check_arguments(arguments: Mapping[str, Argument], group: dict[str, Any]) ->
             for check in argument.checks:
                 group[name] = check(name, group[name], group)
         except (TypeError, LookupError, RuntimeError) as error:
+            if str(error).startswith(name):
+                raise
             raise wrong_kind(name, value, argument.kind) from error
 
 
@@ -68,14 +83,23 @@ def as_bool(_name: str, value: object, _group: Mapping[str, Any]) -> bool:
     return bool(value)
 
 
-def as_tuple(_name: str, value: Iterable[Any], _group: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Take a sequence as it is now: a list may change."""
-    return tuple(value)
+def as_number(name: str, value: Any, _group: Mapping[str, Any]) -> Any:
+    """The value; TypeError unless it is a number or a tensor of one."""
+    if not hasattr(value, "__float__") and not hasattr(value, "__index__"):
+        raise wrong_kind(name, value, "a number")
+    return value
 
 
 def as_integer(name: str, value: int, _group: Mapping[str, Any]) -> int:
     """Take what has an index for an integer."""
     return whole(name, value, -math.inf)
+
+
+def as_tuple(name: str, value: Iterable[Any], _group: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Take a sequence as it is now: a list may change."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise wrong_kind(name, value, "a sequence")
+    return tuple(value)
 
 
 def check_lr(_name: str, lr: float | Tensor, group: Mapping[str, Any]) -> float | Tensor:
@@ -90,11 +114,15 @@ def check_lr(_name: str, lr: float | Tensor, group: Mapping[str, Any]) -> float 
 
 
 def check_betas(
-    _name: str, betas: tuple[float | Tensor, float | Tensor], group: Mapping[str, Any]
+    name: str, betas: tuple[float | Tensor, float | Tensor], group: Mapping[str, Any]
 ) -> tuple[float | Tensor, float | Tensor]:
     """Raise torch's errors for impossible betas; one-element tensors are squeezed."""
+    if isinstance(betas, str) or not hasattr(betas, "__len__") or (isinstance(betas, Tensor) and betas.ndim == 0):
+        raise wrong_kind(name, betas, "two numbers")
     if len(betas) != 2:
-        raise ValueError(f"Invalid betas: {betas}; expected 2 numbers")
+        raise Problem.COUNT.of(name, f"length {len(betas)}", "two numbers")
+    for i in range(2):
+        as_number(f"{name}[{i}]", betas[i], group)
     check_range("beta parameter at index 0", betas[0], 0.0, 1.0)
     check_range("beta parameter at index 1", betas[1], 0.0, 1.0)
     if isinstance(betas[0], Tensor) != isinstance(betas[1], Tensor):
@@ -133,12 +161,12 @@ def positive(*, called: str | None = None) -> Check:
     return lambda name, value, _group: check_positive(f"{called or name} value", value)
 
 
-def one_of(choices: Iterable[Any], message: str) -> Check:
-    """A check for one of ``choices``; ``message`` may name the ``{value}``."""
+def one_of(choices: Collection[Any], message: str | None = None) -> Check:
+    """A check for one of ``choices``; a ``message`` of its own may name the ``{value}``."""
 
-    def check(_name: str, value: Any, _group: Mapping[str, Any]) -> Any:
+    def check(name: str, value: Any, _group: Mapping[str, Any]) -> Any:
         if value not in choices:
-            raise ValueError(message.format(value=value))
+            raise ValueError(message.format(value=value)) if message else wrong_choice(name, value, *choices)
         return value
 
     return check
@@ -148,6 +176,9 @@ def if_given(check: Check) -> Check:
     """The check, for what is not None."""
     return lambda name, value, group: None if value is None else check(name, value, group)
 
+
+KINDS: Mapping[Any, Check] = {bool: as_bool, float: as_number, int: as_integer}
+"""The checks that annotations bring by themselves."""
 
 LearningRate: TypeAlias = Annotated[float | Tensor, check_lr]
 Betas: TypeAlias = Annotated[tuple[float | Tensor, float | Tensor], check_betas]

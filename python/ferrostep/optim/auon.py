@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
@@ -30,12 +30,11 @@ Momentum: TypeAlias = Annotated[float, within(0.0, 1.0)]
 Gamma: TypeAlias = Annotated[float | None, check_gamma]
 NormEps: TypeAlias = Annotated[float, within(0.0, math.inf, called="epsilon")]
 RmsEps: TypeAlias = Annotated[float, within(0.0, math.inf)]
-Variant: TypeAlias = Annotated[
-    str, one_of(("paper", "package"), "Invalid variant: {value!r}; expected 'paper' or 'package'")
-]
+Variant: TypeAlias = Literal["paper", "package"]
+Adjustment: TypeAlias = Literal["auto", "original", "match_rms_adamw"]
 AdjustLr: TypeAlias = Annotated[
-    str | None,
-    one_of((None, "auto", "original", "match_rms_adamw"), "Adjust learning rate function {value} is not supported"),
+    Adjustment | None,
+    one_of((None, *get_args(Adjustment)), "Adjust learning rate function {value} is not supported"),
 ]
 
 

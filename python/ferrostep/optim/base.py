@@ -15,6 +15,7 @@ from torch.optim.optimizer import Optimizer
 from ferrostep import _core
 from ferrostep.optim.arguments import Argument, check_arguments
 from ferrostep.optim.options import Options, check_options, full_options
+from ferrostep.suggestions import mistaken_entry
 
 if TYPE_CHECKING:
     from torch.optim.optimizer import ParamsT
@@ -54,15 +55,26 @@ class InPlaceOptimizer(Optimizer):
         """Add a parameter group.
 
         Raises:
-            ValueError, TypeError, RuntimeError: an impossible argument, or a parameter that the class does not take;
-                the group is not added then.
+            ValueError, TypeError, RuntimeError: an impossible argument, an entry that is a misspelt one, or a
+                parameter that the class does not take; the group is not added then.
         """
+        if isinstance(param_group, dict):
+            self._check_names(param_group)
         super().add_param_group(param_group)
         try:
             self._check(self.param_groups[-1])
         except BaseException:
             self.param_groups.pop()
             raise
+
+    def _check_names(self, group: dict[str, Any]) -> None:
+        """Raise TypeError for a misspelt argument, which would be kept and have no effect; others' entries stay."""
+        known = ["params", *self._group_defaults(group)]
+        for name in group:
+            near = None if name in known else mistaken_entry(name, known)
+            if near is not None:
+                where = f"param group {len(self.param_groups)}"
+                raise TypeError(f"{where} got an unexpected argument {name!r}; did you mean {near!r}?")
 
     def _check(self, group: dict[str, Any]) -> None:
         check_options(group)

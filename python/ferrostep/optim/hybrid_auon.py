@@ -8,6 +8,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from ferrostep import reference
+from ferrostep.choices import Precision
 from ferrostep.coefficients import Coefficients, schedule_of
 from ferrostep.optim import chains
 from ferrostep.optim.arguments import AtLeastZero, LearningRate, arguments_of
@@ -81,7 +82,7 @@ class HybridAuON(RuleOptimizer):
         adjust_lr_fn: AdjustLr = "auto",
         ns_steps: int | None = None,
         ns_coefficients: Coefficients = KELLER,
-        ns_precision: str = "auto",
+        ns_precision: Precision = "auto",
         flatten: bool = True,
         maximize: bool = False,
         **options: Unpack[Options],

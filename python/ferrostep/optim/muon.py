@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -12,9 +12,10 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from ferrostep import reference
+from ferrostep.choices import Algorithm, NdimPolicy, Precision
 from ferrostep.coefficients import Coefficients, schedule_of
 from ferrostep.optim import chains
-from ferrostep.optim.arguments import Check, LearningRate, arguments_of, as_integer, as_tuple, if_given, one_of
+from ferrostep.optim.arguments import Check, LearningRate, arguments_of, as_tuple, if_given, one_of
 from ferrostep.optim.options import Options, check_whole
 from ferrostep.optim.rules import Rule, RuleOptimizer
 
@@ -32,31 +33,21 @@ def should_be(fits: Callable[[Any], bool], expected: str) -> Check:
     return check
 
 
-def heights(name: str, sizes: Sequence[int], _group: Mapping[str, Any]) -> tuple[int, ...]:
+def heights(name: str, sizes: Sequence[int], group: Mapping[str, Any]) -> tuple[int, ...]:
     """Raise ValueError for heights of matrices below 1."""
+    sizes = as_tuple(name, sizes, group)
     if min(sizes, default=0) < 1:
         raise ValueError(f"{name} should be >= 1 but are: {sizes}")
-    return tuple(sizes)
+    return sizes
 
 
 NotNegative: TypeAlias = Annotated[float, should_be(lambda value: value >= 0.0, ">= 0 but is")]
+Adjustment: TypeAlias = Literal["original", "match_rms_adamw", "spectral_unclamped"]
 AdjustLr: TypeAlias = Annotated[
-    str | None,
-    one_of(
-        (None, "original", "match_rms_adamw", "spectral_unclamped"),
-        "Adjust learning rate function {value} is not supported",
-    ),
+    Adjustment | None,
+    one_of((None, *get_args(Adjustment)), "Adjust learning rate function {value} is not supported"),
 ]
-Heads: TypeAlias = Annotated[
-    int | None, if_given(as_integer), if_given(should_be(lambda value: value >= 1, ">= 1 but is"))
-]
-NdimPolicy: TypeAlias = Annotated[
-    str,
-    one_of(("error", "flatten", "batch"), "Invalid ndim_policy: {value!r}; expected 'error', 'flatten' or 'batch'"),
-]
-Normalize: TypeAlias = Annotated[
-    str | None, one_of((None, "normuon"), "Invalid normalize: {value!r}; expected None or 'normuon'")
-]
+Heads: TypeAlias = Annotated[int | None, if_given(should_be(lambda value: value >= 1, ">= 1 but is"))]
 
 
 class Muon(RuleOptimizer):
@@ -149,13 +140,13 @@ class Muon(RuleOptimizer):
         adjust_lr_fn: AdjustLr = None,
         *,
         maximize: bool = False,
-        ns_algorithm: str = "auto",
-        ns_precision: str = "auto",
+        ns_algorithm: Algorithm = "auto",
+        ns_precision: Precision = "auto",
         ns_restarts: Annotated[Sequence[int], as_tuple] = (2,),
         ndim_policy: NdimPolicy = "error",
         num_heads: Heads = None,
         split_sizes: Annotated[Sequence[int] | None, if_given(heights)] = None,
-        normalize: Normalize = None,
+        normalize: Literal["normuon"] | None = None,
         beta2: Annotated[float, should_be(lambda value: 0.0 <= value < 1.0, "in [0, 1) but is")] = 0.95,
         cautious_weight_decay: bool = False,
         skip_zero_grad: bool = False,

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from torch import nn
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from ferrostep.choices import Algorithm, NdimPolicy, Precision
 from ferrostep.coefficients import Coefficients
 from ferrostep.optim.adamw import AdamW, adamw_rule
 from ferrostep.optim.arguments import OF_OPTIMIZER, AtLeastZero, Betas, Epsilon, LearningRate, arguments_of, as_tuple
 from ferrostep.optim.given import read_groups, route_groups
-from ferrostep.optim.muon import KELLER, AdjustLr, Muon, Normalize, check_muon_group, muon_rule
+from ferrostep.optim.muon import KELLER, AdjustLr, Muon, check_muon_group, muon_rule
 from ferrostep.optim.options import Options, check_whole
 from ferrostep.optim.routing import Route, Routes
 from ferrostep.optim.rules import Rule, RuleOptimizer
@@ -114,14 +115,14 @@ class MuonAdamW(RuleOptimizer):
         ns_steps: int | None = 5,
         adjust_lr_fn: AdjustLr = "match_rms_adamw",
         maximize: bool = False,
-        ns_algorithm: str = "auto",
-        ns_precision: str = "auto",
+        ns_algorithm: Algorithm = "auto",
+        ns_precision: Precision = "auto",
         ns_restarts: Annotated[Sequence[int], as_tuple] = (2,),
-        normalize: Normalize = None,
+        normalize: Literal["normuon"] | None = None,
         cautious_weight_decay: bool = False,
         skip_zero_grad: bool = False,
         use_muon: bool | None = None,
-        ndim_policy: str | None = None,
+        ndim_policy: NdimPolicy | None = None,
         exclude: Patterns = (),
         include: Patterns = (),
         **options: Unpack[Options],

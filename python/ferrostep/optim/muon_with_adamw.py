@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -67,11 +66,10 @@ class MuonWithAuxAdamW(RuleOptimizer):
         check_kind(param_group)
         own = self._group_defaults(param_group)
         for name in param_group.keys() - own.keys():
-            near = difflib.get_close_matches(name, own, n=1, cutoff=0.85)
-            if near or name in MUON or name in ADAMW:
+            if name in MUON or name in ADAMW:
                 kind = "Muon" if param_group["use_muon"] else "AdamW"
-                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(own)}"
-                raise TypeError(f"a group for {kind} got an unexpected argument {name!r}; {hint}")
+                there_are = f"there are {', '.join(own)}"
+                raise TypeError(f"a group for {kind} got an unexpected argument {name!r}; {there_are}")
         super().add_param_group({**own, **param_group})
         if not param_group["use_muon"]:
             self.param_groups[-1].pop("momentum", None)  # of the defaults

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import sys
 from collections.abc import Iterable, Mapping
-from typing import Any, TypedDict
+from typing import Any, TypedDict, get_args
 
 import torch
 from torch import Tensor
 
+from ferrostep.choices import Backend, MasterWeights, Rounding
 from ferrostep.errors import wrong_kind
 from ferrostep.numpy.arrays import whole
+from ferrostep.suggestions import unexpected
 
 
 class Options(TypedDict, total=False):
@@ -39,11 +40,11 @@ class Options(TypedDict, total=False):
     differentiable: let autograd record the step; runs in plain torch.
     """
 
-    rounding: str
+    rounding: Rounding
     state_dtype: torch.dtype | Mapping[str, torch.dtype | None] | None
     seed: int
-    master_weights: str | None
-    backend: str
+    master_weights: MasterWeights | None
+    backend: Backend
     skip_nonfinite: bool
     foreach: bool | None
     fused: bool | None
@@ -65,9 +66,9 @@ DEFAULT_OPTIONS: Options = {
 }
 
 ALLOWED: dict[str, tuple[Any, ...]] = {
-    "rounding": ("nearest", "stochastic", "kahan"),
-    "master_weights": (None, "split", "float32"),
-    "backend": ("auto", "rust", "reference"),
+    "rounding": get_args(Rounding),
+    "master_weights": (None, *get_args(MasterWeights)),
+    "backend": get_args(Backend),
     "state_dtype": (None, torch.float32, torch.bfloat16, torch.float16, torch.float64),
 }
 """The values of the options that have a list of them."""
@@ -77,9 +78,7 @@ def full_options(owner: str, own: Iterable[str], options: Options) -> Options:
     """The options with their defaults, for a class with arguments ``own``; TypeError for an unknown one."""
     for name in options:
         if name not in DEFAULT_OPTIONS:
-            near = difflib.get_close_matches(name, [*own, *DEFAULT_OPTIONS], n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(DEFAULT_OPTIONS)}"
-            raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}{hint}")
+            raise unexpected(owner, name, [*own, *DEFAULT_OPTIONS])
     return {**DEFAULT_OPTIONS, **options}
 
 

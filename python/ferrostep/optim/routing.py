@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from ferrostep.optim.roles import CONVOLUTIONS, Named, model_of, named_of, owners_of, reasons_by_name
+from ferrostep.suggestions import suggesting
 
 
 class Route(NamedTuple):
@@ -58,6 +59,7 @@ class MuonParamGroups(list[dict[str, Any]]):
         return str(self.routes)
 
 
+@suggesting
 def muon_param_groups(
     model: nn.Module | Iterable[tuple[str, Tensor]],
     exclude: Sequence[str] = (),

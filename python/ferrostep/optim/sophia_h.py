@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from ferrostep.choices import Distribution
 from ferrostep.curvature import HutchinsonDiagonal
 from ferrostep.curvature.diagonal import count_ranks, mean_over_ranks
-from ferrostep.curvature.products import DISTRIBUTIONS, Loss
+from ferrostep.curvature.products import Loss
 from ferrostep.errors import wrong_kind
 from ferrostep.optim.arguments import (
     OF_OPTIMIZER,
@@ -34,7 +35,9 @@ if TYPE_CHECKING:
 
 SHARED = ("update_period", "num_samples", "distribution")
 """Options that are one for all groups."""
-IMPOSSIBLE_DISTRIBUTION = f"Invalid distribution value: {{value!r}}; expected {' or '.join(map(repr, DISTRIBUTIONS))}"
+IMPOSSIBLE_DISTRIBUTION = (
+    f"Invalid distribution value: {{value!r}}; expected {' or '.join(map(repr, get_args(Distribution)))}"
+)
 
 
 class SophiaH(Sophia):
@@ -95,7 +98,7 @@ class SophiaH(Sophia):
         update_period: Annotated[int, within(1)] = 10,
         eps: Annotated[float, positive(called="epsilon")] = 1e-12,
         num_samples: Annotated[int, within(1)] = 1,
-        distribution: Annotated[str, one_of(DISTRIBUTIONS, IMPOSSIBLE_DISTRIBUTION)] = "rademacher",
+        distribution: Annotated[Distribution, one_of(get_args(Distribution), IMPOSSIBLE_DISTRIBUTION)] = "rademacher",
         generator: Annotated[torch.Generator | None, OF_OPTIMIZER] = None,
         maximize: bool = False,
         skip_nonfinite_hessian: bool = True,

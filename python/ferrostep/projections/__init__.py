@@ -16,6 +16,10 @@ nothing changed.
 
 from __future__ import annotations
 
+from ferrostep import needs_torch  # noqa: F401  (first, for its error)
+
+# isort: split
+
 from torch import Tensor
 
 from ferrostep import maps

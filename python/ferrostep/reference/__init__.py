@@ -4,6 +4,7 @@ They are what the Rust kernels are tested against, what runs on devices other th
 ``backend="reference"`` selects. Each rule is a pure function of parameter, gradient and state.
 """
 
+from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 from ferrostep.reference.adamw import adamw
 from ferrostep.reference.auon import auon
 from ferrostep.reference.engine import ReferenceRule, apply, updates

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from ferrostep.choices import Base
 from ferrostep.errors import wrong_choice
 from ferrostep.reference import checks
 from ferrostep.reference.checks import wide
@@ -41,7 +42,7 @@ def apg(
     norm_threshold: float | None = 0.0,
     momentum_buffer: Momentum | None = None,
     dims: Dims = None,
-    base: str = "cond",
+    base: Base = "cond",
     rescale: float = 0.0,
 ) -> Tensor:
     """Adaptive projected guidance (arXiv 2410.02416, Algorithm 1)."""

@@ -1,5 +1,6 @@
 """Reinforcement learning agents on ferrostep's kernels; they need torch."""
 
+from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 from ferrostep.rl.data import Transitions
 from ferrostep.rl.odice import ODICE
 

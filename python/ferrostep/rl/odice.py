@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,10 @@ from ferrostep.gradients import OrthogonalGradient, ema_
 from ferrostep.rl.data import Transitions
 from ferrostep.rl.networks import GaussianPolicy, TwinValue, mlp
 
+Mode: TypeAlias = Literal["rl", "imitation"]
+ValueUpdate: TypeAlias = Literal["orthogonal", "semi", "true"]
+Divergence: TypeAlias = Literal["pearson_chi2", "reverse_kl"]
+Weights: TypeAlias = Literal["official", "paper"]
 MakeOptimizer = Callable[[Iterable[Tensor]], Optimizer]
 
 
@@ -96,10 +100,10 @@ class ODICE:
         observation_size: int,
         action_size: int,
         *,
-        mode: str = "rl",
-        gradient: str = "orthogonal",
-        divergence: str = "pearson_chi2",
-        weights: str = "official",
+        mode: Mode = "rl",
+        gradient: ValueUpdate = "orthogonal",
+        divergence: Divergence = "pearson_chi2",
+        weights: Weights = "official",
         lam: float = 0.6,
         eta: float = 1.0,
         eps: float = 1e-10,
@@ -115,10 +119,10 @@ class ODICE:
         seed: int = 0,
     ) -> None:
         for name, value, known in (
-            ("mode", mode, ("rl", "imitation")),
-            ("gradient", gradient, ("orthogonal", "semi", "true")),
-            ("divergence", divergence, ("pearson_chi2", "reverse_kl")),
-            ("weights", weights, ("official", "paper")),
+            ("mode", mode, get_args(Mode)),
+            ("gradient", gradient, get_args(ValueUpdate)),
+            ("divergence", divergence, get_args(Divergence)),
+            ("weights", weights, get_args(Weights)),
         ):
             if value not in known:
                 raise wrong_choice(name, value, *known)

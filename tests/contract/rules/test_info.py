@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,3 +83,45 @@ def test_without_a_logger_nothing_is_printed() -> None:
 
 def test_importing_the_package_does_not_import_torch() -> None:
     run_python("import ferrostep, ferrostep.numpy, sys; assert 'torch' not in sys.modules")
+
+
+def test_importing_the_package_alone_imports_little() -> None:
+    run_python("import ferrostep, sys; assert not {'numpy', 'importlib.metadata'} & sys.modules.keys()")
+
+
+def public_packages() -> list[str]:
+    """Those with public names, of an extra's package or not."""
+    found = [each.name for each in pkgutil.iter_modules(ferrostep.__path__) if each.ispkg]
+    return [name for name in found if "__all__ = [" in Path(ferrostep.__path__[0], name, "__init__.py").read_text()]
+
+
+def test_public_packages_are_attributes() -> None:
+    assert sorted(ferrostep.PACKAGES) == public_packages()
+    assert set(ferrostep.PACKAGES) < set(dir(ferrostep))
+    imports = re.search(r"from ferrostep import (.+?)  # noqa", Path(ferrostep.__file__).read_text())
+    assert imports is not None and tuple(imports[1].split(", ")) == ferrostep.PACKAGES  # what editors see
+
+
+def test_packages_are_imported_when_asked_for() -> None:
+    asked = "".join(f"assert ferrostep.{name}.__name__ == 'ferrostep.{name}';" for name in ferrostep.PACKAGES)
+    run_python(f"import ferrostep; {asked}")
+    with pytest.raises(AttributeError, match="module 'ferrostep' has no attribute 'optimizers'"):
+        _ = ferrostep.optimizers
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+import importlib, ferrostep
+for name in [*ferrostep.PACKAGES, "orthogonal"]:
+    try:
+        importlib.import_module(f"ferrostep.{name}")
+    except ModuleNotFoundError as error:
+        assert error.name == "torch" and 'pip install "ferrostep[torch]"' in str(error), error
+    else:
+        print(name)
+"""
+
+
+def test_without_torch_the_error_names_the_extra() -> None:
+    assert run_python(WITHOUT_TORCH).split() == ["numpy"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 
-from ferrostep.optim import AdamW, Lion
+from ferrostep.optim import AdamW, Lion, MuonWithAuxAdamW, muon_param_groups
 from tests.contract.rules.registry import Entry, every, every_class, one_of_each_class
 from tests.contract.training import parameters, set_gradients
 
@@ -84,6 +85,58 @@ def test_impossible_epsilon() -> None:
         AdamW(parameters([(3, 2)]), eps=-1)
 
 
+OF_ANOTHER_KIND: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
+    ({"lr": "1e-3"}, TypeError, "^lr is a str, expected a number$"),
+    ({"lr": None}, TypeError, "^lr is a NoneType, expected a number$"),
+    ({"weight_decay": [0.1]}, TypeError, "^weight_decay is a list, expected a number$"),
+    ({"betas": 0.9}, TypeError, "^betas is a float, expected two numbers$"),
+    ({"betas": "0.9"}, TypeError, "^betas is a str, expected two numbers$"),
+    ({"betas": torch.tensor(0.9)}, TypeError, "^betas is a Tensor, expected two numbers$"),
+    ({"betas": ("0.9", 0.99)}, TypeError, r"^betas\[0\] is a str, expected a number$"),
+    ({"betas": (0.9,)}, ValueError, "^betas has length 1, expected two numbers$"),
+    ({"betas": (0.9, 0.99, 0.999)}, ValueError, "^betas has length 3, expected two numbers$"),
+    ({"momentum": "0.9"}, TypeError, "^momentum is a str, expected a number$"),
+    ({"eps": "1e-8"}, TypeError, "^eps is a str, expected a number$"),
+    ({"gamma": "1"}, TypeError, "^gamma is a str, expected a number$"),
+    ({"rho": "0.1"}, TypeError, "^rho is a str, expected a number$"),
+    ({"ns_steps": "5"}, TypeError, "^ns_steps is a str, expected an integer$"),
+    ({"ns_steps": 5.5}, TypeError, "^ns_steps is a float, expected an integer$"),
+    ({"ns_restarts": 2}, TypeError, "^ns_restarts is a int, expected a sequence$"),
+    ({"split_sizes": 3}, TypeError, "^split_sizes is a int, expected a sequence$"),
+    ({"num_heads": "2"}, TypeError, "^num_heads is a str, expected an integer$"),
+    ({"update_period": "10"}, TypeError, "^update_period is a str, expected an integer$"),
+    ({"normalize": "norm"}, ValueError, "^Invalid normalize: 'norm'; expected None or 'normuon'$"),
+    ({"ns_precision": 3}, ValueError, "^Invalid ns_precision: 3; expected 'auto', 'float64', 'float32' or 'bfloat16'$"),
+)
+
+
+def those_with_the_argument() -> Iterator[Any]:
+    for entry in one_of_each_class():
+        names = entry.build(parameters([(3, 2)])).param_groups[0].keys()
+        for case in OF_ANOTHER_KIND:
+            if case[0].keys() <= names:
+                yield pytest.param(entry, *case, id=f"{entry.name}-{case[0]}")
+
+
+@pytest.mark.parametrize(("entry", "arguments", "error", "message"), list(those_with_the_argument()))
+def test_arguments_of_another_kind_are_one_line(
+    entry: Entry, arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    params = parameters([(3, 2)])
+    with pytest.raises(error, match=message):
+        entry.build([{"params": params, **arguments}])
+    if not issubclass(entry.optimizer, MuonWithAuxAdamW):
+        with pytest.raises(error, match=message):
+            entry.build(params, **arguments)
+
+
+def test_a_functions_misspelt_keyword_names_the_nearest() -> None:
+    with pytest.raises(TypeError, match=r"muon_param_groups\(\) got .* 'adam'; did you mean 'adamw'\?"):
+        muon_param_groups(torch.nn.Linear(2, 2), adam={"lr": 0.1})
+    with pytest.raises(TypeError, match=r"muon_param_groups\(\) got .* 'zzz'; there are model, exclude, muon, adamw"):
+        muon_param_groups(torch.nn.Linear(2, 2), zzz=1)
+
+
 @every_class
 @pytest.mark.parametrize(
     ("options", "message"),
@@ -123,6 +176,55 @@ def test_an_unknown_option_names_those_there_are(entry: Entry) -> None:
 def test_a_misspelt_argument_of_the_class_names_the_nearest(cls: Any, name: str, nearest: str) -> None:
     with pytest.raises(TypeError, match=rf"unexpected keyword argument '{name}'; did you mean '{nearest}'\?"):
         cls(parameters([(3, 2)]), **{name: 0.5})
+
+
+@every_class
+@pytest.mark.parametrize(("name", "nearest"), [("learning_rate", "lr"), ("wd", "weight_decay"), ("LR", "lr")])
+def test_another_librarys_name_names_ours(entry: Entry, name: str, nearest: str) -> None:
+    given = parameters([(3, 2)])
+    if not issubclass(entry.optimizer, MuonWithAuxAdamW):  # whose arguments stand in groups alone
+        with pytest.raises(TypeError, match=rf"unexpected keyword argument '{name}'; did you mean '{nearest}'\?"):
+            entry.build(given, **{name: 0.1})
+    optimizer = entry.build(given)
+    with pytest.raises(TypeError, match=rf"param group 1 got an unexpected .* '{name}'; did you mean '{nearest}'\?"):
+        optimizer.add_param_group({"params": parameters([(3, 2)]), name: 0.1})
+    assert len(optimizer.param_groups) == 1
+
+
+@every_class
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("wieght_decay", "weight_decay"), ("weight_decays", "weight_decay"), ("roundng", "rounding"), ("param", "params")],
+)
+def test_a_misspelt_entry_of_a_group_is_refused(entry: Entry, name: str, nearest: str) -> None:
+    with pytest.raises(TypeError, match=rf"param group 0 got an unexpected .* '{name}'; did you mean '{nearest}'\?"):
+        entry.build([{"params": parameters([(3, 2)]), name: 0.1}])
+
+
+OF_FRAMEWORKS = (
+    *(
+        "name",
+        "names",
+        "param_names",
+        "group_name",
+        "layer_name",
+        "initial_lr",
+        "max_lr",
+        "min_lr",
+        "swa_lr",
+        "lr_scale",
+    ),
+    *("lr_mult", "wd_mult", "lr_multiplier", "wd_multiplier", "base_momentum", "max_momentum", "max_weight_decay"),
+    *("no_weight_decay", "is_last_layer", "is_expert_parallel", "k", "train_mode", "algorithm", "weight_sum"),
+)
+"""Entries that schedulers, timm, torch.optim.swa_utils, Megatron, DINO, schedulefree and others put into groups."""
+
+
+@every_class
+def test_entries_of_frameworks_are_kept(entry: Entry) -> None:
+    given = dict.fromkeys(OF_FRAMEWORKS, 0.5)
+    group = entry.build([{"params": parameters([(3, 2)]), **given, 3: "odd"}]).param_groups[0]
+    assert given.items() <= group.items() and group[3] == "odd"
 
 
 @every_class

@@ -1,0 +1,20 @@
+"""The words that options take, each list once: a type for editors and type checkers, and what checks go by."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+Rounding: TypeAlias = Literal["nearest", "stochastic", "kahan"]
+MasterWeights: TypeAlias = Literal["split", "float32"]
+Backend: TypeAlias = Literal["auto", "rust", "reference"]
+Precision: TypeAlias = Literal["auto", "float64", "float32", "bfloat16"]
+"""Of the products in Newton-Schulz."""
+Algorithm: TypeAlias = Literal["auto", "standard", "gram"]
+"""Of Newton-Schulz."""
+NdimPolicy: TypeAlias = Literal["error", "flatten", "batch"]
+"""What a parameter of more than 2 dimensions is to Muon."""
+Distribution: TypeAlias = Literal["rademacher", "gaussian"]
+"""Of probes of the curvature."""
+Base: TypeAlias = Literal["cond", "uncond"]
+"""What guidance is added to."""
+PredictionType: TypeAlias = Literal["epsilon", "v_prediction", "flow_prediction", "sample"]

@@ -1,0 +1,76 @@
+"""What a misspelt name, or one of another library, was probably meant to be."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ALIASES: dict[str, tuple[str, ...]] = {
+    "learning_rate": ("lr",),
+    "wd": ("weight_decay",),
+    "mom": ("momentum",),
+    "epsilon": ("eps",),
+    **{name: ("betas",) for name in ("b1", "b2", "beta1", "beta2", "beta_1", "beta_2")},
+    "adam": ("adamw", "decoupled_weight_decay"),
+}
+"""What other libraries call arguments, in Keras's, optax's and fastai's words among others."""
+
+
+def meant(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known name that ``name`` was probably meant to be, if there is one.
+
+    Args:
+        name: as it was given.
+        known: the names that there are.
+        cutoff: how alike two names must be, from 0 to 1 (difflib's ratio).
+
+    Example:
+        >>> meant("wd", ["lr", "weight_decay"]), meant("weigth_decay", ["lr", "weight_decay"]), meant("x", ["lr"])
+        ('weight_decay', 'weight_decay', None)
+    """
+    known = list(known)
+    aliases = [each for each in ALIASES.get(name.lower(), ()) if each in known]
+    near = aliases or difflib.get_close_matches(name.lower(), known, n=1, cutoff=cutoff)
+    return near[0] if near else None
+
+
+def unexpected(owner: str, name: str, known: Iterable[str]) -> TypeError:
+    """The error for a keyword that ``owner``, a class or function, does not have."""
+    known = list(known)
+    near = meant(name, known)
+    hint = f"did you mean {near!r}?" if near else f"there are {', '.join(known)}"
+    return TypeError(f"{owner}() got an unexpected keyword argument {name!r}; {hint}")
+
+
+def suggesting(function: Callable[P, T]) -> Callable[P, T]:
+    """The function, with such errors in place of Python's."""
+    known = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **keywords: P.kwargs) -> T:
+        for name in keywords:
+            if name not in known:
+                raise unexpected(function.__name__, name, known)
+        return function(*args, **keywords)
+
+    return checked
+
+
+def mistaken_entry(name: object, known: Iterable[str]) -> str | None:
+    """The argument that a parameter group's unknown entry was meant to be; None for an entry of the caller's own.
+
+    As torch does, groups keep what frameworks and users put there (``name``, ``initial_lr``, ``lr_scale``). Only what
+    nobody means by itself counts as a mistake: another library's name of an argument, or a name with a letter or two
+    wrong; not a name with a whole word more or less (``max_weight_decay``).
+    """
+    near = meant(name, known, cutoff=0.85) if isinstance(name, str) else None
+    if near is None:
+        return None
+    ours, theirs = set(near.split("_")), set(str(name).split("_"))
+    return None if ours <= theirs or theirs <= ours else near
