@@ -95,6 +95,12 @@ def test_transformers_trainer_trains(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert optimizer.param_groups[0]["bs"] == 8 * 11
 
 
+def test_every_framework_has_its_page_and_its_test() -> None:
+    pages = {page.stem for page in (DOCS / "frameworks").glob("*.md")}
+    tests = {test.stem.removeprefix("test_") for test in (Path(__file__).parent / "frameworks").glob("test_*.py")}
+    assert pages == tests and "timm" in pages
+
+
 def tasks() -> dict[str, Any]:
     """What the guides take for granted."""
     torch.manual_seed(0)

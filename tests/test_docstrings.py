@@ -27,6 +27,8 @@ MODULES = (
     "ferrostep.gradients",
     "ferrostep.guidance",
     "ferrostep.guidance.diffusers",
+    "ferrostep.integrations.timm",
+    "ferrostep.integrations.transformers",
     "ferrostep.numpy",
     "ferrostep.numpy.projections",
     "ferrostep.offload",
@@ -35,7 +37,7 @@ MODULES = (
     "ferrostep.reference",
     "ferrostep.rl",
 )
-OF_EXTRAS = ("diffusers", "gymnasium", "h5py", "matplotlib", "rich", "sklearn")
+OF_EXTRAS = ("diffusers", "gymnasium", "h5py", "matplotlib", "rich", "sklearn", "timm")
 """Packages that only extras bring: what needs one is skipped without it."""
 EXEMPT = {
     "ferrostep.guidance.diffusers": "diffusers documents the arguments; an example would take a pipeline",

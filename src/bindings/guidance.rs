@@ -4,7 +4,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use smallvec::SmallVec;
 
-use super::arguments::{choice, finite, no_nan, share};
+use super::arguments::{at_least_zero, choice, finite, no_nan, share};
 use super::call::{Call, Owner, Role};
 use super::view::View;
 use crate::kernels::guidance::{self, Apg, MAX_INPUTS, Memory, Method};
@@ -67,6 +67,16 @@ impl Guidance {
     #[staticmethod]
     fn tangential(scales: Numbers<'_>, rescale: Number<'_, '_>) -> PyResult<Self> {
         Guidance::rescaled(Method::Tangential, &scales, rescale)
+    }
+
+    #[staticmethod]
+    fn magnitude_aware(
+        scales: Numbers<'_>,
+        alpha: Number<'_, '_>,
+        rescale: Number<'_, '_>,
+    ) -> PyResult<Self> {
+        let alpha = at_least_zero("alpha", alpha)?;
+        Guidance::rescaled(Method::MagnitudeAware { alpha }, &scales, rescale)
     }
 
     #[staticmethod]

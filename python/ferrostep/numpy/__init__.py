@@ -16,7 +16,7 @@ read-only, or sharing memory.
 from ferrostep.numpy import projections
 from ferrostep.numpy.elementwise import adamw_, lion_
 from ferrostep.numpy.gradients import combine, ema_, gram, orthogonal_, orthogonal_combine_, pcgrad_
-from ferrostep.numpy.guidance import apg, cfg, cfg_zero_star, perp_neg, project, tangential
+from ferrostep.numpy.guidance import apg, cfg, cfg_zero_star, magnitude_aware, perp_neg, project, tangential
 from ferrostep.numpy.matrices import orthogonalize
 from ferrostep.numpy.weights import (
     aligned_mtl_weights,
@@ -40,6 +40,7 @@ __all__ = [
     "gram",
     "imtl_g_weights",
     "lion_",
+    "magnitude_aware",
     "min_norm_weights",
     "nash_mtl_weights",
     "orthogonal_",

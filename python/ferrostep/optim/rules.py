@@ -29,6 +29,14 @@ COMPENSATIONS = {"kahan": "kahan_comp", "split": "master_low", "master": "master
 """The states that make up for rounding."""
 MASTER_ROUNDINGS = {"split": "split", "float32": "master"}
 """By ``master_weights``, how results are rounded then."""
+OWN_STATES = {
+    "step",
+    "momentum_buffer",
+    "second_momentum_buffer",
+    *COMPENSATIONS.values(),
+    *(name for states, _, _ in _core.rules().values() for name in states),
+}
+"""The states that tell of steps of one of our rules."""
 SINGLE = (torch.float32, torch.complex64)
 SINGLE_REAL = (torch.float32, *SIXTEEN_BIT)
 """What is computed with in float32: a gradient of one of these goes with a parameter of another."""
@@ -254,11 +262,16 @@ class RuleOptimizer(InPlaceOptimizer):
         for position, p in zip(found.positions, found.params, strict=True):
             if p.layout != torch.strided:
                 raise Problem.LAYOUT.of(f"param of parameter {position} in group {number}", p.layout, torch.strided)
-            self._check_state(number, position, rule, self.state.get(p, {}))
+            self._check_state(number, position, rule, self._own(rule, self.state.get(p, {})))
             for name in names:
                 if name not in self.state.get(p, ()):
                     new_state.set(p, name, rule.zero_state(name, p, group))
         return {name: [self.state[p].get(name) for p in found.params] for name in names}
+
+    @staticmethod
+    def _own(rule: Rule, state: Mapping[str, Any]) -> dict[str, Any]:
+        """What is of our rules: a wrapper may keep something of its own there before the first step."""
+        return {name: value for name, value in state.items() if name in OWN_STATES or name in rule.states}
 
     def _check_state(self, number: int, position: int, rule: Rule, state: Mapping[str, Any]) -> None:
         """Raise KeyError for a state that has begun, but without all that the rule needs."""

@@ -350,6 +350,20 @@ def test_a_state_that_has_lost_a_part_is_refused(entry: Entry) -> None:
 
 
 @every_class
+def test_a_wrapper_may_keep_something_in_the_state_before_the_first_step(entry: Entry) -> None:
+    """As schedulefree's does."""
+    params, plain = parameters(entry.shapes), parameters(entry.shapes)
+    optimizer = entry.build(params)
+    for p in params:
+        optimizer.state[p]["z"] = p.detach().clone()
+    train(optimizer, params, 2)
+    train(entry.build(plain), plain, 2)
+    for p, expected in zip(params, plain, strict=True):
+        assert torch.equal(p, expected)
+        assert {"z", entry.state} <= optimizer.state[p].keys()
+
+
+@every_class
 @pytest.mark.parametrize("drop", ["clear", "load"])
 def test_a_dropped_state_is_freed_at_once(entry: Entry, drop: str) -> None:
     params = parameters(entry.shapes)

@@ -1,0 +1,5 @@
+"""What frameworks need beyond a ``torch.optim.Optimizer`` class to take our optimizers by name.
+
+:mod:`ferrostep.integrations.timm` puts them into timm's registry, :mod:`ferrostep.integrations.transformers` lets
+Hugging Face's Trainer find them. Most frameworks need nothing: docs/frameworks has a page with a program for each.
+"""

@@ -1,0 +1,72 @@
+"""Our optimizers by name in Hugging Face's Trainer, and in the trainers that descend from it (TRL's).
+
+transformers itself is not imported here.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import Any
+
+from ferrostep.errors import Problem
+from ferrostep.integrations.classes import class_of
+from ferrostep.optim import AdamW
+
+__all__ = ["TrainerMixin"]
+
+
+class TrainerMixin:
+    """Lets ``TrainingArguments(optim_args="ferrostep=AdamW, ...")`` choose one of :mod:`ferrostep.optim`.
+
+    To stand before the trainer among the bases. ``optim`` takes the names of transformers' own list only, hence
+    ``optim_args``, which a command line, a file of arguments and a checkpoint carry, too. Its entries are separated by
+    commas; ``ferrostep`` is the name of the class, the others are its arguments: numbers, tuples, True, False, None,
+    or words. The learning rate, the weight decay and its exceptions are those of the arguments, as for any optimizer,
+    and for AdamW also ``adam_beta1``, ``adam_beta2`` and ``adam_epsilon``; other classes keep their own betas and eps
+    unless ``optim_args`` has some. Without ``ferrostep`` in ``optim_args`` nothing changes.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> args = SimpleNamespace(learning_rate=1e-4, optim_args="ferrostep=Lion, betas=(0.95, 0.98), rounding=kahan")
+        >>> TrainerMixin.get_optimizer_cls_and_kwargs(args)
+        (<class 'ferrostep.optim.lion.Lion'>, {'lr': 0.0001, 'betas': (0.95, 0.98), 'rounding': 'kahan'})
+    """
+
+    @classmethod
+    def get_optimizer_cls_and_kwargs(cls, args: Any, model: Any = None) -> tuple[Any, dict[str, Any]]:
+        """What the Trainer makes its optimizer of: the class and the arguments.
+
+        Args:
+            args: the ``TrainingArguments``.
+            model: for the optimizers of transformers that look at it.
+
+        Raises:
+            ValueError: ``optim_args`` that cannot be read, or a name that is no optimizer's.
+        """
+        if not re.search(r"(^|,)\s*ferrostep\s*=", args.optim_args or ""):
+            found: tuple[Any, dict[str, Any]] = super().get_optimizer_cls_and_kwargs(args, model)  # type: ignore[misc]
+            return found
+        given = entries(args.optim_args)
+        optimizer_class = class_of(str(given.pop("ferrostep", None)))
+        kwargs = {"lr": args.learning_rate}
+        if optimizer_class is AdamW:
+            kwargs |= {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+        return optimizer_class, {**kwargs, **given}
+
+
+def entries(text: str) -> dict[str, Any]:
+    """``"a=1, b=(2, 3), c=word"`` as a dict; ValueError for what is not of this form."""
+    try:
+        call = ast.parse(f"_({text})", mode="eval").body
+        if not isinstance(call, ast.Call) or call.args or any(each.arg is None for each in call.keywords):
+            raise ValueError(text)
+        return {str(each.arg): value_of(each.value) for each in call.keywords}
+    except (SyntaxError, ValueError) as error:
+        expected = "entries such as 'ferrostep=AdamW, betas=(0.9, 0.95), rounding=kahan'"
+        raise Problem.NUMBER.of("optim_args", repr(text), expected) from error
+
+
+def value_of(node: ast.expr) -> Any:
+    """A word, or what Python's literals stand for."""
+    return node.id if isinstance(node, ast.Name) else ast.literal_eval(node)
