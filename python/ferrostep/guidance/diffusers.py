@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 
 from ferrostep import guidance
+from ferrostep.choices import Base
 
 try:
     from diffusers.guiders import adaptive_projected_guidance as apg
@@ -217,7 +218,7 @@ def _from_cond(guider: Guider | fdg.FrequencyDecoupledGuidance, scale: float) ->
     return float(scale) + (1.0 if guider.use_original_formulation else 0.0)
 
 
-def _base(guider: Guider | fdg.FrequencyDecoupledGuidance) -> str:
+def _base(guider: Guider | fdg.FrequencyDecoupledGuidance) -> Base:
     """What APG adds its update to."""
     return "cond" if guider.use_original_formulation else "uncond"
 
