@@ -89,6 +89,7 @@ class HybridAuON(RuleOptimizer):
         super().__init__(params, locals(), options)
 
     _arguments = arguments_of(__init__)
+    _looks_at_matrices = True
 
     def _check_group(self, group: dict[str, Any]) -> None:
         self.rule(group).native()

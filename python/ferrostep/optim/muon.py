@@ -15,7 +15,7 @@ from ferrostep import reference
 from ferrostep.coefficients import Coefficients, schedule_of
 from ferrostep.optim import chains
 from ferrostep.optim.arguments import Check, LearningRate, arguments_of, as_tuple, if_given, one_of
-from ferrostep.optim.options import Options, check_whole
+from ferrostep.optim.options import Options, check_real
 from ferrostep.optim.rules import Rule, RuleOptimizer
 
 KELLER = (3.4445, -4.7750, 2.0315)
@@ -158,6 +158,7 @@ class Muon(RuleOptimizer):
         super().__init__(params, locals(), options)
 
     _arguments = arguments_of(__init__)
+    _looks_at_matrices = True
 
     def _check_group(self, group: dict[str, Any]) -> None:
         check_muon_group(group)
@@ -216,7 +217,7 @@ def check_muon_group(group: dict[str, Any]) -> None:
 
 def check_matrices(group: dict[str, Any], owner: str = "Muon") -> None:
     """Raise for parameters that ``owner`` cannot take."""
-    check_whole(group["params"], owner)
+    check_real(group["params"], owner)
     for p in group["params"]:
         shape = torch.empty(p.shape, device="meta")
         reference.matrices(shape, group["ndim_policy"], group["num_heads"], group["split_sizes"], owner)
