@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -19,6 +20,7 @@ from torch.optim import Optimizer
 from ferrostep.optim import AdamW, MuonWithAuxAdamW, muon_param_groups
 from tests.distributed.registry import on
 from tests.distributed.tensors import line, near
+from tests.test_docs import blocks
 
 
 class Model(nn.Module):
@@ -94,3 +96,14 @@ def tensor_parallel_layers_train_as_one_process(folder: Path) -> None:
         return parallelize_module(model, line(), {"up": ColwiseParallel(), "down": RowwiseParallel()})
 
     compare(split, lambda x: x)
+
+
+@on(2)
+def the_guides_program_trains(folder: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text()
+    names: dict[str, Any] = {}
+    with patch.object(dist, "init_process_group"):  # there is one
+        for code in blocks(guide):
+            exec(compile(code, "distributed.md", "exec"), names)
+    assert names["loss"] < 4.0  # of log(100) at first
+    assert len(names["optimizer"].state) == len(list(names["model"].parameters()))

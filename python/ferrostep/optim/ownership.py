@@ -1,6 +1,6 @@
 """Matrices that lie in parts: each is transformed by the one rank that owns it for a step.
 
-The ranks send the owner their parts of the direction, which brings back the move; momentum and step stay with the parts.
+The ranks send the owner their parts of the direction, and get parts of the move; momentum and step stay with them.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
     from ferrostep.optim.rules import Gathered, Rule
 
-AHEAD = 2
-"""Rounds that are under way at once."""
+AHEAD = 1
+"""So many rounds later comes the next stage of a round."""
 ELEMENTS_OF_OWNER = 1 << 22
 """About so many elements are an owner's in a round."""
 ALIGNMENT = 64
@@ -39,6 +40,8 @@ class Parts(NamedTuple):
     """A parameter of which every rank of a group has a part, with the rules and the tensors of this rank's."""
 
     group: ProcessGroup
+    mesh_dim: int
+    """The dimension of the mesh that the group is of."""
     dim: int
     """Along which the parameter is split."""
     shape: torch.Size
@@ -69,11 +72,13 @@ def in_parts(gathered: Gathered, whole: Gathered) -> tuple[list[Parts], Gathered
     moves = [torch.empty(p.shape, dtype=arithmetic_dtype(p)) for p in gathered.params]
     parts = []
     for i, (p, position) in enumerate(zip(whole.params, gathered.positions, strict=True)):
+        assert shards.is_distributed(p)
         ((mesh_dim, dim),) = shards.split_dims(p).items()
         heights = heights_of(rule.hyperparameters, p.shape)
         where = f"parameter {position} in group {gathered.number}"
         one = Parts(
             group=p.device_mesh.get_group(mesh_dim),
+            mesh_dim=mesh_dim,
             dim=dim,
             shape=p.shape,
             heights=heights,
@@ -111,11 +116,11 @@ class Extent(NamedTuple):
     size: int
 
 
-def extents(size: int, ranks: int) -> list[Extent]:
-    """What each rank has of a dimension, as DTensor splits it."""
+def extent(size: int, ranks: int, rank: int) -> Extent:
+    """What a rank has of a dimension, as DTensor splits it."""
     chunk = -(-size // ranks)
-    starts = [min(rank * chunk, size) for rank in range(ranks)]
-    return [Extent(start, min(chunk, size - start)) for start in starts]
+    start = min(rank * chunk, size)
+    return Extent(start, min(chunk, size - start))
 
 
 def _check_shard(where: str, parts: Parts) -> None:
@@ -123,7 +128,7 @@ def _check_shard(where: str, parts: Parts) -> None:
     ranks, rank = dist.get_world_size(parts.group), dist.get_rank(parts.group)
     for name, x in (("param", parts.param), *parts.states.items()):
         expected = [*parts.row_shapes.get(name, parts.shape)]
-        expected[parts.dim] = extents(expected[parts.dim], ranks)[rank].size
+        expected[parts.dim] = extent(expected[parts.dim], ranks, rank).size
         if list(x.shape) != expected:
             raise Problem.SHAPE.of(f"shard of {name} of {where} on rank {dist.get_rank()}", list(x.shape), expected)
 
@@ -133,21 +138,27 @@ class Piece(NamedTuple):
 
     parts: Parts
     rows: Extent
-    owner: int
+    owner: int = -1
 
     def held(self, rank: int, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of what ``rank`` has of these rows of a tensor of ``shape`` that is split like the parameter."""
-        held = list(shape)
-        held[0] = self.rows.size
-        own = extents(shape[self.parts.dim], dist.get_world_size(self.parts.group))[rank]
-        held[self.parts.dim] = self._within(own).size if self.parts.dim == 0 else own.size
-        return tuple(held)
+        own = extent(shape[self.dim], dist.get_world_size(self.parts.group), rank)
+        if self.dim == 0:
+            return (self._within(own).size, *shape[1:])
+        return (self.rows.size, *shape[1 : self.dim], own.size, *shape[self.dim + 1 :])
+
+    def holders(self) -> range:
+        """The ranks that have some of these rows."""
+        size = self.parts.shape[self.dim]
+        chunk = -(-size // dist.get_world_size(self.parts.group))
+        first, end = (self.rows.start, self.rows.start + self.rows.size) if self.dim == 0 else (0, size)
+        return range(first // chunk, -(-end // chunk))
 
     def of_shard(self, x: Tensor, rank: int) -> Tensor:
         """These rows of a shard of ``rank``'s."""
-        if self.parts.dim != 0:
+        if self.dim != 0:
             return x.narrow(0, *self.rows)
-        own = extents(self.parts.shape[0], dist.get_world_size(self.parts.group))[rank]
+        own = extent(self.parts.shape[0], dist.get_world_size(self.parts.group), rank)
         within = self._within(own)
         return x.narrow(0, within.start - own.start, within.size)
 
@@ -185,25 +196,19 @@ def pieces_of(parts: Iterable[Parts], ranks: int) -> list[Piece]:
 
     A piece that one rank has as a whole stays with that.
     """
-    pieces, work = [], [0] * ranks
-    free = []
-    for one in parts:
-        starts = [sum(one.heights[:i]) for i in range(len(one.heights))]
-        for rows in map(Extent, starts, one.heights):
-            piece = Piece(one, rows, -1)
-            if math.prod(one.shape[1:]) == 0 or rows.size == 0:
-                continue
-            holders = [rank for rank in range(ranks) if math.prod(piece.held(rank, one.shape))]
-            if len(holders) > 1:
-                free.append(piece)
-                continue
-            pieces.append(piece._replace(owner=holders[0]))
-            work[holders[0]] += piece.cost()
-    for piece in sorted(free, key=lambda piece: -piece.cost()):
-        owner = work.index(min(work))
-        pieces.append(piece._replace(owner=owner))
+    pieces = [
+        Piece(one, Extent(end - height, height))
+        for one in parts
+        for height, end in zip(one.heights, accumulate(one.heights), strict=True)
+        if height * math.prod(one.shape[1:]) > 0
+    ]
+    work, owned = [0] * ranks, []
+    for piece in sorted(pieces, key=lambda piece: (len(piece.holders()) > 1, -piece.cost())):
+        holders = piece.holders()
+        owner = holders[0] if len(holders) == 1 else work.index(min(work))
         work[owner] += piece.cost()
-    return sorted(pieces, key=lambda piece: -piece.cost())
+        owned.append(piece._replace(owner=owner))
+    return owned
 
 
 def rounds_of(pieces: Iterable[Piece], ranks: int) -> list[list[Piece]]:
@@ -227,18 +232,18 @@ def rounds_of(pieces: Iterable[Piece], ranks: int) -> list[list[Piece]]:
 def exchange(parts: Sequence[Parts], threads: int) -> list[tuple[Tensor, Tensor]]:
     """Fill the moves of all parameters; returns the row states that are to be written with the step, and with what."""
     copies = []
-    for group in dict.fromkeys(one.group for one in parts):
+    for group in shards.in_order({one.group: one.mesh_dim for one in parts}):
         ranks = dist.get_world_size(group)
         pieces = pieces_of((one for one in parts if one.group is group), ranks)
         rounds = [Round(group, together, threads) for together in rounds_of(pieces, ranks)]
-        for one in rounds[:AHEAD]:
-            one.gather()
-        for number, one in enumerate(rounds):
-            one.transform()
-            for following in rounds[number + AHEAD : number + AHEAD + 1]:
-                following.gather()
-        for one in rounds:
-            copies += one.finish()
+        # The same order on all ranks, with some rounds between the stages of one: what is sent then is on its way.
+        for number in range(len(rounds) + 2 * AHEAD):
+            if number < len(rounds):
+                rounds[number].gather()
+            if 0 <= number - AHEAD < len(rounds):
+                rounds[number - AHEAD].transform()
+            if number >= 2 * AHEAD:
+                copies += rounds[number - 2 * AHEAD].finish()
     return copies
 
 
@@ -298,7 +303,8 @@ class Round:
         for piece, tensors in zip(self.own, moves, strict=True):
             for x in tensors:
                 parts = [next(rest) for rest in rests]
-                torch._foreach_copy_(parts, list(x.split([part.shape[piece.dim] for part in parts], piece.dim)))
+                sizes = [part.shape[piece.dim] for part in parts]
+                torch._foreach_copy_(parts, list(torch.split(x, sizes, piece.dim)))
         self._send(out, into)
 
     def finish(self) -> list[tuple[Tensor, Tensor]]:
@@ -351,6 +357,7 @@ class Round:
 
     def _receive(self) -> Parcels:
         work, _out, into = self._under_way
+        assert work is not None  # it is asynchronous
         work.wait()
         del self._under_way
         return into

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -372,23 +373,19 @@ class Gathered(NamedTuple):
             return [column[i] for i in which]
 
         columns = {name: of(column) for name, column in self.columns.items()}
-        own = {name: of(getattr(self, name)) for name in ("positions", "params", "grads")}
-        return self._replace(**own, columns=columns)
+        return self._replace(
+            positions=of(self.positions), params=of(self.params), grads=of(self.grads), columns=columns
+        )
 
     def of_rank(self) -> Gathered:
         """The rank's shards in place of DTensors."""
-        params = [shards.local(p) if shards.is_distributed(p) else p for p in self.params]
-        grads = self._of_rank("grad", self.grads)
-        # A step is no DTensor.
-        columns = {n: c if n == "step" else self._of_rank(n, c) for n, c in self.columns.items()}
-        return self._replace(params=params, grads=grads, columns=columns)
 
-    def _of_rank(self, name: str, column: list[Any]) -> list[Any]:
-        pairs = enumerate(zip(column, self.params, strict=True))
-        return [
-            shards.shard(lambda i=i: self._place(name, i), x, p) if x is not None and shards.is_distributed(p) else x
-            for i, (x, p) in pairs
-        ]
+        def own(name: str, column: list[Any]) -> list[Any]:
+            return shards.of_rank(partial(self._place, name), column, self.params)
+
+        columns = {name: x if name == "step" else own(name, x) for name, x in self.columns.items()}
+        params = own("param", self.params)
+        return self._replace(params=params, grads=own("grad", self.grads), columns=columns)
 
     def in_parts(self) -> list[int]:
         """The places of the parameters of which no rank has whole matrices."""

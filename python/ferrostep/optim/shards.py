@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -47,6 +48,24 @@ def shard(place: Callable[[], str], x: Any, p: DTensor) -> Tensor:
     return local(x)
 
 
+def of_rank(place: Callable[[int], str], column: list[Any], params: list[Tensor]) -> list[Any]:
+    """This rank's shards of a column of tensors that go with ``params``; those that are no DTensors as they are.
+
+    Users of FSDP2 have hundreds of small parameters, so what is as it should be is not looked at twice.
+    """
+    from torch.distributed.tensor import DTensor
+
+    own = []
+    for i, (x, p) in enumerate(zip(column, params, strict=True)):
+        if x is None or not isinstance(p, DTensor):
+            own.append(x)
+        elif isinstance(x, DTensor) and x.placements == p.placements and x.device_mesh is p.device_mesh:
+            own.append(local(x))
+        else:
+            own.append(shard(partial(place, i), x, p))
+    return own
+
+
 def zeros(shape: Sequence[int], dtype: torch.dtype, p: DTensor) -> DTensor:
     """Zeros placed as a parameter is."""
     from torch.distributed import tensor
@@ -80,12 +99,17 @@ def is_in_parts(p: Tensor, hyperparameters: Mapping[str, Any]) -> bool:
 
 
 def process_groups(params: Iterable[Tensor]) -> list[ProcessGroup]:
-    """The process groups that parameters are split over, in an order in which no ranks wait for one another."""
+    """The process groups that parameters are split over, in order."""
     found: dict[ProcessGroup, int] = {}
     for p in params:
         if is_distributed(p):
             for mesh_dim in split_dims(p):
                 found.setdefault(p.device_mesh.get_group(mesh_dim), mesh_dim)
+    return in_order(found)
+
+
+def in_order(found: Mapping[ProcessGroup, int]) -> list[ProcessGroup]:
+    """Process groups, each with its dimension of a mesh, in an order in which no ranks wait for one another."""
     return sorted(found, key=lambda group: (found[group], torch.distributed.get_process_group_ranks(group)))
 
 
@@ -115,12 +139,14 @@ def check_placements(place: str, p: DTensor, group: Mapping[str, Any], rule: Rul
 
 def whole(column: list[Any]) -> list[Any]:
     """The tensors that DTensors are shards of, gathered from all ranks."""
-    return [_whole(x.detach()) if is_distributed(x) else x for x in column]
+    return [_whole(x) if is_distributed(x) else x for x in column]
 
 
 def _whole(x: DTensor) -> Tensor:
     # Gloo does not send 16-bit integers.
-    return x.to(torch.int32).full_tensor().to(x.dtype) if x.dtype == torch.int16 else x.full_tensor()
+    sent: Any = x.detach().to(torch.int32 if x.dtype == torch.int16 else x.dtype)
+    full: Tensor = sent.full_tensor()
+    return full.to(x.dtype)
 
 
 def own_part(x: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
