@@ -83,7 +83,7 @@ class AuON(RuleOptimizer):
     Raises:
         ValueError, TypeError: an impossible or unknown argument.
         RuntimeError: complex parameters.
-        NotImplementedError: distributed tensors.
+        NotImplementedError: a DTensor whose matrices no rank can own, such as one split over two dimensions of a mesh.
 
     Example:
         >>> import torch

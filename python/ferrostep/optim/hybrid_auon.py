@@ -55,7 +55,7 @@ class HybridAuON(RuleOptimizer):
     Raises:
         ValueError, TypeError: an impossible or unknown argument, or a parameter of fewer than 2 dimensions.
         RuntimeError: complex parameters.
-        NotImplementedError: distributed tensors.
+        NotImplementedError: a DTensor whose matrices no rank can own, such as one split over two dimensions of a mesh.
 
     Example:
         >>> import torch
