@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from ferrostep import _core, orthogonalize, reference
-from ferrostep.optim import AdamW, AuON, HybridAuON, Muon, MuonWithAuxAdamW
+from ferrostep.optim import AdamW, Muon, MuonWithAuxAdamW
 
 PLAIN: dict[str, Any] = {"lr": 1.0, "weight_decay": 0.0, "momentum": 0.0, "nesterov": False}
 
@@ -377,14 +377,6 @@ def test_parameters_of_other_shapes_are_refused_at_once() -> None:
     with pytest.raises(ValueError, match="2D"):
         optimizer.add_param_group({"params": [Parameter(torch.ones(3))]})
     assert len(optimizer.param_groups) == 1
-
-
-@pytest.mark.parametrize("optimizer", [Muon, AuON, HybridAuON])
-def test_distributed_tensors_are_refused(optimizer: Any) -> None:
-    distributed = pytest.importorskip("torch.distributed.tensor")
-    sharded = torch.Tensor._make_subclass(distributed.DTensor, torch.ones(4, 4))
-    with pytest.raises(NotImplementedError, match=f"{optimizer.__name__} does not support distributed tensors"):
-        optimizer([sharded])
 
 
 class TestMuonWithAuxAdamW:

@@ -88,6 +88,18 @@ class MatrixRule:
     def states(self) -> list[str]:
         """The names of the states, in their order."""
 
+    def stages(self) -> tuple[Stage, MatrixRule, Stage]:
+        """The rule in three, for parameters that lie in parts.
+
+        The first writes the state ``direction`` from the gradient and ``momentum_buffer``, which it leaves alone. The
+        second takes whole matrices: a parameter and a gradient of zeros and the direction as ``momentum_buffer``, which
+        it keeps; the parameter becomes the move. The third takes the step: states ``momentum_buffer`` and ``move``,
+        which is only read.
+        """
+
+class Stage:
+    """A stage of a :class:`MatrixRule` that needs no whole matrices: an element-wise rule."""
+
 class Known:
     """What one step of an optimizer leaves to the next, to check less."""
 
@@ -107,7 +119,7 @@ class Batch:
     def __init__(self, known: Known | None = None) -> None: ...
     def add(
         self,
-        rule: Rule | MatrixRule,
+        rule: Rule | MatrixRule | Stage,
         params: list[Any],
         grads: list[Any],
         states: dict[str, list[Any]],

@@ -12,9 +12,10 @@ use super::errors::Problem;
 use super::orthogonal::{self, Schedule};
 use super::parameters::{Column, Inputs, Ledger, Writes, combination, work_dtype};
 use super::view::View;
+use crate::kernels::elementwise::Visitor;
 use crate::kernels::matrix::{
-    self, AdjustLr, Apply, Chain, DivideByCosh, Layout, Momentum, Normalize, NormalizeRows, Orthogonalize,
-    Parameter, Part, Step,
+    self, AdjustLr, AlongMove, Apply, Chain, ComingDirection, DivideByCosh, Layout, Momentum, Normalize,
+    NormalizeRows, Orthogonalize, Parameter, Part, Step,
 };
 use crate::kernels::storage::Access;
 
@@ -70,6 +71,24 @@ impl Transform {
             of_normalized,
             eps: at_least_zero("eps", eps)?,
         })
+    }
+}
+
+/// A stage of a [`MatrixRule`] that needs no whole matrices: an element-wise rule.
+#[pyclass(frozen, module = "ferrostep._core")]
+pub struct Stage(AnyStage);
+
+enum AnyStage {
+    Direction(ComingDirection),
+    Step(AlongMove),
+}
+
+impl Stage {
+    pub fn visit<V: Visitor>(&self, visitor: V) -> V::Output {
+        match self.0 {
+            AnyStage::Direction(rule) => visitor.visit(rule),
+            AnyStage::Step(rule) => visitor.visit(rule),
+        }
     }
 }
 
@@ -130,6 +149,23 @@ impl MatrixRule {
     fn states(&self) -> Vec<&'static str> {
         let of_transforms = self.rule.transforms.row_states();
         std::iter::once("momentum_buffer").chain(of_transforms).collect()
+    }
+
+    /// The rule in three, for parameters that lie in parts; see `_core.pyi`.
+    fn stages(&self) -> (Stage, MatrixRule, Stage) {
+        let layout = match &self.layout {
+            Layout::Heads(_) | Layout::Split(_) => Layout::Matrix,
+            other => other.clone(),
+        };
+        let only_move = MatrixRule {
+            rule: self.rule.only_move(),
+            layout,
+        };
+        (
+            Stage(AnyStage::Direction(self.rule.coming_direction())),
+            only_move,
+            Stage(AnyStage::Step(self.rule.along_move())),
+        )
     }
 }
 

@@ -42,7 +42,7 @@ mod _core {
     #[pymodule_export]
     use super::matmul::multiply;
     #[pymodule_export]
-    use super::matrix::{MatrixRule, Transform};
+    use super::matrix::{MatrixRule, Stage, Transform};
     #[pymodule_export]
     use super::orthogonal::{Schedule, orthogonalize};
     #[pymodule_export]

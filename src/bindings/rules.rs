@@ -7,7 +7,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyString, PyTuple};
 
 use super::arguments::{extract, number, wrong_kind};
-use super::matrix::{self, MatrixRule};
+use super::matrix::{self, MatrixRule, Stage};
 use super::parameters::{Inputs, Ledger, Writes, combination};
 use crate::kernels::elementwise::{
     self, AnyRule, HyperparameterKind, Hyperparameters, Rule as _, Source, Visitor, Work,
@@ -118,6 +118,9 @@ pub fn add(ledger: &mut Ledger, rule: &Bound<'_, PyAny>, inputs: &Inputs<'_>) ->
     }
     if let Ok(rule) = rule.cast::<MatrixRule>() {
         return matrix::add(ledger, rule.get(), inputs).map(Update::Matrices);
+    }
+    if let Ok(stage) = rule.cast::<Stage>() {
+        return stage.get().visit(Add { ledger, inputs }).map(Update::Elements);
     }
     let kind = rule.get_type().name()?;
     Err(PyTypeError::new_err(format!("{kind} is not an update rule")))

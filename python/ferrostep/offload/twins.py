@@ -10,7 +10,7 @@ from torch.nn import Parameter
 
 from ferrostep.errors import Problem
 from ferrostep.offload.transfers import transfers_of
-from ferrostep.optim.options import is_distributed
+from ferrostep.optim.shards import is_distributed
 
 
 class Twin:

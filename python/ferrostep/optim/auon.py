@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from ferrostep import reference
 from ferrostep.optim import chains
 from ferrostep.optim.arguments import AtLeastZero, LearningRate, arguments_of, one_of, within
-from ferrostep.optim.options import Options, check_whole
+from ferrostep.optim.options import Options, check_real
 from ferrostep.optim.rules import Rule, RuleOptimizer
 
 LARGEST_GAMMA = 40.0
@@ -82,7 +82,7 @@ class AuON(RuleOptimizer):
     Raises:
         ValueError, TypeError: an impossible or unknown argument.
         RuntimeError: complex parameters.
-        NotImplementedError: distributed tensors.
+        NotImplementedError: a DTensor whose matrices no rank can own, such as one split over two dimensions of a mesh.
 
     Example:
         >>> import torch
@@ -112,9 +112,10 @@ class AuON(RuleOptimizer):
         super().__init__(params, locals(), options)
 
     _arguments = arguments_of(__init__)
+    _looks_at_matrices = True
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        check_whole(group["params"], "AuON")
+        check_real(group["params"], "AuON")
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """AuON with the group's hyperparameters."""

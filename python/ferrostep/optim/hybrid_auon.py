@@ -56,7 +56,7 @@ class HybridAuON(RuleOptimizer):
     Raises:
         ValueError, TypeError: an impossible or unknown argument, or a parameter of fewer than 2 dimensions.
         RuntimeError: complex parameters.
-        NotImplementedError: distributed tensors.
+        NotImplementedError: a DTensor whose matrices no rank can own, such as one split over two dimensions of a mesh.
 
     Example:
         >>> import torch
@@ -90,6 +90,7 @@ class HybridAuON(RuleOptimizer):
         super().__init__(params, locals(), options)
 
     _arguments = arguments_of(__init__)
+    _looks_at_matrices = True
 
     def _check_group(self, group: dict[str, Any]) -> None:
         self.rule(group).native()

@@ -16,7 +16,7 @@ from ferrostep.choices import Algorithm, NdimPolicy, Precision
 from ferrostep.coefficients import Coefficients, schedule_of
 from ferrostep.optim import chains
 from ferrostep.optim.arguments import Check, LearningRate, arguments_of, as_tuple, if_given, one_of
-from ferrostep.optim.options import Options, check_whole
+from ferrostep.optim.options import Options, check_real
 from ferrostep.optim.rules import Rule, RuleOptimizer
 
 KELLER = (3.4445, -4.7750, 2.0315)
@@ -116,7 +116,7 @@ class Muon(RuleOptimizer):
     Raises:
         ValueError, TypeError: an impossible or unknown argument, or a parameter of the wrong shape.
         RuntimeError: complex parameters.
-        NotImplementedError: distributed tensors.
+        NotImplementedError: a DTensor whose matrices no rank can own, such as one split over two dimensions of a mesh.
 
     Example:
         >>> p = torch.nn.Parameter(torch.zeros(2, 3))
@@ -155,6 +155,7 @@ class Muon(RuleOptimizer):
         super().__init__(params, locals(), options)
 
     _arguments = arguments_of(__init__)
+    _looks_at_matrices = True
 
     def _check_group(self, group: dict[str, Any]) -> None:
         check_muon_group(group)
@@ -213,7 +214,7 @@ def check_muon_group(group: dict[str, Any]) -> None:
 
 def check_matrices(group: dict[str, Any], owner: str = "Muon") -> None:
     """Raise for parameters that ``owner`` cannot take."""
-    check_whole(group["params"], owner)
+    check_real(group["params"], owner)
     for p in group["params"]:
         shape = torch.empty(p.shape, device="meta")
         reference.matrices(shape, group["ndim_policy"], group["num_heads"], group["split_sizes"], owner)

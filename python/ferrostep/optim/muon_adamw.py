@@ -16,7 +16,7 @@ from ferrostep.optim.adamw import AdamW, adamw_rule
 from ferrostep.optim.arguments import OF_OPTIMIZER, AtLeastZero, Betas, Epsilon, LearningRate, arguments_of, as_tuple
 from ferrostep.optim.given import read_groups, route_groups
 from ferrostep.optim.muon import KELLER, AdjustLr, Muon, check_muon_group, muon_rule
-from ferrostep.optim.options import Options, check_whole
+from ferrostep.optim.options import Options, check_real
 from ferrostep.optim.routing import Route, Routes
 from ferrostep.optim.rules import Rule, RuleOptimizer
 
@@ -155,7 +155,7 @@ class MuonAdamW(RuleOptimizer):
             param_group = given.group
         refuse_others_arguments(param_group, number, self.defaults)
         taken = [p for p, route in zip(param_group["params"], routes, strict=True) if route.layout]
-        check_whole(taken, type(self).__name__)
+        check_real(taken, type(self).__name__)
         self._routes.append(routes)
         try:
             super().add_param_group(param_group)
@@ -166,6 +166,9 @@ class MuonAdamW(RuleOptimizer):
     def rule(self, group: dict[str, Any]) -> Rule:
         """AdamW with the group's hyperparameters if the group says ``use_muon=False``, else Muon."""
         return adamw_rule({**OF_ADAMW, **group}) if group["use_muon"] is False else muon_rule(as_of_muon(group))
+
+    def _takes_matrices(self, group: dict[str, Any]) -> bool:
+        return group["use_muon"] is not False
 
     def _rules(self, group: dict[str, Any]) -> Sequence[Rule]:
         return [self.rule({**group, "use_muon": use_muon}) for use_muon in (True, False)]

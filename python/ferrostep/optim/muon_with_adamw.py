@@ -82,6 +82,9 @@ class MuonWithAuxAdamW(RuleOptimizer):
             group["betas"] = (group.pop("momentum"), group["betas"][1])
         return adamw_rule(group)
 
+    def _takes_matrices(self, group: dict[str, Any]) -> bool:
+        return bool(group["use_muon"])
+
     def _check_group(self, group: dict[str, Any]) -> None:
         check_kind(group)
         check_arguments((Muon if group["use_muon"] else AdamW)._arguments, group)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict, get_args
 
@@ -112,19 +111,7 @@ def check_options(group: dict[str, Any]) -> None:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
 
 
-def check_whole(params: Iterable[Tensor], owner: str) -> None:
-    """Raise for parameters that a rule which looks at whole tensors of real numbers cannot take."""
-    for p in params:
-        if p.is_complex():
-            raise RuntimeError(f"{owner} does not support complex parameters")
-        if is_distributed(p):
-            raise NotImplementedError(
-                f"{owner} does not support distributed tensors: what it does to the shards of a tensor is not what it "
-                "does to the tensor. Gather the parameter first."
-            )
-
-
-def is_distributed(p: Tensor) -> bool:
-    """Whether the parameter is a DTensor."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(p, module.DTensor)
+def check_real(params: Iterable[Tensor], owner: str) -> None:
+    """Raise for parameters that a rule of real numbers cannot take."""
+    if any(p.is_complex() for p in params):
+        raise RuntimeError(f"{owner} does not support complex parameters")

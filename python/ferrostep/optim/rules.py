@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ferrostep import _core, reference
 from ferrostep.errors import Problem
+from ferrostep.optim import shards
+from ferrostep.optim.agreement import agreed
 from ferrostep.optim.base import (
     SIXTEEN_BIT,
     InPlaceOptimizer,
@@ -23,7 +26,11 @@ from ferrostep.optim.base import (
     without_dynamo,
     zero_state,
 )
+from ferrostep.optim.taken import Taken
 from ferrostep.reference import checks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 COMPENSATIONS = {"kahan": "kahan_comp", "split": "master_low", "master": "master_param"}
 """The states that make up for rounding."""
@@ -95,7 +102,10 @@ class Rule(NamedTuple):
             KeyError: the group lacks an option.
         """
         if name in self.shapes:  # small, hence always in the type of the arithmetic
-            return torch.zeros(self.state_shape(name, p), dtype=arithmetic_dtype(p), device=p.device)
+            shape, dtype = self.state_shape(name, p), arithmetic_dtype(p)
+            if shards.is_distributed(p):
+                return shards.zeros(shape, dtype, p)
+            return torch.zeros(shape, dtype=dtype, device=p.device)
         return zero_state(name, p, group)
 
 
@@ -146,6 +156,8 @@ class RuleOptimizer(InPlaceOptimizer):
 
     _rule: ElementwiseRule
 
+    _looks_at_matrices = False
+
     _early_states: tuple[str, ...] = ()
     """States that may be there before the first step."""
 
@@ -172,6 +184,8 @@ class RuleOptimizer(InPlaceOptimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
+        if any(map(shards.is_distributed, group["params"])):
+            self._check_placements(group)
         if isinstance(group["state_dtype"], Mapping):
             names = [name for rule in self._rules(group) for name in rule.states if name not in rule.shapes]
             for name in group["state_dtype"]:
@@ -179,58 +193,76 @@ class RuleOptimizer(InPlaceOptimizer):
                     there_are = ", ".join(map(repr, names))
                     raise ValueError(f"Invalid state_dtype: {name!r} is not a state; expected names of {there_are}")
 
+    def _check_placements(self, group: dict[str, Any]) -> None:
+        number = next(number for number, own in enumerate(self.param_groups) if own is group)
+        for part, positions in self._parts(number, group, range(len(group["params"]))):
+            rule = self.rule(part) if self._takes_matrices(part) else None
+            for i in positions:
+                p = group["params"][i]
+                if shards.is_distributed(p):
+                    shards.check_placements(f"parameter {i} in group {number}", p, part, rule)
+
     # Only here, so that a closure is compiled as any function. What Dynamo traced of this it would compile anew for
     # every other number and kind of tensors.
     @without_dynamo
     def _update(self) -> None:
         new_state = NewState(self.state)
-        batch = _core.Batch(self._known)
+        taken = None
         try:
-            try:
-                elsewhere = self._gather_all(batch, new_state)
-            except ValueError:
-                if not self._convert_states(new_state):
-                    raise
-                batch = _core.Batch(self._known)
-                elsewhere = self._gather_all(batch, new_state)
-            if not elsewhere:
-                batch.run(torch.get_num_threads())
-            elif not any(gathered.is_skipped() for gathered in elsewhere):
-                copies = [copy for gathered in elsewhere for copy in gathered.updates()]
-                # What autograd records of a differentiable step; parameters of other groups are detached.
-                with torch.set_grad_enabled(any(gathered.group["differentiable"] for gathered in elsewhere)):
-                    batch.run(torch.get_num_threads(), copies=copies)
-        except Exception:
-            for group in self.param_groups:  # of an argument that has become impossible, its own check tells more
-                self._check({**group, "params": []})
-            raise
+            taken = agreed(self._who_agree(), lambda: self._take(new_state))
+            if not taken.skips:
+                taken.run(torch.get_num_threads())
         finally:
-            if not batch.finished:
+            if taken is None or not taken.batch.finished:
                 new_state.discard()
-        if batch.finished:
-            self._after_update(batch, elsewhere)
+        if taken.batch.finished:
+            self._after_update(taken.batch, taken.elsewhere)
 
     def _after_update(self, batch: _core.Batch, elsewhere: list[Gathered]) -> None:
         """For subclasses: called when all groups have been updated."""
 
-    def _gather_all(self, batch: _core.Batch, new_state: NewState) -> list[Gathered]:
+    def _takes_matrices(self, group: dict[str, Any]) -> bool:
+        """Whether the rule of a group looks at matrices as a whole."""
+        return self._looks_at_matrices
+
+    def _who_agree(self) -> list[ProcessGroup]:
+        """The process groups whose ranks can only step together."""
+        if not shards.are_possible():
+            return []
+        return shards.process_groups(
+            p
+            for group in self.param_groups
+            if group["skip_nonfinite"] or self._takes_matrices(group)
+            for p in group["params"]
+        )
+
+    def _take(self, new_state: NewState) -> Taken:
+        try:
+            return self._gather_all(new_state)
+        except Exception as error:
+            if isinstance(error, ValueError) and self._convert_states(new_state):
+                return self._gather_all(new_state)
+            for group in self.param_groups:  # of an argument that has become impossible, its own check tells more
+                self._check({**group, "params": []})
+            raise
+
+    def _gather_all(self, new_state: NewState) -> Taken:
         """Hand all groups to Rust, which checks them; what is for plain torch, checked, too."""
+        taken = Taken(self._known)
         is_ours = False
-        elsewhere: list[Gathered] = []
         for number, group in enumerate(self.param_groups):
             on_cpu, others = _core.with_gradient(group["params"], is_for_plain_torch(group))
             if on_cpu[0]:
                 for gathered in self._gather(number, group, Found(*on_cpu), new_state):
-                    gathered.add_to(batch)
+                    taken.add(gathered, needs_matrices=self._takes_matrices(gathered.group))
                 is_ours = True
             if others[0]:
                 check_place(number, group, Found(*others))
                 for gathered in self._gather(number, group, Found(*others), new_state):
-                    gathered.check_for_reference()
-                    elsewhere.append(gathered)
-        if is_ours and any(is_fake(gathered.params[0]) for gathered in elsewhere):
+                    taken.add_elsewhere(gathered, needs_matrices=self._takes_matrices(gathered.group))
+        if is_ours and any(is_fake(gathered.params[0]) for gathered in taken.elsewhere):
             raise RuntimeError("some parameters are fake tensors and others are real ones, expected one kind")
-        return elsewhere
+        return taken
 
     def _gather(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> Iterator[Gathered]:
         for part, positions in self._parts(number, group, found.positions):
@@ -375,11 +407,36 @@ class Gathered(NamedTuple):
     def _place(self, name: str, i: int) -> str:
         return f"{name} of parameter {self.positions[i]} in group {self.number}"
 
+    def only(self, which: list[int]) -> Gathered:
+        """Some of the parameters, by their places here."""
+
+        def of(column: list[Any]) -> list[Any]:
+            return [column[i] for i in which]
+
+        columns = {name: of(column) for name, column in self.columns.items()}
+        return self._replace(
+            positions=of(self.positions), params=of(self.params), grads=of(self.grads), columns=columns
+        )
+
+    def of_rank(self) -> Gathered:
+        """The rank's shards in place of DTensors."""
+
+        def own(name: str, column: list[Any]) -> list[Any]:
+            return shards.of_rank(partial(self._place, name), column, self.params)
+
+        columns = {name: x if name == "step" else own(name, x) for name, x in self.columns.items()}
+        params = own("param", self.params)
+        return self._replace(params=params, grads=own("grad", self.grads), columns=columns)
+
+    def in_parts(self) -> list[int]:
+        """The places of the parameters of which no rank has whole matrices."""
+        return [i for i, p in enumerate(self.params) if shards.is_in_parts(p, self.rule.hyperparameters)]
+
     def is_skipped(self) -> bool:
         """Whether a gradient holds a NaN or infinity where the group says to skip such a step."""
         if not self.group["skip_nonfinite"] or is_fake(self.grads[0]):
             return False
-        return not all(g.isfinite().all() for g in self.grads)
+        return not all((shards.local(g) if shards.is_distributed(g) else g).isfinite().all() for g in self.grads)
 
     def updates(self) -> list[tuple[Tensor, Tensor]]:
         """The tensors that plain torch updates, each with its new values."""
@@ -387,6 +444,8 @@ class Gathered(NamedTuple):
             return [update for i in range(len(self.params)) for update in self._updates_of(i)]
 
     def _updates_of(self, i: int) -> list[tuple[Tensor, Tensor]]:
+        if shards.is_distributed(self.params[i]):
+            return self._updates_of_parts(i)
         is_rounded = has_16_bits(self.params[i])
         counter = self.columns["step"][i] + 1 if "step" in self.columns else None
         step = 0.0 if counter is None else 1.0 if is_fake(counter) else counter.item()
@@ -404,6 +463,20 @@ class Gathered(NamedTuple):
             number=self.positions[i] | self.number << 32,
         )
         return updates if counter is None else [*updates, (self.columns["step"][i], counter)]
+
+    def _updates_of_parts(self, i: int) -> list[tuple[Tensor, Tensor]]:
+        """Every rank works out the whole, and keeps its shards."""
+        one = self.only([i])
+        whole = one._replace(
+            params=shards.whole(one.params),
+            grads=shards.whole(one.grads),
+            columns={name: shards.whole(column) for name, column in one.columns.items()},
+        )
+        of_step = (COMPENSATIONS.get(self.rounding, ""), "step")
+        before = [one.columns[name] for name in self.rule.states]
+        after = [one.columns[name] for name in of_step if name in one.columns]
+        changed = [x for (x,) in (*before, one.params, *after) if x is not None]
+        return [shards.own_part(x, new) for x, (_, new) in zip(changed, whole.updates(), strict=True)]
 
 
 class Found(NamedTuple):

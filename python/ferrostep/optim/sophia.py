@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core, reference
+from ferrostep.optim import shards
 from ferrostep.optim.base import NewState, without_dynamo, zero_state
 from ferrostep.optim.rules import ElementwiseRule, Found, Gathered, RuleOptimizer, check_place
 from ferrostep.reference import checks
@@ -87,7 +88,7 @@ class Sophia(RuleOptimizer):
                     "scale": scale(group),
                     "skip_nonfinite": group["skip_nonfinite_hessian"],
                 }
-                found = self._find(group, inputs, new_state)
+                found = self._find(number, group, inputs, new_state)
                 native = [one for one in found if one.param.is_cpu and group["backend"] != "reference"]
                 if native:
                     _add_to(batch, estimator, hyperparameters, number, native)
@@ -104,15 +105,27 @@ class Sophia(RuleOptimizer):
                 new_state.discard()
 
     def _find(
-        self, group: dict[str, Any], inputs: Mapping[Tensor, tuple[Tensor, ...]], new_state: NewState
+        self, number: int, group: dict[str, Any], inputs: Mapping[Tensor, tuple[Tensor, ...]], new_state: NewState
     ) -> list[Refreshed]:
         found = []
         for position, p in enumerate(group["params"]):
             if p in inputs:
                 if "hessian" not in self.state.get(p, ()):
                     new_state.set(p, "hessian", zero_state("hessian", p, group))
-                found.append(Refreshed(position, p, self.state[p]["hessian"], inputs[p]))
+                found.append(_of_rank(number, position, p, self.state[p]["hessian"], inputs[p]))
         return found
+
+
+def _of_rank(number: int, position: int, p: Tensor, hessian: Tensor, inputs: tuple[Tensor, ...]) -> Refreshed:
+    """The tensors, or the rank's shards of DTensors."""
+    if not shards.is_distributed(p):
+        return Refreshed(position, p, hessian, inputs)
+
+    def shard(name: str, x: Tensor) -> Tensor:
+        return shards.shard(lambda: f"{name} of parameter {position} in group {number}", x, p)
+
+    own = tuple(shard("gradient or estimate", x) for x in inputs)
+    return Refreshed(position, shards.local(p), shard("hessian", hessian), own)
 
 
 def _add_to(

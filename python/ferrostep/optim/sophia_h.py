@@ -15,6 +15,7 @@ from ferrostep.curvature import HutchinsonDiagonal
 from ferrostep.curvature.diagonal import count_ranks, mean_over_ranks
 from ferrostep.curvature.products import Loss
 from ferrostep.errors import wrong_kind
+from ferrostep.optim import shards
 from ferrostep.optim.arguments import (
     OF_OPTIMIZER,
     AtLeastZero,
@@ -169,9 +170,15 @@ class SophiaH(Sophia):
 
         Raises:
             ValueError, RuntimeError: as of :func:`ferrostep.curvature.hutchinson_diagonal`.
+            NotImplementedError: a parameter is a DTensor.
         """
         if grad_scale is not None:
             check_positive("grad_scale value", grad_scale)
+        if any(shards.is_distributed(p) for group in self.param_groups for p in group["params"]):
+            raise NotImplementedError(
+                "estimate_hessian does not support DTensors, whose backward pass cannot be differentiated; give "
+                "update_hessian estimates that are placed as the parameters are"
+            )
         pending = self._pending if accumulate else None
         if pending is None:
             first = self.param_groups[0]

@@ -55,6 +55,16 @@ impl Apply {
             scale: self.lr * self.adjust_lr.factor(rows, cols, squared_norm) / divisor * scale,
         }
     }
+
+    /// The rule along a move that has the learning rate in it.
+    pub fn along_move(&self) -> Along {
+        Along {
+            decay: self.lr * self.weight_decay,
+            cautious: self.cautious,
+            power: 1.0,
+            scale: 1.0,
+        }
+    }
 }
 
 /// Decay and a move along a direction. State: the direction, only read; so is the gradient, not at all.

@@ -22,6 +22,7 @@ mod normalize;
 mod normalize_rows;
 mod orthogonalize;
 mod piece;
+mod stages;
 mod step;
 
 use super::orthogonal::{self, Numbers};
@@ -36,6 +37,7 @@ pub use normalize::Normalize;
 pub use normalize_rows::NormalizeRows;
 pub use orthogonalize::Orthogonalize;
 pub use piece::Parameter;
+pub use stages::{AlongMove, ComingDirection};
 pub use step::{MatrixRule, Step};
 
 /// A link of the chain from a matrix's direction to what is applied.

@@ -19,8 +19,9 @@ impl Momentum {
         if self.maximize { -share } else { share }
     }
 
+    /// The new momentum.
     #[inline(always)]
-    fn blend<V: Vector>(&self, m: V, g: V) -> V {
+    pub fn blend<V: Vector>(&self, m: V, g: V) -> V {
         m * self.momentum + g * self.share()
     }
 

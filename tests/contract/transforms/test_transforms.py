@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import _core
+from ferrostep.optim.base import arithmetic_dtype
 from tests.contract.rules.registry import Entry, every
 from tests.contract.training import bits, normal
 from tests.contract.transforms.registry import (
@@ -152,6 +153,36 @@ def test_matches_adamws_step_by_the_norm_of_what_it_makes(chain: Chain) -> None:
         rows, cols = p.shape
         factor = 0.2 * (rows * cols / chain.squared_norm(rows, cols)) ** 0.5 if p.numel() else 1.0
         torch.testing.assert_close(q, p * factor, rtol=1e-14, atol=0)
+
+
+@every_chain
+@pytest.mark.parametrize(("dtype", "state_dtype"), DTYPES, ids=str)
+def test_the_stages_by_themselves_are_the_step(
+    chain: Chain, dtype: torch.dtype, state_dtype: torch.dtype | None
+) -> None:
+    arguments = {"lr": 0.5, "momentum": 0.75, "nesterov": True, "weight_decay": 0.125, "cautious_weight_decay": True}
+    grads = gradients(dtype=dtype)
+    whole = step(chain, grads, state_dtype=state_dtype, steps=2, **arguments)
+    before = step(chain, grads, state_dtype=state_dtype, **arguments)
+    params, momenta = before.params, before.states["momentum_buffer"]
+    direction, only_move, along_move = rule(chain, **arguments).stages()
+
+    def run(stage: Any, params: list[Tensor], grads: list[Tensor], **states: list[Tensor]) -> None:
+        batch = _core.Batch()
+        batch.add(stage, params, grads, states)
+        batch.run(2)
+
+    kept = [x.clone() for x in (*params, *momenta)]
+    directions = [torch.empty_like(m) for m in momenta]
+    run(direction, params, grads, direction=directions, momentum_buffer=momenta)
+    assert all(map(torch.equal, kept, (*params, *momenta)))
+    wide = [u.to(arithmetic_dtype(u)) for u in directions]
+    moves, zeros = ([torch.zeros_like(u) for u in wide] for _ in range(2))
+    run(only_move, moves, zeros, **{**before.states, "momentum_buffer": wide})
+    run(along_move, params, grads, momentum_buffer=momenta, move=moves)
+    relative = 0.0 if state_dtype is None else torch.finfo(state_dtype).eps
+    for one, other in zip(before.tensors(), whole.tensors(), strict=True):
+        torch.testing.assert_close(one, other, rtol=max(relative, 1e-6), atol=1e-7)
 
 
 @every_chain

@@ -1,0 +1,86 @@
+"""All ranks take a step, or none: what one of them finds is told to all before any waits for another's data."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import torch
+import torch.distributed as dist
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+GO, SKIP, FAILED = 0, 1, 2
+
+
+class Plan(Protocol):
+    """What a rank has found out about the step that is to come."""
+
+    skips: bool
+    """Whether the step is to be left out."""
+
+    def work_of(self, group: ProcessGroup) -> list[str]:
+        """What the ranks of a process group are to do together, described one by one."""
+
+
+P = TypeVar("P", bound=Plan)
+
+
+def agreed(groups: Iterable[ProcessGroup], find: Callable[[], P]) -> P:
+    """What ``find`` returns, when all ranks of the groups have come here and none has failed.
+
+    One rank that skips the step makes all skip it.
+
+    Args:
+        groups: process groups, in an order in which no ranks wait for one another in a circle.
+        find: called before anything is told; what it raises is raised when the others know of it.
+
+    Raises:
+        RuntimeError: another rank has failed, or would do something else.
+    """
+    plan, error = None, None
+    try:
+        plan = find()
+    except BaseException as raised:
+        error = raised
+    reason = None if error is None else f"{type(error).__name__}: {error}"
+    for group in groups:
+        reason = _tell(group, plan, reason) or reason
+    if error is not None:
+        raise error
+    if plan is None or reason is not None:
+        raise RuntimeError(reason)
+    return plan
+
+
+def _tell(group: ProcessGroup, plan: Plan | None, reason: str | None) -> str | None:
+    """Tell the ranks of a group and hear from them; returns why the step cannot be taken, if that is another's news."""
+    work = plan.work_of(group) if plan else []
+    digest = hashlib.blake2b(repr(work).encode(), digest_size=7).digest()
+    state = FAILED if reason is not None else SKIP if plan and plan.skips else GO
+    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+    own = torch.tensor([state, int.from_bytes(digest, "little")], device=device)
+    everyones = torch.empty(dist.get_world_size(group) * 2, dtype=own.dtype, device=device)
+    dist.all_gather_into_tensor(everyones, own, group=group)
+    states, digests = everyones.view(-1, 2).T.tolist()
+    if plan is not None and SKIP in states:
+        plan.skips = True
+    if FAILED not in states and len(set(digests)) == 1:
+        return None
+    told: list[tuple[str | None, list[str]]] = [(None, [])] * len(states)
+    dist.all_gather_object(told, (reason, work), group=group)
+    return None if reason is not None else _reason(dist.get_process_group_ranks(group), told)
+
+
+def _reason(ranks: list[int], told: list[tuple[str | None, list[str]]]) -> str:
+    """Why ranks that have told so cannot take a step together."""
+    for rank, (reason, _) in zip(ranks, told, strict=True):
+        if reason is not None:
+            return reason if reason.startswith("rank ") else f"rank {rank} cannot take the step: {reason}"
+    first = told[0][1]
+    rank, work = next((rank, work) for rank, (_, work) in zip(ranks, told, strict=True) if work != first)
+    here, there = next(pair for pair in zip_longest(first, work) if pair[0] != pair[1])
+    return f"rank {rank} would step {there or 'nothing more'}, but rank {ranks[0]} {here or 'nothing more'}"

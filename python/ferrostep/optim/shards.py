@@ -1,0 +1,158 @@
+"""DTensors (FSDP2, tensor parallelism): of each, a rank steps its own shard."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeGuard
+
+import torch
+from torch import Tensor
+
+from ferrostep.errors import Problem, wrong_kind
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.tensor import DTensor
+
+    from ferrostep.optim.rules import Rule
+
+
+def are_possible() -> bool:
+    """Whether there can be DTensors."""
+    return "torch.distributed.tensor" in sys.modules
+
+
+def is_distributed(x: object) -> TypeGuard[DTensor]:
+    """Whether it is a DTensor."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(x, module.DTensor)
+
+
+def local(x: DTensor) -> Tensor:
+    """The memory of this rank's shard; `to_local` would make a view of a parameter's."""
+    own: Tensor = x._local_tensor
+    # What a collective operation has yet to bring.
+    return own if type(own) is Tensor or not hasattr(own, "wait") else own.wait()
+
+
+def shard(place: Callable[[], str], x: Any, p: DTensor) -> Tensor:
+    """This rank's shard of what goes with parameter ``p``; raise for what is placed otherwise."""
+    if not is_distributed(x):
+        raise wrong_kind(place(), x, "a DTensor, as the parameter is")
+    if x.placements != p.placements:
+        raise Problem.COUNT.of(place(), f"placements {x.placements}", f"the parameter's, {p.placements}")
+    if x.device_mesh is not p.device_mesh and x.device_mesh != p.device_mesh:
+        raise Problem.COUNT.of(place(), f"device mesh {x.device_mesh}", f"the parameter's, {p.device_mesh}")
+    return local(x)
+
+
+def of_rank(place: Callable[[int], str], column: list[Any], params: list[Tensor]) -> list[Any]:
+    """This rank's shards of a column of tensors that go with ``params``; those that are no DTensors as they are.
+
+    Users of FSDP2 have hundreds of small parameters, so what is as it should be is not looked at twice.
+    """
+    from torch.distributed.tensor import DTensor
+
+    own = []
+    for i, (x, p) in enumerate(zip(column, params, strict=True)):
+        if x is None or not isinstance(p, DTensor):
+            own.append(x)
+        elif isinstance(x, DTensor) and x.placements == p.placements and x.device_mesh is p.device_mesh:
+            own.append(local(x))
+        else:
+            own.append(shard(partial(place, i), x, p))
+    return own
+
+
+def zeros(shape: Sequence[int], dtype: torch.dtype, p: DTensor) -> DTensor:
+    """Zeros placed as a parameter is."""
+    from torch.distributed import tensor
+
+    return tensor.zeros(*shape, dtype=dtype, device_mesh=p.device_mesh, placements=p.placements)
+
+
+def split_dims(p: DTensor) -> dict[int, int]:
+    """The dimensions of the mesh over which the parameter is split, each with the dimension of it that is.
+
+    Raises:
+        NotImplementedError: its shards are sums, or are placed in another way that no optimizer can step.
+    """
+    dims = {}
+    for mesh_dim, placement in enumerate(p.placements):
+        if placement.is_replicate() or p.device_mesh.size(mesh_dim) == 1:
+            continue
+        if not hasattr(placement, "dim"):
+            raise NotImplementedError(f"placements {p.placements}, expected Shard or Replicate")
+        dims[mesh_dim] = placement.dim
+    return dims
+
+
+def is_in_parts(p: Tensor, hyperparameters: Mapping[str, Any]) -> bool:
+    """Whether no rank has whole matrices of the parameter, as a rule of matrices sees it."""
+    if not is_distributed(p):
+        return False
+    dims = split_dims(p).values()
+    counting = p.ndim - 2 if hyperparameters.get("ndim_policy") == "batch" else 0
+    return any(dim >= counting for dim in dims)
+
+
+def process_groups(params: Iterable[Tensor]) -> list[ProcessGroup]:
+    """The process groups that parameters are split over, in order."""
+    found: dict[ProcessGroup, int] = {}
+    for p in params:
+        if is_distributed(p):
+            for mesh_dim in split_dims(p):
+                found.setdefault(p.device_mesh.get_group(mesh_dim), mesh_dim)
+    return in_order(found)
+
+
+def in_order(found: Mapping[ProcessGroup, int]) -> list[ProcessGroup]:
+    """Process groups, each with its dimension of a mesh, in an order in which no ranks wait for one another."""
+    return sorted(found, key=lambda group: (found[group], torch.distributed.get_process_group_ranks(group)))
+
+
+def check_placements(place: str, p: DTensor, group: Mapping[str, Any], rule: Rule | None) -> None:
+    """Raise NotImplementedError for a parameter that cannot be stepped; ``rule`` is one that needs whole matrices."""
+    where = f"{place} on rank {torch.distributed.get_rank()}"
+    if group["differentiable"]:
+        raise NotImplementedError(f"{where} is a DTensor, which differentiable=True does not support")
+    try:
+        dims = split_dims(p)
+    except NotImplementedError as error:
+        raise NotImplementedError(f"{where} has {error}") from None
+    if rule is None or not is_in_parts(p, rule.hyperparameters):
+        return
+    from torch.distributed.tensor import Shard
+
+    if len(dims) != 1 or any(type(p.placements[mesh_dim]) is not Shard for mesh_dim in dims):
+        raise NotImplementedError(
+            f"{where} has placements {p.placements}; expected one Shard at most, so that a rank can own its matrices"
+        )
+    if rule.hyperparameters.get("skip_zero_grad"):
+        raise NotImplementedError(
+            f"{where} has matrices in parts (placements {p.placements}), of which skip_zero_grad=True does not see "
+            "the gradient as a whole; expected whole matrices on each rank, such as experts split along dimension 0"
+        )
+
+
+def whole(column: list[Any]) -> list[Any]:
+    """The tensors that DTensors are shards of, gathered from all ranks."""
+    return [_whole(x) if is_distributed(x) else x for x in column]
+
+
+def _whole(x: DTensor) -> Tensor:
+    # Gloo does not send 16-bit integers.
+    sent: Any = x.detach().to(torch.int32 if x.dtype == torch.int16 else x.dtype)
+    full: Tensor = sent.full_tensor()
+    return full.to(x.dtype)
+
+
+def own_part(x: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+    """This rank's shard of a DTensor and of what is new for it as a whole; other tensors as they are."""
+    if not is_distributed(x):
+        return x, new
+    from torch.distributed.tensor import distribute_tensor
+
+    return local(x), local(distribute_tensor(new, x.device_mesh, x.placements, src_data_rank=None))

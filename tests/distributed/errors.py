@@ -1,0 +1,177 @@
+"""What is refused: with an error on every rank that names rank, group and index; nothing changed, nobody waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from ferrostep.optim import AdamW, AuON, HybridAuON, Muon, MuonWithAuxAdamW
+from tests.distributed.registry import on
+from tests.distributed.tensors import Twins, line, near, placed
+
+ERRORS = (TypeError, ValueError, RuntimeError, KeyError, NotImplementedError)
+
+
+def message_of(call: Callable[[], Any]) -> str:
+    try:
+        call()
+    except ERRORS as error:
+        return f"{type(error).__name__}: {error}"
+    raise AssertionError("no error")
+
+
+def refused(twins: Twins, *words: str) -> str:
+    """A step raises with these words, changes nothing, and leaves the ranks able to take the next."""
+    optimizer = twins.optimizers[1]
+    before = [p.full_tensor() for p in twins.parts]
+    states = {p: {name: kept(x) for name, x in state.items()} for p, state in optimizer.state.items()}
+    message = message_of(optimizer.step)
+    for word in words:
+        assert word in message, (word, message)
+    for p, old in zip(twins.parts, before, strict=True):
+        assert torch.equal(p.full_tensor(), old)
+    assert states.keys() == optimizer.state.keys()
+    for p, state in states.items():
+        for name, x in state.items():
+            near(kept(optimizer.state[p][name]), x)
+    twins.step(1)
+    twins.check(rtol=1e-6, atol=1e-7)  # AuON's sums are rounded otherwise
+    return message
+
+
+def kept(x: Tensor) -> Tensor:
+    return (x.full_tensor() if isinstance(x, DTensor) else x).clone()
+
+
+def twins_of(build: Any, steps: int) -> Twins:
+    twins = Twins(build, ((8, 4), (6, 6)), lambda shape: [Shard(0)])
+    twins.step(steps)
+    twins.give_gradients()
+    return twins
+
+
+RULES = (AdamW, Muon, AuON, HybridAuON)
+PLACE = "grad of parameter 1 in group 0"
+
+
+@on(2)
+def gradients_that_are_placed_otherwise(folder: Path) -> None:
+    def replaced(twins: Twins, how: str) -> Tensor:
+        p, mesh = twins.parts[1], twins.mesh
+        full = torch.ones(p.shape)
+        if how == "partial":
+            return DTensor.from_local(full, mesh, [Partial()])
+        placements = [Replicate()] if how == "whole" else [Shard(1)]
+        return placed(full, mesh, placements)
+
+    for cls in RULES:
+        for steps in (0, 1):
+            for how, word in (
+                ("partial", "has placements (Partial(sum),), expected the parameter's, (Shard(dim=0),)"),
+                ("whole", "has placements (Replicate(),)"),
+                ("along 1", "has placements (Shard(dim=1),)"),
+            ):
+                twins = twins_of(cls, steps)
+                twins.parts[1].grad = replaced(twins, how)
+                refused(twins, PLACE, word)
+
+
+@on(2)
+def what_one_rank_finds_is_told_to_all(folder: Path) -> None:
+    """Only rank 1 has the fault; rank 0 would wait for it for ever."""
+    for cls in (Muon, AuON, HybridAuON, partial(AdamW, skip_nonfinite=True)):
+        for steps in (0, 1):
+            twins = twins_of(cls, steps)
+            state = twins.optimizers[1].state[twins.parts[1]]
+            if dist.get_rank() == 1:
+                if steps:
+                    state["momentum_buffer" if "momentum_buffer" in state else "exp_avg"] = torch.ones(2)
+                else:
+                    twins.parts[1].grad = placed_by_rank(twins, [Replicate()])
+            optimizer = twins.optimizers[1]
+            before = [p.full_tensor() for p in twins.parts]
+            message = message_of(optimizer.step)
+            assert "parameter 1 in group 0" in message, message
+            assert (dist.get_rank() == 1) != message.startswith("RuntimeError: rank 1 cannot take the step: "), message
+            for p, old in zip(twins.parts, before, strict=True):
+                assert torch.equal(p.full_tensor(), old)
+
+
+def placed_by_rank(twins: Twins, placements: Any) -> DTensor:
+    """A gradient of the second parameter that is made without the other ranks."""
+    return DTensor.from_local(torch.ones(twins.parts[1].shape), twins.mesh, placements, run_check=False)
+
+
+@on(2, 4)
+def a_gradient_that_only_one_rank_lacks(folder: Path) -> None:
+    twins = twins_of(Muon, 1)
+    if dist.get_rank() == 1:
+        twins.parts[0].grad = None
+    refused(twins, "RuntimeError: rank 1 would step parameter 1 in group 0", "but rank 0 parameter 0 in group 0")
+
+
+@on(2)
+def ranks_with_other_groups(folder: Path) -> None:
+    mesh = line()
+    parts = [Parameter(placed(torch.ones(8, 4), mesh, [Shard(0)])) for _ in range(3)]
+    own = parts[: 3 - dist.get_rank()]
+    optimizer = Muon([{"params": [p]} for p in own])
+    for p in parts:
+        p.grad = placed(torch.ones(8, 4), mesh, [Shard(0)])
+    message = message_of(optimizer.step)
+    assert "rank 1 would step nothing more, but rank 0 parameter 0 in group 2" in message, message
+    assert all(torch.equal(p.full_tensor(), torch.ones(8, 4)) for p in parts)
+    assert not optimizer.state
+
+
+@on(2)
+def a_fault_in_another_group_of_one_rank(folder: Path) -> None:
+    mesh = line()
+    hidden = Parameter(placed(torch.ones(8, 4), mesh, [Shard(0)]))
+    plain = Parameter(torch.ones(3))
+    groups: list[dict[str, Any]] = [{"params": [hidden], "use_muon": True}, {"params": [plain], "use_muon": False}]
+    optimizer = MuonWithAuxAdamW(groups)
+    hidden.grad, plain.grad = placed(torch.ones(8, 4), mesh, [Shard(0)]), torch.ones(3)
+    if dist.get_rank() == 0:
+        plain.grad = torch.ones(3).to_sparse()
+    message = message_of(optimizer.step)
+    assert "parameter 0 in group 1" in message and "sparse" in message, message
+    assert torch.equal(hidden.full_tensor(), torch.ones(8, 4)) and torch.equal(plain, torch.ones(3))
+    plain.grad = torch.ones(3)
+    optimizer.step()
+    assert not torch.equal(hidden.full_tensor(), torch.ones(8, 4)) and not torch.equal(plain, torch.ones(3))
+
+
+def made(optimizer: Callable[..., Optimizer], *params: Tensor) -> str:
+    return message_of(lambda: optimizer([{"params": [Parameter(torch.ones(2, 2))]}, {"params": list(params)}]))
+
+
+@on(4)
+def layouts_that_no_rank_can_own(folder: Path) -> None:
+    mesh = init_device_mesh("cpu", (2, 2))
+    matrix, plain = torch.ones(8, 8), Parameter(torch.ones(2, 2))
+    place = f"parameter 1 in group 1 on rank {dist.get_rank()}"
+    both = Parameter(placed(matrix, mesh, [Shard(0), Shard(1)]))
+    for cls in (Muon, AuON, HybridAuON):
+        message = made(cls, plain, both)
+        assert message.startswith("NotImplementedError"), message
+        assert place in message and "(Shard(dim=0), Shard(dim=1))" in message, message
+    sums = Parameter(DTensor.from_local(matrix, mesh, [Partial(), Replicate()]))
+    for cls in (AdamW, Muon):
+        message = made(cls, plain, sums)
+        assert place in message and "expected Shard or Replicate" in message, message
+    columns = Parameter(placed(torch.ones(4, 8, 8), mesh, [Replicate(), Shard(1)]))
+    message = made(partial(Muon, ndim_policy="batch", skip_zero_grad=True), plain, columns)
+    assert place in message and "skip_zero_grad" in message, message
+    message = made(partial(AdamW, differentiable=True), plain, columns)
+    assert place in message and "differentiable" in message, message

@@ -1,0 +1,236 @@
+"""Steps of DTensors beside those of whole tensors in one process."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.nn import Parameter
+from torch.nn.parallel import DistributedDataParallel
+
+from ferrostep.optim import AdamW, AuON, HybridAuON, Lion, Muon, SophiaG, SophiaH
+from tests.contract.rules.registry import ENTRIES
+from tests.distributed.registry import on
+from tests.distributed.tensors import Twins, line, near, placed, split
+
+SHAPES = ((9, 5), (3, 8), (4, 4, 2), (2,), (1, 7), (0, 4), ())
+"""Shards of them are uneven, empty, and whole."""
+
+
+@on(2, 4)
+def elementwise_rules_step_shards_to_the_bit(folder: Path) -> None:
+    for entry in ENTRIES:
+        if entry.elementwise and entry.state == "exp_avg":
+            for dim in (0, 1):
+                twins = Twins(entry.build, SHAPES, lambda shape, dim=dim: [split(shape, dim)])
+                twins.step()
+                twins.check()
+
+
+@on(2)
+def options_of_16_bit_parameters_hold_for_shards(folder: Path) -> None:
+    options: list[dict[str, Any]] = [
+        {"rounding": "kahan"},
+        {"master_weights": "split"},
+        {"state_dtype": torch.bfloat16},
+        {"state_dtype": {"exp_avg": torch.bfloat16}},
+        {"amsgrad": True, "backend": "reference"},
+    ]
+    for own in options:
+        twins = Twins(partial(AdamW, **own), SHAPES, lambda shape: [split(shape, 0)], dtype=torch.bfloat16)
+        twins.step()
+        twins.check()
+    for own in ({"rounding": "kahan"}, {"master_weights": "split", "state_dtype": torch.bfloat16}):
+        twins = Twins(partial(Muon, **own), MATRICES, lambda shape: [Shard(0)], dtype=torch.bfloat16)
+        twins.step()
+        twins.check()
+
+
+@on(2, 4)
+def adamw_is_torchs_fused_on_dtensors(folder: Path) -> None:
+    ours = Twins(AdamW, SHAPES, lambda shape: [split(shape, 0)])
+    theirs = [Parameter(p.detach().clone()) for p in ours.parts]
+    fused = torch.optim.AdamW(theirs, fused=True)
+    for _ in range(5):
+        ours.give_gradients()
+        for p, q in zip(theirs, ours.parts, strict=True):
+            p.grad = q.grad
+        fused.step()
+        ours.optimizers[1].step()
+    for p, q in zip(theirs, ours.parts, strict=True):
+        near(p.full_tensor(), q.full_tensor(), rtol=1e-5, atol=1e-7)
+
+
+@on(4)
+def two_dimensions_of_a_mesh(folder: Path) -> None:
+    mesh = init_device_mesh("cpu", (2, 2))
+    both = Twins(AdamW, ((9, 5), (4, 6)), lambda shape: [Shard(0), Shard(1)], mesh)
+    replicas = Twins(Muon, ((9, 5), (40, 60)), lambda shape: [Replicate(), Shard(0)], mesh)
+    for twins in (both, replicas):
+        twins.step()
+        twins.check()
+
+
+MATRICES = ((9, 5), (33, 70), (1, 7), (64, 64), (0, 4), (3, 8))
+
+
+@on(2, 4)
+def rules_of_matrices_step_parts_as_the_whole(folder: Path) -> None:
+    for entry in ENTRIES:
+        if entry.state != "momentum_buffer" or entry.arguments.get("skip_zero_grad"):
+            continue
+        shapes = (*entry.shapes, (64, 64)) if entry.shapes == MATRICES else entry.shapes
+        for dim in (0, 1):
+            twins = Twins(entry.build, shapes, lambda shape, dim=dim: [split(shape, dim)])
+            twins.step()
+            # The sums of AuON's directions are taken of other numbers than where these are written nowhere.
+            twins.check(**({"rtol": 1e-6, "atol": 1e-8} if entry.optimizer is AuON else {}))
+
+
+@on(2)
+def replicated_parameters_step_alike_without_exchange(folder: Path) -> None:
+    for cls in (Muon, AuON, HybridAuON):
+        twins = Twins(cls, MATRICES, lambda shape: [Replicate()])
+        twins.step()
+        twins.check()
+
+
+@on(2, 4)
+def experts_and_convolutions_in_parts(folder: Path) -> None:
+    shapes = ((5, 8, 6), (2, 3, 4), (6, 9, 8), (8, 5))
+    for policy in ("batch", "flatten"):
+        for dim in (0, 1, 2):
+            arguments = {"ndim_policy": policy, "normalize": "normuon", "cautious_weight_decay": True}
+            twins = Twins(partial(Muon, **arguments), shapes, lambda shape, dim=dim: [split(shape, dim)])
+            twins.step()
+            twins.check()
+
+
+@on(2)
+def idle_experts_that_are_whole_on_a_rank_are_skipped(folder: Path) -> None:
+    build = partial(Muon, ndim_policy="batch", skip_zero_grad=True)
+    twins = Twins(build, ((4, 8, 6),), lambda shape: [Shard(0)])
+    twins.step()
+    before = twins.whole[0].detach().clone()
+    twins.whole[0].grad[1] = 0
+    twins.parts[0].grad = placed(twins.whole[0].grad, twins.mesh, [Shard(0)])
+    for optimizer in twins.optimizers:
+        optimizer.step()
+    twins.check()
+    assert torch.equal(before[1], twins.whole[0][1]) and not torch.equal(before[0], twins.whole[0][0])
+
+
+@on(2)
+def plain_torch_steps_parts_as_the_whole(folder: Path) -> None:
+    rules: list[tuple[Any, dict[str, Any]]] = [
+        (AdamW, {}),
+        (Lion, {}),
+        (Muon, {"normalize": "normuon", "ns_precision": "float64"}),
+        (Muon, {"ndim_policy": "batch", "ns_precision": "float64"}),
+        (AuON, {}),
+    ]
+    for cls, arguments in rules:
+        shapes = ((9, 5), (5, 8, 6)) if "ndim_policy" in arguments else ((9, 5), (6, 8))
+        build = partial(cls, **arguments)
+        twins = Twins(build, shapes, lambda shape: [Shard(0)], dtype=torch.float64, backend="reference")
+        twins.step()
+        twins.check(rtol=1e-12, atol=1e-12)
+
+
+@on(2, 4)
+def one_ranks_nan_makes_all_skip(folder: Path) -> None:
+    for cls in (AdamW, Muon):
+        for backend in ("auto", "reference"):
+            build = partial(cls, skip_nonfinite=True, backend=backend)
+            twins = Twins(build, ((8, 4), (8, 8)), lambda shape: [Shard(0)])
+            twins.step(1)
+            before = [p.full_tensor() for p in twins.parts]
+            twins.give_gradients()
+            if dist.get_rank() == 1:
+                twins.parts[1].grad.to_local()[0, 0] = torch.nan
+            twins.optimizers[1].step()
+            for p, old in zip(twins.parts, before, strict=True):
+                assert torch.equal(p.full_tensor(), old)
+            state = twins.optimizers[1].state[twins.parts[0]]
+            assert "step" not in state or state["step"] == 1
+            twins.give_gradients()
+            twins.optimizers[1].step()
+            assert not torch.equal(twins.parts[0].full_tensor(), before[0])
+
+
+@on(2)
+def hessian_estimates_of_shards(folder: Path) -> None:
+    g = Twins(partial(SophiaG, bs=8), SHAPES, lambda shape: [split(shape, 0)])
+    for _ in range(2):
+        g.give_gradients()
+        for optimizer in g.optimizers:
+            optimizer.update_hessian(bs=8)
+        g.step(2)
+    g.check()
+    h = Twins(SophiaH, SHAPES, lambda shape: [split(shape, 0)])
+    estimates = [torch.randn(p.shape) for p in h.whole]
+    h.optimizers[0].update_hessian(estimates)
+    h.optimizers[1].update_hessian([placed(d, h.mesh, where) for d, where in zip(estimates, h.placements, strict=True)])
+    h.step(2)
+    h.check()
+    try:
+        h.optimizers[1].estimate_hessian(lambda: torch.zeros(()))
+    except NotImplementedError as error:
+        assert "DTensors" in str(error)
+    else:
+        raise AssertionError("an estimate that DTensors do not have")
+
+
+@on(2)
+def a_changed_shard_is_noticed(folder: Path) -> None:
+    """Autograd is told of the DTensor and of its shard; shards that are exchanged are those that are stepped."""
+    twins = Twins(AdamW, ((8, 4),), lambda shape: [Shard(0)])
+    (p,) = twins.parts
+    twins.step(1)
+    versions = p._version, p._local_tensor._version
+    p._local_tensor = p._local_tensor.clone()
+    twins.step(1)
+    twins.check()
+    assert p._version > versions[0] and p._local_tensor._version > 0
+
+
+@on(2)
+def ddp_leaves_all_ranks_with_the_same_bits(folder: Path) -> None:
+    class Waves(torch.nn.Module):
+        def __init__(self, shapes: Any) -> None:
+            super().__init__()
+            self.weights = torch.nn.ParameterList(torch.randn(shape) for shape in shapes)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return sum((p - x).sin().mean() for p in self.weights)
+
+    for entry in ENTRIES:
+        model = DistributedDataParallel(Waves([shape for shape in entry.shapes if 0 not in shape]))
+        optimizer = entry.build(model.parameters())
+        for step in range(50):
+            optimizer.zero_grad()
+            model(torch.tensor(0.1 * step + dist.get_rank())).backward()
+            optimizer.step()
+        for p in model.parameters():
+            others = [torch.empty_like(p) for _ in range(dist.get_world_size())]
+            dist.all_gather(others, p.detach())
+            assert p.isfinite().all(), entry.name
+            assert all(torch.equal(p, other) for other in others), entry.name
+
+
+@on(2)
+def new_states_are_dtensors_only_where_the_parameter_is(folder: Path) -> None:
+    mesh = line()
+    p, q = Parameter(torch.ones(4, 3)), Parameter(placed(torch.ones(4, 3), mesh, [Shard(0)]))
+    optimizer = AdamW([p, q])
+    p.grad, q.grad = torch.ones(4, 3), placed(torch.ones(4, 3), mesh, [Shard(0)])
+    optimizer.step()
+    assert torch.equal(q.full_tensor(), p)
+    kinds = [{name: isinstance(x, DTensor) for name, x in optimizer.state[each].items()} for each in (p, q)]
+    assert not any(kinds[0].values())
+    assert kinds[1] == {"step": False, "exp_avg": True, "exp_avg_sq": True}
