@@ -62,8 +62,9 @@ macro_rules! number {
 }
 number!(f64, F64, |x| x, |x| x);
 number!(f32, F32, |x| x as f32, f64::from);
-number!(f16, F16, f16::from_f64, f16::to_f64);
-number!(bf16, Bf16, bf16::from_f64, bf16::to_f64);
+// By way of f32: `from_f64` looks at the upper half of the bits only, and takes numbers that are nearly ties for ties.
+number!(f16, F16, |x| f16::from_f32(x as f32), f16::to_f64);
+number!(bf16, Bf16, |x| bf16::from_f32(x as f32), bf16::to_f64);
 
 /// A parameter with gradient, state and compensation.
 #[derive(Clone, Debug, PartialEq)]
