@@ -28,6 +28,7 @@ RULES: dict[str, Callable[..., Any]] = {
     "apg from uncond": lambda m, c, u, n, **k: m.apg(c, u, 5.0, norm_threshold=2.5, base="uncond", **k),
     "cfg_zero_star": lambda m, c, u, n, **k: m.cfg_zero_star(c, u, 5.0, rescale=0.2, **k),
     "tangential": lambda m, c, u, n, **k: m.tangential(c, u, 5.0, **k),
+    "magnitude_aware": lambda m, c, u, n, **k: m.magnitude_aware(c, u, 5.0, alpha=2.0, rescale=0.2, **k),
     "perp_neg": lambda m, c, u, n, **k: m.perp_neg(c, u, n, 5.0, [0.5, 1.5], **k),
 }
 X = torch.randn(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -96,6 +97,10 @@ def test_oracles_of_the_other_rules(m: Any) -> None:
     near = {"rtol": 0, "atol": 5e-5}
     torch.testing.assert_close(m.cfg(c, u, 5.0, rescale=0.7), row(1.4957, 2.9913, 4.4870, 8.4755), **near)
     torch.testing.assert_close(m.cfg_zero_star(c, u, 5.0), row(0.46667, 0.93333, 1.4, 6.86667), **near)
+    # |d| / |u| = 5 / 10
+    damped = 4 * float(np.exp(-1))
+    aware = m.magnitude_aware(row(9, 12), row(6, 8), 5.0, alpha=2.0)
+    torch.testing.assert_close(aware, row(9 + 3 * damped, 12 + 4 * damped))
     parallel, orthogonal = m.project(row(2, 3), row(3, 4))
     torch.testing.assert_close(parallel, row(2.16, 2.88))
     torch.testing.assert_close(orthogonal, row(-0.16, 0.12))
@@ -111,6 +116,7 @@ SCALED: dict[str, Callable[..., Any]] = {
     "apg from uncond": lambda m, c, u, n, s, **k: m.apg(c, u, s, base="uncond", **k),
     "cfg_zero_star": lambda m, c, u, n, s, **k: m.cfg_zero_star(c, u, s, **k),
     "tangential": lambda m, c, u, n, s, **k: m.tangential(c, u, s, **k),
+    "magnitude_aware": lambda m, c, u, n, s, **k: m.magnitude_aware(c, u, s, alpha=0.5, **k),
     "perp_neg": lambda m, c, u, n, s, **k: m.perp_neg(c, u, n, s, [0.5, 1.5], **k),
 }
 every_scaled_rule = pytest.mark.parametrize("rule", SCALED.values(), ids=SCALED)
@@ -260,6 +266,10 @@ def test_the_other_rules_are_those_of_diffusers() -> None:
     close(guidance.cfg(c, u, 5.0, rescale=0.7), rescale_noise_cfg(guided, c, 0.7))
     s = cfg_zero_star_scale(c.flatten(1), u.flatten(1)).view(3, 1, 1, 1) * u
     torch.testing.assert_close(guidance.cfg_zero_star(c, u, 5.0), s + 5 * (c - s), rtol=1e-5, atol=1e-5)
+    mambo_guidance = of_diffusers("magnitude_aware_guidance", "mambo_guidance")
+    flat = c.flatten(1), u.flatten(1)  # diffusers' asks torch.norm for more dimensions than it takes at once
+    close(guidance.magnitude_aware(*flat, 5.0), mambo_guidance(*flat, 5.0))
+    close(guidance.magnitude_aware(*flat, 6.0), mambo_guidance(*flat, 5.0, use_original_formulation=True))
     torch.testing.assert_close(guidance.tangential(c, u, 5.0), tangential_guidance(c, u, 5.0), rtol=1e-4, atol=1e-4)
 
 
@@ -396,6 +406,10 @@ def test_zeros_and_huge_values_keep_their_guidance(dtype: torch.dtype) -> None:
     close(guidance.cfg_zero_star(some, zero, 5.0), (5 * some.double()).to(dtype))
     assert torch.equal(guidance.cfg_zero_star(zero, some, 5.0), zero)
     assert torch.equal(guidance.project(some, zero)[1], some)
+    for m in (guidance, reference):
+        assert torch.equal(m.magnitude_aware(zero, zero, 5.0), zero)
+        assert torch.equal(m.magnitude_aware(some, zero, 5.0), some)  # the difference is infinitely long beside zero
+        close(m.magnitude_aware(some, zero, 5.0, alpha=0.0), (5 * some.double()).to(dtype))
     # the squares of these overflow float16
     c, u, _ = predictions(1, 1000, dtype=dtype)
     close(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -14,9 +15,12 @@ from torch import Tensor
 pytest.importorskip("diffusers")
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel, UNet2DModel
 from diffusers.guiders.adaptive_projected_guidance import AdaptiveProjectedGuidance
+from diffusers.guiders.adaptive_projected_guidance_mix import AdaptiveProjectedMixGuidance
 from diffusers.guiders.classifier_free_guidance import ClassifierFreeGuidance
 from diffusers.guiders.classifier_free_zero_star_guidance import ClassifierFreeZeroStarGuidance
+from diffusers.guiders.frequency_decoupled_guidance import FrequencyDecoupledGuidance
 from diffusers.guiders.guider_utils import BaseGuidance
+from diffusers.guiders.magnitude_aware_guidance import MagnitudeAwareGuidance
 from diffusers.guiders.tangential_classifier_free_guidance import TangentialClassifierFreeGuidance
 from diffusers.modular_pipelines.stable_diffusion_xl.denoise import StableDiffusionXLDenoiseStep
 
@@ -47,9 +51,34 @@ CASES: list[tuple[type[BaseGuidance], dict[str, Any]]] = [
     (ClassifierFreeZeroStarGuidance, {}),
     (ClassifierFreeZeroStarGuidance, {"zero_init_steps": 0, "guidance_rescale": 0.5, "use_original_formulation": True}),
     (TangentialClassifierFreeGuidance, {"guidance_scale": 4.0}),
+    (AdaptiveProjectedMixGuidance, {"adaptive_projected_guidance_start_step": 1}),
+    (AdaptiveProjectedMixGuidance, {"guidance_rescale": 0.3, "adaptive_projected_guidance_momentum": None}),
+    (
+        AdaptiveProjectedMixGuidance,
+        {"use_original_formulation": True, "adaptive_projected_guidance_start_step": 2, "stop": 0.9, "eta": 0.5},
+    ),
+    (MagnitudeAwareGuidance, {}),
+    (MagnitudeAwareGuidance, {"alpha": 0.5, "guidance_rescale": 0.7, "use_original_formulation": True}),
+    (FrequencyDecoupledGuidance, {}),
+    (
+        FrequencyDecoupledGuidance,
+        {"guidance_scales": [4.0, 3.0], "parallel_weights": [0.2, 0.5], "guidance_rescale": [0.3, 0.6]},
+    ),
+    (
+        FrequencyDecoupledGuidance,
+        {
+            "guidance_scales": [4.0, 3.0],
+            "guidance_rescale": 0.5,
+            "guidance_rescale_space": "freq",
+            "use_original_formulation": True,
+        },
+    ),
 ]
+WITHOUT_KORNIA = pytest.mark.skipif(importlib.util.find_spec("kornia") is None, reason="kornia is not installed")
 every_case = pytest.mark.parametrize(
-    ("theirs", "arguments"), CASES, ids=[f"{cls.__name__} {', '.join(a) or 'by default'}" for cls, a in CASES]
+    ("theirs", "arguments"),
+    [pytest.param(*case, marks=WITHOUT_KORNIA if case[0] is FrequencyDecoupledGuidance else ()) for case in CASES],
+    ids=[f"{cls.__name__} {', '.join(a) or 'by default'}" for cls, a in CASES],
 )
 
 
@@ -59,6 +88,12 @@ def settings_of(guidance: BaseGuidance) -> dict[str, Any]:
 
 def guider(theirs: type[BaseGuidance], arguments: dict[str, Any]) -> BaseGuidance:
     return getattr(ours, theirs.__name__)(**arguments)
+
+
+@pytest.fixture(autouse=True)
+def norms_of_three_dimensions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For diffusers' MagnitudeAwareGuidance, which asks torch.norm for them and gets a RuntimeError."""
+    monkeypatch.setattr(torch, "norm", torch.linalg.vector_norm)
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +155,12 @@ def test_configurations_are_those_of_diffusers(
     assert isinstance(own, BaseGuidance) and isinstance(own, theirs)
     assert dict(own.config) == dict(other.config)
     own.save_pretrained(tmp_path)
-    loaded = settings_of(theirs.from_pretrained(tmp_path))
-    assert {name: tuple(x) if isinstance(x, list) else x for name, x in loaded.items()} == settings_of(other)
-    assert isinstance(own.new(guidance_scale=2.0), type(own)) and own.new(guidance_scale=2.0).guidance_scale == 2.0
+    loaded, expected = (
+        {name: tuple(x) if isinstance(x, list) else x for name, x in settings_of(each).items()}
+        for each in (theirs.from_pretrained(tmp_path), other)
+    )
+    assert loaded == expected
+    assert isinstance(own.new(start=0.1), type(own)) and own.new(start=0.1).config.start == 0.1
     assert own.num_conditions == other.num_conditions
     assert own.get_state().keys() == other.get_state().keys()
 
@@ -143,6 +181,12 @@ def test_defects_of_diffusers_are_not_ours() -> None:
     tangential = ours.TangentialClassifierFreeGuidance()
     tangential.prepare_models(torch.nn.Identity())
     assert tangential.is_conditional and not tangential.is_unconditional
+    if importlib.util.find_spec("kornia") is not None:
+        cond, uncond = (torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(i)) for i in range(2))
+        decoupled = ours.FrequencyDecoupledGuidance([3.0, 3.0], start=[0.0, 0.5])
+        decoupled.set_state(step=0, num_inference_steps=STEPS, timestep=torch.tensor(0))
+        alone = ours.FrequencyDecoupledGuidance([3.0, 1.0])
+        torch.testing.assert_close(decoupled.forward(cond, uncond).pred, alone.forward(cond, uncond).pred)
     with pytest.raises(ValueError, match="rescale"):
         ours.ClassifierFreeGuidance(guidance_rescale=1.5).forward(torch.ones(1, 4), torch.zeros(1, 4))
 

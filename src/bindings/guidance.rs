@@ -4,7 +4,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use smallvec::SmallVec;
 
-use super::arguments::{finite, invalid, share, unknown};
+use super::arguments::{at_least_zero, finite, invalid, share, unknown};
 use super::call::{Call, Owner, Role};
 use super::view::View;
 use crate::kernels::guidance::{self, Apg, MAX_INPUTS, Memory, Method};
@@ -69,6 +69,12 @@ impl Guidance {
     #[staticmethod]
     fn tangential(scales: Vec<f64>, rescale: f64) -> PyResult<Self> {
         checked(Method::Tangential, scales, rescale)
+    }
+
+    #[staticmethod]
+    fn magnitude_aware(scales: Vec<f64>, alpha: f64, rescale: f64) -> PyResult<Self> {
+        let alpha = at_least_zero("alpha", alpha)?;
+        checked(Method::MagnitudeAware { alpha }, scales, rescale)
     }
 
     #[staticmethod]

@@ -41,6 +41,7 @@ __all__ = [
     "cfg",
     "cfg_zero_star",
     "from_denoised",
+    "magnitude_aware",
     "perp_neg",
     "project",
     "tangential",
@@ -231,6 +232,45 @@ def tangential(
     rule = _core.Guidance.tangential(_scales(scale, inputs), rescale)
     if _elsewhere(inputs, dims, out, scale):
         return _into(out, reference.tangential(cond, uncond, scale, rescale=rescale, dims=dims))
+    return _run(rule, inputs, dims, out)
+
+
+def magnitude_aware(
+    cond: Tensor,
+    uncond: Tensor,
+    scale: float | Tensor,
+    *,
+    alpha: float = 8.0,
+    rescale: float = 0.0,
+    dims: Dims = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Magnitude-aware guidance (MAMBO-G, arXiv 2508.03442): :func:`cfg` at a scale that a large difference lowers.
+
+    With ``d = cond - uncond``, the result is ``cond + (scale - 1) * exp(-alpha * |d| / |uncond|) * d``.
+
+    Args:
+        cond, uncond: the predictions, of one shape (B, ...) and dtype as of :func:`cfg`.
+        scale: the scale where there is next to no difference, as of :func:`cfg`.
+        alpha: how much a difference of the prediction's own size lowers it, at least 0. Default 8; 0 is plain
+            guidance.
+        rescale: as of :func:`cfg`.
+        dims, out: see the module.
+
+    Returns:
+        The guided prediction: ``out``, or a new tensor.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: an argument that cannot be used; nothing has been changed then.
+
+    Example:
+        >>> magnitude_aware(torch.tensor([[9.0, 12.0]]), torch.tensor([[6.0, 8.0]]), scale=5.0, alpha=2.0)
+        tensor([[13.4146, 17.8861]])
+    """
+    inputs, dims = {"cond": cond, "uncond": uncond}, _dims(dims)
+    rule = _core.Guidance.magnitude_aware(_scales(scale, inputs), alpha, rescale)
+    if _elsewhere(inputs, dims, out, scale):
+        return _into(out, reference.magnitude_aware(cond, uncond, scale, alpha=alpha, rescale=rescale, dims=dims))
     return _run(rule, inputs, dims, out)
 
 

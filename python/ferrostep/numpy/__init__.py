@@ -16,7 +16,7 @@ read-only, or sharing memory.
 from ferrostep.numpy import projections
 from ferrostep.numpy.elementwise import adamw_, lion_
 from ferrostep.numpy.gradients import combine, ema_, gram, orthogonal_, orthogonal_combine_, pcgrad_
-from ferrostep.numpy.guidance import apg, cfg, cfg_zero_star, perp_neg, project, tangential
+from ferrostep.numpy.guidance import apg, cfg, cfg_zero_star, magnitude_aware, perp_neg, project, tangential
 from ferrostep.numpy.matrices import orthogonalize
 from ferrostep.numpy.weights import aligned_mtl_weights, cagrad_weights, min_norm_weights, pcgrad_weights
 
@@ -31,6 +31,7 @@ __all__ = [
     "ema_",
     "gram",
     "lion_",
+    "magnitude_aware",
     "min_norm_weights",
     "orthogonal_",
     "orthogonal_combine_",

@@ -155,6 +155,39 @@ def tangential(
     return _guide(_core.Guidance.tangential(scales(scale, cond), rescale), inputs, dims, out, num_threads)
 
 
+def magnitude_aware(
+    cond: Array,
+    uncond: Array,
+    scale: float | Array,
+    *,
+    alpha: float = 8.0,
+    rescale: float = 0.0,
+    dims: Dims = None,
+    out: Array | None = None,
+    num_threads: int | None = None,
+) -> Array:
+    """Magnitude-aware guidance (arXiv 2508.03442), as :func:`ferrostep.guidance.magnitude_aware`.
+
+    Args:
+        cond, uncond: the predictions, of one shape (B, ...) and dtype.
+        scale, alpha, rescale: as of that function.
+        dims, out, num_threads: see the module.
+
+    Returns:
+        The guided prediction: ``out``, or a new array.
+
+    Raises:
+        TypeError, ValueError: an argument that cannot be used; nothing has been changed then.
+
+    Example:
+        >>> magnitude_aware(np.array([[9.0, 12.0]]), np.array([[6.0, 8.0]]), scale=5.0, alpha=2.0).round(4)
+        array([[13.4146, 17.8861]])
+    """
+    inputs = _checked(cond=cond, uncond=uncond)
+    rule = _core.Guidance.magnitude_aware(scales(scale, cond), alpha, rescale)
+    return _guide(rule, inputs, dims, out, num_threads)
+
+
 def perp_neg(
     cond: Array,
     uncond: Array,

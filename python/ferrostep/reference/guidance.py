@@ -119,6 +119,23 @@ def tangential(
     return _rescaled(u + scale * (c - u), c, rescale, dims).to(cond.dtype)
 
 
+def magnitude_aware(
+    cond: Tensor,
+    uncond: Tensor,
+    scale: float | Tensor,
+    *,
+    alpha: float = 8.0,
+    rescale: float = 0.0,
+    dims: Dims = None,
+) -> Tensor:
+    """Magnitude-aware guidance (arXiv 2508.03442)."""
+    c, u, scale = wide(cond), wide(uncond), _each(scale, cond)
+    d, size = c - u, _root(_sum(u * u, dims))
+    ratio = _root(_sum(d * d, dims)) / torch.where(size == 0, 1.0, size)
+    damping = torch.where((size == 0) & (alpha != 0), 0.0, torch.exp(-alpha * ratio))
+    return _rescaled(c + (scale - 1) * damping * d, c, rescale, dims).to(cond.dtype)
+
+
 def perp_neg(
     cond: Tensor,
     uncond: Tensor,

@@ -20,6 +20,9 @@ pub enum Method {
     ZeroStar,
     /// Tangential CFG (arXiv 2503.18137): CFG with u's component along the first right singular vector of (c, u).
     Tangential,
+    /// Magnitude-aware guidance (MAMBO-G, arXiv 2508.03442): CFG whose strength, scale - 1, is multiplied by
+    /// exp(-alpha |d| / |u|).
+    MagnitudeAware { alpha: f64 },
     /// Perp-Neg (arXiv 2304.04968): CFG with d less the components orthogonal to d of n - u, for each negative
     /// prediction n, times its weight.
     PerpNeg { weights: Vec<f64> },
@@ -95,7 +98,7 @@ impl Guidance {
     /// Whether c, d and n - u are combined, rather than the tensors: methods of d would lose it where c and u are close.
     pub fn takes_differences(&self) -> bool {
         match self.method {
-            Method::Cfg | Method::PerpNeg { .. } => true,
+            Method::Cfg | Method::MagnitudeAware { .. } | Method::PerpNeg { .. } => true,
             Method::Apg(apg) => apg.momentum.is_none(),
             Method::ZeroStar | Method::Tangential | Method::Project => false,
         }
@@ -127,6 +130,16 @@ impl Guidance {
                 // The eigenvector of the largest eigenvalue of ((|c|², <c, u>), (<c, u>, |u|²)).
                 let (sin, cos) = (0.5 * (2.0 * ab).atan2(aa - bb)).sin_cos();
                 with(&[scale + (1.0 - scale) * cos * sin, (1.0 - scale) * sin * sin])
+            }
+            Method::MagnitudeAware { alpha } => {
+                // Any number does where there is no d; without u, d is infinitely long beside it.
+                let damping = if *alpha == 0.0 || bb == 0.0 {
+                    1.0
+                } else {
+                    let uncond = (aa - 2.0 * ab + bb).max(0.0);
+                    (-alpha * (bb / uncond).sqrt()).exp()
+                };
+                with(&[1.0, (scale - 1.0) * damping])
             }
             Method::PerpNeg { weights } => {
                 let mut all = with(&[1.0, scale - 1.0]);

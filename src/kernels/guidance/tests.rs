@@ -75,6 +75,16 @@ fn the_oracles_of_the_specification_hold() {
     let zero_star = plain(Method::ZeroStar, 5.0);
     let result = guide(&zero_star, Float::F64, &mut four(), 1, 1);
     assert_close(&result[0], &[0.4667, 0.9333, 1.4, 6.8667], 5e-5);
+    // |d| / |u| = 5 / 10; where u is 0, nothing is added to c.
+    let aware = plain(Method::MagnitudeAware { alpha: 2.0 }, 5.0);
+    let mut inputs = [vec![9.0, 12.0, 1.0, 2.0], vec![6.0, 8.0, 0.0, 0.0]];
+    let result = guide(&aware, Float::F64, &mut inputs, 2, 1);
+    let damped = 4.0 * (-1.0_f64).exp();
+    assert_close(
+        &result[0],
+        &[9.0 + 3.0 * damped, 12.0 + 4.0 * damped, 1.0, 2.0],
+        1e-12,
+    );
 }
 
 #[test]
@@ -85,6 +95,7 @@ fn each_sample_may_have_its_own_scale() {
         Method::Apg(apg(0.2, 1.0)),
         Method::ZeroStar,
         Method::Tangential,
+        Method::MagnitudeAware { alpha: 2.0 },
         Method::PerpNeg { weights },
     ] {
         let value = |i: usize, seed: usize| ((i * 7919 + seed * 104_729) % 2003) as f64 / 1000.0 - 1.0;

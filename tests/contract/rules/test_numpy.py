@@ -219,6 +219,7 @@ THREADED: dict[str, Callable[..., object]] = {
     "ema_": lambda a, b, c, d, **n: f.ema_([a], [b], 0.5, **n),
     "gram": lambda a, b, c, d, **n: f.gram([[a], [b]], **n),
     "lion_": lambda a, b, c, d, **n: f.lion_(a, b, c, **n),
+    "magnitude_aware": lambda a, b, c, d, **n: f.magnitude_aware(a, b, 2.0, out=c, **n),
     "orthogonal_": lambda a, b, c, d, **n: f.orthogonal_([a], [b], **n),
     "orthogonal_combine_": lambda a, b, c, d, **n: f.orthogonal_combine_([a], [b], [c], **n),
     "orthogonalize": lambda a, b, c, d, **n: f.orthogonalize(a, out=b, **n),
