@@ -267,8 +267,9 @@ def test_the_other_rules_are_those_of_diffusers() -> None:
     s = cfg_zero_star_scale(c.flatten(1), u.flatten(1)).view(3, 1, 1, 1) * u
     torch.testing.assert_close(guidance.cfg_zero_star(c, u, 5.0), s + 5 * (c - s), rtol=1e-5, atol=1e-5)
     mambo_guidance = of_diffusers("magnitude_aware_guidance", "mambo_guidance")
-    close(guidance.magnitude_aware(c, u, 5.0), mambo_guidance(c, u, 5.0))
-    close(guidance.magnitude_aware(c, u, 6.0), mambo_guidance(c, u, 5.0, use_original_formulation=True))
+    flat = c.flatten(1), u.flatten(1)  # diffusers' asks torch.norm for more dimensions than it takes at once
+    close(guidance.magnitude_aware(*flat, 5.0), mambo_guidance(*flat, 5.0))
+    close(guidance.magnitude_aware(*flat, 6.0), mambo_guidance(*flat, 5.0, use_original_formulation=True))
     torch.testing.assert_close(guidance.tangential(c, u, 5.0), tangential_guidance(c, u, 5.0), rtol=1e-4, atol=1e-4)
 
 
