@@ -211,6 +211,45 @@ def test_names_of_embeddings_decide_where_no_module_does(name: str) -> None:
     assert routes(muon_param_groups(nn.ModuleDict({"shared": nn.Linear(4, 4)})))["shared.weight"] == "Muon"
 
 
+def layers(*made: nn.Module) -> nn.Module:
+    return nn.Sequential(*made)
+
+
+ENDS: dict[str, tuple[nn.Module, list[str]]] = {
+    "a perceptron": (layers(nn.Linear(4, 8), nn.Linear(8, 2)), ["0"]),
+    "one layer": (layers(nn.Linear(4, 8)), ["0"]),
+    "grey images": (layers(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 8), nn.Linear(8, 2)), ["1", "2"]),
+    "a critic": (layers(nn.Conv2d(3, 8, 4), nn.Conv2d(8, 8, 4), nn.Conv2d(8, 1, 4)), ["1"]),
+    "a generator": (layers(*[nn.ConvTranspose2d(m, n, 4) for m, n in ((9, 8), (8, 8), (8, 3))]), ["1"]),
+    "text": (layers(nn.Embedding(9, 8), nn.Conv1d(8, 8, 3), nn.Linear(8, 9)), ["1"]),
+    "blocks alike": (layers(*[nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(2)]), ["0.0", "1.0"]),
+    "an inner fc": (nn.ModuleDict({"a": nn.ModuleDict({"fc": nn.Linear(8, 8)}), "fc": nn.Linear(8, 2)}), ["a.fc"]),
+    "a head of two": (
+        nn.ModuleDict({"a": nn.Linear(8, 8), "head": layers(nn.Linear(8, 8), nn.Linear(8, 2))}),
+        ["a", "head.0"],
+    ),
+    "a gate beside none": (nn.ModuleDict({"gate": nn.Linear(8, 8), "last": nn.Linear(8, 8)}), ["gate"]),
+    "a gate beside experts": (
+        nn.ModuleDict({"gate": nn.Linear(8, 4), "experts": nn.ModuleList([nn.Linear(8, 8)]), "head": nn.Linear(8, 2)}),
+        ["experts.0"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ENDS)
+def test_what_a_model_begins_and_ends_with(case: str) -> None:
+    model, expected = ENDS[case]
+    assert [
+        r.name.removesuffix(".weight") for r in muon_param_groups(model).routes if r.optimizer == "Muon"
+    ] == expected
+
+
+def test_an_excluded_layer_at_the_end_is_the_last() -> None:
+    model = layers(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    assert routes(muon_param_groups(model, exclude=("2",)))["1.weight"] == "Muon"
+    assert routes(muon_param_groups(model, include=("2",)))["2.weight"] == "Muon"
+
+
 @pytest.mark.frameworks
 @pytest.mark.filterwarnings("ignore")  # of frameworks, about one another
 @pytest.mark.parametrize("name", ARCHITECTURES)

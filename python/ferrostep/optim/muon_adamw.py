@@ -77,7 +77,7 @@ class MuonAdamW(RuleOptimizer):
         use_muon: None (default) to route; True or False, usually in a group, for all parameters one way.
         ndim_policy: what parameters of more than 2 dimensions are that belong to no convolution: ``"flatten"`` or
             ``"batch"``, see :class:`Muon`; None (default): see above.
-        exclude: shell-style patterns for parts of names that AdamW takes besides; of the constructor, not of groups.
+        exclude: shell-style patterns for parts of names that AdamW takes besides; not for groups added later.
         include: the same for what Muon takes whatever the routing finds, if it can.
         **options: see :class:`ferrostep.optim.options.Options`.
 

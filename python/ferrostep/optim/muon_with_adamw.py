@@ -21,7 +21,8 @@ ADAMW: dict[str, Any] = {**AdamW._defaults(), "lr": 3e-4, "betas": (0.9, 0.95), 
 class MuonWithAuxAdamW(RuleOptimizer):
     """Muon and AdamW (arXiv 1711.05101) in one optimizer, with one state dict, for one scheduler.
 
-    It takes the place of Keller Jordan's ``MuonWithAuxAdam``.
+    It takes the place of Keller Jordan's ``MuonWithAuxAdam``. :class:`MuonAdamW` routes by itself, with one learning
+    rate for both.
 
     Every parameter group says which of both it takes: ``use_muon=True`` for hidden matrices, with the arguments of
     :class:`ferrostep.optim.Muon` and the defaults lr 0.02, momentum 0.95, weight decay 0; ``use_muon=False`` for

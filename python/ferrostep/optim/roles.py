@@ -54,6 +54,10 @@ WEIGHT_NORM = (("original0", "original1"), ("_g", "_v"))
 
 ADAPTER = "adapter of low rank"
 SINGLE_CHANNELS = "convolution of single channels"
+ONE_ROW = "one row or column"
+EXCLUDED = "excluded by"
+NO_ROLE = (SINGLE_CHANNELS, ONE_ROW, EXCLUDED)
+"""Reasons that a layer may have wherever it is in its model."""
 VOCABULARY = 30_000
 """From so many rows on a matrix without a name is taken for an embedding or an output layer."""
 THIN = 32
@@ -118,7 +122,7 @@ def reasons_by_name(
         if not reasons.get(p, reason):
             reasons[p] = reason
     if not outputs and len(hidden) > 1:
-        reasons.update(_last_layer(hidden, named))
+        reasons.update(_last_layer(owners, reasons))
     for p, owned in owners.items():
         if p.ndim > 1 and not p.is_complex() and any(_matches(each.parts, include) for each in owned):
             reasons[p] = ""
@@ -205,7 +209,7 @@ def _reason_by_name(each: Named, beside: Beside, exclude: Sequence[str]) -> str:
         return "bias, position or token"
     pattern = _matches(parts, exclude)
     if pattern:
-        return f"excluded by {pattern!r}"
+        return f"{EXCLUDED} {pattern!r}"
     if _matches(parts[-3:], INPUTS):
         return "embedding by its name"
     if any(ADAPTERS.search(part) for part in parts):
@@ -267,13 +271,18 @@ def _first_convolution(owners: Mapping[Tensor, Sequence[Named]], reasons: Mappin
     return {}
 
 
-def _last_layer(hidden: Sequence[Named], named: Iterable[Named]) -> dict[Tensor, str]:
+def _last_layer(owners: Mapping[Tensor, Sequence[Named]], reasons: Mapping[Tensor, str]) -> dict[Tensor, str]:
     """The layer that a model ends with, unless it is one of several blocks that are alike."""
-    last = next(filter(_is_layer, reversed(hidden)), None)
-    if last is None:
+    may_end = [
+        owned[0]
+        for p, owned in owners.items()
+        if p.ndim > 1 and _is_layer(owned[0]) and (not reasons[p] or reasons[p].startswith(NO_ROLE))
+    ]
+    if not may_end or reasons[may_end[-1].p]:
         return {}
+    last = may_end[-1]
     block = _without_numbers(last.parts)
-    twins = [each for each in named if _without_numbers(each.parts) == block and each.p.shape == last.p.shape]
+    twins = [each for each in may_end if _without_numbers(each.parts) == block and each.p.shape == last.p.shape]
     return {last.p: "last layer"} if len(twins) == 1 else {}
 
 
@@ -302,4 +311,4 @@ def _reason_by_shape(p: Tensor) -> str:
 def _reason_by_sides(p: Tensor) -> str:
     if p.ndim > 2 and p.shape[1] == 1:
         return SINGLE_CHANNELS
-    return "one row or column" if 1 in (p.shape[0], p.shape[1:].numel()) else ""
+    return ONE_ROW if 1 in (p.shape[0], p.shape[1:].numel()) else ""

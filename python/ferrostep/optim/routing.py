@@ -75,8 +75,8 @@ def muon_param_groups(
     - it has fewer than 2 dimensions, or belongs to a norm (a class whose name ends in Norm, Norm1d, ...), or its own
       name is that of a bias, a position table or a learned token, or it is the magnitude of ``weight_norm``;
     - it belongs to an ``nn.Embedding`` or ``nn.EmbeddingBag``, to what ``get_input_embeddings()`` of transformers
-      gives, or itself, its layer or what holds this is called ``*embed*`` (position and patch embeddings as well), or
-      it is the convolution that the model begins with;
+      gives, or itself, its layer or what holds this is called ``*embed*`` (position and patch embeddings as well) or
+      ``conv_in``, or it is the convolution that the model begins with;
     - it is an output layer: what ``get_output_embeddings()`` of transformers or ``get_classifier()`` of timm gives;
       the last matrix in what is called ``head``, ``*_head``, ``*classifier``, ``score``, ``*logits``, ``*predictor``
       or the like, or held by the model itself as ``fc``, ``out``, ``output`` or ``proj_out``; and where there is no
@@ -84,8 +84,8 @@ def muon_param_groups(
     - it is a part of a low-rank adapter (``lora_A``, ``lora_B``, ...): as B begins at zero, A's first gradients are
       next to nothing, which Muon would follow by steps of full size, and of the product BA, which is what the model
       sees, neither factor's orthogonal direction is the orthogonal one;
-    - it is the router of experts, an output layer of few rows; or a convolution of single channels, which is no
-      product of matrices;
+    - it is the router of experts, an output layer of few rows; a convolution of single channels, which is no product
+      of matrices; or a matrix of one row or column;
     - a part of its name matches a pattern of ``exclude``.
 
     Convolutions are flattened to (out, in * kernel). What torch's parametrizations made of a weight (``weight_norm``'s
