@@ -15,6 +15,7 @@ from torch.optim.optimizer import Optimizer
 from ferrostep import _core
 from ferrostep.optim.arguments import Argument, check_arguments
 from ferrostep.optim.options import Options, check_options, full_options
+from ferrostep.optim.scratch import Scratch
 from ferrostep.suggestions import mistaken_entry
 
 if TYPE_CHECKING:
@@ -44,7 +45,12 @@ class InPlaceOptimizer(Optimizer):
         defaults = {**defaults, **full_options(type(self).__name__, defaults, options)}
         self._check_defaults(defaults)
         super().__init__(params, defaults)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Keep nothing of earlier steps but their state."""
         self._known = _core.Known()
+        self._scratch = Scratch()
 
     @classmethod
     def _defaults(cls) -> dict[str, Any]:
@@ -133,7 +139,7 @@ class InPlaceOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a pickled or loaded state, or a part of one; what a torch checkpoint lacks is filled in."""
         super().__setstate__(state)
-        self._known = _core.Known()
+        self._forget()
         for group in self.param_groups:
             for name, default in self._group_defaults(group).items():
                 group.setdefault(name, default)

@@ -19,6 +19,7 @@ from ferrostep import _core
 from ferrostep.errors import Problem
 from ferrostep.optim import shards
 from ferrostep.optim.base import arithmetic_dtype
+from ferrostep.optim.scratch import Kind, Scratch, room_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -27,13 +28,8 @@ if TYPE_CHECKING:
 
 AHEAD = 1
 """So many rounds later comes the next stage of a round."""
-ELEMENTS_OF_OWNER = 1 << 22
+ELEMENTS_OF_OWNER = 1 << 21
 """About so many elements are an owner's in a round."""
-ALIGNMENT = 64
-"""Bytes at which tensors start in what is sent."""
-
-Kind = tuple[tuple[int, ...], torch.dtype]
-"""Shape and dtype of a tensor."""
 
 
 class Parts(NamedTuple):
@@ -65,11 +61,14 @@ class Parts(NamedTuple):
         return tuple(self.row_shapes)
 
 
-def in_parts(gathered: Gathered, whole: Gathered) -> tuple[list[Parts], Gathered]:
-    """The parameters of ``whole``, a group of DTensors, by their shards, ``gathered``; and the step by their moves."""
+def in_parts(gathered: Gathered, whole: Gathered, scratch: Scratch, name: str) -> tuple[list[Parts], Gathered]:
+    """The parameters of ``whole``, a group of DTensors, by their shards, ``gathered``; and the step by their moves.
+
+    ``name`` is that of the moves in ``scratch``.
+    """
     rule = gathered.rule
     stages = rule.native().stages()
-    moves = [torch.empty(p.shape, dtype=arithmetic_dtype(p)) for p in gathered.params]
+    moves = scratch.tensors(name, ((tuple(p.shape), arithmetic_dtype(p)) for p in gathered.params))
     parts = []
     for i, (p, position) in enumerate(zip(whole.params, gathered.positions, strict=True)):
         assert shards.is_distributed(p)
@@ -229,13 +228,14 @@ def rounds_of(pieces: Iterable[Piece], ranks: int) -> list[list[Piece]]:
     return rounds
 
 
-def exchange(parts: Sequence[Parts], threads: int) -> list[tuple[Tensor, Tensor]]:
+def exchange(parts: Sequence[Parts], scratch: Scratch, threads: int) -> list[tuple[Tensor, Tensor]]:
     """Fill the moves of all parameters; returns the row states that are to be written with the step, and with what."""
     copies = []
     for group in shards.in_order({one.group: one.mesh_dim for one in parts}):
         ranks = dist.get_world_size(group)
         pieces = pieces_of((one for one in parts if one.group is group), ranks)
-        rounds = [Round(group, together, threads) for together in rounds_of(pieces, ranks)]
+        together = enumerate(rounds_of(pieces, ranks))
+        rounds = [Round(group, own, threads, Slot(scratch, number % (AHEAD + 1))) for number, own in together]
         # The same order on all ranks, with some rounds between the stages of one: what is sent then is on its way.
         for number in range(len(rounds) + 2 * AHEAD):
             if number < len(rounds):
@@ -250,34 +250,35 @@ def exchange(parts: Sequence[Parts], threads: int) -> list[tuple[Tensor, Tensor]
 class Parcels:
     """Room for the tensors that go to each rank, or come from it, in one piece of memory."""
 
-    def __init__(self, kinds: Sequence[Sequence[Kind]]) -> None:
-        sizes = [[_room(kind) for kind in of_rank] for of_rank in kinds]
-        self.splits = [sum(of_rank) for of_rank in sizes]
-        self.memory = torch.empty(sum(self.splits), dtype=torch.uint8)
-        rest = iter(torch.split(self.memory, [size for of_rank in sizes for size in of_rank]))
-        self.tensors = [[_view(next(rest), kind) for kind in of_rank] for of_rank in kinds]
+    def __init__(self, scratch: Scratch, name: str, kinds: Sequence[Sequence[Kind]]) -> None:
+        self.splits = [sum(map(room_of, of_rank)) for of_rank in kinds]
+        self.memory = scratch.room(name, sum(self.splits))
+        rest = iter(scratch.tensors(name, (kind for of_rank in kinds for kind in of_rank)))
+        self.tensors = [[next(rest) for _ in of_rank] for of_rank in kinds]
         """By rank."""
 
 
-def _room(kind: Kind) -> int:
-    shape, dtype = kind
-    return -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+class Slot(NamedTuple):
+    """Memory of a round, which that of another number may use at the same time."""
 
+    scratch: Scratch
+    number: int
 
-def _view(memory: Tensor, kind: Kind) -> Tensor:
-    shape, dtype = kind
-    return memory[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+    def parcels(self, name: str, kinds: Sequence[Sequence[Kind]]) -> Parcels:
+        """Room that this slot keeps under a name."""
+        return Parcels(self.scratch, f"{name} {self.number}", kinds)
 
 
 class Round:
     """Pieces that are gathered together, transformed by their owners, and scattered back."""
 
-    def __init__(self, group: ProcessGroup, pieces: list[Piece], threads: int) -> None:
+    def __init__(self, group: ProcessGroup, pieces: list[Piece], threads: int, slot: Slot) -> None:
         self.group = group
         self.ranks, self.rank = dist.get_world_size(group), dist.get_rank(group)
         self.by_owner = [[piece for piece in pieces if piece.owner == rank] for rank in range(self.ranks)]
         self.own = self.by_owner[self.rank]
         self.threads = threads
+        self.slot = slot
 
     def gather(self) -> None:
         """Send the owners what this rank has of the directions."""
@@ -313,7 +314,7 @@ class Round:
         for piece, (move, *row_states) in self._by_piece(self._receive()):
             piece.of_shard(piece.parts.move, self.rank).copy_(move)
             for name, state in zip(piece.parts.row_states, row_states, strict=True):
-                copies.append((piece.of_shard(piece.parts.states[name], self.rank), state))
+                copies.append((piece.of_shard(piece.parts.states[name], self.rank), state.clone()))
         return copies
 
     def _moves(self, came: Parcels) -> list[tuple[Tensor, ...]]:
@@ -321,28 +322,30 @@ class Round:
         rests = [iter(tensors) for tensors in came.tensors]
         batch, moves = _core.Batch(), []
         by_rule: dict[_core.MatrixRule, list[tuple[Tensor, ...]]] = {}
-        for piece in self.own:
-            direction, *row_states = (
-                torch.cat([next(rest) for rest in rests], piece.dim) for _ in piece.parts.rule.states
+        kinds = [((piece.rows.size, *piece.parts.shape[1:]), piece.parts.move.dtype) for piece in self.own]
+        fresh = [self.slot.scratch.tensors(name, kinds) for name in ("direction", "move", "gradient")]
+        for piece, direction, move, gradient in zip(self.own, *fresh, strict=True):
+            torch.cat([next(rest) for rest in rests], piece.dim, out=direction)
+            row_states = [torch.cat([next(rest) for rest in rests], piece.dim) for _ in piece.parts.row_states]
+            by_rule.setdefault(piece.parts.stages[1], []).append(
+                (move.zero_(), gradient.zero_(), direction, *row_states)
             )
-            direction = direction.to(piece.parts.move.dtype)
-            move = torch.zeros_like(direction)
-            by_rule.setdefault(piece.parts.stages[1], []).append((move, direction, *row_states))
             moves.append((move, *row_states))
         for rule, tensors in by_rule.items():
-            params, *states = map(list, zip(*tensors, strict=True))
-            batch.add(rule, params, [torch.zeros_like(p) for p in params], dict(zip(rule.states, states, strict=True)))
+            params, grads, *states = map(list, zip(*tensors, strict=True))
+            batch.add(rule, params, grads, dict(zip(rule.states, states, strict=True)))
         batch.run(self.threads)
         return moves
 
     def _parcels_of_others(self, *, ahead: bool) -> Parcels:
         """Room for what this rank has of each owner's pieces."""
-        return Parcels([[kind for piece in own for kind in piece.kinds(self.rank, ahead)] for own in self.by_owner])
+        kinds = [[kind for piece in own for kind in piece.kinds(self.rank, ahead)] for own in self.by_owner]
+        return self.slot.parcels(f"others' {'directions' if ahead else 'moves'}", kinds)
 
     def _parcels_of_own(self, *, ahead: bool) -> Parcels:
         """Room for what each rank has of this rank's pieces."""
-        ranks = range(self.ranks)
-        return Parcels([[kind for piece in self.own for kind in piece.kinds(rank, ahead)] for rank in ranks])
+        kinds = [[kind for piece in self.own for kind in piece.kinds(rank, ahead)] for rank in range(self.ranks)]
+        return self.slot.parcels(f"own {'directions' if ahead else 'moves'}", kinds)
 
     def _by_piece(self, parcels: Parcels) -> Iterator[tuple[Piece, list[Tensor]]]:
         """The tensors of each piece, in parcels of others' pieces."""

@@ -248,7 +248,7 @@ class RuleOptimizer(InPlaceOptimizer):
 
     def _gather_all(self, new_state: NewState) -> Taken:
         """Hand all groups to Rust, which checks them; what is for plain torch, checked, too."""
-        taken = Taken(self._known)
+        taken = Taken(self._known, self._scratch)
         is_ours = False
         for number, group in enumerate(self.param_groups):
             on_cpu, others = _core.with_gradient(group["params"], is_for_plain_torch(group))

@@ -51,19 +51,21 @@ def shard(place: Callable[[], str], x: Any, p: DTensor) -> Tensor:
 def of_rank(place: Callable[[int], str], column: list[Any], params: list[Tensor]) -> list[Any]:
     """This rank's shards of a column of tensors that go with ``params``; those that are no DTensors as they are.
 
-    Users of FSDP2 have hundreds of small parameters, so what is as it should be is not looked at twice.
+    Models under FSDP2 have hundreds of small parameters, so what is as it should be is passed without a call.
     """
     from torch.distributed.tensor import DTensor
 
-    own = []
-    for i, (x, p) in enumerate(zip(column, params, strict=True)):
-        if x is None or not isinstance(p, DTensor):
-            own.append(x)
-        elif isinstance(x, DTensor) and x.placements == p.placements and x.device_mesh is p.device_mesh:
-            own.append(local(x))
-        else:
-            own.append(shard(partial(place, i), x, p))
-    return own
+    return [
+        x._local_tensor
+        if type(x) is type(p) is DTensor
+        and (spec := x._spec).placements == (of_p := p._spec).placements
+        and spec.mesh is of_p.mesh
+        and type(x._local_tensor) is Tensor
+        else x
+        if x is None or not isinstance(p, DTensor)
+        else shard(partial(place, i), x, p)
+        for i, (x, p) in enumerate(zip(column, params, strict=True))
+    ]
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype, p: DTensor) -> DTensor:

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
     from ferrostep.optim.ownership import Parts
     from ferrostep.optim.rules import Gathered
+    from ferrostep.optim.scratch import Scratch
 
 
 class Taken:
     """The groups of a step: checked, and with Rust or for plain torch."""
 
-    def __init__(self, known: _core.Known) -> None:
+    def __init__(self, known: _core.Known, scratch: Scratch) -> None:
         self.batch = _core.Batch(known)
+        self._scratch = scratch
         self.elsewhere: list[Gathered] = []
         self.skips = False
         """Whether the step is to be left out, as far as it is known before the step."""
@@ -36,14 +38,18 @@ class Taken:
         own = self._of_rank(gathered)
         self.skips = self.skips or own.is_skipped()
         apart = gathered.in_parts() if needs_matrices else []
-        if len(apart) < len(own.params):
-            own.only([i for i in range(len(own.params)) if i not in apart]).add_to(self.batch)
-        if apart:
-            from ferrostep.optim.ownership import in_parts
+        if not apart:
+            own.add_to(self.batch)
+            return
+        from ferrostep.optim.ownership import in_parts
 
-            parts, along_moves = in_parts(own.only(apart), gathered.only(apart))
-            along_moves.add_to(self.batch)
-            self._parts += parts
+        whole = [i for i in range(len(own.params)) if i not in apart]
+        if whole:
+            own.only(whole).add_to(self.batch)
+        number = len(self._parts)
+        parts, along_moves = in_parts(own.only(apart), gathered.only(apart), self._scratch, f"moves from {number}")
+        along_moves.add_to(self.batch)
+        self._parts += parts
 
     def add_elsewhere(self, gathered: Gathered, *, needs_matrices: bool) -> None:
         """Check a group for plain torch."""
@@ -81,7 +87,7 @@ class Taken:
         if self._parts:
             from ferrostep.optim.ownership import exchange
 
-            copies += exchange(self._parts, threads)
+            copies += exchange(self._parts, self._scratch, threads)
         copies += [copy for gathered in self.elsewhere for copy in gathered.updates()]
         # What autograd records of a differentiable step; parameters of other groups are detached.
         with torch.set_grad_enabled(any(gathered.group["differentiable"] for gathered in self.elsewhere)):
