@@ -176,8 +176,10 @@ def upgrad_weights(
         tensor([[1.0000, 0.5000],
                 [1.0000, 1.0000]], dtype=torch.float64)
     """
-    found = weights.upgrad_weights(_array(gram), initial=_detached(initial), callback=callback)
-    return torch.from_numpy(found)
+    given: Any = _detached(initial)
+    if isinstance(given, Tensor):
+        given = [*given] if given.is_meta else given.tolist()  # a meta tensor is refused by its first element
+    return torch.from_numpy(weights.upgrad_weights(_array(gram), initial=given, callback=callback))
 
 
 def nash_mtl_weights(

@@ -12,6 +12,7 @@ Example:
     {'exp_avg': 'torch.float32', 'exp_avg_sq': 'torch.float32', 'master_param': 'torch.float32'}
 """
 
+from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 from ferrostep.offload.host import HostOptimizer
 
 __all__ = ["HostOptimizer"]
