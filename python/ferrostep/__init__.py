@@ -14,35 +14,13 @@ from typing import TYPE_CHECKING, Any
 from ferrostep import _core
 
 if TYPE_CHECKING:
-    from ferrostep import (  # noqa: F401
-        curvature,
-        gradients,
-        guidance,
-        integrations,
-        numpy,
-        offload,
-        optim,
-        projections,
-        reference,
-        rl,
-    )
+    from ferrostep import curvature, gradients, guidance, numpy, offload, optim, projections, reference, rl  # noqa: F401
     from ferrostep.orthogonal import orthogonalize
 
 __all__ = ["__version__", "info", "orthogonalize"]
 
 # Named above for editors, too.
-PACKAGES = (
-    "curvature",
-    "gradients",
-    "guidance",
-    "integrations",
-    "numpy",
-    "offload",
-    "optim",
-    "projections",
-    "reference",
-    "rl",
-)
+PACKAGES = ("curvature", "gradients", "guidance", "numpy", "offload", "optim", "projections", "reference", "rl")
 
 __version__: str = _core.__version__
 

@@ -177,7 +177,7 @@ def test_sixteen_bits_are_within_one_rounding_of_the_float32_result(
             states = [before[f"0.{i}.{name}"].double() for name in rule.states]
             reference.apply(rule.reference, exact, p.grad.double(), states, step + 1.0, rule.hyperparameters)
             now = after[f"0.{i}.param"]
-            noise = 2e-7 * (noise + exact.abs())  # of the float32 arithmetic
+            noise = (5e-7 if entry.exact else 2e-6) * (noise + exact.abs())  # of the float32 arithmetic
             allowed = spacing(now) * (1.0 if rounding == "stochastic" else 0.5) + noise
             assert_within(now, exact, allowed, f"step {step}, parameter {i}")
             if rounding == "kahan":
