@@ -24,7 +24,8 @@ from ferrostep.optim.scratch import Kind, Scratch, room_of
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from ferrostep.optim.rules import Gathered, Rule
+    from ferrostep.optim.gathered import Gathered
+    from ferrostep.optim.rules import Rule
 
 AHEAD = 1
 """So many rounds later comes the next stage of a round."""

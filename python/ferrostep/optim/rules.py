@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,25 +14,20 @@ from ferrostep.errors import Problem
 from ferrostep.optim import shards
 from ferrostep.optim.agreement import agreed
 from ferrostep.optim.base import (
-    SIXTEEN_BIT,
     InPlaceOptimizer,
     NewState,
     arithmetic_dtype,
-    dtype_of,
-    has_16_bits,
     is_fake,
     loaded_state,
     without_dynamo,
     zero_state,
 )
+from ferrostep.optim.gathered import COMPENSATIONS, DOUBLE, Found, Gathered, check_place, is_for_plain_torch
 from ferrostep.optim.taken import Taken
-from ferrostep.reference import checks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-COMPENSATIONS = {"kahan": "kahan_comp", "split": "master_low", "master": "master_param"}
-"""The states that make up for rounding."""
 MASTER_ROUNDINGS = {"split": "split", "float32": "master"}
 """By ``master_weights``, how results are rounded then."""
 OWN_STATES = {
@@ -45,9 +39,6 @@ OWN_STATES = {
 }
 """The states that tell of steps of one of our rules."""
 SINGLE = (torch.float32, torch.complex64)
-SINGLE_REAL = (torch.float32, *SIXTEEN_BIT)
-"""What is computed with in float32: a gradient of one of these goes with a parameter of another."""
-DOUBLE = (torch.float64, torch.complex128)
 
 
 class Rule(NamedTuple):
@@ -333,185 +324,3 @@ class RuleOptimizer(InPlaceOptimizer):
                         new_state.set(p, name, loaded_state(name, value, p, group))
                         converted = True
         return converted
-
-
-class Gathered(NamedTuple):
-    """The parameters of a group that have gradients, with these and their state."""
-
-    number: int
-    group: dict[str, Any]
-    rule: Rule
-    rounding: str
-    positions: list[int]
-    params: list[Tensor]
-    grads: list[Tensor]
-    columns: dict[str, list[Tensor]]
-
-    @property
-    def compensation(self) -> list[Tensor] | None:
-        """What makes up for the rounding of each parameter, if anything does."""
-        return self.columns.get(COMPENSATIONS.get(self.rounding, ""))
-
-    def add_to(self, batch: _core.Batch) -> None:
-        """Hand the tensors to the Rust engine, which checks them."""
-        batch.add(
-            self.rule.native(),
-            self.params,
-            self.grads,
-            {name: self.columns[name] for name in self.rule.states},
-            steps=self.columns.get("step"),
-            rounding=self.rounding,
-            seed=self.group["seed"],
-            compensation=self.compensation,
-            group=self.number,
-            positions=self.positions if len(self.params) < len(self.group["params"]) else None,
-            skip_nonfinite=self.group["skip_nonfinite"],
-        )
-
-    def check_for_reference(self) -> None:
-        """Raise for what plain torch cannot update, or would by broadcasting."""
-        for i, (p, grad) in enumerate(zip(self.params, self.grads, strict=True)):
-            checks.readable(self._place("param", i), p, pairs=True)
-            checks.readable(self._place("grad", i), grad, pairs=p.is_complex())
-            dtype = None if {p.dtype, grad.dtype} <= {*SINGLE_REAL} else p.dtype
-            checks.like(self._place("grad", i), grad, p, shape=p.shape, dtype=dtype)
-            if self.group["differentiable"] and p.is_leaf and p.requires_grad:
-                # In torch's words.
-                place = self._place("param", i)
-                raise RuntimeError(
-                    f"{place}: a leaf Variable that requires grad is being used in an in-place operation."
-                )
-            for name in self.rule.states:
-                self._check_state(name, i)
-            if self.compensation is not None and has_16_bits(p):
-                self._check_compensation(i)
-            if "step" in self.columns:
-                checks.counter(self._place("step", i), self.columns["step"][i])
-
-    def _check_state(self, name: str, i: int) -> None:
-        p, state, place = self.params[i], self.columns[name][i], self._place(name, i)
-        checks.readable(place, state, pairs=p.is_complex())
-        checks.like(place, state, p, shape=self.rule.state_shape(name, p), dtype=p.dtype if p.is_complex() else None)
-        if (state.dtype in DOUBLE) != (p.dtype in DOUBLE):
-            raise ValueError(f"{place} has dtype {state.dtype}, but the parameter has {p.dtype}")
-
-    def _check_compensation(self, i: int) -> None:
-        name, p = COMPENSATIONS[self.rounding], self.params[i]
-        if self.rounding == "split" and p.dtype != torch.bfloat16:
-            where = self._place("param", i)
-            raise ValueError(f"{where} has dtype {p.dtype}, but master_weights='split' takes torch.bfloat16")
-        compensation, place = self.columns[name][i], self._place(name, i)
-        checks.tensor(place, compensation)
-        checks.like(place, compensation, p, shape=p.shape, dtype=dtype_of(name, p, self.group))
-
-    def _place(self, name: str, i: int) -> str:
-        return f"{name} of parameter {self.positions[i]} in group {self.number}"
-
-    def only(self, which: list[int]) -> Gathered:
-        """Some of the parameters, by their places here."""
-
-        def of(column: list[Any]) -> list[Any]:
-            return [column[i] for i in which]
-
-        columns = {name: of(column) for name, column in self.columns.items()}
-        return self._replace(
-            positions=of(self.positions), params=of(self.params), grads=of(self.grads), columns=columns
-        )
-
-    def of_rank(self) -> Gathered:
-        """The rank's shards in place of DTensors."""
-
-        def own(name: str, column: list[Any]) -> list[Any]:
-            return shards.of_rank(partial(self._place, name), column, self.params)
-
-        columns = {name: x if name == "step" else own(name, x) for name, x in self.columns.items()}
-        params = own("param", self.params)
-        return self._replace(params=params, grads=own("grad", self.grads), columns=columns)
-
-    def in_parts(self) -> list[int]:
-        """The places of the parameters of which no rank has whole matrices."""
-        return [i for i, p in enumerate(self.params) if shards.is_in_parts(p, self.rule.hyperparameters)]
-
-    def is_skipped(self) -> bool:
-        """Whether a gradient holds a NaN or infinity where the group says to skip such a step."""
-        if not self.group["skip_nonfinite"] or is_fake(self.grads[0]):
-            return False
-        return not all((shards.local(g) if shards.is_distributed(g) else g).isfinite().all() for g in self.grads)
-
-    def updates(self) -> list[tuple[Tensor, Tensor]]:
-        """The tensors that plain torch updates, each with its new values."""
-        with torch.set_grad_enabled(self.group["differentiable"]):
-            return [update for i in range(len(self.params)) for update in self._updates_of(i)]
-
-    def _updates_of(self, i: int) -> list[tuple[Tensor, Tensor]]:
-        if shards.is_distributed(self.params[i]):
-            return self._updates_of_parts(i)
-        is_rounded = has_16_bits(self.params[i])
-        counter = self.columns["step"][i] + 1 if "step" in self.columns else None
-        step = 0.0 if counter is None else 1.0 if is_fake(counter) else counter.item()
-        updates = reference.updates(
-            self.rule.reference,
-            # Detached, it may be written while autograd records what is written to others.
-            self.params[i] if self.group["differentiable"] else self.params[i].detach(),
-            self.grads[i],
-            [self.columns[name][i] for name in self.rule.states],
-            step,
-            self.rule.hyperparameters,
-            rounding=self.rounding if is_rounded else "nearest",
-            compensation=self.compensation[i] if is_rounded and self.compensation is not None else None,
-            seed=self.group["seed"],
-            number=self.positions[i] | self.number << 32,
-        )
-        return updates if counter is None else [*updates, (self.columns["step"][i], counter)]
-
-    def _updates_of_parts(self, i: int) -> list[tuple[Tensor, Tensor]]:
-        """Every rank works out the whole, and keeps its shards."""
-        one = self.only([i])
-        whole = one._replace(
-            params=shards.whole(one.params),
-            grads=shards.whole(one.grads),
-            columns={name: shards.whole(column) for name, column in one.columns.items()},
-        )
-        of_step = (COMPENSATIONS.get(self.rounding, ""), "step")
-        before = [one.columns[name] for name in self.rule.states]
-        after = [one.columns[name] for name in of_step if name in one.columns]
-        changed = [x for (x,) in (*before, one.params, *after) if x is not None]
-        return [shards.own_part(x, new) for x, (_, new) in zip(changed, whole.updates(), strict=True)]
-
-
-class Found(NamedTuple):
-    """The parameters of a group that have a gradient."""
-
-    positions: list[int]
-    params: list[Tensor]
-    grads: list[Tensor]
-
-    def at(self, positions: Sequence[int]) -> Found:
-        """Those at some of the positions."""
-        if positions is self.positions:
-            return self
-        chosen = set(positions)
-        at = [i for i, position in enumerate(self.positions) if position in chosen]
-        return Found([self.positions[i] for i in at], [self.params[i] for i in at], [self.grads[i] for i in at])
-
-
-def is_for_plain_torch(group: dict[str, Any]) -> bool:
-    """Whether the group's parameters on the CPU, too, are for plain torch."""
-    params = group["params"]
-    return bool(group["backend"] == "reference" or group["differentiable"] or (params and is_fake(params[0])))
-
-
-def check_place(number: int, group: dict[str, Any], found: Found) -> None:
-    """Raise RuntimeError for parameters where neither Rust nor plain torch can update them."""
-    for position, p in zip(found.positions, found.params, strict=True):
-        where = f"param of parameter {position} in group {number}"
-        if group["backend"] == "rust":
-            if group["differentiable"]:
-                raise RuntimeError("differentiable=True runs in plain torch and excludes backend='rust'")
-            raise Problem.DEVICE.of(where, p.device, "the CPU (backend='rust')")
-        if p.is_meta:
-            # In torch's words, for whoever looks for them.
-            fused = "`fused=True` requires all the params to be floating point Tensors of supported devices: "
-            raise RuntimeError(
-                f"{fused if group['fused'] else ''}{where} is on device meta, which has no memory; materialize it first"
-            )

@@ -12,7 +12,8 @@ from torch import Tensor
 from ferrostep import _core, reference
 from ferrostep.optim import shards
 from ferrostep.optim.base import NewState, without_dynamo, zero_state
-from ferrostep.optim.rules import ElementwiseRule, Found, Gathered, RuleOptimizer, check_place
+from ferrostep.optim.gathered import Found, Gathered, check_place
+from ferrostep.optim.rules import ElementwiseRule, RuleOptimizer
 from ferrostep.reference import checks
 
 

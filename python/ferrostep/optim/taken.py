@@ -13,8 +13,8 @@ from ferrostep.optim import shards
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from ferrostep.optim.gathered import Gathered
     from ferrostep.optim.ownership import Parts
-    from ferrostep.optim.rules import Gathered
     from ferrostep.optim.scratch import Scratch
 
 

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 import ferrostep
 from ferrostep import gradients, guidance
 from ferrostep.optim import SophiaG, SophiaH
-from ferrostep.optim.rules import Gathered
+from ferrostep.optim.gathered import Gathered
 from tests.contract.rules.registry import Entry, every_class
 from tests.contract.snapshot import Snapshot
 from tests.contract.training import assert_same_bits, copies, parameters, set_gradients, train
