@@ -124,7 +124,7 @@ impl Operands {
 
 /// # Safety
 /// The view is valid, of type `T`, and not written.
-unsafe fn view<'a, T>(view: &View) -> matmul::View<'a, T> {
+unsafe fn view<'a, T>(view: &View) -> matmul::MatrixRef<'a, T> {
     let data = match view.len {
         0 => &[][..], // without an address, perhaps
         // SAFETY: the caller's promise; `matrix` saw to it that the elements lie without gaps.
@@ -132,7 +132,7 @@ unsafe fn view<'a, T>(view: &View) -> matmul::View<'a, T> {
     };
     let [rows, cols] = [view.shape[0] as usize, view.shape[1] as usize];
     match view.is_contiguous {
-        true => matmul::View::row_major(data, rows, cols),
-        false => matmul::View::row_major(data, cols, rows).t(),
+        true => matmul::MatrixRef::row_major(data, rows, cols),
+        false => matmul::MatrixRef::row_major(data, cols, rows).t(),
     }
 }

@@ -137,7 +137,7 @@ impl Visitor for Add<'_, '_> {
     fn visit<H: Hyperparameters<N>, const N: usize>(self, hyperparameters: H) -> Self::Output {
         let Add { ledger, inputs } = self;
         inputs.expect(N)?;
-        let mut batch = elementwise::Batch::with_capacity(inputs.len());
+        let mut batch = elementwise::Updates::with_capacity(inputs.len());
         let writes = Writes {
             param: H::Rule::WRITES_PARAM,
             states: H::Rule::WRITES_STATES,

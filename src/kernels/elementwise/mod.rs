@@ -66,21 +66,21 @@ struct Slot<R, const N: usize> {
     first_block: usize,
 }
 
-// SAFETY: the pointers are used by `run` only, for disjoint blocks, while the maker of the batch keeps them valid.
+// SAFETY: the pointers are used by `run` only, for disjoint blocks, while the maker of the updates keeps them valid.
 unsafe impl<R: Send, const N: usize> Send for Slot<R, N> {}
 // SAFETY: as above.
 unsafe impl<R: Sync, const N: usize> Sync for Slot<R, N> {}
 
 /// Parameters that a rule is about to update.
-pub struct Batch<R, const N: usize> {
+pub struct Updates<R, const N: usize> {
     slots: Vec<Slot<R, N>>,
     blocks: usize,
     elements: usize,
 }
 
-impl<R: Rule<N>, const N: usize> Batch<R, N> {
+impl<R: Rule<N>, const N: usize> Updates<R, N> {
     pub fn with_capacity(tensors: usize) -> Self {
-        Batch {
+        Updates {
             slots: Vec::with_capacity(tensors),
             blocks: 0,
             elements: 0,
@@ -90,7 +90,7 @@ impl<R: Rule<N>, const N: usize> Batch<R, N> {
     /// Adds a parameter. Refuses combinations of types that have no kernel.
     ///
     /// # Safety
-    /// Until the batch is dropped, the pointers of `buffers` stay valid for `len` elements of their types, for writing
+    /// Until the updates are dropped, the pointers of `buffers` stay valid for `len` elements of their types, for writing
     /// where they are `*mut`, and nothing else reads or writes what they write.
     pub unsafe fn push(&mut self, rule: R, buffers: Buffers<N>) -> Result<(), Unsupported> {
         if buffers.grad_dtype.arithmetic() != buffers.dtype.arithmetic() {
@@ -133,7 +133,7 @@ pub trait Work: Send + Sync {
     fn run(&self, index: usize) -> u32;
 }
 
-impl<R: Rule<N>, const N: usize> Work for Batch<R, N> {
+impl<R: Rule<N>, const N: usize> Work for Updates<R, N> {
     fn blocks(&self) -> usize {
         self.blocks
     }

@@ -88,7 +88,7 @@ impl<P: Number, S: Number, G: Number, C: Number, const N: usize> Tensor<P, S, N,
     /// Five steps.
     fn train(mut self, hyper: &impl Hyperparameters<N>, rounding: Rounding, threads: usize) -> Self {
         for step in 1..=5 {
-            let mut batch = Batch::with_capacity(1);
+            let mut batch = Updates::with_capacity(1);
             let buffers = Buffers {
                 dtype: P::DTYPE,
                 len: self.param.len(),

@@ -224,7 +224,7 @@ mod tests {
 
     use super::*;
     use crate::kernels::elementwise::tests::{ADAMW, Number, numbers, one_at_a_time};
-    use crate::kernels::elementwise::{self, Batch, Hyperparameters, adamw};
+    use crate::kernels::elementwise::{self, Hyperparameters, Updates, adamw};
     use crate::kernels::storage::BLOCK;
 
     /// A state tensor in any storage.
@@ -360,7 +360,7 @@ mod tests {
                 rounding: rounding.at(0, step.into()),
                 compensation: self.compensation.as_mut_ptr().cast(),
             };
-            let mut batch = Batch::with_capacity(1);
+            let mut batch = Updates::with_capacity(1);
             // SAFETY: the vectors have `len` elements and outlive the batch.
             unsafe { batch.push(hyper.at_step(step.into()), buffers) }.unwrap();
             elementwise::run(&[Box::new(batch)], threads);

@@ -83,7 +83,7 @@ real!(f64, |value| bf16::from_f64(value).to_f64());
 
 /// A matrix in memory, its element (i, j) at `i * row_stride + j * col_stride`.
 #[derive(Debug)]
-pub struct View<'a, T> {
+pub struct MatrixRef<'a, T> {
     data: &'a [T],
     rows: usize,
     cols: usize,
@@ -91,14 +91,14 @@ pub struct View<'a, T> {
     col_stride: usize,
 }
 
-impl<T> Clone for View<'_, T> {
+impl<T> Clone for MatrixRef<'_, T> {
     fn clone(&self) -> Self {
         *self
     }
 }
-impl<T> Copy for View<'_, T> {}
+impl<T> Copy for MatrixRef<'_, T> {}
 
-impl<'a, T> View<'a, T> {
+impl<'a, T> MatrixRef<'a, T> {
     /// # Panics
     /// Where `data` is too short for the last element.
     pub fn new(data: &'a [T], rows: usize, cols: usize, row_stride: usize, col_stride: usize) -> Self {
@@ -108,7 +108,7 @@ impl<'a, T> View<'a, T> {
                 "a view beyond its data"
             );
         }
-        View {
+        MatrixRef {
             data,
             rows,
             cols,
@@ -119,12 +119,12 @@ impl<'a, T> View<'a, T> {
 
     /// Rows one after the other.
     pub fn row_major(data: &'a [T], rows: usize, cols: usize) -> Self {
-        View::new(data, rows, cols, cols, 1)
+        MatrixRef::new(data, rows, cols, cols, 1)
     }
 
     /// The transpose, in place.
     pub fn t(self) -> Self {
-        View {
+        MatrixRef {
             rows: self.cols,
             cols: self.rows,
             row_stride: self.col_stride,
@@ -136,7 +136,7 @@ impl<'a, T> View<'a, T> {
     #[inline(always)]
     fn part(self, rows: Range<usize>, cols: Range<usize>) -> Self {
         let start = (rows.start * self.row_stride + cols.start * self.col_stride).min(self.data.len());
-        View {
+        MatrixRef {
             data: &self.data[start..],
             rows: rows.len(),
             cols: cols.len(),
@@ -209,7 +209,7 @@ impl<'a, S> Output<'a, S> {
 pub struct Finish<'a, S> {
     pub alpha: S,
     pub beta: S,
-    pub terms: &'a [(S, View<'a, S>)],
+    pub terms: &'a [(S, MatrixRef<'a, S>)],
 }
 
 /// Whether a matrix is known to be symmetric.
@@ -234,7 +234,14 @@ pub enum Factors {
 /// Products on one instruction set.
 pub trait Engine<T: Element>: Sync {
     /// Packs `source`, whose columns are the inner dimension of the products that it will be a factor of.
-    fn pack(&self, source: View<'_, T>, symmetry: Symmetry, sides: Sides, into: &mut Packed, threads: usize);
+    fn pack(
+        &self,
+        source: MatrixRef<'_, T>,
+        symmetry: Symmetry,
+        sides: Sides,
+        into: &mut Packed,
+        threads: usize,
+    );
 
     /// `a * bᵀ`, finished into `c`. Both factors packed by this engine, for their sides.
     fn product(
@@ -266,7 +273,14 @@ struct On<K> {
 }
 
 impl<T: Element, K: Takes<T> + Kernel<Acc = T::Acc>> Engine<T> for On<K> {
-    fn pack(&self, source: View<'_, T>, symmetry: Symmetry, sides: Sides, into: &mut Packed, threads: usize) {
+    fn pack(
+        &self,
+        source: MatrixRef<'_, T>,
+        symmetry: Symmetry,
+        sides: Sides,
+        into: &mut Packed,
+        threads: usize,
+    ) {
         into.fill::<K, T>(source, symmetry, sides, self.round, threads);
     }
 
@@ -360,8 +374,8 @@ impl Element for f64 {
 pub fn multiply<T: Element>(
     isa: Isa,
     (alpha, beta): (T::Acc, T::Acc),
-    a: View<'_, T>,
-    b: View<'_, T>,
+    a: MatrixRef<'_, T>,
+    b: MatrixRef<'_, T>,
     c: Output<'_, T::Acc>,
     [left, right]: &mut [Packed; 2],
     threads: usize,
@@ -384,7 +398,7 @@ pub fn multiply<T: Element>(
 pub fn multiply_by_transpose<T: Element>(
     isa: Isa,
     (alpha, beta): (T::Acc, T::Acc),
-    a: View<'_, T>,
+    a: MatrixRef<'_, T>,
     mut c: Output<'_, T::Acc>,
     [packed, _]: &mut [Packed; 2],
     threads: usize,

@@ -4,7 +4,7 @@ use std::any::TypeId;
 
 use super::blocks::{BLOCK, lower_blocks};
 use super::kernel::{Job, Kernel, Takes};
-use super::{Symmetry, View};
+use super::{MatrixRef, Symmetry};
 use crate::runtime::{Shared, pool};
 
 /// Values along the summed dimension that one task packs, and of how many panels.
@@ -104,7 +104,7 @@ impl Packed {
     /// kernels that would keep more). Of a symmetric one, only what [`Symmetry::Lower`] has written is read.
     pub(super) fn fill<K: Takes<T>, T: Sync>(
         &mut self,
-        source: View<'_, T>,
+        source: MatrixRef<'_, T>,
         symmetry: Symmetry,
         sides: Sides,
         round: bool,
@@ -161,7 +161,7 @@ impl<K: Kernel> Filling<K> {
     ///
     /// # Safety
     /// There is room for the part, which nobody else uses meanwhile.
-    unsafe fn pack<T>(&self, source: View<'_, T>, row: usize, col: usize)
+    unsafe fn pack<T>(&self, source: MatrixRef<'_, T>, row: usize, col: usize)
     where
         K: Takes<T>,
     {
@@ -200,7 +200,7 @@ struct Stretch<'a, U> {
 
 /// A stretch of a few panels.
 struct Pack<'a, K: Kernel, T> {
-    source: View<'a, T>,
+    source: MatrixRef<'a, T>,
     to: [Stretch<'a, K::Unit>; PANELS],
     round: bool,
 }
@@ -226,7 +226,11 @@ impl<K: Takes<T>, T> Job for Pack<'_, K, T> {
 
 /// Columns are contiguous: `DEPTH` of them at a time become a packed column of every panel.
 #[inline(always)]
-fn interleave<K: Takes<T>, T>(source: View<'_, T>, to: &mut [Stretch<'_, K::Unit>; PANELS], round: bool) {
+fn interleave<K: Takes<T>, T>(
+    source: MatrixRef<'_, T>,
+    to: &mut [Stretch<'_, K::Unit>; PANELS],
+    round: bool,
+) {
     // Loops over indices, here and below: iterators over two slices are not always inlined into a function with
     // features of its own.
     let mut groups = [[K::Unit::default(); WIDEST * LONGEST]; PANELS];
@@ -268,7 +272,7 @@ fn interleave<K: Takes<T>, T>(source: View<'_, T>, to: &mut [Stretch<'_, K::Unit
 /// A packed column: `DEPTH` contiguous columns of the source from `first`, or zeros beyond the last.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // see `interleave`
-fn column<K: Takes<T>, T>(source: View<'_, T>, first: usize, to: &mut [K::Unit], round: bool) {
+fn column<K: Takes<T>, T>(source: MatrixRef<'_, T>, first: usize, to: &mut [K::Unit], round: bool) {
     let mut values = [[K::Value::default(); WIDEST]; 2];
     for d in 0..K::DEPTH {
         if first + d >= source.cols {
@@ -288,7 +292,7 @@ fn column<K: Takes<T>, T>(source: View<'_, T>, first: usize, to: &mut [K::Unit],
 
 /// Rows are contiguous (or nothing is): a stretch of every row is converted, then turned.
 #[inline(always)]
-fn turn<K: Takes<T>, T>(source: View<'_, T>, to: Stretch<'_, K::Unit>, round: bool) {
+fn turn<K: Takes<T>, T>(source: MatrixRef<'_, T>, to: Stretch<'_, K::Unit>, round: bool) {
     let mut values = [[K::Value::default(); TURN]; WIDEST];
     let whole = const { TURN / K::DEPTH * K::WIDTH };
     let Stretch { left, right } = to;

@@ -91,8 +91,8 @@ fn check<T: Test>(isa: Isa, (m, n, k): (usize, usize, usize), layout: usize, (al
     multiply(
         isa,
         (T::Acc::from_f64(alpha), T::Acc::from_f64(beta)),
-        View::new(&a, m, k, a_strides.0, a_strides.1),
-        View::new(&b, k, n, b_strides.0, b_strides.1),
+        MatrixRef::new(&a, m, k, a_strides.0, a_strides.1),
+        MatrixRef::new(&b, k, n, b_strides.0, b_strides.1),
         Output::new(&mut c, m, n, row_stride),
         &mut Default::default(),
         1 + layout % 3,
@@ -144,7 +144,7 @@ fn a_times_its_transpose_is_the_full_product_and_exactly_symmetric() {
         for (m, k) in [(1, 5), (31, 64), (97, 33), (200, 300), (256, 1)] {
             for (row_stride, col_stride) in [(k, 1), (1, m)] {
                 let a: Vec<f32> = noise(5, m * k).into_iter().map(|v| v as f32).collect();
-                let view = View::new(&a, m, k, row_stride, col_stride);
+                let view = MatrixRef::new(&a, m, k, row_stride, col_stride);
                 let (mut full, mut half) = (vec![0.0; m * m], vec![f32::NAN; m * m]);
                 multiply(
                     isa,
@@ -179,7 +179,7 @@ fn stays_in_its_row<T: Test>(bad: f64) {
             a[row * k + inner] = T::new(bad);
             let b: Vec<T> = noise(2, k * n).into_iter().map(T::new).collect();
             let mut c = vec![T::Acc::ZERO; m * n];
-            let (a, b) = (View::row_major(&a, m, k), View::row_major(&b, k, n));
+            let (a, b) = (MatrixRef::row_major(&a, m, k), MatrixRef::row_major(&b, k, n));
             let to = Output::row_major(&mut c, m, n);
             multiply(
                 isa,
@@ -216,7 +216,7 @@ fn what_is_not_finite_stays_in_its_row() {
 fn terms_are_added_and_threads_change_nothing() {
     let m = 210;
     let noise: Vec<f32> = noise(7, m * m).into_iter().map(|v| v as f32).collect();
-    let view = View::row_major(&noise, m, m);
+    let view = MatrixRef::row_major(&noise, m, m);
     for isa in Isa::supported() {
         for factors in [Factors::Exact, Factors::Bf16] {
             let engine = f32::engine(isa, factors);
@@ -230,7 +230,7 @@ fn terms_are_added_and_threads_change_nothing() {
             };
             let to = Output::row_major(&mut square, m, m);
             engine.product(&packed, &packed, Symmetry::Lower, &plain, to, 1);
-            let term = View::row_major(&square, m, m);
+            let term = MatrixRef::row_major(&square, m, m);
             let finish = Finish {
                 alpha: 0.5,
                 beta: -1.0,
@@ -281,7 +281,7 @@ fn lower_packs_alike<T: Test>() {
             let results = [(&whole, Symmetry::None), (&lower, Symmetry::Lower)].map(|(values, symmetry)| {
                 let mut packed = Packed::default();
                 engine.pack(
-                    View::row_major(values, m, m),
+                    MatrixRef::row_major(values, m, m),
                     symmetry,
                     Sides::Both,
                     &mut packed,
@@ -339,7 +339,7 @@ fn factors_of_another_kernel_are_refused() {
     let data = [1.0f32; 4];
     let mut packed = Packed::default();
     f32::engine(Isa::Portable, Factors::Exact).pack(
-        View::row_major(&data, 2, 2),
+        MatrixRef::row_major(&data, 2, 2),
         Symmetry::None,
         Sides::Both,
         &mut packed,
@@ -369,7 +369,7 @@ fn rates() {
 /// The best of many times, packing included; what is useful of a symmetric product is half of the full one.
 fn rates_of<T: Test>(name: &str, n: usize, factors: Factors) {
     let values: Vec<T> = noise(1, n * n).into_iter().map(T::new).collect();
-    let view = View::row_major(&values, n, n);
+    let view = MatrixRef::row_major(&values, n, n);
     let mut c = vec![T::Acc::ZERO; n * n];
     let engine = T::engine(Isa::current(), factors);
     for (symmetry, useful) in [(Symmetry::None, 2.0), (Symmetry::Lower, 1.0)] {

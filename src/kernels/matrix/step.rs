@@ -102,7 +102,7 @@ impl MatrixRule {
         threads: usize,
     ) -> Vec<Matrix<'a>> {
         let places = places(pieces, scratch);
-        let mut batch = elementwise::Batch::with_capacity(pieces.len());
+        let mut batch = elementwise::Updates::with_capacity(pieces.len());
         for (piece, place) in pieces.iter().zip(&places) {
             let [momentum] = piece.buffers.state;
             let direction = State::float(place.direction, piece.state_type());
@@ -130,7 +130,7 @@ impl MatrixRule {
     /// Updates the momenta. Each block of the directions that follow is summed right after its momentum was written,
     /// while that is in the cache.
     fn imply_directions<'a>(&self, pieces: &[Piece], threads: usize) -> Vec<Matrix<'a>> {
-        let mut batch = elementwise::Batch::<_, 1>::with_capacity(pieces.len());
+        let mut batch = elementwise::Updates::<_, 1>::with_capacity(pieces.len());
         let (mut directions, mut blocks) = (Vec::with_capacity(pieces.len()), Vec::new());
         for piece in pieces {
             // SAFETY: the maker of the step vouched for the tensors; of a block, one task sums and writes in turn.
@@ -162,8 +162,8 @@ impl MatrixRule {
     }
 
     fn apply(&self, pieces: &[Piece], matrices: Vec<Matrix<'_>>, threads: usize) {
-        let mut written = elementwise::Batch::with_capacity(pieces.len());
-        let mut implied = elementwise::Batch::with_capacity(pieces.len());
+        let mut written = elementwise::Updates::with_capacity(pieces.len());
+        let mut implied = elementwise::Updates::with_capacity(pieces.len());
         for (piece, matrix) in pieces.iter().zip(matrices) {
             let squared_norm = self.transforms.squared_norm(piece.rows, piece.cols);
             let along = self

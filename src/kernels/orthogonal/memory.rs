@@ -54,7 +54,7 @@ pub unsafe fn orthogonalize_all(matrices: &[Memory], options: &Options, threads:
         threads,
     )
     .expect("operands of the matrices' own sizes and a checked eps");
-    let mut batch = elementwise::Batch::with_capacity(matrices.len());
+    let mut batch = elementwise::Updates::with_capacity(matrices.len());
     for (matrix, wide) in matrices
         .iter()
         .zip(&mut wide)

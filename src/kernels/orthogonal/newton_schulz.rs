@@ -7,7 +7,7 @@
 
 use super::plan::Plan;
 use super::schedule::Triple;
-use crate::kernels::matmul::{Element, Engine, Finish, Output, Packed, Real, Sides, Symmetry, View};
+use crate::kernels::matmul::{Element, Engine, Finish, MatrixRef, Output, Packed, Real, Sides, Symmetry};
 
 /// Memory for one matrix at a time, kept from one to the next.
 #[derive(Default)]
@@ -44,8 +44,8 @@ impl<S: Real> Symmetric<S> {
         }
     }
 
-    fn view(&self) -> View<'_, S> {
-        View::new(&self.values, self.size, self.size, self.stride, 1)
+    fn view(&self) -> MatrixRef<'_, S> {
+        MatrixRef::new(&self.values, self.size, self.size, self.stride, 1)
     }
 
     fn output(&mut self) -> Output<'_, S> {
@@ -204,7 +204,7 @@ impl<S: Element<Acc = S> + Real> Iteration<'_, S> {
     /// R = X Xᵀ, or Xᵀ X when X is tall.
     fn form_gram(&mut self, engine: &dyn Engine<S>) {
         let Scratch { gram, left, .. } = &mut *self.scratch;
-        let x = View::row_major(self.x, self.rows, self.cols);
+        let x = MatrixRef::row_major(self.x, self.rows, self.cols);
         let x = if self.rows <= self.cols { x } else { x.t() };
         engine.pack(x, Symmetry::None, Sides::Both, left, self.threads);
         let finish = Finish {
@@ -256,7 +256,7 @@ impl<S: Element<Acc = S> + Real> Iteration<'_, S> {
             false => (Sides::Right, Sides::Left),
         };
         q.pack(engine, q_side, left, threads);
-        let x = View::row_major(self.x, self.rows, self.cols);
+        let x = MatrixRef::row_major(self.x, self.rows, self.cols);
         let x = if wide { x.t() } else { x };
         engine.pack(x, Symmetry::None, x_side, right, threads);
         let finish = Finish {

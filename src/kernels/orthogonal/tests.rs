@@ -4,7 +4,7 @@ use half::{bf16, f16};
 
 use super::*;
 use crate::kernels::matmul::tests::noise;
-use crate::kernels::matmul::{Output, View, multiply};
+use crate::kernels::matmul::{MatrixRef, Output, multiply};
 
 const PRECISIONS: [Precision; 4] = [
     Precision::Float64,
@@ -54,7 +54,7 @@ fn run(isa: Isa, g: &[f64], rows: usize, cols: usize, options: &Options, threads
 
 fn times(a: &[f64], b: &[f64], m: usize, k: usize, n: usize) -> Vec<f64> {
     let mut c = vec![0.0; m * n];
-    let (a, b) = (View::row_major(a, m, k), View::row_major(b, k, n));
+    let (a, b) = (MatrixRef::row_major(a, m, k), MatrixRef::row_major(b, k, n));
     multiply(
         Isa::current(),
         (1.0, 0.0),
@@ -449,7 +449,7 @@ fn torch_bf16(g: &[f64], m: usize, n: usize, schedule: &Schedule) -> Vec<f64> {
     let scale = g.iter().map(|v| v * v).sum::<f64>().sqrt();
     let mut x = round(g.iter().map(|v| (v / scale) as f32).collect());
     for &[a, b, c] in schedule.triples() {
-        let view = |x, rows, cols| View::row_major(x, rows, cols);
+        let view = |x, rows, cols| MatrixRef::row_major(x, rows, cols);
         let mut gram = vec![0.0; m * m];
         let isa = Isa::current();
         multiply(
