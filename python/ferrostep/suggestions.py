@@ -40,11 +40,14 @@ def meant(name: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     return near[0] if near else None
 
 
-def unexpected(owner: str, name: str, known: Iterable[str]) -> TypeError:
-    """The error for a keyword that ``owner``, a class or function, does not have."""
+def unexpected(owner: str, name: str, known: Iterable[str], otherwise: str | None = None) -> TypeError:
+    """The error for a keyword that ``owner``, a class or function, does not have.
+
+    ``otherwise`` is said where none is near, in place of what there is.
+    """
     known = list(known)
     near = meant(name, known)
-    hint = f"did you mean {near!r}?" if near else f"there are {', '.join(known)}"
+    hint = f"did you mean {near!r}?" if near else otherwise or f"there are {', '.join(known)}"
     return TypeError(f"{owner}() got an unexpected keyword argument {name!r}; {hint}")
 
 

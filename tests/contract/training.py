@@ -37,6 +37,18 @@ def train(optimizer: Optimizer, params: Sequence[Tensor], steps: int, start: int
         optimizer.step()
 
 
+def train_beside_float32(
+    optimizer: Optimizer, params: Sequence[Tensor], other: Optimizer, whole: Sequence[Tensor], steps: int
+) -> None:
+    """Train ``params``, and with the same gradients in float32 the float32 ones of ``other``."""
+    for step in range(steps):
+        set_gradients(params, step)
+        for p, q in zip(params, whole, strict=True):
+            q.grad = p.grad.float()
+        optimizer.step()
+        other.step()
+
+
 def contents(optimizer: Optimizer) -> dict[str, Tensor]:
     """The parameters and all tensors of the state, by their places."""
     found = {}

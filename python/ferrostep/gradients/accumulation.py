@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -25,6 +24,7 @@ from ferrostep.gradients.surgery import (
 )
 from ferrostep.numpy.arrays import listed
 from ferrostep.reference import checks
+from ferrostep.suggestions import unexpected
 
 Method: TypeAlias = Literal["upgrad", "mgda", "cagrad", "pcgrad", "aligned_mtl", "nash_mtl", "imtl_g", "mean", "sum"]
 Kept: TypeAlias = list[Tensor | None]
@@ -133,9 +133,8 @@ def _surgery(method: Method, options: Mapping[str, Any]) -> Surgery:
     known = [name for name, p in inspect.signature(surgery.weights).parameters.items() if p.kind is p.KEYWORD_ONLY]
     for name in options:
         if name not in known:
-            near = difflib.get_close_matches(name, [*known, "retain_graph"], n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"{method!r} has {', '.join(known) or 'no options'}"
-            raise TypeError(f"backward() got an unexpected keyword argument {name!r}; {hint}")
+            there_are = f"{method!r} has {', '.join(known) or 'no options'}"
+            raise unexpected("backward", name, [*known, "retain_graph"], otherwise=there_are)
     return surgery
 
 

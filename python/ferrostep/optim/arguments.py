@@ -147,7 +147,7 @@ def check_range(name: str, value: Any, low: float, high: float | None = None) ->
 def check_positive(name: str, value: float) -> float:
     """The value; ValueError unless it is a number greater than 0 and not infinite."""
     if not 0.0 < value < math.inf:
-        raise ValueError(f"Invalid {name}: {value}; expected a finite number greater than 0")
+        raise Problem.NUMBER.of(name, value, "a finite number greater than 0")
     return value
 
 

@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from ferrostep import reference
+from ferrostep.errors import Problem
 from ferrostep.optim import chains
 from ferrostep.optim.arguments import AtLeastZero, LearningRate, arguments_of, one_of, within
 from ferrostep.optim.options import Options, check_real
@@ -22,7 +23,7 @@ LARGEST_GAMMA = 40.0
 def check_gamma(_name: str, gamma: float | None, _group: Mapping[str, Any]) -> float | None:
     """Raise ValueError for a factor of the cosine that is out of range."""
     if gamma is not None and not 0.0 <= gamma <= LARGEST_GAMMA:
-        raise ValueError(f"Invalid gamma value: {gamma}; expected 0 to {LARGEST_GAMMA:g}")
+        raise Problem.NUMBER.of("gamma value", gamma, f"0 to {LARGEST_GAMMA:g}")
     return gamma
 
 

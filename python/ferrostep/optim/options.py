@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ferrostep.choices import Backend, MasterWeights, Rounding
-from ferrostep.errors import wrong_kind
+from ferrostep.errors import Problem, wrong_kind
 from ferrostep.numpy.arrays import whole
 from ferrostep.suggestions import unexpected
 
@@ -92,7 +92,7 @@ def check_options(group: dict[str, Any]) -> None:
                 raise ValueError(f"Invalid {name} value: {value!r}; expected one of {', '.join(map(repr, allowed))}")
     group["seed"] = whole("seed", group["seed"], -math.inf)
     if not 0 <= group["seed"] < 2**64:
-        raise ValueError(f"Invalid seed value: {group['seed']}; expected 0 to 2**64 - 1")
+        raise Problem.NUMBER.of("seed value", group["seed"], "0 to 2**64 - 1")
     for name in ("skip_nonfinite", "differentiable"):
         if not isinstance(group[name], bool):
             raise wrong_kind(name, group[name], "a bool")

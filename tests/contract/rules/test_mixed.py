@@ -12,7 +12,16 @@ from ferrostep import _core
 from tests.conftest import ISAS
 from tests.contract.rules.registry import Entry, every_class, every_elementwise_class, every_near_the_reference
 from tests.contract.snapshot import Snapshot
-from tests.contract.training import assert_same_bits, bits, copies, normal, parameters, set_gradients, train
+from tests.contract.training import (
+    assert_same_bits,
+    bits,
+    copies,
+    normal,
+    parameters,
+    set_gradients,
+    train,
+    train_beside_float32,
+)
 
 SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 STEPS = 5
@@ -117,12 +126,7 @@ def test_parameters_are_their_masters_rounded(entry: Entry, dtype: torch.dtype, 
     whole = [Parameter(p.detach().float()) for p in rounded]
     ours = entry.build(rounded, lr=1e-6, master_weights="float32", backend=way)
     other = entry.build(whole, lr=1e-6, backend=way)
-    for step in range(STEPS):
-        set_gradients(rounded, step)
-        for p, q in zip(rounded, whole, strict=True):
-            q.grad = p.grad.float()
-        ours.step()
-        other.step()
+    train_beside_float32(ours, rounded, other, whole, STEPS)
     for p, q in zip(rounded, whole, strict=True):
         assert bits(ours.state[p]["master_param"]) == bits(q)
         assert bits(p) == bits(q.to(dtype))

@@ -27,6 +27,7 @@ from tests.contract.training import (
     parameters,
     set_gradients,
     train,
+    train_beside_float32,
 )
 
 STEPS = 20
@@ -205,12 +206,7 @@ def test_split_master_weights_are_those_of_float32_parameters(entry: Entry, back
     whole = [torch.nn.Parameter(p.detach().float()) for p in halves]
     ours = entry.build(halves, lr=1e-6, master_weights="split", backend=backend)
     other = entry.build(whole, lr=1e-6, backend=backend)
-    for step in range(STEPS):
-        set_gradients(halves, step)
-        for p, q in zip(halves, whole, strict=True):
-            q.grad = p.grad.float()
-        ours.step()
-        other.step()
+    train_beside_float32(ours, halves, other, whole, STEPS)
     for p, q in zip(halves, whole, strict=True):
         assert bits(masters(p, ours.state[p]["master_low"])) == bits(q)
         near = q.detach().bfloat16()
