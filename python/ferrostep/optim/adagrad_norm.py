@@ -100,6 +100,7 @@ class AdaGradNorm(RuleOptimizer):
         for gathered, (total, *_) in sums:
             accumulated = gathered.rule.hyperparameters["accumulated"]
             keeper = self._keeper(gathered.group)
+            assert keeper is not None
             new = torch.as_tensor(total_of((accumulated, total)), dtype=torch.float64)
             new_state.set(keeper, "sum", new.detach().cpu())
         return True

@@ -112,8 +112,7 @@ class NIGT(RuleOptimizer):
         decay = float(own["lr"]) * group["weight_decay"]
         if decay >= next_eta:
             raise Problem.NUMBER.of("lr * weight_decay", decay, f"less than {next_eta}, the next gradient's share")
-        scope = "all" if group["scope"] == "global" else "tensor"
-        return self._rule.of(own)._replace(scope=scope)
+        return self._rule.of(own)._replace(scope="all" if group["scope"] == "global" else "tensor")
 
     def _parts(
         self, _number: int, group: dict[str, Any], positions: Sequence[int]

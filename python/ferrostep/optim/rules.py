@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -229,6 +230,8 @@ class RuleOptimizer(InPlaceOptimizer):
     def _is_to_run(self, taken: Taken, new_state: NewState) -> bool:
         """Whether the step is to be taken, now that what is to be known of all gradients is."""
         if taken.skips:
+            if any(group["max_grad_norm"] is not None for group in self.param_groups):
+                self.last_grad_norm = torch.tensor(math.nan)
             return False
         threads = torch.get_num_threads()
         norm = taken.clip(threads)

@@ -92,7 +92,7 @@ class SAM(Optimizer):
         return self._base
 
     # Those of the base optimizer; torch's constructor assigns some before there is one.
-    @property  # type: ignore[override]
+    @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The base optimizer's."""
         groups: list[dict[str, Any]] = self.__dict__["_groups"] if self._base is None else self._base.param_groups
@@ -105,7 +105,7 @@ class SAM(Optimizer):
         else:
             self._base.param_groups = groups
 
-    @property  # type: ignore[override]
+    @property
     def state(self) -> Any:
         """The base optimizer's."""
         return {} if self._base is None else self._base.state
@@ -138,7 +138,7 @@ class SAM(Optimizer):
         """
         self.base_optimizer.load_state_dict(state_dict)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step with the gradients that ``closure`` finds at the weights and near them.
 
         Args:
@@ -206,7 +206,7 @@ class SAM(Optimizer):
     @without_dynamo
     def _ascend(self) -> None:
         taken = Taken(_core.Known(), Scratch())
-        weights = {}
+        weights: dict[Tensor, Tensor] = {}
         for number, group in enumerate(self.param_groups):
             backend = group.get("backend", "auto")
             asked = {**OPTIONS, "backend": backend, "params": group["params"]}

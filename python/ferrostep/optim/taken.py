@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -106,7 +107,7 @@ class Taken:
         everyone = (*self._added, *self._elsewhere)
         if not any(gathered.is_clipped for gathered, _ in everyone):
             return None
-        squares = [*self.batch.squared_norms(threads)]
+        squares: list[Sequence[Sum]] = [*self.batch.squared_norms(threads)]
         squares += [each.squared_norms() if each.is_clipped else [] for each in self.elsewhere]
         found = norm(
             square
@@ -133,9 +134,9 @@ class Taken:
         """Tell the rules that ask for sums; returns these, for each group one for every parameter."""
         if not any(gathered.rule.summed for gathered, _ in (*self._added, *self._elsewhere)):
             return []
-        sums = [*self.batch.sums(threads), *(each.sums() for each in self.elsewhere)]
+        own_sums: list[Sequence[Sum]] = [*self.batch.sums(threads), *(each.sums() for each in self.elsewhere)]
         everyone = (*self._added, *self._elsewhere)
-        sums = [over_ranks(own, params) if own else own for own, (_, params) in zip(sums, everyone, strict=True)]
+        sums = [over_ranks(own, params) if own else [] for own, (_, params) in zip(own_sums, everyone, strict=True)]
         known = by_scope(sums, everyone)
         self.batch.know([[float(x) for x in own] for own in known[: len(self._added)]])
         for i, own in enumerate(known[len(self._added) :]):

@@ -76,7 +76,8 @@ def nigt_sum(g: Tensor, state: tuple[Tensor, ...], *, eta: float, maximize: bool
         >>> nigt_sum(torch.tensor([3.0, 4.0]), (torch.zeros(2),), eta=1.0, maximize=False)
         tensor(25., dtype=torch.float64)
     """
-    return squared_norm(_momentum(g, *state, eta, maximize))
+    (d,) = state
+    return squared_norm(_momentum(g, d, eta, maximize))
 
 
 def _momentum(g: Tensor, d: Tensor, eta: float, maximize: bool) -> Tensor:
