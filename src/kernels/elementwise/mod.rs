@@ -6,11 +6,13 @@
 mod declared;
 mod finite;
 mod sweep;
+mod terms;
 mod tiles;
 
 pub mod adamw;
 pub mod diagonal;
 pub mod lion;
+pub mod sgd;
 pub mod sophia;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -36,6 +38,8 @@ rules! {
     diagonal::HessianProduct,
     diagonal::HessianEstimate,
     lion::Lion,
+    sgd::Sgd,
+    sgd::SgdMomentum,
     sophia::Sophia,
 }
 
