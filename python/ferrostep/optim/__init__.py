@@ -13,12 +13,14 @@ from ferrostep.optim.nigt import NIGT
 from ferrostep.optim.routing import MuonParamGroups, muon_param_groups
 from ferrostep.optim.rules import Rule, RuleOptimizer
 from ferrostep.optim.sam import SAM
+from ferrostep.optim.sgd import SGD
 from ferrostep.optim.sophia_g import SophiaG
 from ferrostep.optim.sophia_h import SophiaH
 
 __all__ = [
     "NIGT",
     "SAM",
+    "SGD",
     "AdaGradNorm",
     "AdamW",
     "AuON",

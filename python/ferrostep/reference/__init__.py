@@ -15,6 +15,7 @@ from ferrostep.reference.lion import lion
 from ferrostep.reference.muon import matrices, muon
 from ferrostep.reference.newton_schulz import newton_schulz
 from ferrostep.reference.nigt import nigt, nigt_sum
+from ferrostep.reference.sgd import sgd
 from ferrostep.reference.sophia import hessian_estimate, hessian_product, hessian_square, sophia, unclipped
 from ferrostep.reference.sums import ReferenceSum, sum_of
 
@@ -38,6 +39,7 @@ __all__ = [
     "newton_schulz",
     "nigt",
     "nigt_sum",
+    "sgd",
     "sophia",
     "sum_of",
     "unclipped",

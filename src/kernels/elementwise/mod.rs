@@ -7,6 +7,7 @@ mod declared;
 mod finite;
 mod sums;
 mod sweep;
+mod terms;
 mod tiles;
 
 pub mod adagrad_norm;
@@ -16,6 +17,7 @@ pub mod blend;
 pub mod diagonal;
 pub mod lion;
 pub mod nigt;
+pub mod sgd;
 pub mod sophia;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -46,6 +48,8 @@ rules! {
     diagonal::HessianEstimate,
     lion::Lion,
     nigt::Nigt,
+    sgd::Sgd,
+    sgd::SgdMomentum,
     sophia::Sophia,
 }
 

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from ferrostep.optim import (
     NIGT,
+    SGD,
     AdaGradNorm,
     AdamW,
     AuON,
@@ -77,7 +78,7 @@ class Entry:
     shapes: tuple[tuple[int, ...], ...] = SHAPES
     """Shapes of the parameters that it is tested with."""
     state: str = "exp_avg"
-    """The name of a state with the parameter's shape."""
+    """The name of a state with the parameter's shape; empty where there is none."""
     exact: bool = True
     """Whether every instruction set gives the same bits, which products of matrices do not, and the reference the same
     but for a few roundings."""
@@ -119,6 +120,8 @@ OF_MUON: Any = {
 AUON = {"lr": 1e-2, "weight_decay": 0.1}
 OF_AUON: Any = {"elementwise": False, "complex": False, "state": "momentum_buffer"}
 OF_NIGT: Any = {"elementwise": False, "state": "momentum_buffer"}
+DESCENT = {"lr": 3e-2, "weight_decay": 0.1}
+MOMENTUM = DESCENT | {"momentum": 0.8, "dampening": 0.3}
 LION = {"lr": 3e-3, "betas": (0.9, 0.97), "weight_decay": 0.2}
 
 ENTRIES = (
@@ -162,6 +165,8 @@ ENTRIES = (
     Entry("hybrid-auon-package", HybridAuON, AUON | MUON | {"variant": "package"}, **OF_MUON),
     Entry("nigt", NIGT, {"lr": 0.05, "weight_decay": 0.1}, **OF_NIGT),
     Entry("nigt-tensor", NIGT, {"lr": 0.05, "scope": "tensor", "schedule": "n-pg-igt"}, **OF_NIGT),
+    Entry("sgd", SGD, MOMENTUM, partial(torch.optim.SGD, **MOMENTUM), state="momentum_buffer"),
+    Entry("sgd-plain", SGD, DESCENT, partial(torch.optim.SGD, **DESCENT), state=""),
     Entry("sophia-g", CurvedSophiaG, LION | {"rho": 0.05, "bs": 32}, complex=False),
     Entry("sophia-h", CurvedSophiaH, LION | {"gamma": 1.6}, complex=False),
 )
@@ -181,6 +186,8 @@ def one_of_each_class() -> list[Entry]:
 every_entry = every()
 every_class = every(lambda entry: entry in one_of_each_class())
 every_near_the_reference = every(lambda entry: not entry.amplifies)
+every_with_state = every(lambda entry: entry.state)
+every_with_state_near_the_reference = every(lambda entry: entry.state and not entry.amplifies)
 every_with_peer = every(lambda entry: entry.peer is not None)
 every_elementwise = every(lambda entry: entry.elementwise)
 every_complex = every(lambda entry: entry.complex)
