@@ -3,6 +3,7 @@
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 from ferrostep.optim.adamw import AdamW
 from ferrostep.optim.auon import AuON
+from ferrostep.optim.diffgrad import DiffGrad
 from ferrostep.optim.hybrid_auon import HybridAuON
 from ferrostep.optim.lion import Lion
 from ferrostep.optim.muon import Muon
@@ -16,6 +17,7 @@ from ferrostep.optim.sophia_h import SophiaH
 __all__ = [
     "AdamW",
     "AuON",
+    "DiffGrad",
     "HybridAuON",
     "Lion",
     "Muon",

@@ -7,8 +7,9 @@ They are what the Rust kernels are tested against, what runs on devices other th
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 from ferrostep.reference.adamw import adamw
 from ferrostep.reference.auon import auon
+from ferrostep.reference.diffgrad import diffgrad
 from ferrostep.reference.engine import ReferenceRule, apply, updates
-from ferrostep.reference.lion import lion
+from ferrostep.reference.lion import lion, lion_k
 from ferrostep.reference.muon import matrices, muon
 from ferrostep.reference.newton_schulz import newton_schulz
 from ferrostep.reference.sophia import hessian_estimate, hessian_product, hessian_square, sophia, unclipped
@@ -18,10 +19,12 @@ __all__ = [
     "adamw",
     "apply",
     "auon",
+    "diffgrad",
     "hessian_estimate",
     "hessian_product",
     "hessian_square",
     "lion",
+    "lion_k",
     "matrices",
     "muon",
     "newton_schulz",

@@ -10,6 +10,7 @@ mod tiles;
 
 pub mod adamw;
 pub mod diagonal;
+pub mod diffgrad;
 pub mod lion;
 pub mod sophia;
 
@@ -35,7 +36,11 @@ rules! {
     diagonal::HessianSquare,
     diagonal::HessianProduct,
     diagonal::HessianEstimate,
+    diffgrad::DiffGrad,
     lion::Lion,
+    lion::LionDeadZone,
+    lion::LionHuber,
+    lion::LionIdentity,
     sophia::Sophia,
 }
 

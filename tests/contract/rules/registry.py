@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ferrostep.optim import AdamW, AuON, HybridAuON, Lion, Muon, MuonAdamW, MuonWithAuxAdamW, SophiaG, SophiaH
+from ferrostep.optim import AdamW, AuON, DiffGrad, HybridAuON, Lion, Muon, MuonAdamW, MuonWithAuxAdamW, SophiaG, SophiaH
 from ferrostep.optim.muon_with_adamw import MUON as MUON_GROUP
 from ferrostep.optim.rules import Rule
 
@@ -113,6 +113,7 @@ ENTRIES = (
     Entry("adamw-amsgrad", AdamW, ADAMW | {"amsgrad": True}, partial(torch.optim.AdamW, **ADAMW, amsgrad=True)),
     Entry("adamw-maximize", AdamW, ADAMW | {"maximize": True}, partial(torch.optim.AdamW, **ADAMW, maximize=True)),
     Entry("adam", AdamW, ADAMW | {"decoupled_weight_decay": False}, partial(torch.optim.Adam, **ADAMW)),
+    Entry("diffgrad", DiffGrad, ADAMW | {"weight_decay": 0.2}),
     Entry("lion", Lion, LION, partial(lion_pytorch.Lion, **LION)),
     Entry("lion-maximize", Lion, LION | {"maximize": True}),
     Entry("muon", Muon, MUON, **OF_MUON),
