@@ -71,6 +71,7 @@ OPTIMIZERS: dict[str, Factory] = {
     "muon_adamw": of("ferrostep.optim.MuonAdamW", **ADAMW | {"betas": (0.95, 0.95)}),
     "auon": hidden_matrices("ferrostep.optim.AuON", **AUON),
     "hybrid_auon": hidden_matrices("ferrostep.optim.HybridAuON", **HYBRID_AUON),
+    "sgd": of("ferrostep.optim.SGD", **SGD),
     "sophia_g": of("ferrostep.optim.SophiaG", **SOPHIA, rho=0.2),
     "sophia_h": of("ferrostep.optim.SophiaH", **SOPHIA, gamma=0.01),
     "torch.adamw": of("torch.optim.AdamW", **ADAMW, fused=True),

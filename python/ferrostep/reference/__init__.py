@@ -12,6 +12,7 @@ from ferrostep.reference.engine import ReferenceRule, apply, updates
 from ferrostep.reference.lion import lion, lion_k
 from ferrostep.reference.muon import matrices, muon
 from ferrostep.reference.newton_schulz import newton_schulz
+from ferrostep.reference.sgd import sgd
 from ferrostep.reference.sophia import hessian_estimate, hessian_product, hessian_square, sophia, unclipped
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "matrices",
     "muon",
     "newton_schulz",
+    "sgd",
     "sophia",
     "unclipped",
     "updates",

@@ -6,12 +6,14 @@
 mod declared;
 mod finite;
 mod sweep;
+mod terms;
 mod tiles;
 
 pub mod adamw;
 pub mod diagonal;
 pub mod diffgrad;
 pub mod lion;
+pub mod sgd;
 pub mod sophia;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,6 +43,8 @@ rules! {
     lion::LionDeadZone,
     lion::LionHuber,
     lion::LionIdentity,
+    sgd::Sgd,
+    sgd::SgdMomentum,
     sophia::Sophia,
 }
 

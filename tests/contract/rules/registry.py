@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ferrostep.optim import AdamW, AuON, DiffGrad, HybridAuON, Lion, Muon, MuonAdamW, MuonWithAuxAdamW, SophiaG, SophiaH
+from ferrostep.optim import SGD, AdamW, AuON, DiffGrad, HybridAuON, Lion, Muon, MuonAdamW, MuonWithAuxAdamW, SophiaG, SophiaH
 from ferrostep.optim.muon_with_adamw import MUON as MUON_GROUP
 from ferrostep.optim.rules import Rule
 
@@ -65,7 +65,7 @@ class Entry:
     shapes: tuple[tuple[int, ...], ...] = SHAPES
     """Shapes of the parameters that it is tested with."""
     state: str = "exp_avg"
-    """The name of a state with the parameter's shape."""
+    """The name of a state with the parameter's shape; empty where there is none."""
     exact: bool = True
     """Whether every instruction set gives the same bits, which products of matrices do not, and the reference the same
     but for a few roundings."""
@@ -106,6 +106,8 @@ OF_MUON: Any = {
 }
 AUON = {"lr": 1e-2, "weight_decay": 0.1}
 OF_AUON: Any = {"elementwise": False, "complex": False, "state": "momentum_buffer"}
+DESCENT = {"lr": 3e-2, "weight_decay": 0.1}
+MOMENTUM = DESCENT | {"momentum": 0.8, "dampening": 0.3}
 LION = {"lr": 3e-3, "betas": (0.9, 0.97), "weight_decay": 0.2}
 
 ENTRIES = (
@@ -147,6 +149,8 @@ ENTRIES = (
     Entry("auon-package", AuON, AUON | {"variant": "package", "nesterov": False, "maximize": True}, **OF_AUON),
     Entry("hybrid-auon", HybridAuON, AUON | {"ns_precision": "float64"}, **OF_MUON),
     Entry("hybrid-auon-package", HybridAuON, AUON | MUON | {"variant": "package"}, **OF_MUON),
+    Entry("sgd", SGD, MOMENTUM, partial(torch.optim.SGD, **MOMENTUM), state="momentum_buffer"),
+    Entry("sgd-plain", SGD, DESCENT, partial(torch.optim.SGD, **DESCENT), state=""),
     Entry("sophia-g", CurvedSophiaG, LION | {"rho": 0.05, "bs": 32}, complex=False),
     Entry("sophia-h", CurvedSophiaH, LION | {"gamma": 1.6}, complex=False),
 )
@@ -166,6 +170,8 @@ def one_of_each_class() -> list[Entry]:
 every_entry = every()
 every_class = every(lambda entry: entry in one_of_each_class())
 every_near_the_reference = every(lambda entry: not entry.amplifies)
+every_with_state = every(lambda entry: entry.state)
+every_with_state_near_the_reference = every(lambda entry: entry.state and not entry.amplifies)
 every_with_peer = every(lambda entry: entry.peer is not None)
 every_elementwise = every(lambda entry: entry.elementwise)
 every_complex = every(lambda entry: entry.complex)
