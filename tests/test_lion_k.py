@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -14,6 +16,7 @@ from ferrostep.optim import Lion
 from ferrostep.optim.lion import KERNELS, NUMBERS
 from tests.contract.training import assert_close, assert_same_bits, bits, normal, parameters, train
 
+GUIDE = Path(__file__).parents[1] / "docs" / "lion.md"
 PARAMS: dict[str, Any] = {"lp": 1.5, "deadzone": 0.3, "topk": 7, "huber": 0.3}
 """A ``kappa_param`` for each kappa that takes one."""
 CHOSEN = [{"kappa": kappa, "kappa_param": PARAMS.get(kappa)} for kappa in get_args(choices.Kappa)]
@@ -249,6 +252,16 @@ def test_impossible_arguments_are_refused(arguments: dict[str, Any], error: type
 def test_norms_are_of_real_numbers(chosen: dict[str, Any]) -> None:
     with pytest.raises(RuntimeError, match=f"kappa='{chosen['kappa']}' does not support complex parameters"):
         Lion(parameters([(3,)], torch.complex64), **chosen)
+
+
+def test_the_guides_example_runs() -> None:
+    (example,) = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
+    exec(compile(example, GUIDE.name, "exec"), {})
+
+
+def test_the_guide_has_every_kappa() -> None:
+    rows = re.findall(r"^\| `\"(\w+)\"`", GUIDE.read_text(), re.M)
+    assert sorted(rows) == sorted(get_args(choices.Kappa))
 
 
 def test_every_kappa_has_its_rule_in_rust() -> None:

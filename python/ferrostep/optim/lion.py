@@ -24,10 +24,15 @@ KERNELS = {
     "deadzone": "LionDeadZone",
     "huber": "LionHuber",
     "identity": "LionIdentity",
+    "lp": "LionLp",
+    "l2": "LionL2",
+    "row": "LionRow",
 }
 """The Rust rules; others run in plain torch."""
-OF_WHOLE = ("lp", "topk", "l2", "row")
-"""What looks at more than an element."""
+OF_ELEMENTS = ("sign", "deadzone", "huber", "identity")
+"""What looks at each element by itself."""
+LARGEST_SUMMED = 8.0
+"""Powers up to this one are summed as they are, in float64; greater ones would leave its range."""
 
 
 class Number(NamedTuple):
@@ -121,8 +126,7 @@ class Lion(RuleOptimizer):
         weight_decay: decoupled, times ``lr``. Default 0.
         kappa: what takes the place of the sign: one of the names above, or a callable that takes the tensor ``u`` (of
             the parameter's shape, in float32 or float64; complex numbers as pairs in a last dimension) and returns one
-            of the same shape. Default "sign". A callable runs in plain torch, and so do parameters whose norms or k
-            largest are those of shards together.
+            of the same shape. Default "sign". A callable, "topk", and "lp" with q > 8 run in plain torch.
         kappa_param: the number e, q or k of the table, where it has one. Default None.
         maximize: ascend instead of descend. Default False.
         **options: see :class:`ferrostep.optim.options.Options`.
@@ -172,24 +176,33 @@ class Lion(RuleOptimizer):
             "kappa_param": check_kappa_param("kappa_param", group["kappa_param"], group),
         }
         return lion._replace(
-            kernel=_native, reference=reference.lion_k, hyperparameters={**lion.hyperparameters, **own}
+            kernel=_native,
+            reference=reference.lion_k,
+            hyperparameters={**lion.hyperparameters, **own},
+            summed=reference.lion_k_sum if self._asks_for_sums(group) else None,
         )
 
     def _check_group(self, group: dict[str, Any]) -> None:
         kappa = group["kappa"]
-        if self._takes_matrices(group) and not callable(kappa):
+        if not callable(kappa) and kappa not in OF_ELEMENTS:
             check_real(group["params"], f"kappa={kappa!r}")
         if callable(kappa) and group["backend"] == "rust":
             raise RuntimeError("a callable kappa runs in plain torch and excludes backend='rust'")
 
+    def _asks_for_sums(self, group: dict[str, Any]) -> bool:
+        kappa = group["kappa"]
+        return bool(kappa == "l2" or (kappa == "lp" and group["kappa_param"] <= LARGEST_SUMMED))
+
     def _takes_matrices(self, group: dict[str, Any]) -> bool:
-        return callable(group["kappa"]) or group["kappa"] in OF_WHOLE
+        kappa = group["kappa"]
+        return callable(kappa) or not (kappa in OF_ELEMENTS or self._asks_for_sums(group))
 
     def _is_for_plain_torch(self, group: dict[str, Any]) -> bool:
-        # Every rank then works out the whole of what is split over them.
-        kappa = group["kappa"]
-        is_split = self._takes_matrices(group) and any(map(shards.is_distributed, group["params"]))
-        return is_split or callable(kappa) or kappa not in KERNELS or super()._is_for_plain_torch(group)
+        if super()._is_for_plain_torch(group):
+            return True
+        # Of what is split over ranks, every one then works out the whole.
+        is_split = any(map(shards.is_distributed, group["params"]))
+        return self._takes_matrices(group) and (group["kappa"] != "row" or is_split)
 
 
 def _native(*, kappa: str, kappa_param: float | None, **hyperparameters: Any) -> _core.Rule:

@@ -12,7 +12,7 @@ from ferrostep.reference.auon import auon
 from ferrostep.reference.blend import blend
 from ferrostep.reference.diffgrad import diffgrad
 from ferrostep.reference.engine import ReferenceRule, apply, updates
-from ferrostep.reference.lion import lion, lion_k
+from ferrostep.reference.lion import lion, lion_k, lion_k_sum
 from ferrostep.reference.muon import matrices, muon
 from ferrostep.reference.newton_schulz import newton_schulz
 from ferrostep.reference.nigt import nigt, nigt_sum
@@ -37,6 +37,7 @@ __all__ = [
     "hessian_square",
     "lion",
     "lion_k",
+    "lion_k_sum",
     "matrices",
     "muon",
     "newton_schulz",

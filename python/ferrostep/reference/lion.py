@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ferrostep.reference import checks
+from ferrostep.reference.sums import Sum
 
 
 def lion(
@@ -54,6 +56,7 @@ def lion_k(
     g: Tensor,
     state: tuple[Tensor, ...],
     step: float,
+    total: Sum | None = None,
     *,
     lr: float | Tensor,
     beta1: float | Tensor,
@@ -69,6 +72,7 @@ def lion_k(
         p, g: the parameter and its gradient, of one shape and dtype.
         state: ``(exp_avg,)``.
         step: not used.
+        total: what :func:`lion_k_sum` gives, for "l2" and "lp"; without it, it is worked out here.
         lr, beta1, beta2, weight_decay, maximize: hyperparameters.
         kappa: the name of one of :data:`KAPPAS`, or what gives a convex function's gradient at a tensor.
         kappa_param: the number that the former takes, if it takes one.
@@ -92,8 +96,42 @@ def lion_k(
         g = -g
     u = m * beta1 + g * (1 - beta1)
     gradient = kappa if callable(kappa) else KAPPAS[kappa]
-    u = gradient(u) if kappa_param is None else gradient(u, kappa_param)
+    if total is not None:
+        exponent = 2.0 if kappa_param is None else kappa_param
+        u = _along(u, total ** (1 / exponent), exponent)
+    else:
+        u = gradient(u) if kappa_param is None else gradient(u, kappa_param)
     return p * (1 - lr * weight_decay) - u * lr, (m * beta2 + g * (1 - beta2),)
+
+
+def lion_k_sum(
+    g: Tensor,
+    state: tuple[Tensor, ...],
+    *,
+    beta1: float | Tensor,
+    kappa_param: float | None,
+    maximize: bool,
+    **_others: Any,
+) -> Tensor:
+    """What :func:`lion_k` sums for "l2" and "lp": the p-th powers of what the direction follows from, in float64.
+
+    Args:
+        g: the gradient.
+        state: ``(exp_avg,)``.
+        beta1, maximize: as of :func:`lion_k`.
+        kappa_param: p; None for 2.
+
+    Raises:
+        RuntimeError: shapes that do not broadcast, as torch.
+
+    Example:
+        >>> import torch
+        >>> lion_k_sum(torch.tensor([3.0, -4.0]), (torch.zeros(2),), beta1=0.0, kappa_param=None, maximize=False)
+        tensor(25., dtype=torch.float64)
+    """
+    (m,) = state
+    u = m * beta1 + (-g if maximize else g) * (1 - beta1)
+    return checks.wide(u).abs().pow(2.0 if kappa_param is None else kappa_param).sum()
 
 
 def _deadzone(u: Tensor, threshold: float) -> Tensor:
@@ -119,9 +157,15 @@ def _norms_gradient(rows: Tensor, p: float) -> Tensor:
     size = rows.abs()
     largest = size.amax(1, keepdim=True)
     ratio = size / torch.where(largest == 0, 1, largest)
-    norm = checks.wide(ratio).pow(p).sum(1, keepdim=True).pow(1 / p)
-    shrunk = (checks.wide(ratio) / torch.where(largest == 0, 1, norm)).pow(p - 1).to(rows.dtype)
-    return torch.where(shrunk.isnan(), shrunk, rows.sign() * shrunk)
+    return _along(rows.sign() * ratio, checks.wide(ratio).pow(p).sum(1, keepdim=True).pow(1 / p), p)
+
+
+def _along(u: Tensor, norm: Sum, p: float) -> Tensor:
+    """``sign(u) * (abs(u) / norm)^(p - 1)``; 0 for a norm of 0, and NaN for one that is not finite."""
+    norm = torch.as_tensor(norm)
+    norm = torch.where(norm == 0, 1, torch.where(norm.isfinite(), norm, torch.nan))
+    size = (checks.wide(u).abs() / norm).pow(p - 1).to(u.dtype)
+    return torch.where(size.isnan(), size, u.sign() * size)
 
 
 def _topk(u: Tensor, k: int) -> Tensor:

@@ -1,6 +1,7 @@
 //! diffGrad: Adam with each element's step scaled by how much its gradient has changed (Dubey et al. 2019,
 //! arXiv 1909.11015, Algorithm 1). As in the authors' code, eps is added before the correction of the second moment.
 
+use super::terms::{Decay, bias_correction};
 use super::{Hyperparameters, Rule, hyperparameters};
 use crate::kernels::vector::Vector;
 use crate::kernels::vector::math::exp;
@@ -22,6 +23,7 @@ hyperparameters! {
 #[derive(Clone, Copy, Debug)]
 pub struct DiffGradRule {
     options: DiffGrad,
+    decay: Decay,
     step_size: f64,
 }
 
@@ -31,10 +33,15 @@ impl Hyperparameters<3> for DiffGrad {
     const STATES: [&'static str; 3] = ["exp_avg", "exp_avg_sq", "previous_grad"];
 
     fn at_step(&self, step: f64) -> DiffGradRule {
-        let (bias1, bias2) = (1.0 - self.beta1.powf(step), 1.0 - self.beta2.powf(step));
         DiffGradRule {
             options: *self,
-            step_size: self.lr * bias2.sqrt() / bias1,
+            decay: Decay {
+                lr: self.lr,
+                weight_decay: self.weight_decay,
+                decoupled: self.decoupled_weight_decay,
+                maximize: self.maximize,
+            },
+            step_size: self.lr * bias_correction(self.beta2, step).sqrt() / bias_correction(self.beta1, step),
         }
     }
 }
@@ -43,13 +50,7 @@ impl Rule<3> for DiffGradRule {
     #[inline(always)]
     fn update<V: Vector>(&self, p: V, g: V, [m, v, previous]: [V; 3]) -> (V, [V; 3]) {
         let o = &self.options;
-        let mut g = if o.maximize { -g } else { g };
-        let mut p = p;
-        if o.decoupled_weight_decay {
-            p = p * (1.0 - o.lr * o.weight_decay);
-        } else if o.weight_decay != 0.0 {
-            g = g + p * o.weight_decay;
-        }
+        let (p, g) = self.decay.apply(p, g);
         let m = m * o.beta1 + g * (1.0 - o.beta1);
         let v = v * o.beta2 + g * (1.0 - o.beta2) * g;
         // The inverse of the friction coefficient: with it, one division does for both.

@@ -134,6 +134,8 @@ ENTRIES = (
     Entry("diffgrad", DiffGrad, ADAMW | {"weight_decay": 0.2}),
     Entry("lion", Lion, LION, partial(lion_pytorch.Lion, **LION)),
     Entry("lion-maximize", Lion, LION | {"maximize": True}),
+    Entry("lion-huber", Lion, LION | {"kappa": "huber", "kappa_param": 0.5}),
+    Entry("lion-lp", Lion, LION | {"kappa": "lp", "kappa_param": 1.7}, elementwise=False, complex=False),
     Entry("muon", Muon, MUON, **OF_MUON),
     Entry("muon-maximize", Muon, MUON | {"maximize": True}, **OF_MUON),
     Entry(
