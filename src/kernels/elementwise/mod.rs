@@ -15,7 +15,9 @@ pub mod adamw;
 pub mod ascent;
 pub mod blend;
 pub mod diagonal;
+pub mod diffgrad;
 pub mod lion;
+pub mod lion_norms;
 pub mod nigt;
 pub mod sgd;
 pub mod sophia;
@@ -46,7 +48,14 @@ rules! {
     diagonal::HessianSquare,
     diagonal::HessianProduct,
     diagonal::HessianEstimate,
+    diffgrad::DiffGrad,
     lion::Lion,
+    lion::LionDeadZone,
+    lion::LionHuber,
+    lion::LionIdentity,
+    lion_norms::LionL2,
+    lion_norms::LionLp,
+    lion_norms::LionRow,
     nigt::Nigt,
     sgd::Sgd,
     sgd::SgdMomentum,
@@ -62,6 +71,8 @@ pub trait Rule<const N: usize>: Copy + Send + Sync + 'static {
     const COUNTS: bool = false;
     /// What the rule has to know the sum of, over its tensor or over several, before the first element is updated.
     const SUMMED: Option<Summed> = None;
+    /// Whether the sum is over each row of a tensor by itself; a row is all dimensions but the first.
+    const BY_ROW: bool = false;
 
     /// The new parameter and state from the old ones and the gradient.
     fn update<V: Vector>(&self, param: V, grad: V, state: [V; N]) -> (V, [V; N]);
@@ -76,7 +87,12 @@ pub trait Rule<const N: usize>: Copy + Send + Sync + 'static {
         grad
     }
 
-    /// With `SUMMED`: the rule that knows the sum.
+    /// With [`Summed::Powers`]: the power.
+    fn power(&self) -> u32 {
+        1
+    }
+
+    /// With `SUMMED`: the rule that knows the sum. Rows of one element are updated without it.
     fn knowing(self, _sum: f64) -> Self {
         self
     }
@@ -89,6 +105,10 @@ struct Slot<R, const N: usize> {
     /// Whether the kernel is one for [`tiles`].
     in_tiles: bool,
     buffers: Buffers<N>,
+    /// Elements of a row that is summed by itself, if rows are.
+    row: Option<usize>,
+    /// Elements of a block.
+    block: usize,
     first_block: usize,
 }
 
@@ -122,6 +142,35 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
     /// Until the updates are dropped, the pointers of `buffers` stay valid for `len` elements of their types, for writing
     /// where they are `*mut`, and nothing else reads or writes what they write.
     pub unsafe fn push(&mut self, rule: R, buffers: Buffers<N>) -> Result<(), Unsupported> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.push_in_blocks(rule, buffers, None, BLOCK) }
+    }
+
+    /// Adds a parameter whose rows, of `row` elements one after the other, are updated each by itself.
+    ///
+    /// # Safety
+    /// As for [`Updates::push`].
+    pub unsafe fn push_rows(&mut self, rule: R, buffers: Buffers<N>, row: usize) -> Result<(), Unsupported> {
+        if row <= 1 {
+            // SAFETY: the caller's promise is the same.
+            return unsafe { self.push(rule, buffers) };
+        }
+        if buffers.state.iter().any(|state| state.dtype().is_none()) {
+            return Err(Unsupported); // codes of several rows have a scale in common
+        }
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.push_in_blocks(rule, buffers, Some(row), (BLOCK / row).max(1) * row) }
+    }
+
+    /// # Safety
+    /// As for [`Updates::push`].
+    unsafe fn push_in_blocks(
+        &mut self,
+        rule: R,
+        buffers: Buffers<N>,
+        row: Option<usize>,
+        block: usize,
+    ) -> Result<(), Unsupported> {
         if buffers.grad_dtype.arithmetic() != buffers.dtype.arithmetic() {
             return Err(Unsupported);
         }
@@ -135,9 +184,11 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
             kernel,
             in_tiles: state_dtype.is_none(),
             buffers,
+            row,
+            block,
             first_block: self.blocks,
         });
-        self.blocks += buffers.len.div_ceil(BLOCK);
+        self.blocks += buffers.len.div_ceil(block);
         self.elements += buffers.len;
         Ok(())
     }
@@ -148,9 +199,42 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
     fn block(&self, index: usize) -> (&Slot<R, N>, usize, Buffers<N>) {
         let slot = &self.slots[self.slots.partition_point(|slot| slot.first_block <= index) - 1];
         let block = index - slot.first_block;
-        let start = block * BLOCK;
-        let part = slot.buffers.part(start, BLOCK.min(slot.buffers.len - start));
+        let start = block * slot.block;
+        let part = slot.buffers.part(start, slot.block.min(slot.buffers.len - start));
         (slot, block, part)
+    }
+
+    /// Updates a part of a parameter, number `place` of those with a key for their random numbers, by a rule that knows
+    /// what it has to.
+    fn update(&self, slot: &Slot<R, N>, rule: &R, part: &Buffers<N>, place: usize) -> u32 {
+        let key = match part.rounding {
+            Rounding::Stochastic { stream } => Noise::key(stream, place as u64),
+            _ => 0,
+        };
+        let noise = Noise { key, counter: 0 };
+        // SAFETY: `push` got buffers valid for `len` elements and chose the kernel for their types; the part lies
+        // within them, and nobody else has it.
+        unsafe {
+            if slot.in_tiles {
+                tiles::run(slot.kernel, rule, part, self.scale, noise)
+            } else {
+                let state = part.state.map(|state| state.data);
+                (slot.kernel)(rule, &Span::new(part, state, self.scale, noise))
+            }
+        }
+    }
+
+    /// Sums and updates the rows of a block one by one, while each is in the cache.
+    fn update_rows(&self, slot: &Slot<R, N>, block: usize, part: &Buffers<N>, row: usize) -> u32 {
+        let first = block * (slot.block / row);
+        let mut room = sums::Room::default();
+        let of_row = |i| {
+            let part = part.part(i * row, row);
+            // SAFETY: `push` got buffers valid for `len` elements, within which the row lies; nobody else has it.
+            let sum = unsafe { sums::of_block(&slot.rule, &part, self.scale, &mut room) };
+            self.update(slot, &slot.rule.knowing(sum), &part, first + i)
+        };
+        (0..part.len / row).map(of_row).sum()
     }
 }
 
@@ -199,7 +283,7 @@ impl<R: Rule<N>, const N: usize> Work for Updates<R, N> {
     }
 
     fn is_to_know(&self) -> bool {
-        R::SUMMED.is_some()
+        R::SUMMED.is_some() && !R::BY_ROW
     }
 
     fn sum(&self, index: usize) -> f64 {
@@ -208,7 +292,7 @@ impl<R: Rule<N>, const N: usize> Work for Updates<R, N> {
         }
         let (slot, _, part) = self.block(index);
         // SAFETY: `push` got buffers valid for `len` elements, within which the part lies; nobody else has the block.
-        unsafe { sums::of_block(&slot.rule, &part, self.scale) }
+        unsafe { sums::of_block(&slot.rule, &part, self.scale, &mut sums::Room::default()) }
     }
 
     fn know(&mut self, sums: &[f64]) {
@@ -219,20 +303,9 @@ impl<R: Rule<N>, const N: usize> Work for Updates<R, N> {
 
     fn run(&self, index: usize) -> u32 {
         let (slot, block, part) = self.block(index);
-        let key = match part.rounding {
-            Rounding::Stochastic { stream } => Noise::key(stream, block as u64),
-            _ => 0,
-        };
-        let noise = Noise { key, counter: 0 };
-        // SAFETY: `push` got buffers valid for `len` elements and chose the kernel for their types; the part lies
-        // within them, and blocks do not overlap.
-        unsafe {
-            if slot.in_tiles {
-                tiles::run(slot.kernel, &slot.rule, &part, self.scale, noise)
-            } else {
-                let state = part.state.map(|state| state.data);
-                (slot.kernel)(&slot.rule, &Span::new(&part, state, self.scale, noise))
-            }
+        match slot.row {
+            Some(row) => self.update_rows(slot, block, &part, row),
+            None => self.update(slot, &slot.rule, &part, block),
         }
     }
 }

@@ -19,6 +19,7 @@ from ferrostep.optim import (
     AdaGradNorm,
     AdamW,
     AuON,
+    DiffGrad,
     HybridAuON,
     Lion,
     Muon,
@@ -119,9 +120,9 @@ OF_MUON: Any = {
 }
 AUON = {"lr": 1e-2, "weight_decay": 0.1}
 OF_AUON: Any = {"elementwise": False, "complex": False, "state": "momentum_buffer"}
-OF_NIGT: Any = {"elementwise": False, "state": "momentum_buffer"}
 DESCENT = {"lr": 3e-2, "weight_decay": 0.1}
 MOMENTUM = DESCENT | {"momentum": 0.8, "dampening": 0.3}
+OF_NIGT: Any = {"elementwise": False, "state": "momentum_buffer"}
 LION = {"lr": 3e-3, "betas": (0.9, 0.97), "weight_decay": 0.2}
 
 ENTRIES = (
@@ -130,8 +131,11 @@ ENTRIES = (
     Entry("adamw-amsgrad", AdamW, ADAMW | {"amsgrad": True}, partial(torch.optim.AdamW, **ADAMW, amsgrad=True)),
     Entry("adamw-maximize", AdamW, ADAMW | {"maximize": True}, partial(torch.optim.AdamW, **ADAMW, maximize=True)),
     Entry("adam", AdamW, ADAMW | {"decoupled_weight_decay": False}, partial(torch.optim.Adam, **ADAMW)),
+    Entry("diffgrad", DiffGrad, ADAMW | {"weight_decay": 0.2}),
     Entry("lion", Lion, LION, partial(lion_pytorch.Lion, **LION)),
     Entry("lion-maximize", Lion, LION | {"maximize": True}),
+    Entry("lion-huber", Lion, LION | {"kappa": "huber", "kappa_param": 0.5}),
+    Entry("lion-lp", Lion, LION | {"kappa": "lp", "kappa_param": 1.7}, elementwise=False, complex=False),
     Entry("muon", Muon, MUON, **OF_MUON),
     Entry("muon-maximize", Muon, MUON | {"maximize": True}, **OF_MUON),
     Entry(
