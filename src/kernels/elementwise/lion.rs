@@ -45,6 +45,7 @@ pub const STATES: [&str; 1] = ["exp_avg"];
 
 /// What takes the place of the sign, with what it has to know of the interpolated momentum `u`: see [`Rule`].
 pub trait Kappa: Copy + Send + Sync + 'static {
+    const IN_16_BITS: bool = false;
     const SUMMED: Option<Summed> = None;
     const BY_ROW: bool = false;
 
@@ -91,6 +92,7 @@ impl LionK {
 }
 
 impl<K: Kappa> Rule<1> for K {
+    const IN_16_BITS: bool = K::IN_16_BITS;
     const SUMMED: Option<Summed> = K::SUMMED;
     const BY_ROW: bool = K::BY_ROW;
 
@@ -123,6 +125,8 @@ impl Steady<1> for Lion {
 }
 
 impl Kappa for Lion {
+    const IN_16_BITS: bool = true;
+
     fn options(&self) -> Lion {
         *self
     }

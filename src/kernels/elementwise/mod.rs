@@ -67,6 +67,9 @@ pub trait Rule<const N: usize>: Copy + Send + Sync + 'static {
     /// Whether the parameter is written, and how many of the states are, from the first on; the others are only read.
     const WRITES_PARAM: bool = true;
     const WRITES_STATES: usize = N;
+    /// Whether there is code of its own for numbers in 16 bits, rather than for those that [`tiles`] makes of them: the
+    /// last fifth of speed, for ten times the time of building.
+    const IN_16_BITS: bool = false;
     /// Whether elements are counted.
     const COUNTS: bool = false;
     /// What the rule has to know the sum of, over its tensor or over several, before the first element is updated.
@@ -174,15 +177,14 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
         if buffers.grad_dtype.arithmetic() != buffers.dtype.arithmetic() {
             return Err(Unsupported);
         }
-        let state_dtype = buffers.state_dtype();
-        let kernel = match state_dtype {
-            Some(dtype) => kernel(buffers.dtype, dtype, buffers.rounding)?,
-            None => tiles::kernel_of(&buffers)?,
-        };
+        let direct = buffers
+            .state_dtype()
+            .and_then(|dtype| kernel(buffers.dtype, dtype, buffers.rounding).ok());
+        let kernel = direct.map_or_else(|| tiles::kernel_of(&buffers), Ok)?;
         self.slots.push(Slot {
             rule,
             kernel,
-            in_tiles: state_dtype.is_none(),
+            in_tiles: direct.is_none(),
             buffers,
             row,
             block,
@@ -244,7 +246,7 @@ pub struct Unsupported;
 
 /// Whether parameters of a type can have state in another, and be rounded so. No rule makes a difference.
 pub fn is_supported(param: Float, state: Float, rounding: Rounding) -> bool {
-    kernel::<lion::Lion, 1>(param, state, rounding).is_ok()
+    any_kernel::<lion::Lion, 1>(param, state, rounding).is_ok()
 }
 
 /// Batches of different rules, to be run together.
@@ -355,9 +357,25 @@ pub fn run(batches: &[Box<dyn Work + '_>], threads: usize) -> u64 {
     counted.into_inner()
 }
 
-/// The code for a combination of types. Parameters in 16 bits may have their state in f32 or in their own type;
-/// f32 parameters in f32 or bf16.
+/// The code of a rule for a combination of types, if there is some.
 fn kernel<R: Rule<N>, const N: usize>(
+    param: Float,
+    state: Float,
+    rounding: Rounding,
+) -> Result<Kernel<R, N>, Unsupported> {
+    if R::IN_16_BITS {
+        return any_kernel(param, state, rounding);
+    }
+    match (param, state) {
+        (Float::F64, Float::F64) => Ok(sweep::<InF64, f64, f64, Nearest, R, N>),
+        (Float::F32, Float::F32) => Ok(sweep::<InF32<Halves>, f32, f32, Nearest, R, N>),
+        _ => Err(Unsupported),
+    }
+}
+
+/// The code for any combination of types. Parameters in 16 bits may have their state in f32 or in their own type;
+/// f32 parameters in f32 or bf16.
+fn any_kernel<R: Rule<N>, const N: usize>(
     param: Float,
     state: Float,
     rounding: Rounding,

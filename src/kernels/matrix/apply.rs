@@ -125,6 +125,7 @@ pub struct AlongMomentum {
 }
 
 impl Rule<1> for AlongMomentum {
+    const IN_16_BITS: bool = true;
     const WRITES_STATES: usize = 0;
 
     #[inline(always)]
