@@ -76,7 +76,7 @@ class HostOptimizer(Optimizer):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: ParamsT | nn.Module,
         optimizer_class: type[Optimizer],
         *,
         master_dtype: torch.dtype | None = torch.float32,
