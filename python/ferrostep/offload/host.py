@@ -104,10 +104,10 @@ class HostOptimizer(Optimizer):
         self._watch(self._twins.values())
 
     def _made(self, optimizer_class: type[Optimizer], params: Any, kwargs: dict[str, Any]) -> Optimizer:
-        """The optimizer on the host. Ours makes its state later, so it sees the parameters first: MuonAdamW routes them
-        by their modules."""
+        """The optimizer on the host, of parameters there."""
         if not self._is_ours:
             return optimizer_class(self._hosted(params), **kwargs)
+        # Ours makes its state later, so it sees the parameters first: MuonAdamW routes them by their modules.
         optimizer = optimizer_class(params, **kwargs)
         optimizer.param_groups = [
             {**group, "params": [self._twin(p).host for p in group["params"]]} for group in optimizer.param_groups
