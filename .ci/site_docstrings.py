@@ -5,6 +5,7 @@ import re
 import griffe
 
 ROLE = re.compile(r":(?:class|func|meth|mod|data):`([\w.]+)`")
+ENTRY = re.compile(r"^([a-z_, ]+): (?=\S)", re.M)
 CODE_BLOCK = re.compile(r"^ *\.\. code-block:: \w+\n", re.M)
 
 
@@ -27,5 +28,7 @@ class Markdown(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **_: object) -> None:
         """Convert that of one object."""
+        if obj.docstring and "TypedDict" in map(str, getattr(obj, "bases", ())):  # which lists its keys
+            obj.docstring.value = ENTRY.sub(r"- `\1`: ", obj.docstring.value)
         if obj.docstring:
             obj.docstring.value = as_markdown(obj.docstring.value)

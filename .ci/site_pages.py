@@ -32,9 +32,19 @@ STORAGE: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
     "bfloat16": (torch.bfloat16, {}),
     'bfloat16, `rounding="kahan"`': (torch.bfloat16, {"rounding": "kahan"}),
     'bfloat16, `master_weights="split"`': (torch.bfloat16, {"master_weights": "split"}),
+    'bfloat16, `master_weights="float32"`': (torch.bfloat16, {"master_weights": "float32"}),
     "bfloat16, `state_dtype=torch.bfloat16`": (torch.bfloat16, {"state_dtype": torch.bfloat16}),
 }
 """Parameters' dtypes with options, of which the pages say how much state they take."""
+OF_TWO_RULES = (optim.MuonAdamW, optim.MuonWithAuxAdamW)
+BESIDE_PACKAGES = {
+    "ferrostep.optim": ["ferrostep.optim.options.Options"],
+    "ferrostep.integrations": [
+        "ferrostep.integrations.transformers.TrainerMixin",
+        "ferrostep.integrations.timm.register",
+    ],
+}
+"""What is public, but not among the names of its package, which need not have any."""
 
 
 def optimizers() -> dict[str, type[optim.RuleOptimizer]]:
@@ -47,12 +57,11 @@ def optimizers() -> dict[str, type[optim.RuleOptimizer]]:
     }
 
 
-def state_bytes(cls: type[optim.RuleOptimizer], dtype: torch.dtype, options: dict[str, Any]) -> float:
+def state_bytes(cls: type[optim.RuleOptimizer], group: dict[str, Any], dtype: torch.dtype, options: Any) -> float:
     """Bytes of state per element after a step, of a matrix large enough that single numbers do not count."""
     p = torch.nn.Parameter(torch.zeros(64, 64, dtype=dtype))
     p.grad = torch.ones_like(p)
-    group = {"params": [p], "use_muon": True} if cls is optim.MuonWithAuxAdamW else {"params": [p]}
-    optimizer = cls([group], **options)
+    optimizer = cls([{"params": [p], **group}], **options)
     if cls is optim.SophiaG:
         optimizer.update_hessian(bs=1)
     optimizer.step()
@@ -65,12 +74,17 @@ def optimizer_page(name: str, cls: type[optim.RuleOptimizer]) -> str:
     sources = ", ".join(f"[arXiv {paper}](https://arxiv.org/abs/{paper})" for paper in papers)
     listed = re.search(rf"^\| `optim\.[^|]*\b{name}\b.*$", (ROOT / "README.md").read_text(), re.M)
     peer = listed[0].strip("| ").split(" | ")[-1] if listed else "none"
-    rows = [f"| {where} | {state_bytes(cls, *how):g} |" for where, how in STORAGE.items()]
+    groups = {" of Muon": {"use_muon": True}, " of AdamW": {"use_muon": False}} if cls in OF_TWO_RULES else {"": {}}
+    head = "".join(f" bytes of state per element{whose} |" for whose in groups)
+    rows = [
+        f"| {where} |" + "".join(f" {state_bytes(cls, group, *how):g} |" for group in groups.values())
+        for where, how in STORAGE.items()
+    ]
     return "\n".join(
         [
             f"# {name}\n",
             f"**Sources:** {sources}\n\n**Takes the arguments and checkpoints of:** {peer}\n",
-            "| parameter | bytes of state per element |\n|---|---:|",
+            f"| parameter |{head}\n|---|" + "---:|" * len(groups),
             *rows,
             "",
             f"::: ferrostep.optim.{name}",
@@ -82,16 +96,18 @@ def package_page(package: str) -> str:
     """What a package says of itself, and its public names but for those with a page of their own."""
     module = importlib.import_module(package)
     own_pages = optimizers() if module is optim else {}
-    members = [name for name in module.__all__ if not inspect.ismodule(getattr(module, name)) and name not in own_pages]
+    public = getattr(module, "__all__", [])
+    members = [name for name in public if not inspect.ismodule(getattr(module, name)) and name not in own_pages]
     links = "".join(f"- [{name}](../optimizers/{name}.md)\n" for name in own_pages)
     options = {"members": members, "show_root_heading": False, "show_root_toc_entry": False}
-    return f"# {package}\n\n{links}\n::: {package}\n    options: {options}\n"
+    beside = "".join(f"\n::: {path}\n" for path in BESIDE_PACKAGES.get(package, ()))
+    return f"# {package}\n\n{links}\n::: {package}\n    options: {options}\n{beside}"
 
 
 @cache
 def made_pages() -> dict[str, str]:
     """The pages that are made, by their place in the site."""
-    packages = ["ferrostep", *(f"ferrostep.{name}" for name in ferrostep.PACKAGES)]
+    packages = sorted(["ferrostep", *(f"ferrostep.{name}" for name in ferrostep.PACKAGES), "ferrostep.integrations"])
     return {
         **{f"optimizers/{name}.md": optimizer_page(name, cls) for name, cls in optimizers().items()},
         **{f"api/{package}.md": package_page(package) for package in packages},

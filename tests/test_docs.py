@@ -114,15 +114,37 @@ def tasks() -> dict[str, Any]:
     return dict(locals())
 
 
+GUIDES = ("gradients.md", "guidance.md", "muon.md", "projections.md")
+PAGES = ("index.md", "dtypes.md", "threads.md")
+ELSEWHERE = {"distributed.md": "distributed/modules.py", "offload.md": "test_offload.py", "sophia.md": "test_docs.py"}
+"""Pages that another test runs, and where it is."""
+
+
+def test_no_page_is_left_out() -> None:
+    """Those of frameworks have one program each, which their tests run."""
+    here = Path(__file__).parent
+    with_code = {page.name for page in DOCS.glob("*.md") if "```python" in page.read_text()}
+    assert with_code == {*GUIDES, *PAGES, *ELSEWHERE}
+    for page, test in ELSEWHERE.items():
+        assert f'"{page}"' in (here / test).read_text()
+    for page in (DOCS / "frameworks").glob("*.md"):
+        programs = len(blocks(page.read_text()))
+        assert programs == (page.stem != "comfyui")  # where nodes are joined by hand
+        assert not programs or f'run("{page.stem}"' in (here / "frameworks" / f"test_{page.stem}.py").read_text()
+    for page in ("README.md", "CONTRIBUTING.md"):
+        assert not blocks((DOCS.parent / page).read_text())
+
+
+def test_the_routes_are_printed_as_the_guide_has_them(capsys: pytest.CaptureFixture[str]) -> None:
+    guide = (DOCS / "muon.md").read_text()
+    (printed,) = re.findall(r"^```text\n(.*?)^```", guide, re.M | re.S)
+    exec(compile(blocks(guide)[0], "muon.md", "exec"), {})
+    assert capsys.readouterr().out == printed
+
+
 @pytest.mark.smoke
 @pytest.mark.parametrize(
-    "guide",
-    [
-        pytest.param("guidance.md", marks=pytest.mark.frameworks),
-        "gradients.md",
-        "muon.md",
-        "projections.md",
-    ],
+    "guide", [pytest.param(each, marks=pytest.mark.frameworks if each == "guidance.md" else ()) for each in GUIDES]
 )
 def test_snippets_run(guide: str) -> None:
     if guide == "guidance.md":
@@ -134,12 +156,13 @@ def test_snippets_run(guide: str) -> None:
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize("page", ["index.md", "dtypes.md", "threads.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_pages_of_the_site_run(page: str) -> None:
     threads = torch.get_num_threads()
     try:
+        names = tasks()
         for code in blocks((DOCS / page).read_text()):
-            exec(compile(code, page, "exec"), tasks())
+            exec(compile(code, page, "exec"), names)
         assert torch.get_num_threads() == (1 if page == "threads.md" else threads)
     finally:
         torch.set_num_threads(threads)

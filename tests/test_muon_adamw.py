@@ -318,7 +318,7 @@ BAD: tuple[tuple[str, Callable[[], Any], dict[str, Any], type[Exception], str], 
         lambda: [{"params": unnamed((3, 3))}, {"params": unnamed((3, 3)), "momentum": 0.9}],
         {},
         TypeError,
-        "group 1 got an unexpected argument 'momentum'; there are lr, betas",
+        "param group 1 got an unexpected argument 'momentum'; there are lr, betas",
     ),
     ("a pattern", lambda: nn.Linear(3, 3), {"exclude": "head"}, TypeError, "exclude is the str 'head'"),
     (

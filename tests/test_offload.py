@@ -21,7 +21,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from ferrostep.offload import HostOptimizer, twins
-from ferrostep.optim import AdamW, Lion, MuonWithAuxAdamW, SophiaG, muon_param_groups
+from ferrostep.optim import AdamW, Lion, MuonAdamW, MuonWithAuxAdamW, SophiaG, muon_param_groups
 from tests.contract.rules.registry import Entry, every_class
 from tests.contract.snapshot import Snapshot
 from tests.contract.training import assert_same_bits, bits, contents, copies, parameters, set_gradients, train
@@ -384,6 +384,18 @@ def test_matrices_and_the_rest_by_groups_and_by_names(where: str) -> None:
     assert_same_bits(ours, bare)
 
 
+@pytest.mark.parametrize("given", [lambda m: m, lambda m: m.parameters(), lambda m: [{"params": m}]], ids="mpg")
+def test_matrices_and_the_rest_by_modules(given: Callable[[nn.Module], Any], where: str) -> None:
+    model = nn.Sequential(nn.Embedding(8, 6), nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 4)).bfloat16()
+    optimizer = HostOptimizer(given(model), MuonAdamW)
+    model(torch.arange(4)).square().sum().backward()
+    optimizer.step()
+    assert [p for p, state in optimizer.state.items() if "momentum_buffer" in state] == [model[1].weight]
+    assert len(optimizer.state) == 7
+    with optimizer.on_host() as host:
+        assert host.routes[0].reason == "embedding"
+
+
 def test_what_else_a_class_does_is_done_on_the_host(where: str) -> None:
     params, others = (parameters([(5, 3)], torch.bfloat16) for _ in range(2))
     ours = HostOptimizer(params, SophiaG, rho=0.05)
@@ -423,6 +435,7 @@ def test_what_is_no_class_of_optimizers_is_refused(given: Any, message: str) -> 
         ({"master_dtype": torch.float64}, ValueError, "Invalid master_dtype: torch.float64; expected torch.float32 or"),
         ({"offload_gradients": 1}, TypeError, "offload_gradients is a int, expected a bool"),
         ({"learning_rate": 1.0}, TypeError, "unexpected keyword argument 'learning_rate'"),
+        ({"offload_gradient": True}, TypeError, r"HostOptimizer\(\) got an .*; did you mean 'offload_gradients'\?"),
         ({"lr": -1.0}, ValueError, "Invalid learning rate: -1.0"),
         ({"rounding": "kahan"}, ValueError, "master_weights='float32' rounds to the nearest and excludes"),
     ],

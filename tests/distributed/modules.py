@@ -104,6 +104,7 @@ def the_guides_program_trains(folder: Path) -> None:
     names: dict[str, Any] = {}
     with patch.object(dist, "init_process_group"):  # there is one
         for code in blocks(guide):
+            code = code.replace('"checkpoint"', repr(str(folder / "checkpoint-of-the-guide")))
             exec(compile(code, "distributed.md", "exec"), names)
     assert names["loss"] < 4.0  # of log(100) at first
     assert len(names["optimizer"].state) == len(list(names["model"].parameters()))

@@ -58,6 +58,25 @@ def test_a_run_of_torch_resumes_with_ours(tmp_path: Path) -> None:
     assert_same_weights(resumed.model, torchs.model)
 
 
+def test_muon_by_string_knows_the_modules_and_spares_biases(tmp_path: Path) -> None:
+    class OurTrainer(TrainerMixin, transformers.Trainer):
+        pass
+
+    config = transformers.GPT2Config(vocab_size=11, n_positions=8, n_embd=16, n_layer=1, n_head=2)
+    model = transformers.GPT2LMHeadModel(config)
+    given = {"learning_rate": 1e-2, "weight_decay": 0.3, "optim_args": "ferrostep=MuonAdamW, normalize=normuon"}
+    optimizer = OurTrainer(model, transformers.TrainingArguments(str(tmp_path), **given)).create_optimizer()
+    assert type(optimizer) is optim.MuonAdamW and optimizer.defaults["normalize"] == "normuon"
+    assert [(g["lr"], g["weight_decay"], len(g["params"])) for g in optimizer.param_groups] == [
+        (1e-2, 0.3, 6),
+        (1e-2, 0.0, 10),
+    ]
+    muons = [route.name for route in optimizer.routes if route.optimizer == "Muon"]
+    assert muons == [
+        f"transformer.h.0.{name}.weight" for name in ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    ]
+
+
 def arguments(optim_args: str | None) -> Any:
     return SimpleNamespace(
         learning_rate=1e-3, adam_beta1=0.8, adam_beta2=0.9, adam_epsilon=1e-6, optim="sgd", optim_args=optim_args
@@ -90,6 +109,8 @@ def test_optim_args_select_class_and_arguments(text: str | None, expected: tuple
         ("ferrostep=AdamWW", "ferrostep.optim has no optimizer 'AdamWW' to make by name; did you mean 'AdamW'"),
         ("ferrostep=RuleOptimizer", "no optimizer 'RuleOptimizer'"),
         ("ferrostep=3", "no optimizer '3'"),
+        ("ferostep=AdamW", "Invalid optim_args: 'ferostep=AdamW'; expected 'ferrostep' for 'ferostep'"),
+        ("ferrostep.AdamW", "Invalid optim_args: 'ferrostep.AdamW'; expected entries such as"),
         (
             "ferrostep=AdamW, betas=(0.9",
             "Invalid optim_args: 'ferrostep=AdamW, betas=[(]0.9'; expected entries such as",

@@ -3,3 +3,5 @@
 :mod:`ferrostep.integrations.timm` puts them into timm's registry, :mod:`ferrostep.integrations.transformers` lets
 Hugging Face's Trainer find them. Most frameworks need nothing: docs/frameworks has a page with a program for each.
 """
+
+from ferrostep import needs_torch  # noqa: F401  (first, for its error)

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Collection
 from typing import Any
+
+from torch import nn
 
 from ferrostep.errors import Problem
 from ferrostep.integrations.classes import class_of
-from ferrostep.optim import AdamW
+from ferrostep.optim import AdamW, MuonAdamW
+from ferrostep.optim.given import GroupsOf
+from ferrostep.suggestions import meant
 
 __all__ = ["TrainerMixin"]
 
@@ -24,7 +29,8 @@ class TrainerMixin:
     commas; ``ferrostep`` is the name of the class, the others are its arguments: numbers, tuples, True, False, None,
     or words. The learning rate, the weight decay and its exceptions are those of the arguments, as for any optimizer,
     and for AdamW also ``adam_beta1``, ``adam_beta2`` and ``adam_epsilon``; other classes keep their own betas and eps
-    unless ``optim_args`` has some. Without ``ferrostep`` in ``optim_args`` nothing changes.
+    unless ``optim_args`` has some. ``MuonAdamW`` gets the model, by whose modules it routes the parameters.
+    Without ``ferrostep`` in ``optim_args`` nothing changes.
 
     Example:
         >>> from types import SimpleNamespace
@@ -39,12 +45,12 @@ class TrainerMixin:
 
         Args:
             args: the ``TrainingArguments``.
-            model: for the optimizers of transformers that look at it.
+            model: for ``MuonAdamW``, and the optimizers of transformers that look at it.
 
         Raises:
             ValueError: ``optim_args`` that cannot be read, or a name that is no optimizer's.
         """
-        if not re.search(r"(^|,)\s*ferrostep\s*=", args.optim_args or ""):
+        if not is_ours(args.optim_args or ""):
             found: tuple[Any, dict[str, Any]] = super().get_optimizer_cls_and_kwargs(args, model)  # type: ignore[misc]
             return found
         given = entries(args.optim_args)
@@ -52,7 +58,28 @@ class TrainerMixin:
         kwargs = {"lr": args.learning_rate}
         if optimizer_class is AdamW:
             kwargs |= {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
+        if optimizer_class is MuonAdamW and model is not None:
+            decayed = cls.get_decay_parameter_names(None, model)  # type: ignore[attr-defined]
+            kwargs["params"] = groups_of(model, decayed, args.weight_decay)
         return optimizer_class, {**kwargs, **given}
+
+
+def is_ours(text: str) -> bool:
+    """Whether an entry is called ``ferrostep``, or what was probably meant to be: that must not leave torch's class."""
+    words = re.findall(r"(?:^|,)\s*(\w+)", text)
+    near = [word for word in words if meant(word, ["ferrostep"], cutoff=0.8)]
+    if near and "ferrostep" not in near:
+        raise Problem.NUMBER.of("optim_args", repr(text), f"'ferrostep' for {near[0]!r}")
+    return bool(near)
+
+
+def groups_of(model: nn.Module, decayed: Collection[str], weight_decay: float) -> GroupsOf:
+    """The groups that the Trainer makes, with the model."""
+    groups = []
+    for decays in (True, False):
+        params = [p for name, p in model.named_parameters() if p.requires_grad and (name in decayed) is decays]
+        groups.append({"params": params, "weight_decay": weight_decay if decays else 0.0})
+    return GroupsOf(model, groups)
 
 
 def entries(text: str) -> dict[str, Any]:

@@ -9,18 +9,20 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from ferrostep.errors import Problem, wrong_kind
 from ferrostep.offload.transfers import transfers_of
 from ferrostep.offload.twins import Twin
 from ferrostep.optim.base import InPlaceOptimizer, has_16_bits
+from ferrostep.suggestions import mistaken_entry, unexpected
 
 if TYPE_CHECKING:
     from torch.optim.optimizer import ParamsT
 
 MASTER_DTYPES = (torch.float32, None)
+OWN_ARGUMENTS = ("master_dtype", "offload_gradients")
 
 
 class HostOptimizer(Optimizer):
@@ -38,7 +40,8 @@ class HostOptimizer(Optimizer):
     ``master_param`` in the state; state dicts move between both.
 
     Args:
-        params: parameters, named ones, or parameter groups, of shapes and dtypes that the class takes.
+        params: parameters, named ones, or parameter groups, of shapes and dtypes that the class takes; for
+            :class:`ferrostep.optim.MuonAdamW` a module, too.
         optimizer_class: one of this package; or another subclass of ``torch.optim.Optimizer`` whose ``step`` needs no
             closure: it gets the masters themselves as its parameters, gradients in float32, and what it made of the
             masters is copied to the parameters.
@@ -73,7 +76,7 @@ class HostOptimizer(Optimizer):
 
     def __init__(
         self,
-        params: ParamsT,
+        params: ParamsT | nn.Module,
         optimizer_class: type[Optimizer],
         *,
         master_dtype: torch.dtype | None = torch.float32,
@@ -92,12 +95,24 @@ class HostOptimizer(Optimizer):
         self._offload_gradients = offload_gradients
         self._twins: dict[Tensor, Twin] = {}
         self._optimizer: Optimizer | None = None
-        optimizer = optimizer_class(self._hosted(params), **kwargs)
+        check_names(kwargs, optimizer_class)
+        optimizer = self._made(optimizer_class, params, kwargs)
         groups = [self._owned(group) for group in optimizer.param_groups]
         super().__init__([dict(group) for group in groups], optimizer.defaults)
         self._optimizer = optimizer
         self.param_groups = optimizer.param_groups = groups  # without what torch's constructor added of the defaults
         self._watch(self._twins.values())
+
+    def _made(self, optimizer_class: type[Optimizer], params: Any, kwargs: dict[str, Any]) -> Optimizer:
+        """The optimizer on the host, of parameters there."""
+        if not self._is_ours:
+            return optimizer_class(self._hosted(params), **kwargs)
+        # Ours makes its state later, so it sees the parameters first: MuonAdamW routes them by their modules.
+        optimizer = optimizer_class(params, **kwargs)
+        optimizer.param_groups = [
+            {**group, "params": [self._twin(p).host for p in group["params"]]} for group in optimizer.param_groups
+        ]
+        return optimizer
 
     @property
     def _copies(self) -> list[Twin]:
@@ -291,7 +306,7 @@ class HostOptimizer(Optimizer):
 
     def _hosted(self, params: Any) -> Any:
         """The parameters or groups with what stands for the parameters on the host; what is neither as it is."""
-        if isinstance(params, (Tensor, set)) or not isinstance(params, Iterable):
+        if isinstance(params, (Tensor, set, nn.Module)) or not isinstance(params, Iterable):
             return params
         return [self._hosted_one(entry) for entry in params]
 
@@ -344,6 +359,14 @@ class HostOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._watch(self._twins.values())
+
+
+def check_names(kwargs: Iterable[str], optimizer_class: type[Optimizer]) -> None:
+    """Raise TypeError for what is no argument of the class, but nearly one of ours."""
+    theirs = inspect.signature(optimizer_class).parameters
+    for name in kwargs:
+        if name not in theirs and mistaken_entry(name, OWN_ARGUMENTS):
+            raise unexpected("HostOptimizer", name, OWN_ARGUMENTS)
 
 
 def check_class(optimizer_class: object) -> None:

@@ -31,7 +31,10 @@ class Twin:
         if is_on_host(param) and dtype == param.dtype:
             return
         if is_distributed(param):
-            raise NotImplementedError(f"HostOptimizer does not support distributed tensors on {param.device}")
+            raise NotImplementedError(
+                f"HostOptimizer does not support distributed tensors on {param.device}{' with this class' * casts}; "
+                "it takes those on the CPU with classes of ferrostep"
+            )
         weight = self._room() if dtype == param.dtype else on_host(param, dtype)
         self.host = Parameter(weight, requires_grad=param.requires_grad)
         self._follow()

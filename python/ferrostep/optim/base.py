@@ -8,11 +8,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import Optimizer
 
 from ferrostep import _core
+from ferrostep.errors import wrong_kind
 from ferrostep.optim.arguments import Argument, check_arguments
 from ferrostep.optim.options import Options, check_options, full_options
 from ferrostep.optim.scratch import Scratch
@@ -47,6 +48,8 @@ class InPlaceOptimizer(Optimizer):
             defaults = {name: defaults[name] for name in self._arguments}
         defaults = {**defaults, **full_options(type(self).__name__, defaults, options)}
         self._check_defaults(defaults)
+        if isinstance(params, nn.Module):
+            raise wrong_kind("params", params, "parameters or parameter groups, such as model.parameters()")
         super().__init__(params, defaults)
         self._forget()
 
@@ -72,8 +75,10 @@ class InPlaceOptimizer(Optimizer):
         super().add_param_group(param_group)
         try:
             self._check(self.param_groups[-1])
-        except BaseException:
+        except BaseException as error:
             self.param_groups.pop()
+            if isinstance(error, (TypeError, ValueError, RuntimeError)):
+                error.args = (f"param group {len(self.param_groups)}: {error}",)
             raise
 
     def _check_names(self, group: dict[str, Any]) -> None:

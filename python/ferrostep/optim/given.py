@@ -13,6 +13,14 @@ from ferrostep.optim.roles import Named, layout_of, model_of, named_of, owners_o
 from ferrostep.optim.routing import Route, check_patterns, route_to
 
 
+class GroupsOf(list[dict[str, Any]]):
+    """Parameter groups of a model, whose modules tell what their parameters are."""
+
+    def __init__(self, model: nn.Module, groups: Iterable[dict[str, Any]]) -> None:
+        super().__init__(groups)
+        self.model = model
+
+
 class Given(NamedTuple):
     """A parameter group as it came, and what is known of its parameters."""
 
@@ -36,7 +44,8 @@ class Routed(NamedTuple):
 def read_groups(params: Any, number: int = 0) -> list[Given]:
     """The parameter groups in what an optimizer may be given, of which the first has this number.
 
-    A module, or torch's own generator of its parameters that has not begun, says which module has which parameter.
+    A module, torch's own generator of its parameters that has not begun, or :class:`GroupsOf` say which module has
+    which parameter.
 
     Raises:
         TypeError: something that is no parameter, or a set of them.
@@ -45,13 +54,14 @@ def read_groups(params: Any, number: int = 0) -> list[Given]:
     if isinstance(params, Tensor):
         raise wrong_kind("params", params, "a module, or parameters or parameter groups to go through")
     model = params if isinstance(params, nn.Module) else model_of(params)
+    model = params.model if isinstance(params, GroupsOf) else model
     params = params.named_parameters() if isinstance(params, nn.Module) else params
     listed = [{"params": params}] if isinstance(params, set) else list(params)
     if not listed:
         raise ValueError("optimizer got an empty parameter list")
     if not any(isinstance(each, dict) for each in listed):
         return [_read_group({"params": listed}, number, model)]
-    return [_read_group(each, number + i) for i, each in enumerate(listed)]
+    return [_read_group(each, number + i, None if i else model) for i, each in enumerate(listed)]
 
 
 def _read_group(group: Any, number: int, model: nn.Module | None = None) -> Given:

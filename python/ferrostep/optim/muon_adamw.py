@@ -210,7 +210,9 @@ def refuse_others_arguments(group: dict[str, Any], number: int, defaults: Iterab
     """Raise TypeError for arguments of Muon or AdamW that a group cannot have here, where they would have no effect."""
     for name in group:
         if name in OF_MUON or name in OF_ADAMW:
-            raise TypeError(f"group {number} got an unexpected argument {name!r}; there are {', '.join(defaults)}")
+            raise TypeError(
+                f"param group {number} got an unexpected argument {name!r}; there are {', '.join(defaults)}"
+            )
 
 
 def check_anything_for_muon(groups: Sequence[dict[str, Any]], routes: Sequence[Sequence[Route]]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from ferrostep.optim import AdamW, Lion, MuonWithAuxAdamW, muon_param_groups
+from ferrostep.optim import AdamW, Lion, MuonAdamW, MuonWithAuxAdamW, muon_param_groups
 from tests.contract.rules.registry import Entry, every, every_class, one_of_each_class
 from tests.contract.training import parameters, set_gradients
 
@@ -100,6 +100,7 @@ OF_ANOTHER_KIND: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
     ({"eps": "1e-8"}, TypeError, "^eps is a str, expected a number$"),
     ({"gamma": "1"}, TypeError, "^gamma is a str, expected a number$"),
     ({"rho": "0.1"}, TypeError, "^rho is a str, expected a number$"),
+    ({"maximize": "False"}, TypeError, "^maximize is a str, expected a bool$"),
     ({"ns_steps": "5"}, TypeError, "^ns_steps is a str, expected an integer$"),
     ({"ns_steps": 5.5}, TypeError, "^ns_steps is a float, expected an integer$"),
     ({"ns_restarts": 2}, TypeError, "^ns_restarts is a int, expected a sequence$"),
@@ -109,6 +110,11 @@ OF_ANOTHER_KIND: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
     ({"normalize": "norm"}, ValueError, "^Invalid normalize: 'norm'; expected None or 'normuon'$"),
     ({"ns_precision": 3}, ValueError, "^Invalid ns_precision: 3; expected 'auto', 'float64', 'float32' or 'bfloat16'$"),
 )
+
+
+def of_group(message: str) -> str:
+    """What an error about the first group's own argument begins with."""
+    return message.replace("^", "^param group 0: ", 1)
 
 
 def those_with_the_argument() -> Iterator[Any]:
@@ -124,11 +130,18 @@ def test_arguments_of_another_kind_are_one_line(
     entry: Entry, arguments: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     params = parameters([(3, 2)])
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=of_group(message)):
         entry.build([{"params": params, **arguments}])
     if not issubclass(entry.optimizer, MuonWithAuxAdamW):
         with pytest.raises(error, match=message):
             entry.build(params, **arguments)
+
+
+@every_class
+def test_a_module_is_no_parameters(entry: Entry) -> None:
+    if not issubclass(entry.optimizer, MuonWithAuxAdamW | MuonAdamW):  # one wants groups, the other takes modules
+        with pytest.raises(TypeError, match=r"^params is a Linear, expected parameters .*, such as model.parameters"):
+            entry.optimizer(torch.nn.Linear(3, 2))
 
 
 def test_a_functions_misspelt_keyword_names_the_nearest() -> None:
@@ -153,7 +166,7 @@ def test_options_of_another_type(entry: Entry, options: dict[str, Any], message:
     params = parameters([(3, 2)])
     with pytest.raises(TypeError, match=message):
         entry.build(params, **options)
-    with pytest.raises(TypeError, match=message):
+    with pytest.raises(TypeError, match=of_group(message)):
         entry.build([{"params": params, **options}])
     assert entry.build(params, seed=torch.tensor(3)).param_groups[0]["seed"] == 3
 
