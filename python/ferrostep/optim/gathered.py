@@ -119,8 +119,25 @@ class Gathered(NamedTuple):
         return self._replace(params=params, grads=own("grad", self.grads), columns=columns)
 
     def in_parts(self) -> list[int]:
-        """The places of the parameters of which no rank has whole matrices."""
+        """The places of the parameters of which no rank has whole matrices.
+
+        Raises:
+            NotImplementedError: one whose placements or options have become such that no rank can own its matrices.
+        """
+        for position, p in zip(self.positions, self.params, strict=True):
+            if shards.is_distributed(p):
+                place = f"parameter {position} in group {self.number}"
+                shards.check_placements(place, p, self.group, self.rule)
         return [i for i, p in enumerate(self.params) if shards.is_in_parts(p, self.rule.hyperparameters)]
+
+    def description(self, i: int) -> str:
+        """The parameter with its state as other ranks must have it, too, to work on it together."""
+        p = self.params[i]
+        placed = f", placements {p.placements}" if shards.is_distributed(p) else ""
+        states = "".join(f", {name} {self.columns[name][i].dtype}" for name in self.rule.states)
+        return (
+            f"parameter {self.positions[i]} in group {self.number} ({p.dtype}, shape {list(p.shape)}{placed}{states})"
+        )
 
     def is_skipped(self) -> bool:
         """Whether a gradient holds a NaN or infinity where the group says to skip such a step."""

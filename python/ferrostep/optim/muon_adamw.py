@@ -138,6 +138,7 @@ class MuonAdamW(RuleOptimizer):
             warnings.warn(UNNAMED, UserWarning, stacklevel=2)
 
     _arguments = arguments_of(__init__)
+    _looks_at_matrices = True
 
     @property
     def routes(self) -> Routes:

@@ -148,6 +148,7 @@ class RuleOptimizer(InPlaceOptimizer):
     _rule: ElementwiseRule
 
     _looks_at_matrices = False
+    """Whether a rule of the class looks at matrices as a whole."""
 
     _early_states: tuple[str, ...] = ()
     """States that may be there before the first step."""
@@ -217,15 +218,15 @@ class RuleOptimizer(InPlaceOptimizer):
         return self._looks_at_matrices
 
     def _who_agree(self) -> list[ProcessGroup]:
-        """The process groups whose ranks can only step together."""
+        """The process groups whose ranks can only step together.
+
+        A rank whose groups are other ones than those of the rest is to hear of it, and so to ask as they do.
+        """
         if not shards.are_possible():
             return []
-        return shards.process_groups(
-            p
-            for group in self.param_groups
-            if group["skip_nonfinite"] or self._takes_matrices(group)
-            for p in group["params"]
-        )
+        if not self._looks_at_matrices and not any(group["skip_nonfinite"] for group in self.param_groups):
+            return []
+        return shards.process_groups(p for group in self.param_groups for p in group["params"])
 
     def _take(self, new_state: NewState) -> Taken:
         try:

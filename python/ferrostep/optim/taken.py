@@ -28,6 +28,8 @@ class Taken:
         self.skips = False
         """Whether the step is to be left out, as far as it is known before the step."""
         self._parts: list[Parts] = []
+        self._together: list[tuple[ProcessGroup, str]] = []
+        """What the ranks of a process group do together."""
         self._distributed: list[Tensor] = []
 
     def add(self, gathered: Gathered, *, needs_matrices: bool) -> None:
@@ -50,6 +52,7 @@ class Taken:
         parts, along_moves = in_parts(own.only(apart), gathered.only(apart), self._scratch, f"moves from {number}")
         along_moves.add_to(self.batch)
         self._parts += parts
+        self._together += [(each.group, each.description) for each in parts]
 
     def add_elsewhere(self, gathered: Gathered, *, needs_matrices: bool) -> None:
         """Check a group for plain torch."""
@@ -58,6 +61,9 @@ class Taken:
             apart = gathered.in_parts() if needs_matrices else []
             whole = [i for i in range(len(own.params)) if i not in apart]
             groups = [each for each in (own.only(whole), gathered.only(apart)) if each.params]
+            for i in apart:
+                description = f"{gathered.description(i)} on every rank"
+                self._together += [(group, description) for group in shards.process_groups([gathered.params[i]])]
         else:
             groups = [gathered]
         for each in groups:
@@ -71,7 +77,7 @@ class Taken:
 
     def work_of(self, group: ProcessGroup) -> list[str]:
         """What the ranks of a process group are to do together."""
-        return [parts.description for parts in self._parts if parts.group is group]
+        return [description for of, description in self._together if of is group]
 
     def run(self, threads: int) -> None:
         """Take the step: all of it or, on an error, nothing."""
