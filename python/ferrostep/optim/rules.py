@@ -263,7 +263,8 @@ class RuleOptimizer(InPlaceOptimizer):
     def _gather_part(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> Gathered:
         rule = self.rule(group)
         names = rule.states
-        rounding = MASTER_ROUNDINGS.get(group["master_weights"], group["rounding"])
+        masters = group["master_weights"]
+        rounding = group["rounding"] if masters is None else MASTER_ROUNDINGS[masters]
         if rule.counts_steps or rounding == "stochastic":
             names = (*names, "step")
         if rounding in COMPENSATIONS:
