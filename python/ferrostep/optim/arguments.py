@@ -78,8 +78,10 @@ OF_OPTIMIZER = "of the optimizer"
 """Marks an argument that is the optimizer's and not its groups'."""
 
 
-def as_bool(_name: str, value: object, _group: Mapping[str, Any]) -> bool:
-    """Take anything for true or false, as Python does."""
+def as_bool(name: str, value: object, _group: Mapping[str, Any]) -> bool:
+    """Take anything for true or false, as Python does, but for words: ``"False"`` of a command line would be true."""
+    if isinstance(value, str):
+        raise wrong_kind(name, value, "a bool")
     return bool(value)
 
 
