@@ -254,6 +254,7 @@ class RuleOptimizer(InPlaceOptimizer):
                     taken.add_elsewhere(gathered, needs_matrices=self._takes_matrices(gathered.group))
         if is_ours and any(is_fake(gathered.params[0]) for gathered in taken.elsewhere):
             raise RuntimeError("some parameters are fake tensors and others are real ones, expected one kind")
+        taken.look_at_all()
         return taken
 
     def _gather(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> Iterator[Gathered]:

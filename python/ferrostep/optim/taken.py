@@ -31,11 +31,14 @@ class Taken:
         self._together: list[tuple[ProcessGroup, str]] = []
         """What the ranks of a process group do together."""
         self._distributed: list[Tensor] = []
+        self._plain: list[Gathered] = []
+        """With Rust, and without DTensors."""
 
     def add(self, gathered: Gathered, *, needs_matrices: bool) -> None:
         """Hand a group to Rust, which checks it."""
         if not any(map(shards.is_distributed, gathered.params)):
             gathered.add_to(self.batch)
+            self._plain.append(gathered)
             return
         own = self._of_rank(gathered)
         self.skips = self.skips or own.is_skipped()
@@ -74,6 +77,11 @@ class Taken:
     def _of_rank(self, gathered: Gathered) -> Gathered:
         self._distributed += [p for p in gathered.params if shards.is_distributed(p)]
         return gathered.of_rank()
+
+    def look_at_all(self) -> None:
+        """Find out before the step what Rust would find in it by itself, if other ranks are to hear of it."""
+        if self._distributed:
+            self.skips = self.skips or any(each.is_skipped() for each in self._plain)
 
     def work_of(self, group: ProcessGroup) -> list[str]:
         """What the ranks of a process group are to do together."""
