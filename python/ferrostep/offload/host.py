@@ -167,9 +167,11 @@ class HostOptimizer(Optimizer):
         """Have all gradients on the host, and the weights that others have written."""
         for number, group in enumerate(self.param_groups):
             for i, p in enumerate(group["params"]):
-                if p not in self._twins:  # put there in the place of another, as for sharding
-                    self._watch([self._twin(p)])
-                self._twins[p].check(f"parameter {i} in group {number}")
+                twin = self._twins.get(p)
+                if twin is None:  # put there in the place of another, as for sharding
+                    twin = self._twin(p)
+                    self._watch([twin])
+                twin.check(number, i)
         for twin in self._copies:
             twin.fetch()
         for device in {twin.device for twin in self._copies}:

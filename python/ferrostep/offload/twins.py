@@ -23,7 +23,7 @@ class Twin:
     def __init__(self, param: Tensor, dtype: torch.dtype, casts: bool) -> None:
         self.param = param
         self.device = param.device
-        self._shape, self._dtype = param.shape, param.dtype
+        self._shape, self._dtype = list(param.shape), param.dtype
         self.host = param
         self.is_stepped = False
         """Whether the one on the host has anything that the parameter has not."""
@@ -73,24 +73,27 @@ class Twin:
         """Whether there is a gradient for a step."""
         return self._arrived > 0 or self.param.grad is not None
 
-    def check(self, place: str) -> None:
-        """Raise for a parameter that was moved or became another, or a gradient that cannot be or was copied too early.
+    def check(self, number: int, i: int) -> None:
+        """Raise for parameter ``i`` in group ``number`` if a step cannot be taken of it.
 
         Raises:
-            RuntimeError, ValueError: by ``place``.
+            RuntimeError: it was moved, or its gradient cannot be copied, or was too early.
+            ValueError: it is of another dtype or shape, and its copy is not.
         """
+        place = f"parameter {i} in group {number}"
         if self.param.device != self.device:
             expected = f"{self.device}, where it was when the optimizer got it"
             raise Problem.DEVICE.of(f"param of {place}", self.param.device, expected)
-        if self.is_copy and self.param.dtype != self._dtype:
-            raise Problem.DTYPE.of(
-                f"param of {place}", self.param.dtype, f"{self._dtype}, as when the optimizer got it"
-            )
-        if self.is_copy and self.param.shape != self._shape:
-            expected = f"{list(self._shape)}, as when the optimizer got it"
-            raise Problem.SHAPE.of(f"param of {place}", list(self.param.shape), expected)
+        if not self.is_copy:
+            return
+        for problem, now, before in (
+            (Problem.DTYPE, self.param.dtype, self._dtype),
+            (Problem.SHAPE, list(self.param.shape), self._shape),
+        ):
+            if now != before:
+                raise problem.of(f"param of {place}", now, f"{before}, as when the optimizer got it")
         grad = self.param.grad
-        if self.is_copy and grad is not None and grad.layout != torch.strided:
+        if grad is not None and grad.layout != torch.strided:
             raise Problem.LAYOUT.of(f"grad of {place}", grad.layout, torch.strided)
         if self._arrived and grad is not None:
             raise RuntimeError(
