@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ferrostep.__main__ import main
+from ferrostep.__main__ import main, terminated_as_interrupted
 from ferrostep.demo.optimizers import OPTIMIZERS
 
 SAMPLE = b"def f(x):\n    return [i * i for i in range(x)]\n" * 60
@@ -121,6 +121,16 @@ def test_a_missing_package_names_the_extra(
     assert main(["compare"]) == 2
     expected = f'python -m ferrostep compare: error: {package} not installed: pip install "ferrostep[demo]"\n'
     assert capsys.readouterr().err == expected
+
+
+def test_sigterm_that_is_sent_again_does_not_end_the_report() -> None:
+    """As by a batch system that signals the job and each of its processes."""
+    before = signal.getsignal(signal.SIGTERM)
+    with terminated_as_interrupted():
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])

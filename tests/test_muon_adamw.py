@@ -269,6 +269,79 @@ def test_an_error_in_one_part_changes_neither() -> None:
     before.assert_unchanged()
 
 
+EDITS: dict[str, Callable[[list[Tensor]], Any]] = {
+    "taken out": lambda params: params.pop(0),
+    "in another order": lambda params: params.reverse(),
+    "in another's place": lambda params: params.__setitem__(1, Parameter(params[1].detach().clone())),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
+@pytest.mark.parametrize("steps_before", [0, 1])
+def test_a_parameter_keeps_its_route_when_its_group_is_edited(
+    edit: Callable[[list[Tensor]], Any], steps_before: int
+) -> None:
+    """As whoever freezes a layer does, or a trainer that replaces parameters to shard them."""
+    model = Model()
+    optimizer = MuonAdamW(model)
+    train(model, optimizer, range(steps_before))
+    expected = {p: route.name for p, route in zip(model.parameters(), optimizer.routes, strict=True)}
+    before = list(model.parameters())
+    params = optimizer.param_groups[0]["params"]
+    edit(params)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    for p, route in zip(params, optimizer.routes, strict=True):
+        assert route.name == expected.get(p, expected[before[1]])
+        assert ("momentum_buffer" in optimizer.state[p]) == (route.name in MUON)
+
+
+def test_parameters_keep_their_routes_when_a_group_before_them_goes() -> None:
+    model = Model()
+    groups = [{"params": [each]} for each in model.named_parameters()]
+    optimizer = MuonAdamW(groups)
+    names = [route.name for route in optimizer.routes]
+    optimizer.param_groups.pop(0)
+    assert [route.name for route in optimizer.routes] == names[1:]
+    train(model, optimizer, range(1))
+    for name, p in list(model.named_parameters())[1:]:
+        assert ("momentum_buffer" in optimizer.state[p]) == (name in MUON)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda groups: groups[0]["params"].append(Parameter(torch.ones(3, 3))),
+            r"parameter 11 in group 0 has come",
+        ),
+        (
+            lambda groups: groups[0]["params"].__setitem__(0, Parameter(torch.ones(1))),
+            r"parameter 0 in group 0 has come",
+        ),
+        (
+            lambda groups: groups.append({**groups[0], "params": [Parameter(torch.ones(3))]}),
+            r"parameter 0 in group 1 has",
+        ),
+        (lambda groups: groups[0].update(use_muon=False), r"group 0 says use_muon=False since the optimizer routed"),
+    ],
+    ids=["appended", "another shape", "another group", "use_muon"],
+)
+def test_what_was_not_routed_is_refused(edit: Callable[[list[dict[str, Any]]], Any], message: str) -> None:
+    model = Model()
+    optimizer = MuonAdamW(model)
+    edit(optimizer.param_groups)
+    set_gradients(model, 0)
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    before = weights(model)
+    with pytest.raises(ValueError, match=message):
+        optimizer.step()
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
 BAD: tuple[tuple[str, Callable[[], Any], dict[str, Any], type[Exception], str], ...] = (
     ("no matrix", lambda: unnamed((3,), (4,)), {}, ValueError, r"nothing for Muon among 2 parameters \(1 dimension\)"),
     ("a model without matrices", lambda: nn.LayerNorm(3), {}, ValueError, r"nothing for Muon .*\(norm\)"),
@@ -321,6 +394,17 @@ BAD: tuple[tuple[str, Callable[[], Any], dict[str, Any], type[Exception], str], 
         "param group 1 got an unexpected argument 'momentum'; there are lr, betas",
     ),
     ("a pattern", lambda: nn.Linear(3, 3), {"exclude": "head"}, TypeError, "exclude is the str 'head'"),
+    (
+        "no patterns",
+        lambda: nn.Linear(3, 3),
+        {"include": None},
+        TypeError,
+        "include is a NoneType, expected a sequence",
+    ),
+    ("no pattern", lambda: nn.Linear(3, 3), {"exclude": ["a", 1]}, TypeError, r"exclude\[1\] is a int, expected a str"),
+    ("nothing", lambda: None, {}, TypeError, "params is a NoneType, expected a module"),
+    ("no name", lambda: [(None, *unnamed((3, 3)))], {}, TypeError, "name of param 0 of group 0 is a NoneType"),
+    ("a lazy module", lambda: nn.LazyLinear(3), {}, RuntimeError, "param 0 of group 0 is of a lazy module .* run the"),
     (
         "complex",
         lambda: [{"params": [Parameter(torch.ones(3, 3, dtype=torch.complex64))], "use_muon": True}],

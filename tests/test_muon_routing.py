@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fnmatch import fnmatchcase
+from typing import Any
 
 import pytest
 import torch
@@ -294,6 +295,34 @@ def test_nothing_to_route() -> None:
 def test_conv1d_flattens_without_a_word() -> None:
     (group,) = muon_param_groups(nn.Conv1d(3, 4, 3, bias=False))
     assert group["ndim_policy"] == "flatten"
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        (None, TypeError, "model is a NoneType, expected a module, or pairs of names and parameters"),
+        ("model", TypeError, "model has a str at 0, expected a module, or pairs"),
+        ([nn.Parameter(torch.ones(3, 3))], TypeError, "model has a Parameter at 0, expected a module, or pairs"),
+        (nn.LazyLinear(3), RuntimeError, "parameter 'weight' is of a lazy module and has no shape yet: run the module"),
+    ],
+    ids=["nothing", "a word", "parameters", "a lazy module"],
+)
+def test_what_is_no_model_is_refused(given: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        muon_param_groups(given)
+
+
+def test_a_model_that_cannot_say_its_output_is_routed_by_names() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Linear(4, 4)
+            self.score = nn.Linear(4, 2)
+
+        def get_output_embeddings(self) -> nn.Module:
+            raise RuntimeError("not this one")
+
+    assert [route.name for route in muon_param_groups(Model()).routes if route.layout] == ["body.weight"]
 
 
 def test_one_pattern_is_no_sequence_of_them() -> None:

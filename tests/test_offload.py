@@ -10,19 +10,22 @@ import re
 import textwrap
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from ferrostep.offload import HostOptimizer, twins
+from ferrostep.offload.transfers import CudaTransfers
 from ferrostep.optim import AdamW, Lion, MuonAdamW, MuonWithAuxAdamW, SophiaG, muon_param_groups
 from tests.contract.rules.registry import Entry, every_class
+from tests.contract.rules.test_interrupts import Interrupts, places
 from tests.contract.snapshot import Snapshot
 from tests.contract.training import assert_same_bits, bits, contents, copies, parameters, set_gradients, train
 
@@ -458,6 +461,148 @@ def test_impossible_parameters_are_refused_as_by_the_class(
     with pytest.raises(error) as ours:
         HostOptimizer(params, optimizer_class)
     assert str(ours.value) == str(of_class.value)
+
+
+@pytest.mark.parametrize("options", [{}, {"skip_nonfinite": True}], ids=["plain", "skipping"])
+def test_a_step_that_is_interrupted_is_whole_or_has_not_begun(options: dict[str, Any], where: str) -> None:
+    """Where the weights are copied, they may stay on the host until the next step, if it comes to that."""
+
+    def build() -> HostOptimizer:
+        params = parameters([(3, 2), (4,)], torch.bfloat16)
+        optimizer = HostOptimizer([{"params": params[:1]}, {"params": params[1:]}], AdamW, lr=0.1, **options)
+        train(optimizer, params, 1)
+        set_gradients(params, 1)
+        return optimizer
+
+    counting, expected = Interrupts(), build()
+    counting.run(expected.step)
+    ends = set()
+    for at in places(counting.passed):
+        optimizer = build()
+        params = [group["params"][0] for group in optimizer.param_groups]
+        before = Snapshot(optimizer)
+        steps = [float(optimizer.state[p]["step"]) for p in params]
+        with suppress(KeyboardInterrupt):
+            Interrupts(at).run(optimizer.step)
+        assert all(group["params"][0] is p for group, p in zip(optimizer.param_groups, params, strict=True))
+        has_moved = [float(optimizer.state[p]["step"]) > step for p, step in zip(params, steps, strict=True)]
+        ends.add(all(has_moved))
+        if not any(has_moved):
+            before.assert_unchanged()
+            optimizer.step()
+        assert_same_bits(optimizer, expected)
+    assert ends == {False, True}
+
+
+class Failing(torch.optim.SGD):
+    """Steps one parameter, then fails."""
+
+    def step(self, closure: Any = None) -> None:
+        first, *_ = self.param_groups[0]["params"]
+        with torch.no_grad():
+            first.sub_(1.0)
+        raise RuntimeError("on the way")
+
+
+def test_what_a_class_has_written_before_it_failed_is_in_the_parameters(where: str) -> None:
+    """As it is without the wrapper; else the next step would add to what nobody sees."""
+    params = parameters([(3,), (4,)], torch.bfloat16)
+    before = [p.detach().clone() for p in params]
+    optimizer = HostOptimizer(params, Failing, lr=0.1)
+    set_gradients(params, 0)
+    with pytest.raises(RuntimeError, match="on the way"):
+        optimizer.step()
+    assert torch.equal(params[0], (before[0].float() - 1).bfloat16()) and torch.equal(params[1], before[1])
+
+
+@over_classes
+def test_what_is_written_on_the_host_reaches_the_parameter(optimizer_class: type[Optimizer], where: str) -> None:
+    """As by an optimizer that shows other weights in evaluation."""
+    (p,) = parameters([(3,)])
+    optimizer = HostOptimizer([p], optimizer_class, lr=0.1)
+    with optimizer.on_host() as host, torch.no_grad():
+        host.param_groups[0]["params"][0].fill_(2.0)
+        host.param_groups[0]["seen"] = True
+    assert (p == 2.0).all() and optimizer.param_groups[0]["seen"] and optimizer.param_groups[0]["params"] == [p]
+
+
+@over_classes
+def test_parameters_can_be_exchanged_in_their_groups(optimizer_class: type[Optimizer], where: str) -> None:
+    """As trainers do that shard or replace the model's after the optimizer was made."""
+    first, p = parameters([(3,), (3,)], torch.bfloat16)
+    optimizer = HostOptimizer([first], optimizer_class, lr=0.1, offload_gradients=True)
+    optimizer.param_groups[0]["params"][0] = p
+    before = [x.detach().clone() for x in (first, p)]
+    for _ in range(2):
+        p.sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.equal(first, before[0]) and not torch.equal(p, before[1])
+    assert set(copy.deepcopy(optimizer).state_dict()["state"]) == {0}
+
+
+@pytest.mark.parametrize("change", [lambda x: x.float(), lambda x: x[:2]], ids=["dtype", "shape"])
+@over_classes
+def test_a_copied_parameter_that_became_another_is_refused(
+    optimizer_class: type[Optimizer], change: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by ``model.float()``, after which its weights would stay those that bfloat16 has."""
+    monkeypatch.setattr(twins, "is_on_host", lambda _p: False)
+    params = parameters([(3,), (4,)], torch.bfloat16)
+    optimizer = HostOptimizer(params, optimizer_class)
+    train(optimizer, params, 1)
+    params[1].grad = None
+    params[1].data = change(params[1].data)
+    before = Snapshot(optimizer)
+    with pytest.raises(ValueError, match=r"param of parameter 1 in group 0 has .*, as when the optimizer got it"):
+        optimizer.step()
+    before.assert_unchanged()
+
+
+def test_a_module_is_given_as_it_is() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2)).bfloat16()
+    optimizer = HostOptimizer(model, MuonAdamW)
+    assert optimizer.param_groups[0]["params"] == list(model.parameters())
+    with pytest.raises(TypeError, match=r"can only optimize Tensors"):
+        HostOptimizer(model, torch.optim.AdamW)
+
+
+def test_a_parameter_without_memory_that_needs_a_master_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="a parameter is on device meta, which has no memory; materialize it first"):
+        HostOptimizer([Parameter(torch.ones(3, dtype=torch.bfloat16, device="meta"))], torch.optim.AdamW)
+
+
+def test_weights_that_return_on_several_streams_are_all_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One event stands for them, so a stream waits for what it stood for before: here on stand-ins for CUDA's."""
+    calls: list[tuple[str, str]] = []
+
+    class Event:
+        def record(self, stream: Any) -> None:
+            calls.append(("record", stream.name))
+
+        def synchronize(self) -> None:
+            calls.append(("wait", "host"))
+
+    class Stream:
+        def __init__(self, name: Any) -> None:
+            self.name = str(name)
+
+        def wait_event(self, _event: Event) -> None:
+            calls.append(("wait", self.name))
+
+        def synchronize(self) -> None:
+            pass
+
+    current = Stream("a")
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _device: current)
+    copies_of_device = CudaTransfers(torch.device("cuda:0"))
+    for name in ("a", "b"):
+        current = Stream(name)
+        copies_of_device.to_device(torch.ones(1), torch.zeros(1))
+    copies_of_device.wait()
+    assert calls == [("wait", "a"), ("record", "a"), ("wait", "b"), ("record", "b"), ("wait", "host")]
 
 
 @over_classes

@@ -1,11 +1,18 @@
-"""The modules of src/ import one another in one direction."""
+"""Modules import one another in one direction: those of src/, and packages of python/."""
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
+import pytest
+
+PYTHON = Path(__file__).parents[1] / "python" / "ferrostep"
+BEGINS = [*sorted(PYTHON.glob("*/__init__.py")), PYTHON / "orthogonal.py"]
+PART = re.compile(r"ferrostep\.\w+\.")
 SRC = Path(__file__).parents[1] / "src"
 Name = tuple[str, ...]
 
@@ -63,3 +70,19 @@ def test_no_modules_import_one_another_in_a_circle() -> None:
 def test_kernels_and_runtime_know_no_python() -> None:
     strangers = [module for module, code in modules().items() if module[:1] != ("bindings",) and "pyo3" in code]
     assert strangers == []
+
+
+def imports(file: Path) -> Iterator[tuple[str, str]]:
+    """What a module imports when it is imported itself, as (module, name)."""
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield from ((node.module, each.name) for each in node.names)
+
+
+@pytest.mark.parametrize("begin", BEGINS, ids=lambda file: file.parent.name + "/" + file.stem)
+def test_a_package_is_imported_before_parts_of_it(begin: Path) -> None:
+    """Else threads that import it and a part of it at once wait for each other, and Python gives one of them half."""
+    files = begin.parent.glob("*.py") if begin.stem == "__init__" else [begin]
+    wholes = {name for module, name in imports(begin) if module == "ferrostep"}
+    parts = {module.split(".")[1] for file in files for module, _ in imports(file) if PART.match(module)}
+    assert parts - {begin.parent.name} <= wholes

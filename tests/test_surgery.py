@@ -337,6 +337,25 @@ def test_hooks() -> None:
     assert len(of_tensor) == 3 and len(after) == 1 and after[0] is weight.grad
 
 
+@pytest.mark.parametrize("of_odice", [False, True], ids=["backward", "OrthogonalGradient"])
+def test_gradients_have_the_dtype_that_the_parameter_asks_for(of_odice: bool) -> None:
+    """Also once there are some."""
+    p = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    p.grad_dtype = torch.float32
+    for times in (1, 2):
+        losses = [p.sum(), (p * torch.tensor([1.0, 2.0, 3.0], dtype=torch.bfloat16)).sum()]
+        if of_odice:
+            stepped = gradients.OrthogonalGradient(torch.optim.SGD([p], lr=0.1), eta=0.0)
+            stepped.backward(*losses)
+            stepped.combine()
+            expected = torch.ones(3)
+        else:
+            gradients.backward(losses, [p], "sum")
+            expected = times * torch.tensor([2.0, 3.0, 4.0])
+        assert p.grad is not None and p.grad.dtype == torch.float32
+        torch.testing.assert_close(p.grad, expected)
+
+
 def test_parameters_of_several_dtypes_and_gradients_that_share_memory() -> None:
     one, other = (nn.Parameter(torch.ones(3)) for _ in range(2))
     wide = nn.Parameter(torch.ones(3, dtype=torch.float64))
@@ -495,6 +514,16 @@ BAD: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
         r"^params\[0\].grad has dtype float64, expected float32",
         lambda: odd(),
     ),
+    "an expanded gradient": (
+        ValueError,
+        r"^params\[0\].grad has elements that share memory",
+        lambda: with_gradients(torch.ones(1).expand(3)),
+    ),
+    "gradients that overlap": (
+        ValueError,
+        r"^params\[0\].grad shares memory with params\[1\].grad",
+        lambda: with_gradients(*torch.ones(5).as_strided((2, 3), (1, 1))),
+    ),
 }
 TABLE = nn.Parameter(torch.ones(2, 3))
 
@@ -504,6 +533,14 @@ def odd() -> None:
     p.grad_dtype = None
     p.grad = torch.ones(3, dtype=torch.float64)
     gradients.backward([p.sum(), 2 * p.sum()], [p])
+
+
+def with_gradients(*there: Tensor) -> None:
+    params = [nn.Parameter(torch.ones(3)) for _ in there]
+    for p, gradient in zip(params, there, strict=True):
+        p.grad = gradient
+    total = torch.stack([p.sum() for p in params]).sum()
+    gradients.backward([total, 2 * total], params)
 
 
 @pytest.mark.parametrize(("error", "message", "call"), BAD.values(), ids=BAD)

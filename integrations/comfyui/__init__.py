@@ -31,6 +31,12 @@ def number(default: float, least: float, greatest: float, tooltip: str) -> tuple
 RESCALE = number(0.0, 0.0, 1.0, "How much of the conditional prediction's deviation the result gets (arXiv 2305.08891)")
 
 
+def begins(args: dict[str, Any], sigma: float) -> bool:
+    """Whether this is a sample's first step, as far as ComfyUI says: the last sample may have been stopped at its."""
+    sigmas = args["model_options"].get("transformer_options", {}).get("sample_sigmas")
+    return sigmas is not None and sigma == float(sigmas[0])
+
+
 class GuidanceNode:
     """A node that puts a rule of guidance on a model."""
 
@@ -98,14 +104,14 @@ class AdaptiveProjectedGuidance(GuidanceNode):
     }
 
     def rule(self, eta: float, norm_threshold: float, momentum: float, rescale: float) -> Rule:
-        """APG (arXiv 2410.02416, Algorithm 1), whose momentum begins anew where the noise has grown."""
+        """APG (arXiv 2410.02416, Algorithm 1), whose momentum begins anew with a sample or where noise has grown."""
         buffer = guidance.MomentumBuffer(momentum) if momentum else None
         last_sigma = 0.0
 
         def guided(args: dict[str, Any]) -> torch.Tensor:
             nonlocal last_sigma
             sigma = float(args["sigma"][0])
-            if buffer is not None and sigma > last_sigma:
+            if buffer is not None and (sigma > last_sigma or begins(args, sigma)):
                 buffer.reset()
             last_sigma = sigma
             denoised = guidance.apg(

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from ferrostep.optim import AdamW, AuON, HybridAuON, Muon, MuonWithAuxAdamW
+from ferrostep.optim import AdamW, AuON, HybridAuON, Muon, MuonAdamW, MuonWithAuxAdamW
 from tests.distributed.registry import on
 from tests.distributed.tensors import Twins, line, near, placed
 
@@ -114,10 +114,85 @@ def placed_by_rank(twins: Twins, placements: Any) -> DTensor:
 
 @on(2, 4)
 def a_gradient_that_only_one_rank_lacks(folder: Path) -> None:
+    for backend in ("auto", "reference"):
+        twins = Twins(Muon, ((8, 4), (6, 6)), lambda shape: [Shard(0)], backend=backend)
+        twins.give_gradients()
+        if dist.get_rank() == 1:
+            twins.parts[0].grad = None
+        message = message_of(twins.optimizers[1].step)
+        words = "RuntimeError: rank 1 would step parameter 1 in group 0", "but rank 0 parameter 0 in group 0"
+        assert all(word in message for word in words), message
+        assert not twins.optimizers[1].state
+
+
+@on(2)
+def ranks_that_would_step_the_same_matrices_otherwise(folder: Path) -> None:
+    """They would send each other something of another size, or nothing."""
+    of_rank_1: dict[str, tuple[Any, dict[str, Any], str]] = {
+        "dtype of the state": (Muon, {"state_dtype": torch.bfloat16}, "momentum_buffer torch.bfloat16"),
+        "states": (Muon, {"normalize": "normuon"}, "second_momentum_buffer"),
+        "backend": (Muon, {"backend": "reference"}, "on every rank"),
+        "layout": (Muon, {"num_heads": 2}, "by rows [4, 4]"),
+        "rule": (MuonWithAuxAdamW, {"use_muon": False}, "rank 1 would step nothing more"),
+        "route": (MuonAdamW, {"use_muon": False}, "rank 1 would step nothing more"),
+    }
+    for what, (cls, own, word) in of_rank_1.items():
+        p = Parameter(placed(torch.ones(8, 4), line(), [Shard(0)]))
+        group = {"params": [p], **({} if cls is Muon else {"use_muon": True})}
+        optimizer = cls([{**group, **(own if dist.get_rank() == 1 else {})}])
+        p.grad = placed(torch.ones(8, 4), line(), [Shard(0)])
+        message = message_of(optimizer.step)
+        assert word in message, (what, message)
+        assert torch.equal(p.full_tensor(), torch.ones(8, 4)) and not optimizer.state, what
+
+
+@on(2)
+def placements_that_change_on_one_rank(folder: Path) -> None:
     twins = twins_of(Muon, 1)
+    optimizer = twins.optimizers[1]
+    before = [p.full_tensor() for p in twins.parts]
     if dist.get_rank() == 1:
-        twins.parts[0].grad = None
-    refused(twins, "RuntimeError: rank 1 would step parameter 1 in group 0", "but rank 0 parameter 0 in group 0")
+        p = Parameter(placed_by_rank(twins, [Partial()]))
+        p.grad = placed_by_rank(twins, [Partial()])
+        optimizer.param_groups[0]["params"][1] = p
+    message = message_of(optimizer.step)
+    assert "parameter 1 in group 0" in message and "(Partial(sum),)" in message, message
+    assert (dist.get_rank() == 1) != message.startswith("RuntimeError: rank 1 cannot take the step: "), message
+    for p, old in zip(twins.parts, before, strict=True):
+        assert torch.equal(p.full_tensor(), old)
+
+
+@on(4)
+def news_reaches_ranks_that_share_no_parameter(folder: Path) -> None:
+    """Rank 0 and the last have no process group in common, in slices of a mesh as little as in the mesh."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    parts = [Parameter(placed(torch.ones(8, 4), mesh[name], [Shard(0)])) for name in ("dp", "tp")]
+    for failing in range(4):
+        optimizer = Muon(parts)
+        for p in parts:
+            p.grad = placed(torch.ones(8, 4), p.device_mesh, p.placements)
+        if dist.get_rank() == failing:
+            optimizer.param_groups[0]["ns_steps"] = -1
+        message = message_of(optimizer.step)
+        assert "Invalid ns_steps value: -1" in message, message
+        assert (dist.get_rank() == failing) != message.startswith(f"RuntimeError: rank {failing} cannot"), message
+        assert all(torch.equal(p.to_local(), torch.ones(4, 4)) for p in parts)
+
+
+@on(2)
+def a_loaded_state_that_is_no_dtensor(folder: Path) -> None:
+    for cls in (AdamW, Muon):
+        twins = twins_of(cls, 1)
+        optimizer = twins.optimizers[1]
+        state = optimizer.state_dict()
+        name = "exp_avg" if cls is AdamW else "momentum_buffer"
+        state["state"][1] = {**state["state"][1], name: torch.ones(6, 6)}
+        optimizer.load_state_dict(state)
+        before = [p.full_tensor() for p in twins.parts]
+        message = message_of(optimizer.step)
+        assert f"{name} of parameter 1 in group 0 is a Tensor, expected a DTensor, as the parameter is" in message
+        for p, old in zip(twins.parts, before, strict=True):
+            assert torch.equal(p.full_tensor(), old)
 
 
 @on(2)
@@ -164,6 +239,12 @@ def layouts_that_no_rank_can_own(folder: Path) -> None:
     both = Parameter(placed(matrix, mesh, [Shard(0), Shard(1)]))
     for cls in (Muon, AuON, HybridAuON):
         message = made(cls, plain, both)
+        assert message.startswith("NotImplementedError"), message
+        assert place in message and "(Shard(dim=0), Shard(dim=1))" in message, message
+        later = cls([{"params": [Parameter(torch.ones(2, 2))]}, {"params": [plain, Parameter(matrix.clone())]}])
+        later.param_groups[1]["params"][1] = both
+        both.grad = both.detach().clone()
+        message = message_of(later.step)
         assert message.startswith("NotImplementedError"), message
         assert place in message and "(Shard(dim=0), Shard(dim=1))" in message, message
     sums = Parameter(DTensor.from_local(matrix, mesh, [Partial(), Replicate()]))

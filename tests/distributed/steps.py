@@ -223,6 +223,23 @@ def one_ranks_nan_makes_all_skip(folder: Path) -> None:
 
 
 @on(2)
+def one_ranks_nan_in_a_plain_tensor_makes_all_skip(folder: Path) -> None:
+    """Else that rank leaves its shards as they are, and the others step theirs."""
+    for cls in (AdamW, Muon):
+        for backend in ("auto", "reference"):
+            part, plain = (Parameter(torch.ones(8, 4)) for _ in range(2))
+            part = Parameter(placed(part, line(), [Shard(0)]))
+            groups: list[dict[str, Any]] = [{"params": [part]}, {"params": [plain], "skip_nonfinite": True}]
+            optimizer = cls(groups, backend=backend)
+            for rank in (1, 2):  # one rank's, then nobody's
+                part.grad, plain.grad = placed(torch.ones(8, 4), line(), [Shard(0)]), torch.ones(8, 4)
+                if dist.get_rank() == rank:
+                    plain.grad[0, 0] = torch.nan
+                optimizer.step()
+                assert torch.equal(part.full_tensor(), torch.ones(8, 4)) == (rank == 1)
+
+
+@on(2)
 def hessian_estimates_of_shards(folder: Path) -> None:
     g = Twins(partial(SophiaG, bs=8), SHAPES, lambda shape: [split(shape, 0)])
     for _ in range(2):

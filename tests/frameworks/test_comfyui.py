@@ -88,11 +88,12 @@ def denoise(patcher: Patcher, x: Tensor, sigma: Tensor, scale: float) -> Tensor:
     return result
 
 
-def sample(patcher: Patcher, scale: float = 4.0, steps: int = 5) -> Tensor:
-    """Euler's method, from the same noise."""
+def sample(patcher: Patcher, scale: float = 4.0, steps: int = 5, size: int = 8, stop: int | None = None) -> Tensor:
+    """Euler's method, from the same noise; somebody may stop it after some steps."""
     sigmas = torch.tensor([14.6, 7.0, 3.0, 1.0, 0.3, 0.0])[-steps - 1 :]
-    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)) * sigmas[0]
-    for sigma, following in pairwise(sigmas):
+    patcher.model_options["transformer_options"]["sample_sigmas"] = sigmas
+    x = torch.randn(2, 4, size, size, generator=torch.Generator().manual_seed(0)) * sigmas[0]
+    for sigma, following in list(pairwise(sigmas))[:stop]:
         denoised = denoise(patcher, x, sigma.expand(2), scale)
         x = x + (x - denoised) / sigma * (following - sigma)
     return x
@@ -186,6 +187,14 @@ def test_apg_guides_what_is_denoised_and_its_momentum_begins_anew(numbers: dict[
         torch.testing.assert_close(sample(patched, steps=steps), sample(expected(), steps=steps), rtol=1e-4, atol=1e-4)
     if given["eta"] == 1.0:
         torch.testing.assert_close(sample(patched), sample(Patcher()), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [8, 6])
+def test_apg_begins_anew_after_a_sample_that_was_stopped_at_its_first_step(size: int) -> None:
+    """Whose noise was no less than that of the next one, which may be of another size."""
+    patched = node("FerrostepAPG")
+    sample(patched, size=size, stop=1)
+    torch.testing.assert_close(sample(patched), sample(node("FerrostepAPG")), rtol=0.0, atol=0.0)
 
 
 def test_impossible_numbers_are_refused_when_they_are_used() -> None:

@@ -6,6 +6,9 @@ nor written, and no graph outlives the call.
 """
 
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
+
+# isort: split
+from ferrostep import numpy  # noqa: F401  (before its parts: threads may meet there)
 from ferrostep.curvature.diagonal import HutchinsonDiagonal, hutchinson_diagonal
 from ferrostep.curvature.products import HessianProduct, double_backward
 from ferrostep.curvature.sampling import gauss_newton_bartlett, sampled_cross_entropy, sampled_squared_error

@@ -11,6 +11,9 @@ Whatever cannot be computed raises TypeError, ValueError or RuntimeError that na
 """
 
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
+
+# isort: split
+from ferrostep import curvature, numpy  # noqa: F401  (before their parts: threads may meet there)
 from ferrostep.gradients.accumulation import backward
 from ferrostep.gradients.lists import combine, ema_, gram
 from ferrostep.gradients.orthogonal import OrthogonalGradient, orthogonal_, orthogonal_combine_

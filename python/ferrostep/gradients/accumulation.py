@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -207,9 +208,14 @@ def _accumulate(params: Sequence[Tensor], lists: list[Kept], row: list[float]) -
         if there is not None:
             checks.alike([(f"the gradient in params[{place}]", first), (f"params[{place}].grad", there)], pairs=True)
         before.append(there)
-        to.append(there if first is None or there is not None else torch.empty_like(p, requires_grad=False))
+        to.append(there if first is None or there is not None else torch.empty_like(p, dtype=first.dtype))
     call, values = combination([*lists, before], [*row, 1.0], to)
-    _core.complete(call, lambda _: _hand_over(params, to, values))
+    try:
+        _core.complete(call, lambda _: _hand_over(params, to, values))
+    except ValueError as error:
+        # The lists are ours: what can be wrong in them is what there was in the parameters' gradients.
+        theirs = rf"(gradients\[{len(lists)}\]|out)\[(\d+)\]"
+        raise ValueError(re.sub(theirs, r"params[\2].grad", str(error))) from None
     for p, gradient in zip(params, to, strict=True):
         if gradient is not None and p._post_accumulate_grad_hooks:
             for hook in list(p._post_accumulate_grad_hooks.values()):

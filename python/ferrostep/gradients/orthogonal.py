@@ -203,8 +203,8 @@ class OrthogonalGradient:
         forward, backward, extra = self._gradients
         # Not into what autograd gave: one tensor may be the gradient of two parameters.
         out = [
-            None if f is None and b is None and e is None else _place(p)
-            for p, f, b, e in zip(self._params(), forward, backward, extra, strict=True)
+            next((_place(p, gradient) for gradient in found if gradient is not None), None)
+            for p, *found in zip(self._params(), forward, backward, extra, strict=True)
         ]
         call, values = _combined(
             out, extra, forward, backward, self.eta, self.eps, self.per_tensor, self.skip_nonfinite
@@ -245,8 +245,11 @@ class OrthogonalGradient:
         return [p for group in groups for p in group["params"] if p.requires_grad]
 
 
-def _place(p: Tensor) -> Tensor:
-    return torch.empty_like(p) if p.grad is None or p.grad.requires_grad else p.grad
+def _place(p: Tensor, gradient: Tensor) -> Tensor:
+    """Where the new gradient goes; with ``p.grad_dtype`` it may be of another dtype than the parameter."""
+    if p.grad is None or p.grad.requires_grad or p.grad.dtype != gradient.dtype:
+        return torch.empty_like(p, dtype=gradient.dtype)
+    return p.grad
 
 
 def _combined(

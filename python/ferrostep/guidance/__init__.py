@@ -20,6 +20,9 @@ from __future__ import annotations
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 
 # isort: split
+from ferrostep import numpy  # noqa: F401  (before its parts: threads may meet there)
+
+# isort: split
 
 from collections.abc import Sequence
 from functools import partial

@@ -13,6 +13,9 @@ Example:
 """
 
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
+
+# isort: split
+from ferrostep import optim  # noqa: F401  (before its parts: threads may meet there)
 from ferrostep.offload.host import HostOptimizer
 
 __all__ = ["HostOptimizer"]

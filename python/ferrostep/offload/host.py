@@ -6,12 +6,14 @@ import inspect
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from ferrostep import _core
 from ferrostep.errors import Problem, wrong_kind
 from ferrostep.offload.transfers import transfers_of
 from ferrostep.offload.twins import Twin
@@ -147,11 +149,14 @@ class HostOptimizer(Optimizer):
     def on_host(self) -> Iterator[Optimizer]:
         """The optimizer of the given class, on the host: its parameters, with the gradients that there are.
 
+        What is written to its parameters goes to ours afterwards.
+
         For what else the class does, such as ``update_hessian`` of SophiaG, and to clip gradients that
         ``offload_gradients`` has taken to the host. Others are to be clipped as ``p.grad``, which the step fetches.
 
         Raises:
-            RuntimeError: a parameter that was moved to another device, or a sparse gradient.
+            RuntimeError, ValueError: a parameter that was moved to another device, or became one of another dtype or
+                shape, or a sparse gradient.
 
         Example:
             >>> from ferrostep.optim import AdamW
@@ -165,14 +170,23 @@ class HostOptimizer(Optimizer):
             tensor(1.7321)
         """
         self._fetch()
-        with self._with_twins() as inner:
-            yield inner
+        try:
+            with self._with_twins() as inner:
+                yield inner
+        finally:
+            for twin in self._copies:
+                if twin.is_written:
+                    twin.send()
 
     def _fetch(self) -> None:
         """Have all gradients on the host, and the weights that others have written."""
         for number, group in enumerate(self.param_groups):
             for i, p in enumerate(group["params"]):
-                self._twins[p].check(f"parameter {i} in group {number}")
+                twin = self._twins.get(p)
+                if twin is None:  # put there in the place of another, as for sharding
+                    twin = self._twin(p)
+                    self._watch([twin])
+                twin.check(number, i)
         for twin in self._copies:
             twin.fetch()
         for device in {twin.device for twin in self._copies}:
@@ -182,20 +196,19 @@ class HostOptimizer(Optimizer):
 
     @contextmanager
     def _with_twins(self) -> Iterator[Optimizer]:
-        """The optimizer on the host, whose groups are ours but for their parameters."""
+        """The optimizer on the host, with our groups but for their parameters; what it writes there is ours, too."""
         inner, groups = self._inner, self.param_groups
-        inner.param_groups = groups
-        if not self._copies:
-            yield inner
-            return
-        own = [group["params"] for group in groups]
-        for group, params in zip(groups, own, strict=True):
-            group["params"] = [self._twins[p].host for p in params]
+        inner.param_groups = [
+            {**group, "params": [self._twins[p].host for p in group["params"]] if self._copies else group["params"]}
+            for group in groups
+        ]
         try:
             yield inner
         finally:
-            for group, params in zip(groups, own, strict=False):  # there may be one more, which gets ours later
-                group["params"] = params
+            for group, its in zip(groups, inner.param_groups, strict=False):  # it may have got one more
+                for name in group.keys() - its.keys():
+                    del group[name]
+                group.update({**its, "params": group["params"]})
 
     def step(self, closure: Callable[[], float] | None = None, **kwargs: Any) -> float | None:  # type: ignore[override]
         """Perform one optimization step.
@@ -205,7 +218,8 @@ class HostOptimizer(Optimizer):
             **kwargs: for the ``step`` of the class.
 
         Raises:
-            RuntimeError: a parameter was moved to another device; nothing has been changed then.
+            RuntimeError, ValueError: a parameter was moved to another device, or became one of another dtype or shape;
+                nothing has been changed then.
             TypeError, ValueError: as the class raises.
         """
         loss = None
@@ -213,11 +227,15 @@ class HostOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with self.on_host() as inner:
-            inner.step(**kwargs)
+            _core.complete(partial(inner.step, **kwargs), self._settle)
+        return loss
+
+    def _settle(self, _loss: Any) -> None:
+        """Send what a step has made, and forget the gradients that it took; may be done twice."""
         for twin in self._copies:
             if twin.has_gradient:
                 twin.send()
-        return loss
+                twin.forget()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients, those that were taken to the host, too.
@@ -244,15 +262,13 @@ class HostOptimizer(Optimizer):
         if self._optimizer is None:  # torch's constructor
             return super().add_param_group(param_group)
         before = dict(self._twins)
-        count = len(self.param_groups)
         try:
             with self._with_twins() as inner:
                 inner.add_param_group(self._hosted_one(param_group))
         except BaseException:
             self._twins = before
             raise
-        for i, group in enumerate(self.param_groups[count:], count):
-            self.param_groups[i] = self._owned(group)
+        self.param_groups += map(self._owned, inner.param_groups[len(self.param_groups) :])
         self._watch(twin for p, twin in self._twins.items() if p not in before)
         return None
 
@@ -272,10 +288,6 @@ class HostOptimizer(Optimizer):
         masters = self._keep_masters(state_dict) if self._is_ours else self._take_masters(state_dict)
         with self._with_twins() as inner:
             inner.load_state_dict(state_dict)
-            groups = inner.param_groups
-        for group, own in zip(groups, self.param_groups, strict=True):
-            group["params"] = own["params"]
-        self.param_groups = groups
         for twin, master in masters:
             twin.load(master)
         for after in self._optimizer_load_state_dict_post_hooks.values():

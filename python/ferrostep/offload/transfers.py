@@ -47,8 +47,10 @@ class CudaTransfers(Transfers):
 
     def to_device(self, source: Tensor, target: Tensor) -> None:
         """Queue the copy; see :meth:`wait`."""
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(self.returned)  # of another stream's copies, so that the last record stands for all
         target.copy_(source, non_blocking=True)
-        self.returned.record(torch.cuda.current_stream(self.device))
+        self.returned.record(stream)
 
     def wait(self) -> None:
         """Wait for both ways."""

@@ -23,6 +23,7 @@ class Twin:
     def __init__(self, param: Tensor, dtype: torch.dtype, casts: bool) -> None:
         self.param = param
         self.device = param.device
+        self._shape, self._dtype = list(param.shape), param.dtype
         self.host = param
         self.is_stepped = False
         """Whether the one on the host has anything that the parameter has not."""
@@ -30,6 +31,8 @@ class Twin:
         self._forget_transfers()
         if is_on_host(param) and dtype == param.dtype:
             return
+        if param.is_meta:
+            raise RuntimeError("a parameter is on device meta, which has no memory; materialize it first")
         if is_distributed(param):
             raise NotImplementedError(
                 f"HostOptimizer does not support distributed tensors on {param.device}{' with this class' * casts}; "
@@ -42,6 +45,8 @@ class Twin:
     def _forget_transfers(self) -> None:
         """Begin without gradients, and with a parameter of which nothing is known."""
         self._seen: tuple[int, int] | None = None
+        self._sent = self.host._version
+        """The version of the host's weight that the parameter has."""
         self._gradient: Tensor | None = None
         self._later: Tensor | None = None
         self._cast: Tensor | None = None
@@ -62,17 +67,36 @@ class Twin:
         return self.host.dtype != self.param.dtype
 
     @property
+    def is_written(self) -> bool:
+        """Whether the one on the host has been written since both were alike."""
+        return self.host._version != self._sent
+
+    @property
     def has_gradient(self) -> bool:
         """Whether there is a gradient for a step."""
         return self._arrived > 0 or self.param.grad is not None
 
-    def check(self, place: str) -> None:
-        """Raise RuntimeError for a parameter that was moved, or a gradient that cannot be or was copied too early."""
+    def check(self, number: int, i: int) -> None:
+        """Raise for parameter ``i`` in group ``number`` if a step cannot be taken of it.
+
+        Raises:
+            RuntimeError: it was moved, or its gradient cannot be copied, or was too early.
+            ValueError: it is of another dtype or shape, and its copy is not.
+        """
+        place = f"parameter {i} in group {number}"
         if self.param.device != self.device:
             expected = f"{self.device}, where it was when the optimizer got it"
             raise Problem.DEVICE.of(f"param of {place}", self.param.device, expected)
+        if not self.is_copy:
+            return
+        for problem, now, before in (
+            (Problem.DTYPE, self.param.dtype, self._dtype),
+            (Problem.SHAPE, list(self.param.shape), self._shape),
+        ):
+            if now != before:
+                raise problem.of(f"param of {place}", now, f"{before}, as when the optimizer got it")
         grad = self.param.grad
-        if self.is_copy and grad is not None and grad.layout != torch.strided:
+        if grad is not None and grad.layout != torch.strided:
             raise Problem.LAYOUT.of(f"grad of {place}", grad.layout, torch.strided)
         if self._arrived and grad is not None:
             raise RuntimeError(
@@ -110,9 +134,14 @@ class Twin:
         return buffer
 
     def fetch(self) -> None:
-        """Begin to take to the host what is not there: a gradient, and a weight that someone has written."""
+        """Begin to take to the host what is not there: a gradient, and a weight that someone has written.
+
+        A weight on the host that an interrupt has kept there goes to the parameter.
+        """
         if self._seen != self._state_of_param():
             self._follow()
+        elif self.is_written:
+            self.send()
         grad = self.param.grad
         if self._arrived == 0 and grad is not None:
             self._gradient = grad.detach() if is_on_host(self.param) else self._copied(grad, self._gradient)
@@ -135,12 +164,15 @@ class Twin:
         self.host.grad = gradient
 
     def send(self) -> None:
-        """Begin to copy the new weight to the parameter, and forget the gradient."""
+        """Begin to copy the new weight to the parameter."""
         with torch.no_grad():
             transfers_of(self.device).to_device(self.host.detach(), self.param)
-        self._seen = self._state_of_param()
+        self._alike()
         self.is_stepped = True
-        self.forget()
+
+    def _alike(self) -> None:
+        """Remember that both are alike now."""
+        self._seen, self._sent = self._state_of_param(), self.host._version
 
     def forget(self) -> None:
         """Drop the gradient on the host."""
@@ -162,7 +194,7 @@ class Twin:
         transfers_of(self.device).wait()  # an earlier weight may be on its way
         with torch.no_grad():
             self.host.copy_(now)
-        self._seen = self._state_of_param()
+        self._alike()
 
     def _state_of_param(self) -> tuple[int, int]:
         """What changes when the parameter is written, but through its ``data``, or gets other memory."""

@@ -1,6 +1,9 @@
 """Optimizers: ``torch.optim.Optimizer`` classes on Rust kernels."""
 
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
+
+# isort: split
+from ferrostep import curvature, numpy  # noqa: F401  (before their parts: threads may meet there)
 from ferrostep.optim.adagrad_norm import AdaGradNorm
 from ferrostep.optim.adamw import AdamW
 from ferrostep.optim.auon import AuON

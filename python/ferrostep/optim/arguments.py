@@ -79,7 +79,7 @@ OF_OPTIMIZER = "of the optimizer"
 
 
 def as_bool(name: str, value: object, _group: Mapping[str, Any]) -> bool:
-    """Take anything for true or false, as Python does, but for words: ``"False"`` would be true."""
+    """Take anything for true or false, as Python does, but for words: ``"False"`` of a command line would be true."""
     if isinstance(value, str):
         raise wrong_kind(name, value, "a bool")
     return bool(value)

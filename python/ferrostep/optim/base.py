@@ -14,6 +14,7 @@ from torch.optim.optimizer import Optimizer
 
 from ferrostep import _core
 from ferrostep.errors import wrong_kind
+from ferrostep.optim import shards
 from ferrostep.optim.arguments import Argument, check_arguments
 from ferrostep.optim.options import Options, check_options, full_options
 from ferrostep.optim.scratch import Scratch
@@ -287,7 +288,7 @@ def loaded_state(name: str, value: Tensor, p: Tensor, group: dict[str, Any]) -> 
         return value.detach().clone().to(device=p.device if group["capturable"] or group["fused"] else "cpu")
     if name == "second_momentum_buffer":  # small, hence always in the type of the arithmetic
         return value.detach().to(p.device, arithmetic_dtype(p), copy=True)
-    if value.shape != p.shape:
+    if value.shape != p.shape or shards.is_distributed(value) != shards.is_distributed(p):
         return value.detach().clone()  # as above
     dtype = dtype_of(name, p, group)
     return torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format).copy_(value.detach())

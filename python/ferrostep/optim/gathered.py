@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from ferrostep import _core, reference
-from ferrostep.errors import Problem
+from ferrostep.choices import Backend
+from ferrostep.errors import Problem, wrong_choice
 from ferrostep.optim import shards
 from ferrostep.optim.base import SIXTEEN_BIT, dtype_of, has_16_bits, is_fake
 from ferrostep.reference import checks
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 COMPENSATIONS = {"kahan": "kahan_comp", "split": "master_low", "master": "master_param"}
 """The states that make up for rounding."""
+BACKENDS = get_args(Backend)
 SINGLE_REAL = (torch.float32, *SIXTEEN_BIT)
 """What is computed with in float32: a gradient of one of these goes with a parameter of another."""
 DOUBLE = (torch.float64, torch.complex128)
@@ -134,8 +136,25 @@ class Gathered(NamedTuple):
         return self._replace(params=params, grads=own("grad", self.grads), columns=columns)
 
     def in_parts(self) -> list[int]:
-        """The places of the parameters of which no rank has whole matrices."""
+        """The places of the parameters of which no rank has whole matrices.
+
+        Raises:
+            NotImplementedError: one whose placements or options have become such that no rank can own its matrices.
+        """
+        for position, p in zip(self.positions, self.params, strict=True):
+            if shards.is_distributed(p):
+                place = f"parameter {position} in group {self.number}"
+                shards.check_placements(place, p, self.group, self.rule)
         return [i for i, p in enumerate(self.params) if shards.is_in_parts(p, self.rule.hyperparameters)]
+
+    def description(self, i: int) -> str:
+        """The parameter with its state as other ranks must have it, too, to work on it together."""
+        p = self.params[i]
+        placed = f", placements {p.placements}" if shards.is_distributed(p) else ""
+        states = "".join(f", {name} {self.columns[name][i].dtype}" for name in self.rule.states)
+        return (
+            f"parameter {self.positions[i]} in group {self.number} ({p.dtype}, shape {list(p.shape)}{placed}{states})"
+        )
 
     def is_skipped(self) -> bool:
         """Whether a gradient holds a NaN or infinity where the group says to skip such a step."""
@@ -222,9 +241,11 @@ class Found(NamedTuple):
 
 
 def is_for_plain_torch(group: dict[str, Any]) -> bool:
-    """Whether the group's parameters on the CPU, too, are for plain torch."""
-    params = group["params"]
-    return bool(group["backend"] == "reference" or group["differentiable"] or (params and is_fake(params[0])))
+    """Whether the group's parameters on the CPU, too, are for plain torch; ValueError for no backend."""
+    params, backend = group["params"], group["backend"]
+    if backend not in BACKENDS:
+        raise wrong_choice("backend value", backend, *BACKENDS)
+    return bool(backend == "reference" or group["differentiable"] or (params and is_fake(params[0])))
 
 
 def check_place(number: int, group: dict[str, Any], found: Found) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ferrostep.errors import Problem, wrong_kind
+from ferrostep.optim.options import check_has_shape
 from ferrostep.optim.roles import Named, layout_of, model_of, named_of, owners_of, reasons_by_name, reasons_by_shape
 from ferrostep.optim.routing import Route, check_patterns, route_to
 
@@ -56,6 +57,8 @@ def read_groups(params: Any, number: int = 0) -> list[Given]:
     model = params if isinstance(params, nn.Module) else model_of(params)
     model = params.model if isinstance(params, GroupsOf) else model
     params = params.named_parameters() if isinstance(params, nn.Module) else params
+    if not isinstance(params, Iterable):
+        raise wrong_kind("params", params, "a module, or parameters or parameter groups to go through")
     listed = [{"params": params}] if isinstance(params, set) else list(params)
     if not listed:
         raise ValueError("optimizer got an empty parameter list")
@@ -84,7 +87,11 @@ def _read_group(group: Any, number: int, model: nn.Module | None = None) -> Give
         if not isinstance(p, Tensor):
             kind = torch.typename(p)
             raise TypeError(f"optimizer can only optimize Tensors, but param {i} of group {number} is {kind}")
+        check_has_shape(f"param {i} of group {number}", p)
     names = [name for name, _ in pairs] or list(group.get("param_names", ()))
+    for i, name in enumerate(names):
+        if not isinstance(name, str):
+            raise wrong_kind(f"name of param {i} of group {number}", name, "a str")
     if names and len(names) != len(tensors):
         raise Problem.COUNT.of(f"group {number}", f"{len(names)} names", f"one for each of {len(tensors)} params")
     made = {**group, "params": tensors, **({"param_names": names} if names else {})}

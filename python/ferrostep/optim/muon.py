@@ -16,10 +16,11 @@ from ferrostep.choices import Algorithm, NdimPolicy, Precision
 from ferrostep.coefficients import Coefficients, schedule_of
 from ferrostep.optim import chains
 from ferrostep.optim.arguments import Check, LearningRate, arguments_of, as_tuple, if_given, one_of
-from ferrostep.optim.options import Options, check_real
+from ferrostep.optim.options import Options, check_has_shape, check_real
 from ferrostep.optim.rules import Rule, RuleOptimizer
 
 KELLER = (3.4445, -4.7750, 2.0315)
+NORMALIZES = {None: False, "normuon": True}
 
 
 def should_be(fits: Callable[[Any], bool], expected: str) -> Check:
@@ -168,14 +169,14 @@ class Muon(RuleOptimizer):
 
 def muon_rule(group: dict[str, Any]) -> Rule:
     """Muon or NorMuon with the hyperparameters of a parameter group."""
-    normuon = group["normalize"] == "normuon"
+    normuon = NORMALIZES[group["normalize"]]
     layout = {name: group[name] for name in ("ndim_policy", "num_heads", "split_sizes")}
     hyperparameters = {
         "lr": group["lr"],
         "weight_decay": group["weight_decay"],
         "momentum": group["momentum"],
-        "nesterov": group["nesterov"],
-        "maximize": group["maximize"],
+        "nesterov": bool(group["nesterov"]),
+        "maximize": bool(group["maximize"]),
         "schedule": schedule_of(group["ns_coefficients"], group["ns_steps"]),
         "eps": group["eps"],
         "algorithm": group["ns_algorithm"],
@@ -183,8 +184,8 @@ def muon_rule(group: dict[str, Any]) -> Rule:
         "restarts": list(group["ns_restarts"]),
         "adjust_lr": group["adjust_lr_fn"] or "original",
         "beta2": group["beta2"] if normuon else None,
-        "cautious_weight_decay": group["cautious_weight_decay"],
-        "skip_zero_grad": group["skip_zero_grad"],
+        "cautious_weight_decay": bool(group["cautious_weight_decay"]),
+        "skip_zero_grad": bool(group["skip_zero_grad"]),
         **layout,
     }
     states: tuple[str, ...] = ("momentum_buffer",)
@@ -215,6 +216,7 @@ def check_muon_group(group: dict[str, Any]) -> None:
 def check_matrices(group: dict[str, Any], owner: str = "Muon") -> None:
     """Raise for parameters that ``owner`` cannot take."""
     check_real(group["params"], owner)
-    for p in group["params"]:
+    for i, p in enumerate(group["params"]):
+        check_has_shape(f"param {i}", p)
         shape = torch.empty(p.shape, device="meta")
         reference.matrices(shape, group["ndim_policy"], group["num_heads"], group["split_sizes"], owner)

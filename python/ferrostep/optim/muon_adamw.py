@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
@@ -130,23 +130,48 @@ class MuonAdamW(RuleOptimizer):
         given = read_groups(params)
         wishes = {"use_muon": use_muon, "ndim_policy": ndim_policy}
         routed = route_groups(given, wishes, exclude, include)
-        self._routes: list[list[Route]] = []
+        self._routes: dict[Tensor, Route] = {}
+        self._places: list[list[Tensor]] = []
         self._coming = routed.routes
         super().__init__([each.group for each in given], locals(), options)
-        check_anything_for_muon(self.param_groups, self._routes)
+        check_anything_for_muon(self.param_groups, self.routes)
         if routed.is_guess:
             warnings.warn(UNNAMED, UserWarning, stacklevel=2)
 
     _arguments = arguments_of(__init__)
+    _looks_at_matrices = True
 
     @property
     def routes(self) -> Routes:
         """Where each parameter goes, and why, in the order of the groups."""
-        return Routes(route for routes in self._routes for route in routes)
+        numbered = enumerate(self.param_groups)
+        return Routes(self._route_of(number, i) for number, group in numbered for i in range(len(group["params"])))
+
+    def _route_of(self, number: int, i: int) -> Route:
+        """The route of a parameter; of one that has come in another's place, as trainers do for sharding, that one's.
+
+        Raises:
+            ValueError: a parameter that was put there otherwise.
+        """
+        p = self.param_groups[number]["params"][i]
+        if p not in self._routes:
+            places = self._places[number] if number < len(self._places) else []
+            before = places[i] if i < len(places) else None
+            if before is None or before.shape != p.shape or any(before is q for q in self._params()):
+                raise ValueError(
+                    f"parameter {i} in group {number} has come since the optimizer routed its parameters, and is no "
+                    "other one's successor; add parameters by add_param_group"
+                )
+            places[i] = p
+            self._routes[p] = self._routes.pop(before)
+        return self._routes[p]
+
+    def _params(self) -> Iterator[Tensor]:
+        return (p for group in self.param_groups for p in group["params"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group, whose parameters are routed by themselves. Raises as the constructor."""
-        number = len(self._routes)
+        number = len(self.param_groups)
         if self._coming:
             routes = self._coming.pop(0)
         else:
@@ -156,12 +181,14 @@ class MuonAdamW(RuleOptimizer):
         refuse_others_arguments(param_group, number, self.defaults)
         taken = [p for p, route in zip(param_group["params"], routes, strict=True) if route.layout]
         check_real(taken, type(self).__name__)
-        self._routes.append(routes)
+        before = self._routes
+        self._routes = {**before, **dict(zip(param_group["params"], routes, strict=True))}
         try:
             super().add_param_group(param_group)
         except BaseException:
-            self._routes.pop()
+            self._routes = before
             raise
+        self._places[number:] = [[*param_group["params"]]]
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """AdamW with the group's hyperparameters if the group says ``use_muon=False``, else Muon."""
@@ -176,10 +203,16 @@ class MuonAdamW(RuleOptimizer):
     def _parts(
         self, number: int, group: dict[str, Any], positions: Sequence[int]
     ) -> Iterator[tuple[dict[str, Any], Sequence[int]]]:
-        routes = self._routes[number]
-        for layout in dict.fromkeys(routes[i].layout for i in positions):
-            part = {**group, "use_muon": layout is not None, "ndim_policy": layout}
-            yield part, [i for i in positions if routes[i].layout == layout]
+        layouts = {i: self._route_of(number, i).layout for i in positions}
+        for layout in dict.fromkeys(layouts.values()):
+            use_muon = layout is not None
+            if group["use_muon"] not in (None, use_muon):
+                raise ValueError(
+                    f"group {number} says use_muon={group['use_muon']} since the optimizer routed its parameters "
+                    "otherwise; make a new optimizer"
+                )
+            part = {**group, "use_muon": use_muon, "ndim_policy": layout}
+            yield part, [i for i in positions if layouts[i] == layout]
 
     def _check_group(self, group: dict[str, Any]) -> None:
         check_muon_group(as_of_muon(group))
@@ -190,7 +223,7 @@ class MuonAdamW(RuleOptimizer):
             super()._check_loaded(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_routes": self._routes, "_coming": []}
+        return {**super().__getstate__(), "_routes": self._routes, "_places": self._places, "_coming": []}
 
 
 OF_ADAMW: dict[str, Any] = {name: AdamW._defaults()[name] for name in AdamW._arguments.keys() - MuonAdamW._arguments}
@@ -215,12 +248,11 @@ def refuse_others_arguments(group: dict[str, Any], number: int, defaults: Iterab
             )
 
 
-def check_anything_for_muon(groups: Sequence[dict[str, Any]], routes: Sequence[Sequence[Route]]) -> None:
+def check_anything_for_muon(groups: Sequence[dict[str, Any]], routes: Sequence[Route]) -> None:
     """Raise ValueError if Muon gets nothing, unless all groups want that: nobody would notice that it is all AdamW."""
-    together = [route for of_group in routes for route in of_group]
-    if together and not any(route.layout for route in together) and any(g["use_muon"] is None for g in groups):
-        reasons = ", ".join(sorted({route.reason for route in together}))
+    if routes and not any(route.layout for route in routes) and any(g["use_muon"] is None for g in groups):
+        reasons = ", ".join(sorted({route.reason for route in routes}))
         raise ValueError(
-            f"MuonAdamW found nothing for Muon among {len(together)} parameters ({reasons}): "
+            f"MuonAdamW found nothing for Muon among {len(routes)} parameters ({reasons}): "
             "say use_muon=True in a group, or take AdamW"
         )

@@ -58,6 +58,8 @@ class MuonWithAuxAdamW(RuleOptimizer):
         [(True, 0.02), (False, 0.0003)]
     """
 
+    _looks_at_matrices = True
+
     def __init__(self, param_groups: Iterable[dict[str, Any]], **options: Unpack[Options]) -> None:
         super().__init__(param_groups, {}, options)
         self.defaults["momentum"] = MUON["momentum"]  # where torch's schedulers look for what there is to cycle

@@ -8,6 +8,7 @@ from typing import Any, TypedDict, get_args
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from ferrostep.choices import Backend, MasterWeights, Rounding
 from ferrostep.errors import Problem, wrong_kind
@@ -118,6 +119,12 @@ def check_options(group: dict[str, Any]) -> None:
         raise RuntimeError("`fused` does not support `differentiable`")
     if group["fused"] and group["foreach"]:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+
+
+def check_has_shape(place: str, p: Tensor) -> None:
+    """Raise RuntimeError for a parameter of a lazy module that has not run yet."""
+    if is_lazy(p):
+        raise RuntimeError(f"{place} is of a lazy module and has no shape yet: run the module once before")
 
 
 def check_max_grad_norm(value: Any) -> None:

@@ -37,8 +37,6 @@ class Parts(NamedTuple):
     """A parameter of which every rank of a group has a part, with the rules and the tensors of this rank's."""
 
     group: ProcessGroup
-    mesh_dim: int
-    """The dimension of the mesh that the group is of."""
     dim: int
     """Along which the parameter is split."""
     shape: torch.Size
@@ -80,7 +78,6 @@ def in_parts(gathered: Gathered, whole: Gathered, scratch: Scratch, name: str) -
         where = f"parameter {position} in group {gathered.number}"
         one = Parts(
             group=p.device_mesh.get_group(mesh_dim),
-            mesh_dim=mesh_dim,
             dim=dim,
             shape=p.shape,
             heights=heights,
@@ -91,7 +88,7 @@ def in_parts(gathered: Gathered, whole: Gathered, scratch: Scratch, name: str) -
             states={name: gathered.columns[name][i] for name in rule.states},
             move=moves[i],
             row_shapes={name: rule.state_shape(name, p) for name in rule.states[1:]},
-            description=f"{where} ({p.dtype}, shape {list(p.shape)}, split along {dim}, rows {heights})",
+            description=f"{whole.description(i)} by rows {heights}",
         )
         _check_shard(where, one)
         parts.append(one)
@@ -234,12 +231,10 @@ def rounds_of(pieces: Iterable[Piece], ranks: int) -> list[list[Piece]]:
     return rounds
 
 
-def exchange(
-    parts: Sequence[Parts], known: _core.Known, scratch: Scratch, threads: int
-) -> list[tuple[Tensor, Tensor]]:
+def exchange(parts: Sequence[Parts], known: _core.Known, scratch: Scratch, threads: int) -> list[tuple[Tensor, Tensor]]:
     """Fill the moves of all parameters; returns the row states that are to be written with the step, and with what."""
     copies = []
-    for group in shards.in_order({one.group: one.mesh_dim for one in parts}):
+    for group in shards.in_order(one.group for one in parts):
         ranks = dist.get_world_size(group)
         pieces = pieces_of((one for one in parts if one.group is group), ranks)
         together = enumerate(rounds_of(pieces, ranks))

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ferrostep.errors import wrong_kind
+from ferrostep.optim.options import check_has_shape
 from ferrostep.optim.roles import CONVOLUTIONS, Named, model_of, named_of, owners_of, reasons_by_name
 from ferrostep.suggestions import suggesting
 
@@ -123,7 +125,9 @@ def muon_param_groups(
     muon = dict(muon or {})
     model = model_of(model) or model
     models = [model] if isinstance(model, nn.Module) else []
-    named = list(named_of(model)) if isinstance(model, nn.Module) else [Named(*each) for each in model]
+    named = list(named_of(model)) if isinstance(model, nn.Module) else read_pairs(model)
+    for each in named:
+        check_has_shape(f"parameter {each.name!r}", each.p)
     reasons = reasons_by_name(named, models, exclude, include)
     groups: dict[str, list[tuple[str, Tensor]]] = {"matrices": [], "convolutions": [], "adamw": []}
     routes = []
@@ -144,10 +148,30 @@ def muon_param_groups(
 
 
 def check_patterns(**patterns: Sequence[str]) -> None:
-    """Raise TypeError for one string in place of a sequence of them."""
+    """Raise TypeError for what is no sequence of strings, such as one string in the place of a sequence."""
     for name, given in patterns.items():
         if isinstance(given, str):
             raise TypeError(f"{name} is the str {given!r}, expected a sequence of patterns, such as [{given!r}]")
+        if not isinstance(given, Iterable):
+            raise wrong_kind(name, given, "a sequence of patterns")
+        for i, pattern in enumerate(given):
+            if not isinstance(pattern, str):
+                raise wrong_kind(f"{name}[{i}]", pattern, "a str")
+
+
+def read_pairs(pairs: Any) -> list[Named]:
+    """Pairs of names and parameters; TypeError for what is none."""
+    expected = "a module, or pairs of names and parameters"
+    if not isinstance(pairs, Iterable):
+        raise wrong_kind("model", pairs, expected)
+    named = []
+    for i, pair in enumerate(pairs):
+        match pair:
+            case (str() as name, Tensor() as p):
+                named.append(Named(name, p))
+            case _:
+                raise TypeError(f"model has a {type(pair).__name__} at {i}, expected {expected}")
+    return named
 
 
 def route_to(each: Named, layout: str | None, reason: str) -> Route:

@@ -176,6 +176,7 @@ class RuleOptimizer(InPlaceOptimizer):
     _rule: ElementwiseRule
 
     _looks_at_matrices = False
+    """Whether a rule of the class looks at matrices as a whole."""
 
     last_grad_norm: Tensor | None = None
     """The norm that the last step with ``max_grad_norm`` found, 0-dim; NaN where it was left out before."""
@@ -276,18 +277,19 @@ class RuleOptimizer(InPlaceOptimizer):
         return getattr(self, "_rule", None) is not None and self._rule.summed is not None
 
     def _who_agree(self) -> list[ProcessGroup]:
-        """The process groups whose ranks can only step together."""
+        """The process groups whose ranks can only step together.
+
+        A rank whose groups are other ones than those of the rest is to hear of it, and so to ask as they do.
+        """
         if not shards.are_possible():
             return []
-        return shards.process_groups(
-            p
-            for group in self.param_groups
-            if group["skip_nonfinite"]
-            or group["max_grad_norm"] is not None
-            or self._asks_for_sums(group)
-            or self._takes_matrices(group)
-            for p in group["params"]
-        )
+        if not self._looks_at_matrices and not any(map(self._asks_ranks, self.param_groups)):
+            return []
+        return shards.process_groups(p for group in self.param_groups for p in group["params"])
+
+    def _asks_ranks(self, group: dict[str, Any]) -> bool:
+        """Whether a group's step depends on what other ranks have."""
+        return bool(group["skip_nonfinite"]) or group["max_grad_norm"] is not None or self._asks_for_sums(group)
 
     def _take(self, new_state: NewState) -> Taken:
         try:
@@ -315,6 +317,7 @@ class RuleOptimizer(InPlaceOptimizer):
                     taken.add_elsewhere(gathered, needs_matrices=self._takes_matrices(gathered.group))
         if is_ours and any(is_fake(gathered.params[0]) for gathered in taken.elsewhere):
             raise RuntimeError("some parameters are fake tensors and others are real ones, expected one kind")
+        taken.look_at_all()
         return taken
 
     def _gather(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> Iterator[Gathered]:
@@ -324,7 +327,8 @@ class RuleOptimizer(InPlaceOptimizer):
     def _gather_part(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> list[Gathered]:
         rule = self.rule(group)
         names = rule.states
-        rounding = MASTER_ROUNDINGS.get(group["master_weights"], group["rounding"])
+        masters = group["master_weights"]
+        rounding = group["rounding"] if masters is None else MASTER_ROUNDINGS[masters]
         if rule.counts_steps or rounding == "stochastic":
             names = (*names, "step")
         if rounding in COMPENSATIONS:

@@ -14,7 +14,8 @@ from ferrostep.errors import Problem, wrong_kind
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-    from torch.distributed.tensor import DTensor
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor, Placement
 
     from ferrostep.optim.rules import Rule
 
@@ -82,13 +83,17 @@ def split_dims(p: DTensor) -> dict[int, int]:
         NotImplementedError: its shards are sums, or are placed in another way that no optimizer can step.
     """
     dims = {}
-    for mesh_dim, placement in enumerate(p.placements):
-        if placement.is_replicate() or p.device_mesh.size(mesh_dim) == 1:
-            continue
+    for mesh_dim in _mesh_dims(p.device_mesh, p.placements):
+        placement = p.placements[mesh_dim]
         if not hasattr(placement, "dim"):
             raise NotImplementedError(f"placements {p.placements}, expected Shard or Replicate")
         dims[mesh_dim] = placement.dim
     return dims
+
+
+def _mesh_dims(mesh: DeviceMesh, placements: Sequence[Placement]) -> list[int]:
+    """The dimensions of a mesh along which ranks differ in what they have of a parameter."""
+    return [i for i, placement in enumerate(placements) if mesh.size(i) > 1 and not placement.is_replicate()]
 
 
 def is_in_parts(p: Tensor, hyperparameters: Mapping[str, Any]) -> bool:
@@ -101,18 +106,24 @@ def is_in_parts(p: Tensor, hyperparameters: Mapping[str, Any]) -> bool:
 
 
 def process_groups(params: Iterable[Tensor]) -> list[ProcessGroup]:
-    """The process groups that parameters are split over, in order."""
-    found: dict[ProcessGroup, int] = {}
-    for p in params:
-        if is_distributed(p):
-            for mesh_dim in split_dims(p):
-                found.setdefault(p.device_mesh.get_group(mesh_dim), mesh_dim)
-    return in_order(found)
+    """The process groups that parameters are split over, in order; also in ways that no optimizer can step."""
+    specs = (p._spec for p in params if is_distributed(p))
+    layouts = {(spec.mesh, spec.placements) for spec in specs}
+    return in_order(mesh.get_group(i) for mesh, placements in layouts for i in _mesh_dims(mesh, placements))
 
 
-def in_order(found: Mapping[ProcessGroup, int]) -> list[ProcessGroup]:
-    """Process groups, each with its dimension of a mesh, in an order in which no ranks wait for one another."""
-    return sorted(found, key=lambda group: (found[group], torch.distributed.get_process_group_ranks(group)))
+def in_order(groups: Iterable[ProcessGroup]) -> list[ProcessGroup]:
+    """Process groups, each once, in an order in which no ranks wait for one another and news reaches all.
+
+    All ranks of a mesh first speak along one of its dimensions, where ranks are nearest, then along the next, so that
+    what one has said is known to all at the end. A mesh's slices count as the mesh.
+    """
+
+    def place(group: ProcessGroup) -> tuple[int, list[int]]:
+        ranks = sorted(torch.distributed.get_process_group_ranks(group))
+        return ranks[1] - ranks[0], ranks
+
+    return sorted(set(groups), key=place)
 
 
 def check_placements(place: str, p: DTensor, group: Mapping[str, Any], rule: Rule | None) -> None:

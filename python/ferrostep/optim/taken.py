@@ -34,7 +34,11 @@ class Taken:
         self._parts: list[Parts] = []
         self._added_with: list[int] = []
         """Of each of the parts, the number of the group in the batch that it is stepped with."""
+        self._together: list[tuple[ProcessGroup, str]] = []
+        """What the ranks of a process group do together."""
         self._distributed: list[Tensor] = []
+        self._plain: list[Gathered] = []
+        """With Rust, and without DTensors."""
 
     @property
     def elsewhere(self) -> list[Gathered]:
@@ -45,6 +49,7 @@ class Taken:
         """Hand a group to Rust, which checks it."""
         if not any(map(shards.is_distributed, gathered.params)):
             self._add(gathered, gathered.params)
+            self._plain.append(gathered)
             return
         own = self._of_rank(gathered)
         self.skips = self.skips or own.is_skipped()
@@ -62,6 +67,7 @@ class Taken:
         self._added_with += [len(self._added)] * len(parts)
         self._add(along_moves, [gathered.params[i] for i in apart])
         self._parts += parts
+        self._together += [(each.group, each.description) for each in parts]
 
     def _add(self, gathered: Gathered, params: list[Tensor]) -> None:
         gathered.add_to(self.batch)
@@ -78,6 +84,9 @@ class Taken:
                 Summand(own.only(whole), [gathered.params[i] for i in whole]),
                 Summand(gathered.only(apart), []),
             ]
+            for i in apart:
+                description = f"{gathered.description(i)} on every rank"
+                self._together += [(group, description) for group in shards.process_groups([gathered.params[i]])]
         else:
             groups = [Summand(gathered, gathered.params)]
         for each in groups:
@@ -90,9 +99,14 @@ class Taken:
         self._distributed += [p for p in gathered.params if shards.is_distributed(p)]
         return gathered.of_rank()
 
+    def look_at_all(self) -> None:
+        """Find out before the step what Rust would find in it by itself, if other ranks are to hear of it."""
+        if self._distributed:
+            self.skips = self.skips or any(each.is_skipped() for each in self._plain)
+
     def work_of(self, group: ProcessGroup) -> list[str]:
         """What the ranks of a process group are to do together."""
-        apart = [parts.description for parts in self._parts if parts.group is group]
+        together = [description for of, description in self._together if of is group]
         summed = [
             f"parameter {position} in group {gathered.number} by its norm"
             for gathered, params in (*self._added, *self._elsewhere)
@@ -100,7 +114,7 @@ class Taken:
             for position, p in zip(gathered.positions, params, strict=False)
             if group in shards.process_groups([p])
         ]
-        return apart + summed
+        return together + summed
 
     def clip(self, threads: int) -> Sum | None:
         """Let the gradients be scaled where a group says so; returns the norm of those of all such groups."""

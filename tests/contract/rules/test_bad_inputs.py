@@ -20,7 +20,7 @@ from ferrostep.optim import Lion
 from tests.bad_inputs.torch_cases import CASES, STEP_CASES, Case, Trial
 from tests.contract.rules.registry import Entry, every, every_class, every_elementwise_class, one_of_each_class
 from tests.contract.snapshot import Snapshot
-from tests.contract.training import parameters, set_gradients, train
+from tests.contract.training import assert_same_bits, copies, parameters, set_gradients, train
 
 
 def attempt(entry: Entry, case: Case, dtype: torch.dtype, **options: object) -> None:
@@ -96,16 +96,34 @@ def test_a_live_edit_to_nonsense_changes_nothing(entry: Entry, name: str, value:
 
 
 @every_class
-@pytest.mark.parametrize("value", ["up", None, 3])
-def test_a_live_edit_to_an_unknown_rounding_changes_nothing(entry: Entry, value: object) -> None:
-    params = parameters(entry.shapes, torch.bfloat16)
-    optimizer = entry.build([{"params": params[:2]}, {"params": params[2:]}])
-    set_gradients(params, 1)
-    optimizer.param_groups[1]["rounding"] = value
-    before = Snapshot(optimizer)
-    with pytest.raises((TypeError, ValueError), match="rounding"):
-        optimizer.step()
-    before.assert_unchanged()
+@pytest.mark.parametrize("value", ["up", ["nearest"], 3])
+def test_a_live_edit_to_an_unknown_word_changes_nothing(entry: Entry, value: object) -> None:
+    for name in ("rounding", "master_weights", "backend", "normalize"):
+        params = parameters(entry.shapes, torch.bfloat16)
+        optimizer = entry.build([{"params": params[:2]}, {"params": params[2:]}])
+        if name not in optimizer.param_groups[1]:
+            continue
+        set_gradients(params, 1)
+        optimizer.param_groups[1][name] = value
+        before = Snapshot(optimizer)
+        with pytest.raises((TypeError, ValueError), match=name):
+            optimizer.step()
+        before.assert_unchanged()
+
+
+@every(lambda entry: not entry.elementwise and entry in one_of_each_class())
+def test_a_live_edit_to_a_number_stands_for_a_truth_value(entry: Entry) -> None:
+    """As in the constructor; element-wise rules name it."""
+    for name in ("maximize", "nesterov", "cautious_weight_decay", "skip_zero_grad"):
+        ends = []
+        for value in (True, 1):
+            params = parameters(entry.shapes)
+            optimizer = entry.build(params)
+            optimizer.param_groups[0].update({name: value} if name in optimizer.param_groups[0] else {})
+            set_gradients(params, 1)
+            optimizer.step()
+            ends.append(copies(optimizer))
+        assert_same_bits(*ends)
 
 
 @every(lambda entry: not entry.elementwise and entry in one_of_each_class())

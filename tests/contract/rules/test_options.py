@@ -107,6 +107,9 @@ OF_ANOTHER_KIND: tuple[tuple[dict[str, Any], type[Exception], str], ...] = (
     ({"split_sizes": 3}, TypeError, "^split_sizes is a int, expected a sequence$"),
     ({"num_heads": "2"}, TypeError, "^num_heads is a str, expected an integer$"),
     ({"update_period": "10"}, TypeError, "^update_period is a str, expected an integer$"),
+    ({"maximize": "False"}, TypeError, "^maximize is a str, expected a bool$"),
+    ({"amsgrad": "no"}, TypeError, "^amsgrad is a str, expected a bool$"),
+    ({"nesterov": "false"}, TypeError, "^nesterov is a str, expected a bool$"),
     ({"normalize": "norm"}, ValueError, "^Invalid normalize: 'norm'; expected None or 'normuon'$"),
     ({"ns_precision": 3}, ValueError, "^Invalid ns_precision: 3; expected 'auto', 'float64', 'float32' or 'bfloat16'$"),
 )
