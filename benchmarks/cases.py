@@ -55,6 +55,8 @@ class Rule(NamedTuple):
 
 ADAMW = Rule("AdamW", (3, 4), "torch fused")
 LION = Rule("Lion", (3, 2), "lion-pytorch")
+SGD = Rule("SGD with momentum", (3, 2), "torch fused")
+ADAGRAD = Rule("Adagrad", (3, 2), "torch fused")
 # The Hessian's estimate is only read.
 SOPHIA = Rule("Sophia", (3, 3), "plain torch")
 SOPHIA_REFRESH = Rule("Sophia's refresh (G)", (1, 2), "plain torch")
@@ -143,6 +145,12 @@ CASES: list[Case] = [
     *ours(LION, ferrostep.optim.Lion, weight_decay=0.01),
     *peer(LION, "lion-pytorch", lion_pytorch.Lion, weight_decay=0.01),
     *peer(LION, "pytorch_optimizer", pytorch_optimizer.Lion, weight_decay=0.01),
+    *ours(SGD, ferrostep.optim.SGD, momentum=0.9, weight_decay=0.01),
+    *peer(SGD, "torch fused", torch.optim.SGD, momentum=0.9, weight_decay=0.01, fused=True),
+    *peer(SGD, "torch foreach", torch.optim.SGD, momentum=0.9, weight_decay=0.01, foreach=True),
+    *ours(ADAGRAD, ferrostep.optim.Adagrad),
+    *peer(ADAGRAD, "torch fused", torch.optim.Adagrad, fused=True),
+    *peer(ADAGRAD, "torch foreach", torch.optim.Adagrad, foreach=True),
     *ours(SOPHIA, ferrostep.optim.SophiaH),
     *peer(SOPHIA, "plain torch", plain.Sophia, lr=6e-4, beta1=0.96, gamma=0.01, weight_decay=0.1),
     *peer(SOPHIA, "pytorch_optimizer", plain.sophia_h_of_pytorch_optimizer, weight_decay=0.1),

@@ -1,6 +1,9 @@
 """Optimizers: ``torch.optim.Optimizer`` classes on Rust kernels."""
 
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
+from ferrostep.optim.adagrad import Adagrad
+from ferrostep.optim.adam import Adam
+from ferrostep.optim.adamax import Adamax
 from ferrostep.optim.adamw import AdamW
 from ferrostep.optim.auon import AuON
 from ferrostep.optim.hybrid_auon import HybridAuON
@@ -8,6 +11,8 @@ from ferrostep.optim.lion import Lion
 from ferrostep.optim.muon import Muon
 from ferrostep.optim.muon_adamw import MuonAdamW
 from ferrostep.optim.muon_with_adamw import MuonWithAuxAdamW
+from ferrostep.optim.radam import RAdam
+from ferrostep.optim.rmsprop import RMSprop
 from ferrostep.optim.routing import MuonParamGroups, muon_param_groups
 from ferrostep.optim.rules import Rule, RuleOptimizer
 from ferrostep.optim.sgd import SGD
@@ -16,7 +21,10 @@ from ferrostep.optim.sophia_h import SophiaH
 
 __all__ = [
     "SGD",
+    "Adagrad",
+    "Adam",
     "AdamW",
+    "Adamax",
     "AuON",
     "HybridAuON",
     "Lion",
@@ -24,6 +32,8 @@ __all__ = [
     "MuonAdamW",
     "MuonParamGroups",
     "MuonWithAuxAdamW",
+    "RAdam",
+    "RMSprop",
     "Rule",
     "RuleOptimizer",
     "SophiaG",

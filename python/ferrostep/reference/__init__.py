@@ -5,17 +5,23 @@ They are what the Rust kernels are tested against, what runs on devices other th
 """
 
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
+from ferrostep.reference.adagrad import adagrad
+from ferrostep.reference.adamax import adamax
 from ferrostep.reference.adamw import adamw
 from ferrostep.reference.auon import auon
 from ferrostep.reference.engine import ReferenceRule, apply, updates
 from ferrostep.reference.lion import lion
 from ferrostep.reference.muon import matrices, muon
 from ferrostep.reference.newton_schulz import newton_schulz
+from ferrostep.reference.radam import radam
+from ferrostep.reference.rmsprop import rmsprop
 from ferrostep.reference.sgd import sgd
 from ferrostep.reference.sophia import hessian_estimate, hessian_product, hessian_square, sophia, unclipped
 
 __all__ = [
     "ReferenceRule",
+    "adagrad",
+    "adamax",
     "adamw",
     "apply",
     "auon",
@@ -26,6 +32,8 @@ __all__ = [
     "matrices",
     "muon",
     "newton_schulz",
+    "radam",
+    "rmsprop",
     "sgd",
     "sophia",
     "unclipped",

@@ -9,9 +9,13 @@ mod sweep;
 mod terms;
 mod tiles;
 
+pub mod adagrad;
+pub mod adamax;
 pub mod adamw;
 pub mod diagonal;
 pub mod lion;
+pub mod radam;
+pub mod rmsprop;
 pub mod sgd;
 pub mod sophia;
 
@@ -32,12 +36,19 @@ use crate::runtime::pool;
 const ELEMENTS_PER_THREAD: usize = 16_384;
 
 rules! {
+    adagrad::Adagrad,
+    adamax::Adamax,
     adamw::AdamW,
     adamw::AmsGrad,
     diagonal::HessianSquare,
     diagonal::HessianProduct,
     diagonal::HessianEstimate,
     lion::Lion,
+    radam::RAdam,
+    rmsprop::RMSprop,
+    rmsprop::RMSpropMomentum,
+    rmsprop::RMSpropCentered,
+    rmsprop::RMSpropCenteredMomentum,
     sgd::Sgd,
     sgd::SgdMomentum,
     sophia::Sophia,

@@ -13,7 +13,23 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ferrostep.optim import SGD, AdamW, AuON, HybridAuON, Lion, Muon, MuonAdamW, MuonWithAuxAdamW, SophiaG, SophiaH
+from ferrostep.optim import (
+    SGD,
+    Adagrad,
+    Adam,
+    Adamax,
+    AdamW,
+    AuON,
+    HybridAuON,
+    Lion,
+    Muon,
+    MuonAdamW,
+    MuonWithAuxAdamW,
+    RAdam,
+    RMSprop,
+    SophiaG,
+    SophiaH,
+)
 from ferrostep.optim.muon_with_adamw import MUON as MUON_GROUP
 from ferrostep.optim.rules import Rule
 
@@ -108,13 +124,19 @@ AUON = {"lr": 1e-2, "weight_decay": 0.1}
 OF_AUON: Any = {"elementwise": False, "complex": False, "state": "momentum_buffer"}
 DESCENT = {"lr": 3e-3, "weight_decay": 0.1}
 MOMENTUM = DESCENT | {"momentum": 0.8, "dampening": 0.3}
+ADAGRAD = DESCENT | {"lr_decay": 0.1, "initial_accumulator_value": 0.5}
+RMSPROP = DESCENT | {"alpha": 0.9}
+CENTERED = RMSPROP | {"centered": True, "momentum": 0.5}
+OF_ADAM = DESCENT | {"betas": (0.8, 0.95), "eps": 1e-7}
 LION = {"lr": 3e-3, "betas": (0.9, 0.97), "weight_decay": 0.2}
 
 ENTRIES = (
     Entry("adamw", AdamW, ADAMW, partial(torch.optim.AdamW, **ADAMW)),
     Entry("adamw-amsgrad", AdamW, ADAMW | {"amsgrad": True}, partial(torch.optim.AdamW, **ADAMW, amsgrad=True)),
     Entry("adamw-maximize", AdamW, ADAMW | {"maximize": True}, partial(torch.optim.AdamW, **ADAMW, maximize=True)),
-    Entry("adam", AdamW, ADAMW | {"decoupled_weight_decay": False}, partial(torch.optim.Adam, **ADAMW)),
+    Entry("adam", Adam, ADAMW, partial(torch.optim.Adam, **ADAMW)),
+    Entry("adagrad", Adagrad, ADAGRAD, partial(torch.optim.Adagrad, **ADAGRAD), state="sum"),
+    Entry("adamax", Adamax, OF_ADAM, partial(torch.optim.Adamax, **OF_ADAM)),
     Entry("lion", Lion, LION, partial(lion_pytorch.Lion, **LION)),
     Entry("lion-maximize", Lion, LION | {"maximize": True}),
     Entry("muon", Muon, MUON, **OF_MUON),
@@ -148,6 +170,9 @@ ENTRIES = (
     Entry("auon-package", AuON, AUON | {"variant": "package", "nesterov": False, "maximize": True}, **OF_AUON),
     Entry("hybrid-auon", HybridAuON, AUON | {"ns_precision": "float64"}, **OF_MUON),
     Entry("hybrid-auon-package", HybridAuON, AUON | MUON | {"variant": "package"}, **OF_MUON),
+    Entry("radam", RAdam, OF_ADAM, partial(torch.optim.RAdam, **OF_ADAM)),
+    Entry("rmsprop", RMSprop, RMSPROP, partial(torch.optim.RMSprop, **RMSPROP), state="square_avg"),
+    Entry("rmsprop-centered", RMSprop, CENTERED, partial(torch.optim.RMSprop, **CENTERED), state="square_avg"),
     Entry("sgd", SGD, MOMENTUM, partial(torch.optim.SGD, **MOMENTUM), state="momentum_buffer"),
     Entry("sgd-plain", SGD, DESCENT, partial(torch.optim.SGD, **DESCENT), state=""),
     Entry("sophia-g", CurvedSophiaG, LION | {"rho": 0.05, "bs": 32}, complex=False),
