@@ -2,30 +2,38 @@
 
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 from ferrostep.optim.adagrad import Adagrad
+from ferrostep.optim.adagrad_norm import AdaGradNorm
 from ferrostep.optim.adam import Adam
 from ferrostep.optim.adamax import Adamax
 from ferrostep.optim.adamw import AdamW
 from ferrostep.optim.auon import AuON
+from ferrostep.optim.diffgrad import DiffGrad
 from ferrostep.optim.hybrid_auon import HybridAuON
 from ferrostep.optim.lion import Lion
 from ferrostep.optim.muon import Muon
 from ferrostep.optim.muon_adamw import MuonAdamW
 from ferrostep.optim.muon_with_adamw import MuonWithAuxAdamW
+from ferrostep.optim.nigt import NIGT
 from ferrostep.optim.radam import RAdam
 from ferrostep.optim.rmsprop import RMSprop
 from ferrostep.optim.routing import MuonParamGroups, muon_param_groups
 from ferrostep.optim.rules import Rule, RuleOptimizer
+from ferrostep.optim.sam import SAM
 from ferrostep.optim.sgd import SGD
 from ferrostep.optim.sophia_g import SophiaG
 from ferrostep.optim.sophia_h import SophiaH
 
 __all__ = [
+    "NIGT",
+    "SAM",
     "SGD",
+    "AdaGradNorm",
     "Adagrad",
     "Adam",
     "AdamW",
     "Adamax",
     "AuON",
+    "DiffGrad",
     "HybridAuON",
     "Lion",
     "Muon",

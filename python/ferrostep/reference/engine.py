@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ferrostep.reference.sums import Sum, scaled
+
 BLOCK = 32_768
 """Elements that share a key of the random numbers; the Rust engine's blocks."""
 
@@ -16,7 +18,10 @@ _MASK64 = 0xFFFF_FFFF_FFFF_FFFF
 
 
 ReferenceRule = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
-"""An update rule: ``rule(p, g, state, step, **hyperparameters)`` returns the new parameter and the new state."""
+"""An update rule: ``rule(p, g, state, step, **hyperparameters)`` returns the new parameter and the new state.
+
+A rule that is to know a sum takes it after ``step``.
+"""
 
 
 def apply(
@@ -32,7 +37,7 @@ def apply(
 
     Args:
         rule, param, grad, states, step, hyperparameters: as of :func:`updates`; shapes and dtypes, too.
-        **rounding: ``rounding``, ``compensation``, ``seed`` and ``number`` of :func:`updates`.
+        **rounding: ``rounding``, ``compensation``, ``seed``, ``number``, ``total`` and ``factor`` of :func:`updates`.
 
     Raises:
         RuntimeError: shapes that do not broadcast, as torch.
@@ -61,6 +66,8 @@ def updates(
     compensation: Tensor | None = None,
     seed: int = 0,
     number: int = 0,
+    total: Sum | None = None,
+    factor: Sum = 1.0,
 ) -> list[tuple[Tensor, Tensor]]:
     """The tensors that ``rule`` updates, each with its new values; nothing is changed.
 
@@ -77,6 +84,8 @@ def updates(
         compensation: what makes up for rounding, for the last three. Default None.
         seed: of stochastic rounding. Default 0.
         number: the tensor's number in the stream of random numbers. Default 0.
+        total: the sum that the rule is to know, if it asks for one.
+        factor: multiplies the gradient. Default 1.
 
     Returns:
         Pairs of a tensor and its new values, of its dtype: the states', the parameter's, the compensation's.
@@ -104,7 +113,8 @@ def updates(
         p = _joined(param, compensation)
     elif rounding == "master" and compensation is not None:
         p = _unless_changed(compensation, param)
-    p, new_states = rule(p, grad.to(work), tuple(s.to(work, copy=copy) for s in states), step, **hyperparameters)
+    g, known = scaled(grad.to(work), factor), () if total is None else (total,)
+    p, new_states = rule(p, g, tuple(s.to(work, copy=copy) for s in states), step, *known, **hyperparameters)
     changed = [(state, new.to(state.dtype)) for state, new in zip(states, new_states, strict=True)]
     if rounding == "stochastic":
         return [*changed, (param, _round_stochastically(p, param, seed, number, int(step)))]
@@ -148,7 +158,8 @@ def _split(p: Tensor) -> tuple[Tensor, Tensor]:
 def _round_stochastically(exact: Tensor, param: Tensor, seed: int, number: int, step: int) -> Tensor:
     """Round float32 to the parameter's type, up or down at random.
 
-    With the very bits of the Rust engine, but for Muon, which takes matrix by matrix and row by row.
+    With the very bits of the Rust engine, but for Muon, which takes matrix by matrix and row by row, as Lion does
+    with ``kappa="row"``.
     """
     # The random numbers follow the order of the elements in memory.
     strides = param.stride()

@@ -14,12 +14,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ferrostep.optim import (
+    NIGT,
     SGD,
     Adagrad,
+    AdaGradNorm,
     Adam,
     Adamax,
     AdamW,
     AuON,
+    DiffGrad,
     HybridAuON,
     Lion,
     Muon,
@@ -128,17 +131,22 @@ ADAGRAD = DESCENT | {"lr_decay": 0.1, "initial_accumulator_value": 0.5}
 RMSPROP = DESCENT | {"alpha": 0.9}
 CENTERED = RMSPROP | {"centered": True, "momentum": 0.5}
 OF_ADAM = DESCENT | {"betas": (0.8, 0.95), "eps": 1e-7}
+OF_NIGT: Any = {"elementwise": False, "state": "momentum_buffer"}
 LION = {"lr": 3e-3, "betas": (0.9, 0.97), "weight_decay": 0.2}
 
 ENTRIES = (
+    Entry("adagrad-norm", AdaGradNorm, {"lr": 0.3, "weight_decay": 0.1}, elementwise=False, state=""),
     Entry("adamw", AdamW, ADAMW, partial(torch.optim.AdamW, **ADAMW)),
     Entry("adamw-amsgrad", AdamW, ADAMW | {"amsgrad": True}, partial(torch.optim.AdamW, **ADAMW, amsgrad=True)),
     Entry("adamw-maximize", AdamW, ADAMW | {"maximize": True}, partial(torch.optim.AdamW, **ADAMW, maximize=True)),
     Entry("adam", Adam, ADAMW, partial(torch.optim.Adam, **ADAMW)),
     Entry("adagrad", Adagrad, ADAGRAD, partial(torch.optim.Adagrad, **ADAGRAD), state="sum"),
     Entry("adamax", Adamax, OF_ADAM, partial(torch.optim.Adamax, **OF_ADAM)),
+    Entry("diffgrad", DiffGrad, ADAMW | {"weight_decay": 0.2}),
     Entry("lion", Lion, LION, partial(lion_pytorch.Lion, **LION)),
     Entry("lion-maximize", Lion, LION | {"maximize": True}),
+    Entry("lion-huber", Lion, LION | {"kappa": "huber", "kappa_param": 0.5}),
+    Entry("lion-lp", Lion, LION | {"kappa": "lp", "kappa_param": 1.7}, elementwise=False, complex=False),
     Entry("muon", Muon, MUON, **OF_MUON),
     Entry("muon-maximize", Muon, MUON | {"maximize": True}, **OF_MUON),
     Entry(
@@ -173,6 +181,8 @@ ENTRIES = (
     Entry("radam", RAdam, OF_ADAM, partial(torch.optim.RAdam, **OF_ADAM)),
     Entry("rmsprop", RMSprop, RMSPROP, partial(torch.optim.RMSprop, **RMSPROP), state="square_avg"),
     Entry("rmsprop-centered", RMSprop, CENTERED, partial(torch.optim.RMSprop, **CENTERED), state="square_avg"),
+    Entry("nigt", NIGT, {"lr": 0.05, "weight_decay": 0.1}, **OF_NIGT),
+    Entry("nigt-tensor", NIGT, {"lr": 0.05, "scope": "tensor", "schedule": "n-pg-igt"}, **OF_NIGT),
     Entry("sgd", SGD, MOMENTUM, partial(torch.optim.SGD, **MOMENTUM), state="momentum_buffer"),
     Entry("sgd-plain", SGD, DESCENT, partial(torch.optim.SGD, **DESCENT), state=""),
     Entry("sophia-g", CurvedSophiaG, LION | {"rho": 0.05, "bs": 32}, complex=False),
