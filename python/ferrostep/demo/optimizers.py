@@ -56,6 +56,7 @@ NOT_HIDDEN = ("embedding", "position")
 # default run; Lion's step is a sign, hence the smaller rate and the larger decay (Chen et al. 2023, section 5).
 ADAGRAD_NORM: dict[str, Any] = {"lr": 3.0}
 ADAMW: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
+ADAM: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99)}
 DIFFGRAD: dict[str, Any] = ADAMW | {"lr": 6e-3, "decoupled_weight_decay": True}
 LION: dict[str, Any] = {"lr": 3e-4, "betas": (0.95, 0.98), "weight_decay": 1.0}
 MUON: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1}
@@ -63,9 +64,14 @@ AUON: dict[str, Any] = {"lr": 5e-3}
 HYBRID_AUON: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1}
 NIGT: dict[str, Any] = {"lr": 0.3}
 SOPHIA: dict[str, Any] = {"lr": 2.5e-4, "betas": (0.965, 0.99), "weight_decay": 0.2}
+ADAGRAD: dict[str, Any] = {"lr": 0.03}
+RMSPROP: dict[str, Any] = {"lr": 1e-3}
 SGD: dict[str, Any] = {"lr": 0.3, "momentum": 0.9}
 
 OPTIMIZERS: dict[str, Factory] = {
+    "adagrad": of("ferrostep.optim.Adagrad", **ADAGRAD),
+    "adam": of("ferrostep.optim.Adam", **ADAM),
+    "adamax": of("ferrostep.optim.Adamax", **ADAM),
     "adamw": of("ferrostep.optim.AdamW", **ADAMW),
     "adagrad_norm": of("ferrostep.optim.AdaGradNorm", **ADAGRAD_NORM),
     "lion": of("ferrostep.optim.Lion", **LION),
@@ -75,6 +81,8 @@ OPTIMIZERS: dict[str, Factory] = {
     "muon_adamw": of("ferrostep.optim.MuonAdamW", **ADAMW | {"betas": (0.95, 0.95)}),
     "auon": hidden_matrices("ferrostep.optim.AuON", **AUON),
     "hybrid_auon": hidden_matrices("ferrostep.optim.HybridAuON", **HYBRID_AUON),
+    "radam": of("ferrostep.optim.RAdam", **ADAM),
+    "rmsprop": of("ferrostep.optim.RMSprop", **RMSPROP),
     "sgd": of("ferrostep.optim.SGD", **SGD),
     "sophia_g": of("ferrostep.optim.SophiaG", **SOPHIA, rho=0.2),
     "sophia_h": of("ferrostep.optim.SophiaH", **SOPHIA, gamma=0.01),

@@ -4,7 +4,10 @@ from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 
 # isort: split
 from ferrostep import curvature, numpy  # noqa: F401  (before their parts: threads may meet there)
+from ferrostep.optim.adagrad import Adagrad
 from ferrostep.optim.adagrad_norm import AdaGradNorm
+from ferrostep.optim.adam import Adam
+from ferrostep.optim.adamax import Adamax
 from ferrostep.optim.adamw import AdamW
 from ferrostep.optim.auon import AuON
 from ferrostep.optim.diffgrad import DiffGrad
@@ -14,6 +17,8 @@ from ferrostep.optim.muon import Muon
 from ferrostep.optim.muon_adamw import MuonAdamW
 from ferrostep.optim.muon_with_adamw import MuonWithAuxAdamW
 from ferrostep.optim.nigt import NIGT
+from ferrostep.optim.radam import RAdam
+from ferrostep.optim.rmsprop import RMSprop
 from ferrostep.optim.routing import MuonParamGroups, muon_param_groups
 from ferrostep.optim.rules import Rule, RuleOptimizer
 from ferrostep.optim.sam import SAM
@@ -26,7 +31,10 @@ __all__ = [
     "SAM",
     "SGD",
     "AdaGradNorm",
+    "Adagrad",
+    "Adam",
     "AdamW",
+    "Adamax",
     "AuON",
     "DiffGrad",
     "HybridAuON",
@@ -35,6 +43,8 @@ __all__ = [
     "MuonAdamW",
     "MuonParamGroups",
     "MuonWithAuxAdamW",
+    "RAdam",
+    "RMSprop",
     "Rule",
     "RuleOptimizer",
     "SophiaG",

@@ -10,7 +10,9 @@ mod sweep;
 mod terms;
 mod tiles;
 
+pub mod adagrad;
 pub mod adagrad_norm;
+pub mod adamax;
 pub mod adamw;
 pub mod ascent;
 pub mod blend;
@@ -19,6 +21,8 @@ pub mod diffgrad;
 pub mod lion;
 pub mod lion_norms;
 pub mod nigt;
+pub mod radam;
+pub mod rmsprop;
 pub mod sgd;
 pub mod sophia;
 
@@ -40,7 +44,9 @@ use crate::runtime::pool;
 const ELEMENTS_PER_THREAD: usize = 16_384;
 
 rules! {
+    adagrad::Adagrad,
     adagrad_norm::AdaGradNorm,
+    adamax::Adamax,
     adamw::AdamW,
     adamw::AmsGrad,
     ascent::Ascent,
@@ -57,6 +63,11 @@ rules! {
     lion_norms::LionLp,
     lion_norms::LionRow,
     nigt::Nigt,
+    radam::RAdam,
+    rmsprop::RMSprop,
+    rmsprop::RMSpropMomentum,
+    rmsprop::RMSpropCentered,
+    rmsprop::RMSpropCenteredMomentum,
     sgd::Sgd,
     sgd::SgdMomentum,
     sophia::Sophia,

@@ -16,7 +16,10 @@ from torch.optim import Optimizer
 from ferrostep.optim import (
     NIGT,
     SGD,
+    Adagrad,
     AdaGradNorm,
+    Adam,
+    Adamax,
     AdamW,
     AuON,
     DiffGrad,
@@ -25,6 +28,8 @@ from ferrostep.optim import (
     Muon,
     MuonAdamW,
     MuonWithAuxAdamW,
+    RAdam,
+    RMSprop,
     SophiaG,
     SophiaH,
 )
@@ -122,6 +127,10 @@ AUON = {"lr": 1e-2, "weight_decay": 0.1}
 OF_AUON: Any = {"elementwise": False, "complex": False, "state": "momentum_buffer"}
 DESCENT = {"lr": 3e-3, "weight_decay": 0.1}
 MOMENTUM = DESCENT | {"momentum": 0.8, "dampening": 0.3}
+ADAGRAD = DESCENT | {"lr_decay": 0.1, "initial_accumulator_value": 0.5}
+RMSPROP = DESCENT | {"alpha": 0.9}
+CENTERED = RMSPROP | {"centered": True, "momentum": 0.5}
+OF_ADAM = DESCENT | {"betas": (0.8, 0.95), "eps": 1e-7}
 OF_NIGT: Any = {"elementwise": False, "state": "momentum_buffer"}
 LION = {"lr": 3e-3, "betas": (0.9, 0.97), "weight_decay": 0.2}
 
@@ -130,7 +139,9 @@ ENTRIES = (
     Entry("adamw", AdamW, ADAMW, partial(torch.optim.AdamW, **ADAMW)),
     Entry("adamw-amsgrad", AdamW, ADAMW | {"amsgrad": True}, partial(torch.optim.AdamW, **ADAMW, amsgrad=True)),
     Entry("adamw-maximize", AdamW, ADAMW | {"maximize": True}, partial(torch.optim.AdamW, **ADAMW, maximize=True)),
-    Entry("adam", AdamW, ADAMW | {"decoupled_weight_decay": False}, partial(torch.optim.Adam, **ADAMW)),
+    Entry("adam", Adam, ADAMW, partial(torch.optim.Adam, **ADAMW)),
+    Entry("adagrad", Adagrad, ADAGRAD, partial(torch.optim.Adagrad, **ADAGRAD), state="sum"),
+    Entry("adamax", Adamax, OF_ADAM, partial(torch.optim.Adamax, **OF_ADAM)),
     Entry("diffgrad", DiffGrad, ADAMW | {"weight_decay": 0.2}),
     Entry("lion", Lion, LION, partial(lion_pytorch.Lion, **LION)),
     Entry("lion-maximize", Lion, LION | {"maximize": True}),
@@ -167,6 +178,9 @@ ENTRIES = (
     Entry("auon-package", AuON, AUON | {"variant": "package", "nesterov": False, "maximize": True}, **OF_AUON),
     Entry("hybrid-auon", HybridAuON, AUON | {"ns_precision": "float64"}, **OF_MUON),
     Entry("hybrid-auon-package", HybridAuON, AUON | MUON | {"variant": "package"}, **OF_MUON),
+    Entry("radam", RAdam, OF_ADAM, partial(torch.optim.RAdam, **OF_ADAM)),
+    Entry("rmsprop", RMSprop, RMSPROP, partial(torch.optim.RMSprop, **RMSPROP), state="square_avg"),
+    Entry("rmsprop-centered", RMSprop, CENTERED, partial(torch.optim.RMSprop, **CENTERED), state="square_avg"),
     Entry("nigt", NIGT, {"lr": 0.05, "weight_decay": 0.1}, **OF_NIGT),
     Entry("nigt-tensor", NIGT, {"lr": 0.05, "scope": "tensor", "schedule": "n-pg-igt"}, **OF_NIGT),
     Entry("sgd", SGD, MOMENTUM, partial(torch.optim.SGD, **MOMENTUM), state="momentum_buffer"),
