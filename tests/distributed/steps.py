@@ -159,7 +159,7 @@ def norms_are_those_of_whole_tensors(folder: Path) -> None:
             twins.step()
             twins.check(rtol=1e-10, atol=1e-12)
             for each, other in zip(*(t.param_groups for t in twins.optimizers), strict=True):
-                assert each.get("k") == other.get("k")
+                assert each.get("steps") == other.get("steps")
 
 
 @on(2)

@@ -88,7 +88,7 @@ class AdaGradNorm(RuleOptimizer):
         """The parameter that has the group's sum in its state."""
         params = (
             p
-            for each in self.param_groups
+            for each in getattr(self, "param_groups", ())  # none, when defaults are checked
             if each["params"] is group["params"] or (each["norm"] == group["norm"] == "all")
             for p in each["params"]
         )

@@ -11,7 +11,8 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from ferrostep import _core, reference
-from ferrostep.errors import Problem
+from ferrostep.errors import Problem, wrong_kind
+from ferrostep.numpy.arrays import whole
 from ferrostep.optim.arguments import AtLeastZero, LearningRate, arguments_of, within
 from ferrostep.optim.base import NewState, has_16_bits, is_fake, without_dynamo
 from ferrostep.optim.gathered import COMPENSATIONS, Gathered, is_for_plain_torch
@@ -58,8 +59,8 @@ class NIGT(RuleOptimizer):
         **options: see :class:`ferrostep.optim.options.Options`.
 
     State per parameter: ``momentum_buffer`` (4 bytes per element in float32), and the float64 numbers ``eta``,
-    ``of_param`` and ``of_momentum``: x is ``of_param * z + of_momentum * momentum_buffer``. Groups keep ``k``, how many
-    steps there were, and ``train_mode``. A parameter without a gradient is left out of the norm and of the step.
+    ``of_param`` and ``of_momentum``: x is ``of_param * z + of_momentum * momentum_buffer``. Groups keep ``steps``, how
+    many there were, and ``train_mode``. A parameter without a gradient is left out of the norm and of the step.
 
     Raises:
         ValueError, TypeError: an impossible or unknown argument, or a parameter of 16 bits without ``master_weights``.
@@ -98,7 +99,7 @@ class NIGT(RuleOptimizer):
     _arguments = arguments_of(__init__)
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        group.setdefault("k", 0)
+        group.setdefault("steps", 0)
         group.setdefault("train_mode", True)
         self._check_precision(group)
         self.rule(group)
@@ -111,9 +112,10 @@ class NIGT(RuleOptimizer):
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """NIGT with the group's hyperparameters, at its first step."""
-        factor, next_eta = shares(group["schedule"], group["momentum"], group["k"])
-        own = {**dict(zip(POINT, START, strict=True)), **group, "lr": group["lr"] * factor, "next_eta": next_eta}
-        decay = float(own["lr"]) * group["weight_decay"]
+        factor, next_eta = shares(group["schedule"], group["momentum"], whole("steps", group["steps"], 0))
+        lr = number("lr", group["lr"]) * factor if group["schedule"] else group["lr"]
+        own = {**dict(zip(POINT, START, strict=True)), **group, "lr": lr, "next_eta": next_eta}
+        decay = number("lr", lr) * number("weight_decay", group["weight_decay"])
         if decay >= next_eta:
             raise Problem.NUMBER.of("lr * weight_decay", decay, f"less than {next_eta}, the next gradient's share")
         return self._rule.of(own)._replace(scope="all" if group["scope"] == "global" else "tensor")
@@ -157,12 +159,12 @@ class NIGT(RuleOptimizer):
 
     def _step(self, closure: Callable[[], float] | None = None) -> float | None:
         if not all(group["train_mode"] for group in self.param_groups):
-            raise RuntimeError("the parameters are where they are evaluated: call optimizer.train() before a step")
+            raise RuntimeError("train_mode is not set in all groups: call optimizer.train() before a step")
         return super()._step(closure)
 
     def _after_update(self, batch: _core.Batch, elsewhere: list[Gathered]) -> None:
         for group in self.param_groups:
-            group["k"] += 1
+            group["steps"] += 1
 
     def eval(self) -> None:
         """Put x, the point to evaluate and to save, in the place of z.
@@ -211,6 +213,20 @@ class NIGT(RuleOptimizer):
             [self.state[p]["momentum_buffer"] for p in params],
             {} if name is None else {name: [self.state[p].get(name) for p in params]},
         )
+
+
+def number(name: str, value: Any) -> float:
+    """A group's number, which someone may have written since it was checked.
+
+    Raises:
+        TypeError, ValueError: it is none, or beyond all floats.
+    """
+    try:
+        return float(value)
+    except TypeError as error:
+        raise wrong_kind(name, value, "a number") from error
+    except OverflowError as error:
+        raise Problem.NUMBER.of(name, "int too large", "a number that a float can be") from error
 
 
 def is_elsewhere(group: dict[str, Any], positions: Sequence[int]) -> bool:
