@@ -68,6 +68,10 @@ def nigt_sum(g: Tensor, state: tuple[Tensor, ...], *, eta: float, maximize: bool
         g: the gradient.
         state: ``(momentum_buffer,)``.
         eta, maximize: as of :func:`nigt`.
+        **_hyperparameters: not used.
+
+    Returns:
+        A 0-dim tensor, float64.
 
     Raises:
         RuntimeError: shapes that do not broadcast, as torch.

@@ -175,7 +175,7 @@ ENTRIES = (
     Entry("auon-package", AuON, AUON | {"variant": "package", "nesterov": False, "maximize": True}, **OF_AUON),
     Entry("hybrid-auon", HybridAuON, AUON | {"ns_precision": "float64"}, **OF_MUON),
     Entry("hybrid-auon-package", HybridAuON, AUON | MUON | {"variant": "package"}, **OF_MUON),
-    Entry("nigt", RoundedNIGT, {"lr": 0.05, "scope": "tensor"}, **OF_NIGT),
+    Entry("nigt", RoundedNIGT, {"lr": 0.01, "scope": "tensor"}, **OF_NIGT),
     Entry("nigt-global", RoundedNIGT, {"lr": 0.05, "weight_decay": 0.1, "schedule": "n-pg-igt"}, **OF_NIGT),
     Entry("sophia-g", CurvedSophiaG, LION | {"rho": 0.05, "bs": 32}, complex=False),
     Entry("sophia-h", CurvedSophiaH, LION | {"gamma": 1.6}, complex=False),
