@@ -207,8 +207,9 @@ impl<N: Names> Call<N> {
         let (staged, is_loaded) = (&mut self.staged, self.is_loaded);
         // Only what the views point into is used without the GIL, and `self.taken` keeps that alive.
         let result = py.detach(|| {
-            // SAFETY: the views are valid while `self` lives (see `Reader::view`), and nothing else has what is written.
             if !is_loaded {
+                // SAFETY: the views are valid while `self` lives (see `Reader::view`), and nothing else has what is
+                // written.
                 staged.iter_mut().for_each(|copy| unsafe { copy.load(threads) });
             }
             let result = kernel()?;

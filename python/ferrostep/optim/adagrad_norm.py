@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from ferrostep import reference
 from ferrostep.optim.arguments import AtLeastZero, Epsilon, LearningRate, arguments_of
-from ferrostep.optim.base import NewState
+from ferrostep.optim.base import NewState, is_fake
 from ferrostep.optim.gathered import Gathered
 from ferrostep.optim.options import Options
 from ferrostep.optim.rules import ElementwiseRule, Rule, RuleOptimizer
@@ -88,13 +88,15 @@ class AdaGradNorm(RuleOptimizer):
         """The parameter that has the group's sum in its state."""
         params = (
             p
-            for each in self.param_groups
+            for each in getattr(self, "param_groups", ())  # none, when defaults are checked
             if each["params"] is group["params"] or (each["norm"] == group["norm"] == "all")
             for p in each["params"]
         )
         return next(params, None)
 
     def _take_sums(self, sums: list[tuple[Gathered, list[Sum]]], new_state: NewState) -> bool:
+        if is_fake(sums[0][0].params[0]):
+            return True
         if not all(math.isfinite(float(total)) for _, (total, *_) in sums):
             return False
         for gathered, (total, *_) in sums:

@@ -210,9 +210,9 @@ class NewState:
 
     def __init__(self, state: dict[Tensor, dict[str, Any]]) -> None:
         self.state = state
-        self.before: list[tuple[Tensor, str, Tensor | float | None]] = []
+        self.before: list[tuple[Tensor, str, Tensor | None]] = []
 
-    def set(self, p: Tensor, name: str, new: Tensor | float | None) -> None:
+    def set(self, p: Tensor, name: str, new: Tensor | None) -> None:
         """Make ``new`` the parameter's state of this name; nothing without one."""
         if new is None:
             return

@@ -11,9 +11,10 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from ferrostep import _core, reference
-from ferrostep.errors import Problem
+from ferrostep.errors import Problem, wrong_kind
+from ferrostep.numpy.arrays import whole
 from ferrostep.optim.arguments import AtLeastZero, LearningRate, arguments_of, within
-from ferrostep.optim.base import NewState, has_16_bits, without_dynamo
+from ferrostep.optim.base import NewState, has_16_bits, is_fake, without_dynamo
 from ferrostep.optim.gathered import COMPENSATIONS, Gathered, is_for_plain_torch
 from ferrostep.optim.options import Options
 from ferrostep.optim.rules import MASTER_ROUNDINGS, ElementwiseRule, Rule, RuleOptimizer
@@ -23,7 +24,7 @@ from ferrostep.reference.sums import Sum
 
 BLEND = ElementwiseRule("Blend", reference.blend)
 POINT = ("eta", "of_param", "of_momentum")
-"""What a parameter's state has besides the momentum, and a rule for its hyperparameters: numbers."""
+"""What a parameter's state has besides the momentum, and a rule for its hyperparameters."""
 START = (1.0, 1.0, 0.0)
 """Their values before the first step."""
 
@@ -57,9 +58,9 @@ class NIGT(RuleOptimizer):
         maximize: ascend instead of descend. Default False.
         **options: see :class:`ferrostep.optim.options.Options`.
 
-    State per parameter: ``momentum_buffer`` (4 bytes per element in float32), and the numbers ``eta``, ``of_param`` and
-    ``of_momentum``: x is ``of_param * z + of_momentum * momentum_buffer``. Groups keep ``k``, the number of steps, and
-    ``train_mode``. A parameter without a gradient is left out of the norm and of the step.
+    State per parameter: ``momentum_buffer`` (4 bytes per element in float32), and the float64 numbers ``eta``,
+    ``of_param`` and ``of_momentum``: x is ``of_param * z + of_momentum * momentum_buffer``. Groups keep ``steps``, how
+    many there were, and ``train_mode``. A parameter without a gradient is left out of the norm and of the step.
 
     Raises:
         ValueError, TypeError: an impossible or unknown argument, or a parameter of 16 bits without ``master_weights``.
@@ -78,6 +79,7 @@ class NIGT(RuleOptimizer):
         tensor([-2., -2.])
     """
 
+    _numbers = POINT
     _rule = ElementwiseRule("Nigt", reference.nigt, summed=reference.nigt_sum)
 
     def __init__(
@@ -97,19 +99,23 @@ class NIGT(RuleOptimizer):
     _arguments = arguments_of(__init__)
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        group.setdefault("k", 0)
+        group.setdefault("steps", 0)
         group.setdefault("train_mode", True)
+        self._check_precision(group)
+        self.rule(group)
+
+    def _check_precision(self, group: dict[str, Any]) -> None:
         for i, p in enumerate(group["params"]):
             if has_16_bits(p) and group["master_weights"] is None:
                 expected = "float32 or float64, or master_weights, as z is rounded by as much as a step"
                 raise Problem.DTYPE.of(f"parameter {i}", p.dtype, expected)
-        self.rule(group)
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """NIGT with the group's hyperparameters, at its first step."""
-        factor, next_eta = shares(group["schedule"], group["momentum"], group["k"])
-        own = {**dict(zip(POINT, START, strict=True)), **group, "lr": group["lr"] * factor, "next_eta": next_eta}
-        decay = float(own["lr"]) * group["weight_decay"]
+        factor, next_eta = shares(group["schedule"], group["momentum"], whole("steps", group["steps"], 0))
+        lr = number("lr", group["lr"]) * factor if group["schedule"] else group["lr"]
+        own = {**dict(zip(POINT, START, strict=True)), **group, "lr": lr, "next_eta": next_eta}
+        decay = number("lr", lr) * number("weight_decay", group["weight_decay"])
         if decay >= next_eta:
             raise Problem.NUMBER.of("lr * weight_decay", decay, f"less than {next_eta}, the next gradient's share")
         return self._rule.of(own)._replace(scope="all" if group["scope"] == "global" else "tensor")
@@ -126,7 +132,7 @@ class NIGT(RuleOptimizer):
 
     def _point(self, p: Tensor) -> tuple[float, ...]:
         own = self.state.get(p, {})
-        return tuple(own.get(name, start) for name, start in zip(POINT, START, strict=True))
+        return tuple(float(own.get(name, start)) for name, start in zip(POINT, START, strict=True))
 
     def _check_loaded(self, state_dict: dict[str, Any]) -> None:
         super()._check_loaded(state_dict)
@@ -137,23 +143,28 @@ class NIGT(RuleOptimizer):
 
     def _take_sums(self, sums: list[tuple[Gathered, list[Sum]]], new_state: NewState) -> bool:
         for gathered, totals in sums:
+            if is_fake(gathered.params[0]):
+                continue
             own = gathered.rule.hyperparameters
-            for position, total in zip(gathered.positions, totals, strict=True):
-                lr, eta = float(own["lr"]), own["next_eta"]
-                point = point_of(float(scale_of(total, lr)), lr, own["weight_decay"], eta)
+            lr, decay, eta = float(own["lr"]), own["weight_decay"], own["next_eta"]
+            points: dict[float, tuple[Tensor, ...]] = {}  # one for all where they know one sum
+            for position, total in zip(gathered.positions, map(float, totals), strict=True):
+                if total not in points:
+                    point = (eta, *point_of(float(scale_of(total, lr)), lr, decay, eta))
+                    points[total] = torch.tensor(point, dtype=torch.float64).unbind()
                 p = self.param_groups[gathered.number]["params"][position]
-                for name, value in zip(POINT, (eta, *point), strict=True):
+                for name, value in zip(POINT, points[total], strict=True):
                     new_state.set(p, name, value)
         return True
 
     def _step(self, closure: Callable[[], float] | None = None) -> float | None:
         if not all(group["train_mode"] for group in self.param_groups):
-            raise RuntimeError("the parameters are where they are evaluated: call optimizer.train() before a step")
+            raise RuntimeError("train_mode is not set in all groups: call optimizer.train() before a step")
         return super()._step(closure)
 
     def _after_update(self, batch: _core.Batch, elsewhere: list[Gathered]) -> None:
         for group in self.param_groups:
-            group["k"] += 1
+            group["steps"] += 1
 
     def eval(self) -> None:
         """Put x, the point to evaluate and to save, in the place of z.
@@ -202,6 +213,20 @@ class NIGT(RuleOptimizer):
             [self.state[p]["momentum_buffer"] for p in params],
             {} if name is None else {name: [self.state[p].get(name) for p in params]},
         )
+
+
+def number(name: str, value: Any) -> float:
+    """A group's number, which someone may have written since it was checked.
+
+    Raises:
+        TypeError, ValueError: it is none, or beyond all floats.
+    """
+    try:
+        return float(value)
+    except TypeError as error:
+        raise wrong_kind(name, value, "a number") from error
+    except OverflowError as error:
+        raise Problem.NUMBER.of(name, "int too large", "a number that a float can be") from error
 
 
 def is_elsewhere(group: dict[str, Any], positions: Sequence[int]) -> bool:

@@ -104,8 +104,7 @@ def check_options(group: dict[str, Any]) -> None:
     for name in ("skip_nonfinite", "differentiable"):
         if not isinstance(group[name], bool):
             raise wrong_kind(name, group[name], "a bool")
-    if group["max_grad_norm"] is not None:
-        check_max_grad_norm(group["max_grad_norm"])
+    check_max_grad_norm(group["max_grad_norm"])
     if group["master_weights"] is not None:
         chosen = f"master_weights={group['master_weights']!r}"
         if group["rounding"] != "nearest":
@@ -128,7 +127,9 @@ def check_has_shape(place: str, p: Tensor) -> None:
 
 
 def check_max_grad_norm(value: Any) -> None:
-    """Raise for what is no number of at least 0."""
+    """Raise for what is neither None nor a number of at least 0."""
+    if value is None:
+        return
     if not hasattr(value, "__float__"):
         raise wrong_kind("max_grad_norm", value, "a number or None")
     if not value >= 0:

@@ -23,6 +23,7 @@ from ferrostep.optim.base import (
     zero_state,
 )
 from ferrostep.optim.gathered import COMPENSATIONS, DOUBLE, Found, Gathered, check_place, is_for_plain_torch
+from ferrostep.optim.options import check_max_grad_norm
 from ferrostep.optim.sums import Scope
 from ferrostep.optim.taken import Taken
 from ferrostep.reference.sums import Sum
@@ -312,6 +313,7 @@ class RuleOptimizer(InPlaceOptimizer):
         taken = Taken(self._known, self._scratch)
         is_ours = False
         for number, group in enumerate(self.param_groups):
+            check_max_grad_norm(group["max_grad_norm"])
             on_cpu, others = _core.with_gradient(group["params"], self._is_for_plain_torch(group))
             if on_cpu[0]:
                 for gathered in self._gather(number, group, Found(*on_cpu), new_state):

@@ -118,6 +118,9 @@ class SAM(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the base optimizer.
 
+        Args:
+            param_group: as the base optimizer takes it.
+
         Raises:
             ValueError, TypeError, RuntimeError: as the base optimizer does.
         """
@@ -132,6 +135,9 @@ class SAM(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of the base optimizer's class.
+
+        Args:
+            state_dict: as the base optimizer takes it.
 
         Raises:
             ValueError, KeyError: as the base optimizer does.

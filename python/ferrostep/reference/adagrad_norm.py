@@ -56,8 +56,12 @@ def adagrad_norm_sum(g: Tensor, state: tuple[Tensor, ...], **_hyperparameters: A
     """What :func:`adagrad_norm` is to know of each gradient: its squared norm.
 
     Args:
-        g: the gradient.
+        g: the gradient, of any shape.
         state: none.
+        **_hyperparameters: not used.
+
+    Returns:
+        A 0-dim tensor, float64.
 
     Raises:
         RuntimeError: no tensor of numbers, as torch.

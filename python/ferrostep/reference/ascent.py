@@ -46,6 +46,10 @@ def ascent_sum(g: Tensor, state: tuple[Tensor, ...], *, adaptive: bool, **_hyper
 
     Args:
         g, state, adaptive: as of :func:`ascent`.
+        **_hyperparameters: not used.
+
+    Returns:
+        A 0-dim tensor, float64.
 
     Raises:
         RuntimeError: shapes that do not broadcast, as torch.

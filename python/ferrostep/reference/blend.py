@@ -16,6 +16,9 @@ def blend(
         step: not used.
         of_param, of_grad: the factors.
 
+    Returns:
+        The combination, and no state.
+
     Raises:
         RuntimeError: shapes that do not broadcast, as torch.
 

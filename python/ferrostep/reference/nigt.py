@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ferrostep.reference.sums import Sum, squared_norm
@@ -67,6 +68,10 @@ def nigt_sum(g: Tensor, state: tuple[Tensor, ...], *, eta: float, maximize: bool
         g: the gradient.
         state: ``(momentum_buffer,)``.
         eta, maximize: as of :func:`nigt`.
+        **_hyperparameters: not used.
+
+    Returns:
+        A 0-dim tensor, float64.
 
     Raises:
         RuntimeError: shapes that do not broadcast, as torch.
@@ -86,6 +91,8 @@ def _momentum(g: Tensor, d: Tensor, eta: float, maximize: bool) -> Tensor:
 
 def scale_of(total: Sum, lr: float | Tensor) -> Sum:
     """What makes the momentum's norm ``lr``; 0 for a momentum of zeros."""
+    if isinstance(total, Tensor):
+        return torch.where(total == 0, 0.0, lr / total**0.5)
     return lr / total**0.5 if total != 0 else 0.0
 
 

@@ -326,11 +326,15 @@ impl<R: Rule<N>, const N: usize> Work for Updates<R, N> {
 /// What the rules of all batches sum over each parameter, on up to `threads` threads; nothing for those that sum
 /// nothing.
 pub fn sums(batches: &[Box<dyn Work + '_>], threads: usize) -> Vec<Vec<f64>> {
-    let summed = |batch: &&Box<dyn Work + '_>| batch.is_to_know();
-    let blocks = batches.iter().filter(summed).map(|batch| batch.blocks()).sum();
-    let elements = batches.iter().filter(summed).map(|batch| batch.elements()).sum();
+    let summed: Vec<&dyn Work> = batches
+        .iter()
+        .map(|batch| &**batch)
+        .filter(|batch| batch.is_to_know())
+        .collect();
+    let blocks = summed.iter().map(|batch| batch.blocks()).sum();
+    let elements = summed.iter().map(|batch| batch.elements()).sum();
     let all = sums::of_blocks(blocks, elements, threads, &|mut index| {
-        for batch in batches.iter().filter(summed) {
+        for batch in &summed {
             if index < batch.blocks() {
                 return batch.sum(index);
             }
@@ -339,14 +343,16 @@ pub fn sums(batches: &[Box<dyn Work + '_>], threads: usize) -> Vec<Vec<f64>> {
         unreachable!("there are no more blocks")
     });
     let mut rest = &all[..];
-    let own = |batch: &Box<dyn Work + '_>| {
+    let mut of_each = Vec::with_capacity(batches.len());
+    for batch in batches {
         if !batch.is_to_know() {
-            return Vec::new();
+            of_each.push(Vec::new());
+            continue;
         }
         let own = rest.split_off(..batch.blocks()).expect("the sums of all blocks");
-        sums::by_tensor(&batch.first_blocks(), own)
-    };
-    batches.iter().map(own).collect()
+        of_each.push(sums::by_tensor(&batch.first_blocks(), own));
+    }
+    of_each
 }
 
 /// Runs all batches on up to `threads` threads and returns what the rules counted: a sum of whole numbers, so the

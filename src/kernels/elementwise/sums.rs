@@ -251,10 +251,10 @@ where
     let mut terms = unsafe {
         let from = elements.grad.add(start * size);
         from.copy_to_nonoverlapping(grad.as_mut_ptr().cast(), rest * size);
-        for k in 0..N {
-            let from = elements.state[k].cast::<T>().add(start);
-            from.copy_to_nonoverlapping(state[k].as_mut_ptr(), rest);
-            padded.state[k] = state[k].as_ptr().cast();
+        for ((from, state), padded) in elements.state.iter().zip(&mut state).zip(&mut padded.state) {
+            let from = from.cast::<T>().add(start);
+            from.copy_to_nonoverlapping(state.as_mut_ptr(), rest);
+            *padded = state.as_ptr().cast();
         }
         terms::<F, T, R, A, N>(rule, &padded, 0)
     };

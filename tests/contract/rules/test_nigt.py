@@ -159,7 +159,7 @@ def test_a_checkpoint_in_evaluation_mode_resumes() -> None:
         each.train()
         train(each, own, 2, start=3)
     assert_same_bits(optimizer, other)
-    assert other.param_groups[0]["k"] == 5
+    assert other.param_groups[0]["steps"] == 5
 
 
 @pytest.mark.parametrize("master_weights", ["split", "float32"])
