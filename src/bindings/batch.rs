@@ -51,7 +51,7 @@ impl Batch {
 
     /// Adds a parameter group; the argument names are those of the error messages. See `_core.pyi`.
     #[pyo3(signature = (rule, params, grads, states, *, steps=None, step=0, rounding="nearest", seed=0,
-                        compensation=None, group=None, positions=None, skip_nonfinite=false))]
+                        compensation=None, scales=None, group=None, positions=None, skip_nonfinite=false))]
     #[allow(clippy::too_many_arguments)] // the Python signature
     fn add<'py>(
         &mut self,
@@ -64,6 +64,7 @@ impl Batch {
         rounding: &str,
         seed: u64,
         compensation: Option<Bound<'py, PyList>>,
+        scales: Option<Bound<'py, PyDict>>,
         group: Option<usize>,
         positions: Option<Vec<usize>>,
         skip_nonfinite: bool,
@@ -72,6 +73,7 @@ impl Batch {
             params,
             grads,
             states,
+            scales,
             compensation,
             steps,
         };

@@ -112,7 +112,7 @@ def lion_(
 
 def _update(name: str, given: dict[str, Any]) -> None:
     """One step of a rule, with the arguments of its function."""
-    states, types, counts_steps = RULES[name]
+    states, types, counts_steps, _ = RULES[name]
     given["betas"] = _checked(given["betas"])
     hyperparameters = _core.hyperparameters(name, given)
     for each, of_type in types.items():

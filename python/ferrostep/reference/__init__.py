@@ -7,6 +7,7 @@ They are what the Rust kernels are tested against, what runs on devices other th
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 from ferrostep.reference.adamw import adamw
 from ferrostep.reference.auon import auon
+from ferrostep.reference.codes import Codes
 from ferrostep.reference.engine import ReferenceRule, apply, updates
 from ferrostep.reference.lion import lion
 from ferrostep.reference.muon import matrices, muon
@@ -14,6 +15,7 @@ from ferrostep.reference.newton_schulz import newton_schulz
 from ferrostep.reference.sophia import hessian_estimate, hessian_product, hessian_square, sophia, unclipped
 
 __all__ = [
+    "Codes",
     "ReferenceRule",
     "adamw",
     "apply",

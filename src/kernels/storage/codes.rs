@@ -10,7 +10,8 @@ pub const CODE_BLOCK: usize = 256;
 ///
 /// The scale is the block's number of greatest magnitude, with its sign, whose code stands for 1: so it is kept exactly,
 /// and decoded numbers have the very codes that they come from. Others become the nearest number that has a code, the
-/// greater of two. Zeros stay zeros. A block with a NaN or an infinity is all NaN; one without a normal f32 is all zero.
+/// greater of two; but where none is negative, no positive number becomes zero: what is divided by its root would be
+/// without bounds (Li et al. 2023, arXiv 2309.01507). Zeros stay zeros. A block with a NaN or an infinity is all NaN; one without a normal f32 is all zero.
 #[derive(Debug)]
 pub struct Codebook {
     /// By code, ascending.
@@ -58,6 +59,9 @@ impl Codebook {
             } else {
                 rounded
             };
+        }
+        if zero == 0 {
+            limits[0] = f32::from_bits(1);
         }
         let least = std::array::from_fn(|upper| {
             let ends = [0, 0xffff].map(|lower| f32::from_bits((upper as u32) << 16 | lower));
@@ -192,6 +196,10 @@ mod tests {
                 let distance =
                     |code: u8| (f64::from(book.values[usize::from(code)]) - f64::from(number)).abs();
                 let code = book.code(number);
+                if book.zero == 0 && (0.0..book.values[1]).contains(&number) {
+                    assert_eq!(code, u8::from(number > 0.0), "{number}");
+                    continue;
+                }
                 let nearest = (0..=255).map(distance).fold(f64::INFINITY, f64::min);
                 assert_eq!(
                     distance(code),
