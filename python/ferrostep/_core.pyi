@@ -147,8 +147,9 @@ class Batch:
         ``steps`` are one-element counters that the step advances; without them ``step`` is the number of this step,
         from 1. ``compensation`` goes with ``rounding="kahan"`` (of the parameter's dtype), ``"split"`` (int16) and
         ``"master"`` (float32). ``scales`` are by name those of states that are codes (uint8): a float32 for each 256 of
-        them in the order of the indices, or None where a state is numbers; rules of matrices take none. ``group`` and ``positions`` are the numbers by which error messages name a tensor. With
-        ``skip_nonfinite`` nothing is updated, of no group, if a gradient of this one has a NaN or infinity.
+        them in the order of the indices, or None where a state is numbers; rules of matrices take none. ``group`` and
+        ``positions`` are the numbers by which error messages name a tensor. With ``skip_nonfinite`` nothing is updated,
+        of no group, if a gradient of this one has a NaN or infinity.
 
         Raises TypeError, ValueError or RuntimeError for a tensor that cannot be updated; nothing has changed then.
         """

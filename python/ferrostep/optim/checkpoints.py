@@ -33,9 +33,8 @@ def own_form(saved: Mapping[str, Any], rule: Rule) -> dict[str, Any]:
         theirs, value = [f"{part}{number}" for part in ("state", "absmax", "qmap")], state.get(name)
         if state.keys() >= set(theirs):
             codes, scale, values = map(state.pop, theirs)
-            count = blocks_of(codes.numel())
             size = next((size for size in SIZES if blocks_of(codes.numel(), size) == len(scale)), BLOCK_SIZE)
-            state.update(_own_codes(name, rule, codes, scale, values, BLOCK_SIZE if count == len(scale) else size))
+            state.update(_own_codes(name, rule, codes, scale, values, size))
         elif isinstance(state.get(theirs[0]), Tensor) and state[theirs[0]].is_floating_point():
             state[name] = state.pop(theirs[0])
         elif all(hasattr(value, part) for part in ("codes", "scale", "qmap", "block_size")):
@@ -59,8 +58,10 @@ def as_kept(saved: Mapping[str, Any], rule: Rule, p: Tensor, group: dict[str, An
         value, scale = state.get(name), state.get(scale_of(name))
         if not isinstance(value, Tensor) or value.is_meta or value.layout != torch.strided:
             continue  # the step will name it in its error
+        if scale is None and value.dtype == torch.uint8:
+            raise KeyError(f"a state has codes in {name}, but no {scale_of(name)} to tell what they stand for")
         if is_in_codes(name, p, group):
-            if scale is None and value.is_floating_point():
+            if scale is None:
                 state[name], state[scale_of(name)] = encode(value, signed=signed)
         elif isinstance(scale, Tensor):
             _check_scale(name, value, scale, BLOCK_SIZE)

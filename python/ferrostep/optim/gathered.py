@@ -53,6 +53,11 @@ class Gathered(NamedTuple):
         state, scales = self.columns[name][i], self.scales.get(name)
         return state if scales is None or scales[i] is None else Codes(state, scales[i], self.rule.signed[name])
 
+    def numbers(self, name: str) -> list[Tensor]:
+        """State ``name`` of all parameters, decoded."""
+        states = [self.state(name, i) for i in range(len(self.params))]
+        return [state.decode() if isinstance(state, Codes) else state for state in states]
+
     def add_to(self, batch: _core.Batch) -> None:
         """Hand the tensors to the Rust engine, which checks them."""
         batch.add(

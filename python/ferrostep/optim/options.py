@@ -98,7 +98,7 @@ def check_options(group: dict[str, Any]) -> None:
             if value not in allowed:
                 raise ValueError(f"Invalid {name} value: {value!r}; expected one of {', '.join(map(repr, allowed))}")
     group["min_quant_numel"] = whole("min_quant_numel", group["min_quant_numel"], 0)
-    if any(is_coded(name, group) for name in _named_states(group)):
+    if asks_for_codes(group):
         _check_codes(group)
     group["seed"] = whole("seed", group["seed"], -math.inf)
     if not 0 <= group["seed"] < 2**64:
@@ -132,9 +132,10 @@ def chosen_dtype(name: str, group: Mapping[str, Any]) -> Any:
     return option.get(name) if isinstance(option, Mapping) else option
 
 
-def _named_states(group: Mapping[str, Any]) -> Iterable[str]:
-    """The states of which ``state_dtype`` says something; without names, any."""
-    return group["state_dtype"] if isinstance(group["state_dtype"], Mapping) else ("",)
+def asks_for_codes(group: Mapping[str, Any]) -> bool:
+    """Whether a group asks for any state to be codes."""
+    option = group["state_dtype"]
+    return any(is_coded(name, group) for name in option) if isinstance(option, Mapping) else is_coded("", group)
 
 
 def _check_codes(group: Mapping[str, Any]) -> None:

@@ -126,6 +126,11 @@ class ElementwiseRule:
         self.signed = {state: state not in never_negative for state in self.states}
         self.counts_steps = counts_steps or depends_on_step
 
+    def state_of(self, name: str, state: Mapping[str, Any]) -> Tensor | reference.Codes:
+        """A parameter's state ``name``: numbers, or codes."""
+        numbers, scale = state[name], state.get(scale_of(name))
+        return numbers if scale is None else reference.Codes(numbers, scale, self.signed[name])
+
     def of(self, group: dict[str, Any]) -> Rule:
         """The rule with a group's hyperparameters: those of the same name, and ``beta1``, ... from ``betas``."""
         hyperparameters = _core.hyperparameters(self.name, group)

@@ -58,18 +58,19 @@ def book(*, signed: bool) -> Tensor:
     """
     decades = []
     for i in range(7):
+        # The middles of equal parts of the decade up to 10^(i - 6), in units that make them whole numbers.
         parts = 2**i if signed else 2 ** (i + 1)
-        middles = 0.1 + 0.9 * (torch.arange(parts, dtype=torch.float64) + 0.5) / parts
-        decades.append(10.0 ** (i - 6) * middles)
-    positive = torch.cat([*decades, torch.ones(1, dtype=torch.float64)])
+        middles = 2 * parts + 9 * (2 * torch.arange(parts) + 1)
+        decades.append(middles.float() * torch.tensor(10.0 ** (i - 7) / (2 * parts), dtype=torch.float32))
+    positive = torch.cat([*decades, torch.ones(1, dtype=torch.float32)])
     negative = -positive[:-1].flip(0) if signed else positive[:0]
-    return torch.cat([negative, torch.zeros(1, dtype=torch.float64), positive]).float()
+    return torch.cat([negative, torch.zeros(1, dtype=torch.float32), positive])
 
 
 def encode(x: Tensor, *, signed: bool) -> tuple[Tensor, Tensor]:
     """The codes of numbers, and the scale of each block: its number of greatest magnitude, whose code stands for 1.
 
-    Others become the nearest number that has a code, of two the greater; but where none is negative, no positive
+    Others become the nearest number that has a code; but where none is negative, no positive
     number becomes zero. A block with a NaN or an infinity is all NaN; one without a normal float32 is all zero.
 
     Args:

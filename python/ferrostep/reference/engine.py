@@ -109,7 +109,12 @@ def updates(
         p = _unless_changed(compensation, param)
     numbers = tuple(s.decode() if isinstance(s, Codes) else s.to(work, copy=copy) for s in states)
     p, new_states = rule(p, grad.to(work), numbers, step, **hyperparameters)
-    changed = [pair for state, new in zip(states, new_states, strict=True) for pair in _stored(new, state)]
+    changed = [
+        pair
+        for state, old, new in zip(states, numbers, new_states, strict=True)
+        for pair in stored(state, new)
+        if new is not old or isinstance(state, Tensor)  # codes that are only read stay as they are
+    ]
     if rounding == "stochastic":
         in_memory = not any(isinstance(state, Codes) for state in states)
         order = _order_in_memory(param) if in_memory else range(param.dim())
@@ -122,8 +127,20 @@ def updates(
     return [*changed, (param, rounded), (compensation, rest)]
 
 
-def _stored(new: Tensor, state: Tensor | Codes) -> list[tuple[Tensor, Tensor]]:
-    """The tensors of a state, each with what stands for the new numbers."""
+def stored(state: Tensor | Codes, new: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The tensors of a state, each with what stands for the new numbers.
+
+    Args:
+        state: numbers of any dtype, or codes.
+        new: of the same shape.
+
+    Raises:
+        RuntimeError: never, of tensors that have memory.
+
+    Example:
+        >>> stored(torch.zeros(2, dtype=torch.bfloat16), torch.ones(2))
+        [(tensor([0., 0.], dtype=torch.bfloat16), tensor([1., 1.], dtype=torch.bfloat16))]
+    """
     if isinstance(state, Codes):
         return list(zip((state.codes, state.scale), encode(new, signed=state.signed), strict=True))
     return [(state, new.to(state.dtype))]
@@ -169,7 +186,7 @@ def _round_stochastically(exact: Tensor, dtype: torch.dtype, order: Sequence[int
 
     With the very bits of the Rust engine, but for Muon, which takes matrix by matrix and row by row.
     """
-    x = exact.permute(*order).reshape(-1)
+    x = exact.permute(tuple(order)).reshape(-1)
     noise = _noise(x.numel(), stream).to(x.device)
     rounded = _dithered_bf16(x, noise) if dtype == torch.bfloat16 else _dithered_f16(x, noise)
     shape = [exact.shape[d] for d in order]

@@ -34,6 +34,7 @@ IMPOSSIBLE: tuple[tuple[dict[str, Any], str], ...] = (
         "Invalid state_dtype: 'exp_avgs' is not a state; expected names of",
     ),
     ({"state_dtype": {"exp_avg": "bf16"}}, "Invalid state_dtype value: 'bf16'; expected one of None, torch.float32"),
+    ({"min_quant_numel": -1}, "Invalid min_quant_numel: -1"),
     ({"seed": -1}, r"Invalid seed value: -1; expected 0 to 2\*\*64 - 1"),
     ({"seed": 2**64}, "Invalid seed value"),
 )
@@ -142,6 +143,7 @@ def test_a_functions_misspelt_keyword_names_the_nearest() -> None:
     ("options", "message"),
     [
         ({"seed": 1.5}, "^seed is a float, expected an integer$"),
+        ({"min_quant_numel": 0.5}, "^min_quant_numel is a float, expected an integer$"),
         ({"seed": None}, "^seed is a NoneType, expected an integer$"),
         ({"skip_nonfinite": "no"}, "^skip_nonfinite is a str, expected a bool$"),
     ],
@@ -168,7 +170,7 @@ def test_a_misspelt_option_names_the_nearest(entry: Entry, name: str, nearest: s
 
 @every_class
 def test_an_unknown_option_names_those_there_are(entry: Entry) -> None:
-    with pytest.raises(TypeError, match=r"unexpected keyword argument 'zzz'.*rounding, state_dtype, seed"):
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'zzz'.*rounding, state_dtype, min_quant_numel, seed"):
         entry.build(parameters([(3, 2)]), zzz=1)
 
 
