@@ -92,8 +92,8 @@ class MatrixRule:
         """The rule in three, for parameters that lie in parts.
 
         The first writes the state ``direction`` from the gradient and ``momentum_buffer``, which it leaves alone. The
-        second takes whole matrices: a parameter and a gradient of zeros and the direction as ``momentum_buffer``, which
-        it keeps; the parameter becomes the move. The third takes the step: states ``momentum_buffer`` and ``move``,
+        second takes whole matrices: the direction as ``momentum_buffer`` and as gradient, both of which it only reads;
+        the parameter, in the type of the arithmetic, becomes the move. The third takes the step: states ``momentum_buffer`` and ``move``,
         which is only read.
         """
 
@@ -113,7 +113,7 @@ def with_gradient(
 def columns(
     state: dict[Any, dict[str, Any]], params: list[Any], names: tuple[str, ...], optional: tuple[str, ...]
 ) -> dict[str, list[Any]] | None:
-    """By name, the states of the parameters, or None if a parameter lacks one.
+    """By name, the states of the parameters, or None if a parameter lacks one, or has None.
 
     Of the ``optional`` ones None stands in the list of a parameter that lacks it.
     """
@@ -138,6 +138,7 @@ class Batch:
         group: int | None = None,
         positions: list[int] | None = None,
         skip_nonfinite: bool = False,
+        measure: bool = False,
     ) -> None:
         """Check the tensors of a parameter group and take them in.
 
@@ -149,10 +150,23 @@ class Batch:
         ``"master"`` (float32). ``scales`` are by name those of states that are codes (uint8): a float32 for each 256 of
         them in the order of the indices, or None where a state is numbers; rules of matrices take none. ``group`` and
         ``positions`` are the numbers by which error messages name a tensor. With ``skip_nonfinite`` nothing is updated,
-        of no group, if a gradient of this one has a NaN or infinity.
+        of no group, if a gradient of this one has a NaN or infinity. With ``measure`` :meth:`squared_norms` has those of
+        these gradients.
 
         Raises TypeError, ValueError or RuntimeError for a tensor that cannot be updated; nothing has changed then.
         """
+
+    def squared_norms(self, threads: int) -> list[list[float]]:
+        """For each group that was added, the squared norms of the gradients that are measured, in float64."""
+
+    def scale(self, factors: list[float]) -> None:
+        """Multiply the gradients of each group that was added on their way into the step, and into its sums."""
+
+    def sums(self, threads: int) -> list[list[float]]:
+        """For each group that was added, what its rule sums over each parameter; nothing if it sums nothing."""
+
+    def know(self, sums: list[list[float]]) -> None:
+        """Tell the rules of each group that was added what they are to know of each parameter, or nothing."""
 
     def run(
         self,

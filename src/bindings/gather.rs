@@ -37,8 +37,8 @@ pub fn with_gradient<'py>(
     Ok((on_cpu, others))
 }
 
-/// The states of these names, a list for each, or None where a parameter lacks one that is not `optional`. See
-/// `_core.pyi`.
+/// The states of these names, a list for each, or None where a parameter lacks one that is not `optional`, or has None.
+/// See `_core.pyi`.
 #[pyfunction]
 pub fn columns<'py>(
     state: &Bound<'py, PyDict>,
@@ -57,9 +57,9 @@ pub fn columns<'py>(
         let own = own.cast_into::<PyDict>()?;
         for (i, (name, column)) in names.iter().zip(&columns).enumerate() {
             match own.get_item(name)? {
-                Some(value) => column.append(value)?,
-                None if i < needed => return Ok(None),
-                None => column.append(py.None())?,
+                Some(value) if i >= needed || !value.is_none() => column.append(value)?,
+                None if i >= needed => column.append(py.None())?,
+                _ => return Ok(None),
             }
         }
     }

@@ -20,6 +20,8 @@ pub struct Ledger {
     pub counters: Vec<Counter>,
     /// The gradients in which to look for NaN and infinity.
     pub searched: Vec<Values>,
+    /// The gradients of which the norm is asked for.
+    pub measured: Vec<Values>,
 }
 
 /// What error messages need to know of the groups.
@@ -71,6 +73,7 @@ pub struct Inputs<'py> {
     /// A stochastic one with the optimizer's seed.
     pub rounding: Rounding,
     searched: bool,
+    measured: bool,
 }
 
 /// How a group came besides its columns; see `Batch.add` in `_core.pyi`.
@@ -80,6 +83,7 @@ pub struct Options {
     pub step: u64,
     pub rounding: Rounding,
     pub skip_nonfinite: bool,
+    pub measure: bool,
 }
 
 /// The lists of a group's tensors.
@@ -150,6 +154,7 @@ impl Ledger {
             call: Call::new(Groups::default()),
             counters: Vec::new(),
             searched: Vec::new(),
+            measured: Vec::new(),
         }
     }
 
@@ -235,6 +240,7 @@ impl Ledger {
             step: options.step,
             rounding,
             searched: options.skip_nonfinite,
+            measured: options.measure,
         })
     }
 
@@ -406,10 +412,13 @@ impl Ledger {
                 None => std::ptr::null_mut(),
             },
         };
-        if inputs.searched {
-            let (dtype, len, data) = (buffers.grad_dtype, buffers.len, buffers.grad);
-            self.searched.push(Values { dtype, len, data });
-        }
+        let gradient = Values {
+            dtype: buffers.grad_dtype,
+            len: buffers.len,
+            data: buffers.grad,
+        };
+        self.searched.extend(inputs.searched.then_some(gradient));
+        self.measured.extend(inputs.measured.then_some(gradient));
         buffers
     }
 

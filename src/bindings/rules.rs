@@ -150,7 +150,11 @@ impl Visitor for Add<'_, '_> {
         let mut latest = None; // most tensors are at the same step, and its rule takes a power or two
         for i in 0..inputs.len() {
             let tensors = ledger.tensors(inputs, i, writes, &books)?;
-            let buffers = ledger.buffers(inputs, i, &tensors, &tensors.order(), writes);
+            let order = match H::Rule::BY_ROW {
+                true => (0..tensors.param.shape.len()).collect(),
+                false => tensors.order(),
+            };
+            let buffers = ledger.buffers(inputs, i, &tensors, &order, writes);
             let rule = match latest {
                 Some((known, rule)) if known == tensors.step => rule,
                 _ => hyperparameters.at_step(tensors.step as f64),
@@ -158,7 +162,13 @@ impl Visitor for Add<'_, '_> {
             latest = Some((tensors.step, rule));
             // SAFETY: the views are valid while the ledger lives, and its call checks that what is written is not
             // shared.
-            if unsafe { batch.push(rule, buffers) }.is_err() {
+            let pushed = unsafe {
+                match H::Rule::BY_ROW {
+                    true => batch.push_rows(rule, buffers, tensors.param.row()),
+                    false => batch.push(rule, buffers),
+                }
+            };
+            if pushed.is_err() {
                 return Err(ledger.refuse(inputs, i, combination(&buffers, inputs.rounding)));
             }
         }

@@ -1,21 +1,31 @@
 """Optimizers: ``torch.optim.Optimizer`` classes on Rust kernels."""
 
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
+from ferrostep.optim.adagrad_norm import AdaGradNorm
 from ferrostep.optim.adamw import AdamW
 from ferrostep.optim.auon import AuON
+from ferrostep.optim.diffgrad import DiffGrad
 from ferrostep.optim.hybrid_auon import HybridAuON
 from ferrostep.optim.lion import Lion
 from ferrostep.optim.muon import Muon
 from ferrostep.optim.muon_adamw import MuonAdamW
 from ferrostep.optim.muon_with_adamw import MuonWithAuxAdamW
+from ferrostep.optim.nigt import NIGT
 from ferrostep.optim.routing import MuonParamGroups, muon_param_groups
 from ferrostep.optim.rules import Rule, RuleOptimizer
+from ferrostep.optim.sam import SAM
+from ferrostep.optim.sgd import SGD
 from ferrostep.optim.sophia_g import SophiaG
 from ferrostep.optim.sophia_h import SophiaH
 
 __all__ = [
+    "NIGT",
+    "SAM",
+    "SGD",
+    "AdaGradNorm",
     "AdamW",
     "AuON",
+    "DiffGrad",
     "HybridAuON",
     "Lion",
     "Muon",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +19,6 @@ from ferrostep.optim.base import (
     NewState,
     arithmetic_dtype,
     is_fake,
-    loaded_state,
     scale_of,
     without_dynamo,
     zero_scale,
@@ -27,7 +27,9 @@ from ferrostep.optim.base import (
 from ferrostep.optim.checkpoints import as_kept, own_form
 from ferrostep.optim.gathered import COMPENSATIONS, DOUBLE, Found, Gathered, check_place, is_for_plain_torch
 from ferrostep.optim.options import is_coded
+from ferrostep.optim.sums import Scope
 from ferrostep.optim.taken import Taken
+from ferrostep.reference.sums import Sum
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -42,6 +44,8 @@ OWN_STATES = {
     *(name for states, *_ in _core.rules().values() for name in states),
 }
 """The states that tell of steps of one of our rules."""
+BEGINS = "begins"
+"""The hyperparameter of rules that begin otherwise: whether this step has made the parameter's states."""
 SINGLE = (torch.float32, torch.complex64)
 
 
@@ -66,8 +70,16 @@ class Rule(NamedTuple):
     """Whether the rule depends on the number of the step: a ``step`` tensor is kept then."""
     shapes: Mapping[str, Callable[[Tensor], Sequence[int]]] = MappingProxyType({})
     """Of states that do not have the parameter's shape, the shape that goes with a parameter."""
+    summed: reference.ReferenceSum | None = None
+    """For a rule that is to know a sum before the step: what it sums, in plain torch."""
+    scope: Scope = "tensor"
+    """What that sum is over."""
     signed: Mapping[str, bool] = MappingProxyType({})
     """The states that can be codes of 8 bits, and whether these are to stand for negative numbers, too."""
+
+    def beginning(self) -> Rule:
+        """The rule for the step that makes a parameter's states, where it is another one."""
+        return self._replace(hyperparameters={**self.hyperparameters, BEGINS: True})
 
     def native(self) -> Any:
         """The Rust rule with its hyperparameters."""
@@ -109,12 +121,21 @@ class Rule(NamedTuple):
 class ElementwiseRule:
     """A rule that Rust declares by name, with its form in plain torch.
 
-    ``counts_steps`` keeps a ``step`` tensor for a rule that does not depend on the number of the step.
+    ``counts_steps`` keeps a ``step`` tensor for a rule that does not depend on the number of the step; ``summed`` is
+    what the rule is to know a sum of.
     """
 
-    def __init__(self, name: str, plain: reference.ReferenceRule, *, counts_steps: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        plain: reference.ReferenceRule,
+        *,
+        counts_steps: bool = False,
+        summed: reference.ReferenceSum | None = None,
+    ) -> None:
         self.name = name
         self.reference = plain
+        self.summed = summed
         rules = _core.rules()
         if name not in rules:
             raise Problem.NUMBER.of(
@@ -122,8 +143,9 @@ class ElementwiseRule:
                 repr(name),
                 f"one that the extension module was built with: {', '.join(rules)}",
             )
-        self.states, _, depends_on_step, never_negative = rules[name]
+        self.states, types, depends_on_step, never_negative = rules[name]
         self.signed = {state: state not in never_negative for state in self.states}
+        self._begins = BEGINS in types
         self.counts_steps = counts_steps or depends_on_step
 
     def state_of(self, name: str, state: Mapping[str, Any]) -> Tensor | reference.Codes:
@@ -133,9 +155,15 @@ class ElementwiseRule:
 
     def of(self, group: dict[str, Any]) -> Rule:
         """The rule with a group's hyperparameters: those of the same name, and ``beta1``, ... from ``betas``."""
+        group = {**group, BEGINS: False} if self._begins else group
         hyperparameters = _core.hyperparameters(self.name, group)
-        counts_steps, signed = self.counts_steps, self.signed
-        return Rule(self.name, self.reference, self.states, hyperparameters, counts_steps, signed=signed)
+        counts_steps, summed, signed = self.counts_steps, self.summed, self.signed
+        return Rule(self.name, self.reference, self.states, hyperparameters, counts_steps, summed=summed, signed=signed)
+
+
+def lacking(rule: Rule, state: Mapping[str, Any]) -> list[str]:
+    """The names of states that are still to be made; old versions of torch keep None in their place."""
+    return [name for name in rule.states if state.get(name) is None]
 
 
 class RuleOptimizer(InPlaceOptimizer):
@@ -161,6 +189,9 @@ class RuleOptimizer(InPlaceOptimizer):
     _rule: ElementwiseRule
 
     _looks_at_matrices = False
+
+    last_grad_norm: Tensor | None = None
+    """The norm that the last step with ``max_grad_norm`` found, 0-dim; NaN where it was left out before."""
 
     _early_states: tuple[str, ...] = ()
     """States that may be there before the first step."""
@@ -223,7 +254,7 @@ class RuleOptimizer(InPlaceOptimizer):
         taken = None
         try:
             taken = agreed(self._who_agree(), lambda: self._take(new_state))
-            if not taken.skips:
+            if self._is_to_run(taken, new_state):
                 taken.run(torch.get_num_threads())
         finally:
             if taken is None or not taken.batch.finished:
@@ -231,12 +262,40 @@ class RuleOptimizer(InPlaceOptimizer):
         if taken.batch.finished:
             self._after_update(taken.batch, taken.elsewhere)
 
+    def _is_to_run(self, taken: Taken, new_state: NewState) -> bool:
+        """Whether the step is to be taken, now that what is to be known of all gradients is."""
+        if taken.skips:
+            if any(group["max_grad_norm"] is not None for group in self.param_groups):
+                self.last_grad_norm = torch.tensor(math.nan)
+            return False
+        threads = torch.get_num_threads()
+        norm = taken.clip(threads)
+        if norm is not None:
+            self.last_grad_norm = torch.as_tensor(norm, dtype=torch.get_default_dtype()).detach()
+        sums = taken.know(threads)
+        return not sums or self._take_sums(sums, new_state)
+
+    def _take_sums(self, _sums: list[tuple[Gathered, list[Sum]]], _new_state: NewState) -> bool:
+        """For subclasses: called with what the rules know, of each parameter; whether the step is to be taken.
+
+        What follows of the sums for the state is to be set in the new state.
+        """
+        return True
+
     def _after_update(self, batch: _core.Batch, elsewhere: list[Gathered]) -> None:
         """For subclasses: called when all groups have been updated."""
+
+    def _is_for_plain_torch(self, group: dict[str, Any]) -> bool:
+        """Whether the parameters of a group on the CPU, too, are for plain torch."""
+        return is_for_plain_torch(group)
 
     def _takes_matrices(self, group: dict[str, Any]) -> bool:
         """Whether the rule of a group looks at matrices as a whole."""
         return self._looks_at_matrices
+
+    def _asks_for_sums(self, _group: dict[str, Any]) -> bool:
+        """Whether the rule of a group is to know a sum."""
+        return getattr(self, "_rule", None) is not None and self._rule.summed is not None
 
     def _who_agree(self) -> list[ProcessGroup]:
         """The process groups whose ranks can only step together."""
@@ -245,7 +304,10 @@ class RuleOptimizer(InPlaceOptimizer):
         return shards.process_groups(
             p
             for group in self.param_groups
-            if group["skip_nonfinite"] or self._takes_matrices(group)
+            if group["skip_nonfinite"]
+            or group["max_grad_norm"] is not None
+            or self._asks_for_sums(group)
+            or self._takes_matrices(group)
             for p in group["params"]
         )
 
@@ -264,7 +326,7 @@ class RuleOptimizer(InPlaceOptimizer):
         taken = Taken(self._known, self._scratch)
         is_ours = False
         for number, group in enumerate(self.param_groups):
-            on_cpu, others = _core.with_gradient(group["params"], is_for_plain_torch(group))
+            on_cpu, others = _core.with_gradient(group["params"], self._is_for_plain_torch(group))
             if on_cpu[0]:
                 for gathered in self._gather(number, group, Found(*on_cpu), new_state):
                     taken.add(gathered, needs_matrices=self._takes_matrices(gathered.group))
@@ -279,9 +341,9 @@ class RuleOptimizer(InPlaceOptimizer):
 
     def _gather(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> Iterator[Gathered]:
         for part, positions in self._parts(number, group, found.positions):
-            yield self._gather_part(number, part, found.at(positions), new_state)
+            yield from self._gather_part(number, part, found.at(positions), new_state)
 
-    def _gather_part(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> Gathered:
+    def _gather_part(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> list[Gathered]:
         rule = self.rule(group)
         names = rule.states
         rounding = MASTER_ROUNDINGS.get(group["master_weights"], group["rounding"])
@@ -291,10 +353,17 @@ class RuleOptimizer(InPlaceOptimizer):
             names = (*names, COMPENSATIONS[rounding])
         scales = tuple(scale_of(name) for name in rule.signed if is_coded(name, group))
         columns = _core.columns(self.state, found.params, names, scales)
-        if columns is None:
-            self._complete(number, group, found, rule, names, new_state)
-            columns = {name: [self.state[p].get(name) for p in found.params] for name in (*names, *scales)}
-        return Gathered(number, group, rule, rounding, *found, columns)
+        if columns is not None:
+            return [Gathered(number, group, rule, rounding, *found, columns)]
+        began = [not lacking(rule, self.state.get(p, {})) for p in found.params]
+        self._complete(number, group, found, rule, names, new_state)
+        columns = {name: [self.state[p].get(name) for p in found.params] for name in (*names, *scales)}
+        gathered = Gathered(number, group, rule, rounding, *found, columns)
+        if BEGINS not in rule.hyperparameters:
+            return [gathered]
+        new = gathered.only([i for i, before in enumerate(began) if not before])
+        others = gathered.only([i for i, before in enumerate(began) if before])
+        return [part for part in (new._replace(rule=rule.beginning()), others) if part.params]
 
     def _complete(
         self,
@@ -311,7 +380,7 @@ class RuleOptimizer(InPlaceOptimizer):
                 raise Problem.LAYOUT.of(f"param of parameter {position} in group {number}", p.layout, torch.strided)
             self._check_state(number, position, rule, self._own(rule, self.state.get(p, {})))
             for name in names:
-                if name not in self.state.get(p, ()):
+                if self.state.get(p, {}).get(name) is None:
                     new_state.set(p, name, rule.zero_state(name, p, group))
                     if name in rule.signed:
                         new_state.set(p, scale_of(name), zero_scale(name, p, group))
@@ -323,8 +392,8 @@ class RuleOptimizer(InPlaceOptimizer):
 
     def _check_state(self, number: int, position: int, rule: Rule, state: Mapping[str, Any]) -> None:
         """Raise KeyError for a state that has begun, but without all that the rule needs."""
-        missing = [name for name in rule.states if name not in state]
-        if missing and not set(state) <= {*self._early_states, *COMPENSATIONS.values()}:
+        missing = lacking(rule, state)
+        if missing and not set(state) <= {*missing, *self._early_states, *COMPENSATIONS.values()}:
             raise KeyError(
                 f"state of parameter {position} in group {number} has {', '.join(map(str, state))}, but no "
                 f"{', '.join(missing)}: it is another rule's, or of before an option was chosen"
@@ -351,7 +420,7 @@ class RuleOptimizer(InPlaceOptimizer):
             for p in group["params"]:
                 for name, value in tuple(self.state.get(p, {}).items()):
                     other = DOUBLE if p.dtype in SINGLE else SINGLE if p.dtype in DOUBLE else ()
-                    if name != "step" and isinstance(value, Tensor) and value.dtype in other:
-                        new_state.set(p, name, loaded_state(name, value, p, group))
+                    if name not in ("step", *self._numbers) and isinstance(value, Tensor) and value.dtype in other:
+                        new_state.set(p, name, self._loaded(name, value, p, group))
                         converted = True
         return converted

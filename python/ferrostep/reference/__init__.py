@@ -5,29 +5,49 @@ They are what the Rust kernels are tested against, what runs on devices other th
 """
 
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
+from ferrostep.reference.adagrad_norm import adagrad_norm, adagrad_norm_sum
 from ferrostep.reference.adamw import adamw
+from ferrostep.reference.ascent import ascent, ascent_sum
 from ferrostep.reference.auon import auon
+from ferrostep.reference.blend import blend
 from ferrostep.reference.codes import Codes
+from ferrostep.reference.diffgrad import diffgrad
 from ferrostep.reference.engine import ReferenceRule, apply, updates
-from ferrostep.reference.lion import lion
+from ferrostep.reference.lion import lion, lion_k, lion_k_sum
 from ferrostep.reference.muon import matrices, muon
 from ferrostep.reference.newton_schulz import newton_schulz
+from ferrostep.reference.nigt import nigt, nigt_sum
+from ferrostep.reference.sgd import sgd
 from ferrostep.reference.sophia import hessian_estimate, hessian_product, hessian_square, sophia, unclipped
+from ferrostep.reference.sums import ReferenceSum, sum_of
 
 __all__ = [
     "Codes",
     "ReferenceRule",
+    "ReferenceSum",
+    "adagrad_norm",
+    "adagrad_norm_sum",
     "adamw",
     "apply",
+    "ascent",
+    "ascent_sum",
     "auon",
+    "blend",
+    "diffgrad",
     "hessian_estimate",
     "hessian_product",
     "hessian_square",
     "lion",
+    "lion_k",
+    "lion_k_sum",
     "matrices",
     "muon",
     "newton_schulz",
+    "nigt",
+    "nigt_sum",
+    "sgd",
     "sophia",
+    "sum_of",
     "unclipped",
     "updates",
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ferrostep.reference.codes import Codes, encode
+from ferrostep.reference.sums import Sum, scaled
 
 BLOCK = 32_768
 """Elements that share a key of the random numbers; the Rust engine's blocks."""
@@ -18,7 +19,10 @@ _MASK64 = 0xFFFF_FFFF_FFFF_FFFF
 
 
 ReferenceRule = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
-"""An update rule: ``rule(p, g, state, step, **hyperparameters)`` returns the new parameter and the new state."""
+"""An update rule: ``rule(p, g, state, step, **hyperparameters)`` returns the new parameter and the new state.
+
+A rule that is to know a sum takes it after ``step``.
+"""
 
 
 def apply(
@@ -34,7 +38,7 @@ def apply(
 
     Args:
         rule, param, grad, states, step, hyperparameters: as of :func:`updates`; shapes and dtypes, too.
-        **rounding: ``rounding``, ``compensation``, ``seed`` and ``number`` of :func:`updates`.
+        **rounding: ``rounding``, ``compensation``, ``seed``, ``number``, ``total`` and ``factor`` of :func:`updates`.
 
     Raises:
         RuntimeError: shapes that do not broadcast, as torch.
@@ -63,6 +67,8 @@ def updates(
     compensation: Tensor | None = None,
     seed: int = 0,
     number: int = 0,
+    total: Sum | None = None,
+    factor: Sum = 1.0,
 ) -> list[tuple[Tensor, Tensor]]:
     """The tensors that ``rule`` updates, each with its new values; nothing is changed.
 
@@ -79,6 +85,8 @@ def updates(
         compensation: what makes up for rounding, for the last three. Default None.
         seed: of stochastic rounding. Default 0.
         number: the tensor's number in the stream of random numbers. Default 0.
+        total: the sum that the rule is to know, if it asks for one.
+        factor: multiplies the gradient. Default 1.
 
     Returns:
         Pairs of a tensor and its new values, of its dtype: the states' (codes and scales of those that are codes), the
@@ -108,7 +116,8 @@ def updates(
     elif rounding == "master" and compensation is not None:
         p = _unless_changed(compensation, param)
     numbers = tuple(s.decode() if isinstance(s, Codes) else s.to(work, copy=copy) for s in states)
-    p, new_states = rule(p, grad.to(work), numbers, step, **hyperparameters)
+    g, known = scaled(grad.to(work), factor), () if total is None else (total,)
+    p, new_states = rule(p, g, numbers, step, *known, **hyperparameters)
     changed = [
         pair
         for state, old, new in zip(states, numbers, new_states, strict=True)
@@ -184,7 +193,8 @@ def _order_in_memory(x: Tensor) -> list[int]:
 def _round_stochastically(exact: Tensor, dtype: torch.dtype, order: Sequence[int], stream: int) -> Tensor:
     """Round float32 to 16 bits, up or down at random; the random numbers follow the order of the dimensions.
 
-    With the very bits of the Rust engine, but for Muon, which takes matrix by matrix and row by row.
+    With the very bits of the Rust engine, but for Muon, which takes matrix by matrix and row by row, as Lion does
+    with ``kappa="row"``.
     """
     x = exact.permute(tuple(order)).reshape(-1)
     noise = _noise(x.numel(), stream).to(x.device)

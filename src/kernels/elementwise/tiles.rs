@@ -1,25 +1,30 @@
-//! States that are stored in different ways, or as codes: a tile of them at a time is taken into f32, the type of the
-//! arithmetic, updated by the kernel for states of that type, and stored again. So no kernel is needed for each of the
-//! ways together, and where states are of one type the results are the same.
+//! States that are stored in different ways, or as codes, and whatever a rule has no kernel for: a tile of the numbers
+//! at a time is taken into the type of the arithmetic, updated by the kernel for that type, and stored again. So no
+//! kernel is needed for each of the ways together, and where there is one the results are the same.
 
 use super::sweep::{Kernel, Span};
-use super::{Rule, Unsupported, coded, kernel};
+use super::{Rule, Unsupported, coded, is_supported, kernel};
 use crate::kernels::storage::{Buffers, CODE_BLOCK, Float, Rounding, State, Storage};
 use crate::kernels::vector::{Noise, Vector};
 
 /// Elements that are taken in at once; with their states they stay in the nearest cache.
-const TILE: usize = 4 * CODE_BLOCK;
+pub const TILE: usize = 4 * CODE_BLOCK;
 
 /// The kernel for [`run`]: each state may be stored in any way that all of them could be, and as codes where the
 /// arithmetic is that of f32.
 pub fn kernel_of<R: Rule<N>, const N: usize>(buffers: &Buffers<N>) -> Result<Kernel<R, N>, Unsupported> {
-    if buffers.dtype == Float::F64 {
+    let work = buffers.dtype.arithmetic();
+    let is_coded = buffers.state.iter().any(|state| state.dtype().is_none());
+    let mut dtypes = buffers.state.iter().filter_map(State::dtype).chain([work]);
+    if is_coded && work != Float::F32
+        || !dtypes.all(|state| is_supported(buffers.dtype, state, buffers.rounding))
+    {
         return Err(Unsupported);
     }
-    for dtype in buffers.state.iter().filter_map(State::dtype) {
-        kernel::<R, N>(buffers.dtype, dtype, buffers.rounding)?;
+    match R::IN_16_BITS {
+        true => kernel(buffers.dtype, work, buffers.rounding),
+        false => kernel(work, work, Rounding::Nearest),
     }
-    kernel(buffers.dtype, Float::F32, buffers.rounding)
 }
 
 /// Applies a rule to a block, and returns what the rule counted.
@@ -30,75 +35,82 @@ pub unsafe fn run<R: Rule<N>, const N: usize>(
     kernel: Kernel<R, N>,
     rule: &R,
     block: &Buffers<N>,
+    scale: f64,
     noise: Noise,
 ) -> u32 {
-    let mut room = [[0.0_f32; TILE]; N];
+    let work = block.dtype.arithmetic();
+    let is_widened = !R::IN_16_BITS && block.dtype != work;
+    let mut room = [[0_u64; TILE]; N];
+    let mut param = [0_f32; TILE];
     let mut counted = 0;
     for start in (0..block.len).step_by(TILE) {
         let tile = block.part(start, TILE.min(block.len - start));
+        let narrow = tile.with_states([]);
+        let param = param.as_mut_ptr().cast();
         let mut numbers = [std::ptr::null_mut(); N];
-        // SAFETY: the caller's promise, and there is room for the tile.
+        // SAFETY: the caller's promise, and the room is large enough for numbers of any type.
         unsafe {
             for ((numbers, state), room) in numbers.iter_mut().zip(&tile.state).zip(&mut room) {
-                *numbers = load(state, tile.len, room.as_mut_ptr());
+                *numbers = load(state, work, tile.len, room.as_mut_ptr().cast());
             }
             let noise = Noise {
                 counter: noise.counter + start as u32,
                 ..noise
             };
-            counted += kernel(rule, &Span::new(&tile, numbers, noise));
+            let mut span = Span::new(&tile, numbers, scale, noise);
+            if is_widened {
+                convert(Widen, &narrow, param, noise);
+                span.param = param;
+            }
+            counted += kernel(rule, &span);
+            if is_widened && R::WRITES_PARAM {
+                convert(Narrow, &narrow, param, noise);
+            }
             for (numbers, state) in numbers.iter().zip(&tile.state).take(R::WRITES_STATES) {
-                store(state, tile.len, *numbers);
+                store(state, work, tile.len, *numbers);
             }
         }
     }
     counted
 }
 
-/// Where `len` numbers of a state are as f32: in its own memory if they are, else in `room`.
+/// Where `len` numbers of a state are in the type of the arithmetic: in its own memory if it is of that type, else in
+/// `room`.
 ///
 /// # Safety
 /// Both are valid for `len` elements, and nothing else uses them meanwhile.
-unsafe fn load(state: &State, len: usize, room: *mut f32) -> *mut u8 {
+pub unsafe fn load(state: &State, work: Float, len: usize, room: *mut u8) -> *mut u8 {
     // SAFETY: the caller's promise.
     unsafe {
         match state.storage {
-            Storage::Float(Float::F32) => return state.data,
-            Storage::Float(dtype) => convert(Widen, dtype, state.data, room.cast(), len),
+            Storage::Float(dtype) if dtype == work => return state.data,
+            Storage::Float(dtype) => convert(Widen, &narrow(dtype, state.data, len), room, Noise::NONE),
             Storage::Codes(codes) => {
                 let scales = std::slice::from_raw_parts(codes.scales, len.div_ceil(CODE_BLOCK));
-                let numbers = std::slice::from_raw_parts_mut(room, len);
-                coded::decode(
-                    codes.book,
-                    std::slice::from_raw_parts(state.data, len),
-                    scales,
-                    numbers,
-                );
+                let bytes = std::slice::from_raw_parts(state.data, len);
+                let numbers = std::slice::from_raw_parts_mut(room.cast(), len);
+                coded::decode(codes.book, bytes, scales, numbers);
             }
         }
     }
-    room.cast()
+    room
 }
 
 /// Stores the numbers from where [`load`] said that they are.
 ///
 /// # Safety
 /// As for [`load`].
-unsafe fn store(state: &State, len: usize, numbers: *mut u8) {
+unsafe fn store(state: &State, work: Float, len: usize, numbers: *mut u8) {
     // SAFETY: the caller's promise.
     unsafe {
         match state.storage {
-            Storage::Float(Float::F32) => {}
-            Storage::Float(dtype) => convert(Narrow, dtype, state.data, numbers, len),
+            Storage::Float(dtype) if dtype == work => {}
+            Storage::Float(dtype) => convert(Narrow, &narrow(dtype, state.data, len), numbers, Noise::NONE),
             Storage::Codes(codes) => {
                 let scales = std::slice::from_raw_parts_mut(codes.scales, len.div_ceil(CODE_BLOCK));
                 let bytes = std::slice::from_raw_parts_mut(state.data, len);
-                coded::encode(
-                    codes.book,
-                    std::slice::from_raw_parts(numbers.cast(), len),
-                    bytes,
-                    scales,
-                );
+                let numbers = std::slice::from_raw_parts(numbers.cast(), len);
+                coded::encode(codes.book, numbers, bytes, scales);
             }
         }
     }
@@ -113,6 +125,7 @@ struct Widen;
 struct Narrow;
 
 impl Rule<1> for Widen {
+    const IN_16_BITS: bool = true;
     const WRITES_PARAM: bool = false;
 
     #[inline(always)]
@@ -122,6 +135,7 @@ impl Rule<1> for Widen {
 }
 
 impl Rule<1> for Narrow {
+    const IN_16_BITS: bool = true;
     const WRITES_STATES: usize = 0;
 
     #[inline(always)]
@@ -130,23 +144,29 @@ impl Rule<1> for Narrow {
     }
 }
 
-/// Converts between a type of 16 bits and f32 as kernels do.
+/// A state in 16 bits as a tensor of its own.
+fn narrow(dtype: Float, data: *mut u8, len: usize) -> Buffers<0> {
+    Buffers {
+        dtype,
+        len,
+        param: data,
+        grad_dtype: dtype,
+        grad: data,
+        state: [],
+        rounding: Rounding::Nearest,
+        compensation: std::ptr::null_mut(),
+    }
+}
+
+/// Converts between a tensor in 16 bits and f32 as kernels do. Its gradient plays no part.
 ///
 /// # Safety
-/// Both are valid for `len` elements, and nothing else uses them meanwhile.
-unsafe fn convert<R: Rule<1>>(rule: R, dtype: Float, narrow: *mut u8, wide: *mut u8, len: usize) {
-    let kernel = kernel::<R, 1>(dtype, Float::F32, Rounding::Nearest);
-    let span = Span {
-        param: narrow,
-        grad_dtype: dtype,
-        grad: narrow,
-        state: [wide],
-        compensation: std::ptr::null_mut(),
-        len,
-        noise: Noise { key: 0, counter: 0 },
-    };
+/// Both are valid for the tensor's elements, and nothing else uses them meanwhile.
+unsafe fn convert<R: Rule<1>>(rule: R, narrow: &Buffers<0>, wide: *mut u8, noise: Noise) {
+    let kernel = kernel::<R, 1>(narrow.dtype, Float::F32, narrow.rounding);
+    let both = narrow.with_states([State::float(wide, Float::F32)]);
     // SAFETY: the caller's promise.
-    unsafe { kernel.expect("f32 beside a type of 16 bits")(&rule, &span) };
+    unsafe { kernel.expect("f32 beside a type of 16 bits")(&rule, &Span::new(&both, [wide], 1.0, noise)) };
 }
 
 #[cfg(test)]

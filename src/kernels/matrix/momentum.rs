@@ -10,12 +10,14 @@ pub struct Momentum {
     pub momentum: f64,
     pub nesterov: bool,
     pub maximize: bool,
+    /// Multiplies the gradient.
+    pub scale: f64,
 }
 
 impl Momentum {
     /// What multiplies a gradient.
     pub fn share(&self) -> f64 {
-        let share = 1.0 - self.momentum;
+        let share = (1.0 - self.momentum) * self.scale;
         if self.maximize { -share } else { share }
     }
 
@@ -34,6 +36,7 @@ impl Momentum {
 
 /// State: the momentum; the parameter is left alone.
 impl Rule<1> for Momentum {
+    const IN_16_BITS: bool = true;
     const WRITES_PARAM: bool = false;
 
     #[inline(always)]

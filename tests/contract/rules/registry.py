@@ -13,7 +13,21 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ferrostep.optim import AdamW, AuON, HybridAuON, Lion, Muon, MuonAdamW, MuonWithAuxAdamW, SophiaG, SophiaH
+from ferrostep.optim import (
+    NIGT,
+    SGD,
+    AdaGradNorm,
+    AdamW,
+    AuON,
+    DiffGrad,
+    HybridAuON,
+    Lion,
+    Muon,
+    MuonAdamW,
+    MuonWithAuxAdamW,
+    SophiaG,
+    SophiaH,
+)
 from ferrostep.optim.muon_with_adamw import MUON as MUON_GROUP
 from ferrostep.optim.rules import Rule
 
@@ -65,7 +79,7 @@ class Entry:
     shapes: tuple[tuple[int, ...], ...] = SHAPES
     """Shapes of the parameters that it is tested with."""
     state: str = "exp_avg"
-    """The name of a state with the parameter's shape."""
+    """The name of a state with the parameter's shape; empty where there is none."""
     exact: bool = True
     """Whether every instruction set gives the same bits, which products of matrices do not, and the reference the same
     but for a few roundings."""
@@ -106,15 +120,22 @@ OF_MUON: Any = {
 }
 AUON = {"lr": 1e-2, "weight_decay": 0.1}
 OF_AUON: Any = {"elementwise": False, "complex": False, "state": "momentum_buffer"}
+DESCENT = {"lr": 3e-3, "weight_decay": 0.1}
+MOMENTUM = DESCENT | {"momentum": 0.8, "dampening": 0.3}
+OF_NIGT: Any = {"elementwise": False, "state": "momentum_buffer"}
 LION = {"lr": 3e-3, "betas": (0.9, 0.97), "weight_decay": 0.2}
 
 ENTRIES = (
+    Entry("adagrad-norm", AdaGradNorm, {"lr": 0.3, "weight_decay": 0.1}, elementwise=False, state=""),
     Entry("adamw", AdamW, ADAMW, partial(torch.optim.AdamW, **ADAMW)),
     Entry("adamw-amsgrad", AdamW, ADAMW | {"amsgrad": True}, partial(torch.optim.AdamW, **ADAMW, amsgrad=True)),
     Entry("adamw-maximize", AdamW, ADAMW | {"maximize": True}, partial(torch.optim.AdamW, **ADAMW, maximize=True)),
     Entry("adam", AdamW, ADAMW | {"decoupled_weight_decay": False}, partial(torch.optim.Adam, **ADAMW)),
+    Entry("diffgrad", DiffGrad, ADAMW | {"weight_decay": 0.2}),
     Entry("lion", Lion, LION, partial(lion_pytorch.Lion, **LION)),
     Entry("lion-maximize", Lion, LION | {"maximize": True}),
+    Entry("lion-huber", Lion, LION | {"kappa": "huber", "kappa_param": 0.5}),
+    Entry("lion-lp", Lion, LION | {"kappa": "lp", "kappa_param": 1.7}, elementwise=False, complex=False),
     Entry("muon", Muon, MUON, **OF_MUON),
     Entry("muon-maximize", Muon, MUON | {"maximize": True}, **OF_MUON),
     Entry(
@@ -146,6 +167,10 @@ ENTRIES = (
     Entry("auon-package", AuON, AUON | {"variant": "package", "nesterov": False, "maximize": True}, **OF_AUON),
     Entry("hybrid-auon", HybridAuON, AUON | {"ns_precision": "float64"}, **OF_MUON),
     Entry("hybrid-auon-package", HybridAuON, AUON | MUON | {"variant": "package"}, **OF_MUON),
+    Entry("nigt", NIGT, {"lr": 0.05, "weight_decay": 0.1}, **OF_NIGT),
+    Entry("nigt-tensor", NIGT, {"lr": 0.05, "scope": "tensor", "schedule": "n-pg-igt"}, **OF_NIGT),
+    Entry("sgd", SGD, MOMENTUM, partial(torch.optim.SGD, **MOMENTUM), state="momentum_buffer"),
+    Entry("sgd-plain", SGD, DESCENT, partial(torch.optim.SGD, **DESCENT), state=""),
     Entry("sophia-g", CurvedSophiaG, LION | {"rho": 0.05, "bs": 32}, complex=False),
     Entry("sophia-h", CurvedSophiaH, LION | {"gamma": 1.6}, complex=False),
 )
@@ -165,6 +190,8 @@ def one_of_each_class() -> list[Entry]:
 every_entry = every()
 every_class = every(lambda entry: entry in one_of_each_class())
 every_near_the_reference = every(lambda entry: not entry.amplifies)
+every_with_state = every(lambda entry: entry.state)
+every_with_state_near_the_reference = every(lambda entry: entry.state and not entry.amplifies)
 every_with_peer = every(lambda entry: entry.peer is not None)
 every_elementwise = every(lambda entry: entry.elementwise)
 every_complex = every(lambda entry: entry.complex)

@@ -16,7 +16,6 @@ IMPOSSIBLE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"lr": -1.0}, "[Ll]earning rate.*: -1.0"),
     ({"lr": float("nan")}, "[Ll]earning rate.*: nan"),
     ({"lr": torch.tensor([0.1, 0.2])}, "Tensor lr must be 1-element"),
-    ({"lr": torch.tensor(0.1), "foreach": True}, "lr as a Tensor is not supported"),
     ({"weight_decay": -0.1}, "weight.decay.*: -0.1"),
     ({"rounding": "up"}, "Invalid rounding value: 'up'; expected one of 'nearest', 'stochastic', 'kahan'"),
     ({"rounding": None}, "Invalid rounding value: None"),
@@ -37,6 +36,8 @@ IMPOSSIBLE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"min_quant_numel": -1}, "Invalid min_quant_numel: -1"),
     ({"seed": -1}, r"Invalid seed value: -1; expected 0 to 2\*\*64 - 1"),
     ({"seed": 2**64}, "Invalid seed value"),
+    ({"max_grad_norm": -1.0}, "Invalid max_grad_norm value: -1.0; expected a number of at least 0, or None"),
+    ({"max_grad_norm": float("nan")}, "Invalid max_grad_norm value: nan"),
 )
 IMPOSSIBLE_BETAS: tuple[tuple[Any, str], ...] = (
     ((1.0, 0.9), "Invalid beta parameter at index 0: 1.0"),
@@ -146,6 +147,7 @@ def test_a_functions_misspelt_keyword_names_the_nearest() -> None:
         ({"min_quant_numel": 0.5}, "^min_quant_numel is a float, expected an integer$"),
         ({"seed": None}, "^seed is a NoneType, expected an integer$"),
         ({"skip_nonfinite": "no"}, "^skip_nonfinite is a str, expected a bool$"),
+        ({"max_grad_norm": "1"}, "^max_grad_norm is a str, expected a number or None$"),
     ],
     ids=str,
 )
@@ -170,7 +172,9 @@ def test_a_misspelt_option_names_the_nearest(entry: Entry, name: str, nearest: s
 
 @every_class
 def test_an_unknown_option_names_those_there_are(entry: Entry) -> None:
-    with pytest.raises(TypeError, match=r"unexpected keyword argument 'zzz'.*rounding, state_dtype, min_quant_numel, seed"):
+    with pytest.raises(
+        TypeError, match=r"unexpected keyword argument 'zzz'.*rounding, state_dtype, min_quant_numel, seed"
+    ):
         entry.build(parameters([(3, 2)]), zzz=1)
 
 

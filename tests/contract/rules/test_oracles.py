@@ -7,8 +7,8 @@ import pytest
 import pytorch_optimizer
 import torch
 
-from ferrostep.optim import AdamW, Lion
-from tests.contract.rules.registry import LION, Entry, every_with_peer
+from ferrostep.optim import AdaGradNorm, AdamW, DiffGrad, Lion
+from tests.contract.rules.registry import ADAMW, LION, Entry, every_with_peer
 from tests.contract.subprocesses import run_python
 from tests.contract.training import assert_close, bits, contents, parameters, set_gradients, train
 
@@ -130,6 +130,51 @@ def test_lion_leaves_coordinates_without_gradient_alone(zero: float, dtype: torc
     assert bits(p) == before
 
 
+DIFFGRAD_GRADIENTS = ((1.0, -0.5, 0.1), (0.5, 0.5, 0.1), (-1.0, 0.25, 0.1))
+DIFFGRAD_PARAMS = {
+    1: (0.9268941652550943, 1.0622458937524255, 0.9475022472645767),
+    3: (0.8598124509796617, 1.0442631789121524, 0.8475024504282758),
+}
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("backend", ["rust", "reference"])
+def test_diffgrad_by_the_authors_second_version(backend: str) -> None:
+    p = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    p.grad = torch.empty_like(p)  # the one that stays is where their first version compares a gradient with itself
+    optimizer = DiffGrad([p], lr=0.1, backend=backend)
+    for step, grad in enumerate(DIFFGRAD_GRADIENTS, start=1):
+        p.grad.copy_(torch.tensor(grad, dtype=torch.float64))
+        before = p.grad.clone()
+        optimizer.step()
+        assert torch.equal(p.grad, before)
+        if step in DIFFGRAD_PARAMS:
+            expected = torch.tensor(DIFFGRAD_PARAMS[step], dtype=torch.float64)
+            torch.testing.assert_close(p.detach(), expected, rtol=1e-14, atol=0.0)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_diffgrad_agrees_with_pytorch_optimizers(decoupled: bool) -> None:
+    ours, theirs = parameters([(300,), (7, 11)], torch.float64), parameters([(300,), (7, 11)], torch.float64)
+    optimizer = DiffGrad(ours, **ADAMW, decoupled_weight_decay=decoupled)
+    peer = pytorch_optimizer.DiffGrad(theirs, **ADAMW, weight_decouple=decoupled)
+    train(optimizer, ours, 50)
+    train(peer, theirs, 50)
+    assert_close(optimizer, peer, 1e-9, only_params=True)  # they add 1e-15 under the root, too
+
+
+def test_diffgrads_previous_gradient_may_be_narrow() -> None:
+    ours, exact = parameters([(300,)], torch.float32), parameters([(300,)], torch.float32)
+    optimizer = DiffGrad(ours, state_dtype={"previous_grad": torch.bfloat16})
+    plain = DiffGrad(exact)
+    train(optimizer, ours, 5)
+    train(plain, exact, 5)
+    dtypes = {name: x.dtype for name, x in optimizer.state[ours[0]].items()}
+    assert dtypes["previous_grad"] == torch.bfloat16
+    assert dtypes["exp_avg"] == dtypes["exp_avg_sq"] == torch.float32
+    torch.testing.assert_close(ours[0], exact[0], rtol=0.0, atol=5 * 1e-3 * 0.0025)
+
+
 def a_hundred_steps(count: int = 1, **options: object) -> tuple[torch.nn.Parameter, AdamW]:
     """From 1 in bfloat16 with lr 1e-3 and gradient 1: exactly 0.9."""
     p = torch.nn.Parameter(torch.ones(count, dtype=torch.bfloat16))
@@ -195,3 +240,32 @@ def test_stochastic_rounding_keeps_what_needs_no_rounding(dtype: torch.dtype, ba
     p.grad = torch.zeros_like(p)
     Lion([p], rounding="stochastic", backend=backend).step()
     assert torch.equal(p.detach(), finite)
+
+
+@pytest.mark.parametrize("backend", ["rust", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+def test_adagrad_norms_two_steps(backend: str, dtype: torch.dtype) -> None:
+    params = [torch.tensor([1.0, 2.0], dtype=dtype), torch.tensor([3.0], dtype=dtype)]
+    optimizer = AdaGradNorm([{"params": [p]} for p in params], lr=0.5, eps=0.0, backend=backend)
+    for total, first, second in ((25, 0.7, 2.6), (50, 0.487867966, 2.317157287)):
+        params[0].grad, params[1].grad = torch.tensor([3.0, 0.0], dtype=dtype), torch.tensor([4.0], dtype=dtype)
+        optimizer.step()
+        assert optimizer.state[params[0]]["sum"] == total and not optimizer.state.get(params[1])
+        torch.testing.assert_close(torch.cat(params), torch.tensor([first, 2, second], dtype=dtype), rtol=1e-7, atol=0)
+
+
+def test_adagrad_norm_of_groups_and_of_nothing() -> None:
+    params = parameters([(3,), (3,)], torch.float64)
+    optimizer = AdaGradNorm([{"params": [p]} for p in params], lr=0.5, norm="group")
+    set_gradients(params, 0)
+    optimizer.step()
+    for p in params:
+        assert optimizer.state[p]["sum"].item() == pytest.approx(p.grad.square().sum().item())
+    (still,) = parameters([(3,)])
+    still.grad = torch.zeros(3)
+    before = bits(still)
+    AdaGradNorm([still]).step()
+    assert bits(still) == before
+    still.grad = torch.tensor([1.0, float("inf"), 0.0])
+    AdaGradNorm([still], weight_decay=0.1).step()
+    assert bits(still) == before
