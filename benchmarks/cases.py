@@ -41,6 +41,8 @@ BF16_F32 = Storage("bf16, state f32", torch.bfloat16, torch.float32)
 BF16 = Storage("bf16", torch.bfloat16, torch.bfloat16)
 F16_F32 = Storage("f16, state f32", torch.float16, torch.float32)
 F16 = Storage("f16", torch.float16, torch.float16)
+BF16_INT8 = Storage("bf16, state 8-bit", torch.bfloat16, torch.uint8)
+F32_INT8 = Storage("f32, state 8-bit", torch.float32, torch.uint8)
 STORAGES = (F32, BF16_F32, BF16)
 
 
@@ -140,6 +142,12 @@ def half(rule: Rule, optimizer: Callable[..., Optimizer], **options: Any) -> lis
     ]
 
 
+def coded(rule: Rule, optimizer: Callable[..., Optimizer], **options: Any) -> list[Case]:
+    """Our implementation with states of 8-bit codes; 16-bit parameters are rounded stochastically."""
+    own = {**options, "state_dtype": "int8", "rounding": "stochastic"}
+    return [Case(rule, OURS, storage, optimizer, own) for storage in (F32_INT8, BF16_INT8)]
+
+
 def peer(
     rule: Rule,
     name: str,
@@ -155,6 +163,7 @@ CASES: list[Case] = [
     *ours(ADAMW, ferrostep.optim.AdamW, weight_decay=0.01),
     *rounded(ADAMW, ferrostep.optim.AdamW, weight_decay=0.01),
     *half(ADAMW, ferrostep.optim.AdamW, weight_decay=0.01),
+    *coded(ADAMW, ferrostep.optim.AdamW, weight_decay=0.01),
     *peer(ADAMW, "torch fused", torch.optim.AdamW, (F32, BF16, F16), weight_decay=0.01, fused=True),
     *peer(ADAMW, "torch foreach", torch.optim.AdamW, weight_decay=0.01, foreach=True),
     *peer(ADAMW, "torch for-loop", torch.optim.AdamW, weight_decay=0.01, foreach=False),
@@ -163,6 +172,7 @@ CASES: list[Case] = [
     *ours(DIFFGRAD, ferrostep.optim.DiffGrad),
     *peer(DIFFGRAD, "pytorch_optimizer", pytorch_optimizer.DiffGrad),
     *ours(LION, ferrostep.optim.Lion, weight_decay=0.01),
+    *coded(LION, ferrostep.optim.Lion, weight_decay=0.01),
     *peer(LION, "lion-pytorch", lion_pytorch.Lion, weight_decay=0.01),
     *peer(LION, "pytorch_optimizer", pytorch_optimizer.Lion, weight_decay=0.01),
     *ours(SGD, ferrostep.optim.SGD, momentum=0.9, weight_decay=0.01),

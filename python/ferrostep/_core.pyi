@@ -18,9 +18,9 @@ class Rule:
 
     def __init__(self, name: str, hyperparameters: dict[str, Any]) -> None: ...
 
-def rules() -> dict[str, tuple[tuple[str, ...], dict[str, type[float] | type[bool]], bool]]:
-    """By name, the rules: the names of their states, their hyperparameters with their types, and whether they depend
-    on the number of the step."""
+def rules() -> dict[str, tuple[tuple[str, ...], dict[str, type[float] | type[bool]], bool, tuple[str, ...]]]:
+    """By name, the rules: the names of their states, their hyperparameters with their types, whether they depend on
+    the number of the step, and the names of the states that are never negative."""
 
 def hyperparameters(name: str, group: dict[str, Any]) -> dict[str, Any]:
     """The hyperparameters of a rule in a parameter group: those of the same name, and beta1, beta2, ... from its betas.
@@ -110,8 +110,13 @@ def with_gradient(
 ) -> tuple[tuple[list[int], list[Any], list[Any]], tuple[list[int], list[Any], list[Any]]]:
     """The positions, parameters and gradients of those that have one: on the CPU, and the others; ``elsewhere`` all."""
 
-def columns(state: dict[Any, dict[str, Any]], params: list[Any], names: tuple[str, ...]) -> dict[str, list[Any]] | None:
-    """By name, the states of the parameters, or None if a parameter lacks one, or has None."""
+def columns(
+    state: dict[Any, dict[str, Any]], params: list[Any], names: tuple[str, ...], optional: tuple[str, ...]
+) -> dict[str, list[Any]] | None:
+    """By name, the states of the parameters, or None if a parameter lacks one, or has None.
+
+    Of the ``optional`` ones None stands in the list of a parameter that lacks it.
+    """
 
 class Batch:
     """One optimizer step: ``add`` checks a group's tensors, ``run`` updates all groups or, on an error, none."""
@@ -129,6 +134,7 @@ class Batch:
         rounding: str = "nearest",
         seed: int = 0,
         compensation: list[Any] | None = None,
+        scales: dict[str, list[Any]] | None = None,
         group: int | None = None,
         positions: list[int] | None = None,
         skip_nonfinite: bool = False,
@@ -141,9 +147,11 @@ class Batch:
         bfloat16, float16 or complex; gradients of float32 and the 16-bit types go with parameters of any of these.
         ``steps`` are one-element counters that the step advances; without them ``step`` is the number of this step,
         from 1. ``compensation`` goes with ``rounding="kahan"`` (of the parameter's dtype), ``"split"`` (int16) and
-        ``"master"`` (float32). ``group`` and ``positions`` are the numbers by which error messages name a tensor. With
-        ``skip_nonfinite`` nothing is updated, of no group, if a gradient of this one has a NaN or infinity. With
-        ``measure`` :meth:`squared_norms` has those of these gradients.
+        ``"master"`` (float32). ``scales`` are by name those of states that are codes (uint8): a float32 for each 256 of
+        them in the order of the indices, or None where a state is numbers; rules of matrices take none. ``group`` and
+        ``positions`` are the numbers by which error messages name a tensor. With ``skip_nonfinite`` nothing is updated,
+        of no group, if a gradient of this one has a NaN or infinity. With ``measure`` :meth:`squared_norms` has those of
+        these gradients.
 
         Raises TypeError, ValueError or RuntimeError for a tensor that cannot be updated; nothing has changed then.
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 Rounding: TypeAlias = Literal["nearest", "stochastic", "kahan"]
+StateCodes: TypeAlias = Literal["int8"]
 MasterWeights: TypeAlias = Literal["split", "float32"]
 Backend: TypeAlias = Literal["auto", "rust", "reference"]
 Precision: TypeAlias = Literal["auto", "float64", "float32", "bfloat16"]

@@ -60,7 +60,8 @@ impl Batch {
 
     /// Adds a parameter group; the argument names are those of the error messages. See `_core.pyi`.
     #[pyo3(signature = (rule, params, grads, states, *, steps=None, step=0, rounding="nearest", seed=0,
-                        compensation=None, group=None, positions=None, skip_nonfinite=false, measure=false))]
+                        compensation=None, scales=None, group=None, positions=None, skip_nonfinite=false,
+                        measure=false))]
     #[allow(clippy::too_many_arguments)] // the Python signature
     fn add<'py>(
         &mut self,
@@ -73,6 +74,7 @@ impl Batch {
         rounding: &str,
         seed: u64,
         compensation: Option<Bound<'py, PyList>>,
+        scales: Option<Bound<'py, PyDict>>,
         group: Option<usize>,
         positions: Option<Vec<usize>>,
         skip_nonfinite: bool,
@@ -82,6 +84,7 @@ impl Batch {
             params,
             grads,
             states,
+            scales,
             compensation,
             steps,
         };

@@ -37,29 +37,34 @@ pub fn with_gradient<'py>(
     Ok((on_cpu, others))
 }
 
-/// The states of these names, a list for each, or None where a parameter lacks one, or has None. See `_core.pyi`.
+/// The states of these names, a list for each, or None where a parameter lacks one that is not `optional`, or has None.
+/// See `_core.pyi`.
 #[pyfunction]
 pub fn columns<'py>(
     state: &Bound<'py, PyDict>,
     params: &Bound<'py, PyList>,
     names: &Bound<'py, PyTuple>,
+    optional: &Bound<'py, PyTuple>,
 ) -> PyResult<Option<Bound<'py, PyDict>>> {
     let py = state.py();
+    let needed = names.len();
+    let names: Vec<_> = names.iter().chain(optional).collect();
     let columns: Vec<_> = names.iter().map(|_| PyList::empty(py)).collect();
     for param in params {
         let Some(own) = state.get_item(param)? else {
             return Ok(None);
         };
         let own = own.cast_into::<PyDict>()?;
-        for (name, column) in names.iter_borrowed().zip(&columns) {
+        for (i, (name, column)) in names.iter().zip(&columns).enumerate() {
             match own.get_item(name)? {
-                Some(value) if !value.is_none() => column.append(value)?,
+                Some(value) if i >= needed || !value.is_none() => column.append(value)?,
+                None if i >= needed => column.append(py.None())?,
                 _ => return Ok(None),
             }
         }
     }
     let found = PyDict::new(py);
-    for (name, column) in names.iter().zip(columns) {
+    for (name, column) in names.into_iter().zip(columns) {
         found.set_item(name.cast_into::<PyString>()?, column)?;
     }
     Ok(Some(found))

@@ -199,7 +199,7 @@ pub fn add(
     let any_order = *layout == Layout::Whole && !rule.transforms.writes();
     let mut parameters = Vec::with_capacity(inputs.len());
     for i in 0..inputs.len() {
-        let tensors = ledger.tensors::<1>(inputs, i, writes)?;
+        let tensors = ledger.tensors::<1>(inputs, i, writes, &[])?;
         let parts = parts(layout, &tensors.param).map_err(|problem| ledger.refuse(inputs, i, problem))?;
         let row_states = inputs.states[1..]
             .iter()

@@ -10,7 +10,9 @@ use super::counter::Counter;
 use super::errors::{Place, Problem};
 use super::view::{Elements, View};
 use crate::kernels::elementwise::Values;
-use crate::kernels::storage::{Access, Buffers, DType, Float, Integer, Rounding, State};
+use crate::kernels::storage::{
+    Access, Buffers, CODE_BLOCK, Codebook, Codes, DType, Float, Integer, Rounding, State, Storage,
+};
 
 /// What a step has taken in so far.
 pub struct Ledger {
@@ -62,6 +64,8 @@ pub struct Inputs<'py> {
     pub params: Column<'py>,
     grads: Column<'py>,
     pub states: SmallVec<[Column<'py>; 4]>,
+    /// For each of the states, the scales of those that are codes.
+    scales: SmallVec<[Option<Column<'py>>; 4]>,
     compensation: Option<Column<'py>>,
     steps: Option<Column<'py>>,
     /// The number of this step where it is not counted, from 1.
@@ -87,6 +91,7 @@ pub struct Lists<'a, 'py> {
     pub params: &'a Bound<'py, PyList>,
     pub grads: &'a Bound<'py, PyList>,
     pub states: &'a Bound<'py, PyDict>,
+    pub scales: Option<Bound<'py, PyDict>>,
     pub compensation: Option<Bound<'py, PyList>>,
     pub steps: Option<Bound<'py, PyList>>,
 }
@@ -120,10 +125,27 @@ fn access(written: bool) -> Access {
 pub struct Tensors<const N: usize> {
     pub param: View,
     grad: View,
-    states: [View; N],
+    states: [StateView; N],
     compensation: Option<View>,
     /// The number of this step, from 1.
     pub step: u64,
+}
+
+/// A state as it came: numbers, or codes with the book and the scales that say what they stand for.
+struct StateView {
+    view: View,
+    codes: Option<(&'static Codebook, View)>,
+}
+
+impl<const N: usize> Tensors<N> {
+    /// The dimensions in the order in which the elements are updated: as they lie in memory or, where a state is codes,
+    /// as the indices have it, so that blocks of codes mean the same in every layout.
+    pub fn order(&self) -> SmallVec<[usize; 4]> {
+        match self.states.iter().any(|state| state.codes.is_some()) {
+            true => (0..self.param.shape.len()).collect(),
+            false => self.param.order(),
+        }
+    }
 }
 
 impl Ledger {
@@ -143,7 +165,7 @@ impl Ledger {
         let group = self.call.names.0.len() as u32;
         self.call.names.0.push(Group {
             number: options.number,
-            arguments: Vec::with_capacity(lists.states.len() + 4),
+            arguments: Vec::with_capacity(2 * lists.states.len() + 4),
             positions: options.positions,
         });
         let mut column = |name: String, list: &Bound<'py, PyList>| {
@@ -165,13 +187,22 @@ impl Ledger {
             let list = list.clone();
             Ok(Column { argument, list })
         };
-        let mut states = SmallVec::new();
+        let (mut states, mut scales) = (SmallVec::new(), SmallVec::new());
         let (params, grads) = (
             column("param".into(), lists.params)?,
             column("grad".into(), lists.grads)?,
         );
         for (name, list) in lists.states {
-            states.push(column(name.extract()?, &list.cast_into::<PyList>()?)?);
+            let name: String = name.extract()?;
+            let found = lists
+                .scales
+                .as_ref()
+                .map(|scales| scales.get_item(&name))
+                .transpose()?;
+            states.push(column(name.clone(), &list.cast_into::<PyList>()?)?);
+            let found = found.flatten();
+            let found = found.map(|list| column(format!("{name}_scale"), &list.cast_into::<PyList>()?));
+            scales.push(found.transpose()?);
         }
         let name = match rounding {
             Rounding::Split => "master_low",
@@ -194,12 +225,16 @@ impl Ledger {
             let message = format!("positions has {} numbers, expected {count}", positions.len());
             return Err(PyValueError::new_err(message));
         }
-        self.call.reserve(count, count * (states.len() + 2));
+        self.call.reserve(
+            count,
+            count * (states.len() + scales.iter().flatten().count() + 2),
+        );
         Ok(Inputs {
             group,
             params,
             grads,
             states,
+            scales,
             compensation,
             steps,
             step: options.step,
@@ -209,20 +244,20 @@ impl Ledger {
         })
     }
 
-    /// The checked tensors of parameter `i`, with the first `N` states, which have its shape.
+    /// The checked tensors of parameter `i`, with the first `N` states, which have its shape; those with a book may be
+    /// codes.
     pub fn tensors<const N: usize>(
         &mut self,
         inputs: &Inputs<'_>,
         i: usize,
         writes: Writes,
+        books: &[&'static Codebook],
     ) -> PyResult<Tensors<N>> {
         let param = self.take(inputs, &inputs.params, i, &Role::new(writes.of_param()))?;
         let grad = self.gradient(inputs, i, &param)?;
-        let mut states = SmallVec::<[View; N]>::new();
-        for (k, column) in inputs.states.iter().take(N).enumerate() {
-            let role = Role::new(writes.of_state(k)).shape(&param.shape).state();
-            let state = self.take(inputs, column, i, &role)?;
-            states.push(state);
+        let mut states = SmallVec::<[StateView; N]>::new();
+        for k in 0..N {
+            states.push(self.state(inputs, k, i, &param, writes.of_state(k), books.get(k))?);
         }
         let Ok(states) = states.into_inner() else {
             unreachable!("`Inputs::expect` counted the states")
@@ -255,6 +290,34 @@ impl Ledger {
     ) -> PyResult<View> {
         self.call
             .take(inputs.owner(column, i), &column.list.get_item(i)?, role)
+    }
+
+    /// State `k`: numbers or, where there are scales for it, codes.
+    fn state(
+        &mut self,
+        inputs: &Inputs<'_>,
+        k: usize,
+        i: usize,
+        param: &View,
+        access: Access,
+        book: Option<&&'static Codebook>,
+    ) -> PyResult<StateView> {
+        let role = Role::new(access).shape(&param.shape).state();
+        let scales = inputs.scales[k].as_ref();
+        let scales = scales.filter(|scales| !scales.list.get_item(i).is_ok_and(|scale| scale.is_none()));
+        let (Some(&book), Some(scales)) = (book, scales) else {
+            let view = self.take(inputs, &inputs.states[k], i, &role)?;
+            return Ok(StateView { view, codes: None });
+        };
+        const CODES: Elements = Elements::Only(DType::Integer(Integer::U8));
+        let view = self.take(inputs, &inputs.states[k], i, &role.elements(CODES))?;
+        let blocks = [param.len.div_ceil(CODE_BLOCK) as i64];
+        let role = Role::new(access)
+            .elements(Elements::Only(DType::F32))
+            .shape(&blocks)
+            .state();
+        let codes = Some((book, self.take(inputs, scales, i, &role)?));
+        Ok(StateView { view, codes })
     }
 
     /// The gradient: in any type that is computed with as the parameter's.
@@ -321,16 +384,24 @@ impl Ledger {
         writes: Writes,
     ) -> Buffers<N> {
         let Tensors { param, grad, .. } = tensors;
-        let mut stage = |view: &View, access| self.call.stage(view, order, access);
+        let mut stage = |view: &View, order: &[usize], access| self.call.stage(view, order, access);
         let buffers = Buffers {
             dtype: param.float(),
             len: param.len,
-            param: stage(param, writes.of_param()),
+            param: stage(param, order, writes.of_param()),
             grad_dtype: grad.float(),
-            grad: stage(grad, Access::Reads),
+            grad: stage(grad, order, Access::Reads),
             state: std::array::from_fn(|k| {
-                let state = &tensors.states[k];
-                State::float(stage(state, writes.of_state(k)), state.float())
+                let (StateView { view, codes }, access) = (&tensors.states[k], writes.of_state(k));
+                let data = stage(view, order, access);
+                match codes {
+                    None => State::float(data, view.float()),
+                    Some((book, scales)) => {
+                        let scales = stage(scales, &[0], access).cast();
+                        let storage = Storage::Codes(Codes { book, scales });
+                        State { data, storage }
+                    }
+                }
             }),
             rounding: inputs
                 .rounding
@@ -388,9 +459,9 @@ impl Inputs<'_> {
 
 /// Why types that no kernel takes together are refused.
 pub fn combination<const N: usize>(buffers: &Buffers<N>, rounding: Rounding) -> Problem {
-    let mut states: Vec<_> = buffers.state.iter().filter_map(State::dtype).collect();
+    let name = |state: &State| state.dtype().map_or("8-bit", Float::name);
+    let mut states: Vec<_> = buffers.state.iter().map(name).collect();
     states.dedup();
-    let states: Vec<_> = states.into_iter().map(Float::name).collect();
     Problem::Combination {
         param: buffers.dtype.name(),
         states: states.join(", "),

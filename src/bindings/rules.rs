@@ -85,8 +85,8 @@ pub fn hyperparameters<'py>(name: &str, group: &Bound<'py, PyDict>) -> PyResult<
     Ok(found)
 }
 
-/// By name, the rules that there are: the names of their states, their hyperparameters with their types, and whether
-/// they depend on the number of the step.
+/// By name, the rules that there are: the names of their states, their hyperparameters with their types, whether they
+/// depend on the number of the step, and which states are never negative.
 #[pyfunction]
 pub fn rules(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let all = PyDict::new(py);
@@ -100,7 +100,11 @@ pub fn rules(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
             hyperparameters.set_item(name, of_python)?;
         }
         let states = PyTuple::new(py, rule.states)?;
-        all.set_item(rule.name, (states, hyperparameters, rule.counts_steps))?;
+        let never_negative = PyTuple::new(py, rule.never_negative)?;
+        all.set_item(
+            rule.name,
+            (states, hyperparameters, rule.counts_steps, never_negative),
+        )?;
     }
     Ok(all)
 }
@@ -142,12 +146,13 @@ impl Visitor for Add<'_, '_> {
             param: H::Rule::WRITES_PARAM,
             states: H::Rule::WRITES_STATES,
         };
+        let books = H::books();
         let mut latest = None; // most tensors are at the same step, and its rule takes a power or two
         for i in 0..inputs.len() {
-            let tensors = ledger.tensors::<N>(inputs, i, writes)?;
+            let tensors = ledger.tensors(inputs, i, writes, &books)?;
             let order = match H::Rule::BY_ROW {
                 true => (0..tensors.param.shape.len()).collect(),
-                false => tensors.param.order(),
+                false => tensors.order(),
             };
             let buffers = ledger.buffers(inputs, i, &tensors, &order, writes);
             let rule = match latest {

@@ -16,8 +16,9 @@ from ferrostep import _core
 from ferrostep.errors import wrong_kind
 from ferrostep.optim import shards
 from ferrostep.optim.arguments import Argument, check_arguments
-from ferrostep.optim.options import Options, check_options, full_options
+from ferrostep.optim.options import Options, check_options, chosen_dtype, full_options, is_coded
 from ferrostep.optim.scratch import Scratch
+from ferrostep.reference.codes import blocks_of
 from ferrostep.suggestions import mistaken_entry
 
 if TYPE_CHECKING:
@@ -161,7 +162,8 @@ class InPlaceOptimizer(Optimizer):
         """Load a state dict of this class or of torch's class of the same rule.
 
         State tensors are copied, into the parameter's memory layout and the dtype that ``state_dtype`` selects: a
-        float32 state stays float32 where torch would round it to the parameter's dtype.
+        float32 state stays float32 where torch would round it to the parameter's dtype, and becomes codes or comes
+        from them where that is ``"int8"``. States of the 8-bit optimizers of bitsandbytes and torchao load, too.
 
         Raises:
             ValueError: groups of other numbers of parameters.
@@ -171,9 +173,9 @@ class InPlaceOptimizer(Optimizer):
         final: dict[str, Any] = {}
         before = {"state": self.state, "param_groups": self.param_groups}
 
-        def remember(_optimizer: Optimizer, loaded: dict[str, Any]) -> None:
-            self._check_loaded(loaded)
-            final.update(loaded)
+        def remember(_optimizer: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+            final.update(self._adopted(loaded))
+            return final
 
         handle = self.register_load_state_dict_pre_hook(remember)
         try:
@@ -194,8 +196,9 @@ class InPlaceOptimizer(Optimizer):
             return value.detach().to("cpu", torch.float64, copy=True)
         return loaded_state(name, value, p, group)
 
-    def _check_loaded(self, state_dict: dict[str, Any]) -> None:
-        """Raise KeyError for a state that is not this rule's."""
+    def _adopted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """The loaded state dict as this class has it; KeyError for a state that is not this rule's."""
+        return state_dict
 
 
 def _step_of(optimizer: InPlaceOptimizer, closure: Callable[[], float] | None = None) -> float | None:
@@ -245,11 +248,29 @@ def state_dtype(name: str, p: Tensor, group: dict[str, Any]) -> torch.dtype:
     """The dtype of a moment: complex parameters and float64 keep theirs."""
     if p.is_complex() or p.dtype == torch.float64:
         return p.dtype
-    option: torch.dtype | Mapping[str, torch.dtype | None] | None = group["state_dtype"]
-    chosen = option.get(name) if isinstance(option, Mapping) else option
-    if chosen is not None:
+    if is_in_codes(name, p, group):
+        return torch.uint8
+    chosen: torch.dtype | None = chosen_dtype(name, group)
+    if chosen is not None and not is_coded(name, group):
         return chosen
     return torch.float32 if has_16_bits(p) else p.dtype
+
+
+def is_in_codes(name: str, p: Tensor, group: dict[str, Any]) -> bool:
+    """Whether a new state of this name is codes: not where there is little to save, or much depends on each number."""
+    return is_coded(name, group) and p.ndim > 1 and p.numel() >= group["min_quant_numel"]
+
+
+def scale_of(name: str) -> str:
+    """What the scales of a state are called."""
+    return f"{name}_scale"
+
+
+def zero_scale(name: str, p: Tensor, group: dict[str, Any]) -> Tensor | None:
+    """The scales of a state of zeros; None where it is no codes."""
+    if not is_in_codes(name, p, group):
+        return None
+    return torch.zeros(blocks_of(p.numel()), dtype=torch.float32, device=p.device)
 
 
 def arithmetic_dtype(p: Tensor) -> torch.dtype:

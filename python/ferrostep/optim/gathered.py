@@ -13,8 +13,8 @@ from ferrostep import _core, reference
 from ferrostep.choices import Backend
 from ferrostep.errors import Problem, wrong_choice
 from ferrostep.optim import shards
-from ferrostep.optim.base import SIXTEEN_BIT, dtype_of, has_16_bits, is_fake
-from ferrostep.reference import checks
+from ferrostep.optim.base import SIXTEEN_BIT, dtype_of, has_16_bits, is_fake, scale_of
+from ferrostep.reference import Codes, checks
 from ferrostep.reference.sums import Sum, squared_norm
 
 if TYPE_CHECKING:
@@ -54,6 +54,22 @@ class Gathered(NamedTuple):
         """Whether the norm of the gradients is asked for."""
         return self.group["max_grad_norm"] is not None
 
+    @property
+    def scales(self) -> dict[str, list[Tensor]]:
+        """By the name of a state, the scales of those that are codes."""
+        columns = self.columns
+        return {name: columns[scale_of(name)] for name in self.rule.states if scale_of(name) in columns}
+
+    def state(self, name: str, i: int) -> Tensor | Codes:
+        """State ``name`` of the parameter at place ``i``: numbers, or codes."""
+        state, scales = self.columns[name][i], self.scales.get(name)
+        return state if scales is None or scales[i] is None else Codes(state, scales[i], self.rule.signed[name])
+
+    def numbers(self, name: str) -> list[Tensor]:
+        """State ``name`` of all parameters, decoded."""
+        states = [self.state(name, i) for i in range(len(self.params))]
+        return [state.decode() if isinstance(state, Codes) else state for state in states]
+
     def add_to(self, batch: _core.Batch) -> None:
         """Hand the tensors to the Rust engine, which checks them."""
         batch.add(
@@ -65,6 +81,7 @@ class Gathered(NamedTuple):
             rounding=self.rounding,
             seed=self.group["seed"],
             compensation=self.compensation,
+            scales=self.scales,
             group=self.number,
             positions=self.positions if len(self.params) < len(self.group["params"]) else None,
             skip_nonfinite=self.group["skip_nonfinite"],
@@ -92,7 +109,10 @@ class Gathered(NamedTuple):
                 checks.counter(self._place("step", i), self.columns["step"][i])
 
     def _check_state(self, name: str, i: int) -> None:
-        p, state, place = self.params[i], self.columns[name][i], self._place(name, i)
+        p, state, place = self.params[i], self.state(name, i), self._place(name, i)
+        if isinstance(state, Codes):
+            checks.codes(place, state, p, scale=self._place(scale_of(name), i))
+            return
         checks.readable(place, state, pairs=p.is_complex())
         checks.like(place, state, p, shape=self.rule.state_shape(name, p), dtype=p.dtype if p.is_complex() else None)
         if (state.dtype in DOUBLE) != (p.dtype in DOUBLE):
@@ -197,7 +217,7 @@ class Gathered(NamedTuple):
             # Detached, it may be written while autograd records what is written to others.
             self.params[i] if self.group["differentiable"] else self.params[i].detach(),
             self.grads[i],
-            [self.columns[name][i] for name in self.rule.states],
+            [self.state(name, i) for name in self.rule.states],
             step,
             self.rule.hyperparameters,
             rounding=self.rounding if is_rounded else "nearest",

@@ -217,10 +217,10 @@ class MuonAdamW(RuleOptimizer):
     def _check_group(self, group: dict[str, Any]) -> None:
         check_muon_group(as_of_muon(group))
 
-    def _check_loaded(self, state_dict: dict[str, Any]) -> None:
+    def _adopted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         sizes = [len(group["params"]) for group in state_dict["param_groups"]]
-        if sizes == [len(group["params"]) for group in self.param_groups]:  # else torch refuses it
-            super()._check_loaded(state_dict)
+        fits = sizes == [len(group["params"]) for group in self.param_groups]  # else torch refuses it
+        return super()._adopted(state_dict) if fits else state_dict
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_routes": self._routes, "_places": self._places, "_coming": []}

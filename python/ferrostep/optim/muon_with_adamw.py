@@ -98,10 +98,10 @@ class MuonWithAuxAdamW(RuleOptimizer):
     def _check_defaults(self, defaults: dict[str, Any]) -> None:
         check_options({"params": [], **defaults})  # the rest are those of each kind
 
-    def _check_loaded(self, state_dict: dict[str, Any]) -> None:
+    def _adopted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         for group in state_dict["param_groups"]:
             check_kind(group)
-        super()._check_loaded(state_dict)
+        return super()._adopted(state_dict)
 
     def _group_defaults(self, group: dict[str, Any]) -> dict[str, Any]:
         options = {name: value for name, value in self.defaults.items() if name not in MUON}

@@ -134,12 +134,13 @@ class NIGT(RuleOptimizer):
         own = self.state.get(p, {})
         return tuple(float(own.get(name, start)) for name, start in zip(POINT, START, strict=True))
 
-    def _check_loaded(self, state_dict: dict[str, Any]) -> None:
-        super()._check_loaded(state_dict)
-        for key, state in state_dict["state"].items():
+    def _adopted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        adopted = super()._adopted(state_dict)
+        for key, state in adopted["state"].items():
             missing = [name for name in POINT if name not in state]
             if "momentum_buffer" in state and missing:
                 raise KeyError(f"state of parameter {key} has no {', '.join(missing)}: it is another rule's")
+        return adopted
 
     def _take_sums(self, sums: list[tuple[Gathered, list[Sum]]], new_state: NewState) -> bool:
         for gathered, totals in sums:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from ferrostep.choices import Backend, MasterWeights, Rounding
+from ferrostep.choices import Backend, MasterWeights, Rounding, StateCodes
 from ferrostep.errors import Problem, wrong_kind
 from ferrostep.numpy.arrays import whole
 from ferrostep.suggestions import unexpected
@@ -26,6 +26,11 @@ class Options(TypedDict, total=False):
     state_dtype: dtype of the state. Default: float32 for bfloat16 and float16 parameters, else the parameter's.
         float32, bfloat16 and (for float16 parameters) float16 are possible; float64 parameters keep float64. A mapping
         from names of states to dtypes, such as ``{"exp_avg": torch.bfloat16}``, leaves the others at their default.
+        ``"int8"`` keeps the states of element-wise rules as codes of 8 bits (uint8) under their names, beside them a
+        float32 scale for each 256 in ``exp_avg_scale`` and so on: 1.016 bytes for each number. States of tensors of
+        one dimension or few elements stay as they would be; for embeddings, say so in a group of their own. Takes
+        float32, bfloat16 and float16 parameters.
+    min_quant_numel: with ``state_dtype="int8"``, the least number of elements whose states become codes. Default 4096.
     seed: of stochastic rounding, from 0 to 2**64 - 1; default 0.
     master_weights: ``"split"`` keeps the float32 weights of bfloat16 parameters without any loss: the parameter is
         their upper half, rounded to the nearest, and ``master_low`` (int16) what is left. Updates are those of float32
@@ -46,7 +51,8 @@ class Options(TypedDict, total=False):
     """
 
     rounding: Rounding
-    state_dtype: torch.dtype | Mapping[str, torch.dtype | None] | None
+    state_dtype: torch.dtype | StateCodes | Mapping[str, torch.dtype | StateCodes | None] | None
+    min_quant_numel: int
     seed: int
     master_weights: MasterWeights | None
     backend: Backend
@@ -61,6 +67,7 @@ class Options(TypedDict, total=False):
 DEFAULT_OPTIONS: Options = {
     "rounding": "nearest",
     "state_dtype": None,
+    "min_quant_numel": 4096,
     "seed": 0,
     "master_weights": None,
     "backend": "auto",
@@ -76,7 +83,7 @@ ALLOWED: dict[str, tuple[Any, ...]] = {
     "rounding": get_args(Rounding),
     "master_weights": (None, *get_args(MasterWeights)),
     "backend": get_args(Backend),
-    "state_dtype": (None, torch.float32, torch.bfloat16, torch.float16, torch.float64),
+    "state_dtype": (None, torch.float32, torch.bfloat16, torch.float16, torch.float64, *get_args(StateCodes)),
 }
 """The values of the options that have a list of them."""
 
@@ -98,6 +105,9 @@ def check_options(group: dict[str, Any]) -> None:
         for value in group[name].values() if of_states else (group[name],):
             if value not in allowed:
                 raise ValueError(f"Invalid {name} value: {value!r}; expected one of {', '.join(map(repr, allowed))}")
+    group["min_quant_numel"] = whole("min_quant_numel", group["min_quant_numel"], 0)
+    if asks_for_codes(group):
+        _check_codes(group)
     group["seed"] = whole("seed", group["seed"], -math.inf)
     if not 0 <= group["seed"] < 2**64:
         raise Problem.NUMBER.of("seed value", group["seed"], "0 to 2**64 - 1")
@@ -124,6 +134,32 @@ def check_has_shape(place: str, p: Tensor) -> None:
     """Raise RuntimeError for a parameter of a lazy module that has not run yet."""
     if is_lazy(p):
         raise RuntimeError(f"{place} is of a lazy module and has no shape yet: run the module once before")
+
+
+def is_coded(name: str, group: Mapping[str, Any]) -> bool:
+    """Whether a group asks for a state of this name to be codes."""
+    return chosen_dtype(name, group) in get_args(StateCodes)
+
+
+def chosen_dtype(name: str, group: Mapping[str, Any]) -> Any:
+    """What ``state_dtype`` says of a state of this name."""
+    option = group["state_dtype"]
+    return option.get(name) if isinstance(option, Mapping) else option
+
+
+def asks_for_codes(group: Mapping[str, Any]) -> bool:
+    """Whether a group asks for any state to be codes."""
+    option = group["state_dtype"]
+    return any(is_coded(name, group) for name in option) if isinstance(option, Mapping) else is_coded("", group)
+
+
+def _check_codes(group: Mapping[str, Any]) -> None:
+    if group["differentiable"]:
+        raise RuntimeError("state_dtype='int8' does not support `differentiable`")
+    for i, p in enumerate(group["params"]):
+        if p.is_complex() or p.dtype == torch.float64:
+            expected = "float32, bfloat16 or float16 (state_dtype='int8')"
+            raise Problem.DTYPE.of(f"parameter {i}", p.dtype, expected)
 
 
 def check_max_grad_norm(value: Any) -> None:

@@ -19,11 +19,14 @@ from ferrostep.optim.base import (
     NewState,
     arithmetic_dtype,
     is_fake,
+    scale_of,
     without_dynamo,
+    zero_scale,
     zero_state,
 )
+from ferrostep.optim.checkpoints import as_kept, own_form
 from ferrostep.optim.gathered import COMPENSATIONS, DOUBLE, Found, Gathered, check_place, is_for_plain_torch
-from ferrostep.optim.options import check_max_grad_norm
+from ferrostep.optim.options import check_max_grad_norm, is_coded
 from ferrostep.optim.sums import Scope
 from ferrostep.optim.taken import Taken
 from ferrostep.reference.sums import Sum
@@ -38,7 +41,7 @@ OWN_STATES = {
     "momentum_buffer",
     "second_momentum_buffer",
     *COMPENSATIONS.values(),
-    *(name for states, _, _ in _core.rules().values() for name in states),
+    *(name for states, *_ in _core.rules().values() for name in states),
 }
 """The states that tell of steps of one of our rules."""
 BEGINS = "begins"
@@ -73,6 +76,8 @@ class Rule(NamedTuple):
     """For a rule that is to know a sum before the step: what it sums, in plain torch."""
     scope: Scope = "tensor"
     """What that sum is over."""
+    signed: Mapping[str, bool] = MappingProxyType({})
+    """The states that can be codes of 8 bits, and whether these are to stand for negative numbers, too."""
 
     def beginning(self) -> Rule:
         """The rule for the step that makes a parameter's states, where it is another one."""
@@ -144,15 +149,22 @@ class ElementwiseRule:
                 repr(name),
                 f"one that the extension module was built with: {', '.join(rules)}",
             )
-        self.states, types, depends_on_step = rules[name]
+        self.states, types, depends_on_step, never_negative = rules[name]
+        self.signed = {state: state not in never_negative for state in self.states}
         self._begins = BEGINS in types
         self.counts_steps = counts_steps or depends_on_step
+
+    def state_of(self, name: str, state: Mapping[str, Any]) -> Tensor | reference.Codes:
+        """A parameter's state ``name``: numbers, or codes."""
+        numbers, scale = state[name], state.get(scale_of(name))
+        return numbers if scale is None else reference.Codes(numbers, scale, self.signed[name])
 
     def of(self, group: dict[str, Any]) -> Rule:
         """The rule with a group's hyperparameters: those of the same name, and ``beta1``, ... from ``betas``."""
         group = {**group, BEGINS: False} if self._begins else group
         hyperparameters = _core.hyperparameters(self.name, group)
-        return Rule(self.name, self.reference, self.states, hyperparameters, self.counts_steps, summed=self.summed)
+        counts_steps, summed, signed = self.counts_steps, self.summed, self.signed
+        return Rule(self.name, self.reference, self.states, hyperparameters, counts_steps, summed=summed, signed=signed)
 
 
 def lacking(rule: Rule, state: Mapping[str, Any]) -> list[str]:
@@ -222,6 +234,15 @@ class RuleOptimizer(InPlaceOptimizer):
                 if name not in names:
                     there_are = ", ".join(map(repr, names))
                     raise ValueError(f"Invalid state_dtype: {name!r} is not a state; expected names of {there_are}")
+        self._check_codes(group)
+
+    def _check_codes(self, group: dict[str, Any]) -> None:
+        for rule in self._rules(group):
+            for name in rule.states:
+                if name not in rule.signed and name not in rule.shapes and is_coded(name, group):
+                    there_are = ", ".join(sorted({each for rule in self._rules(group) for each in rule.signed}))
+                    expected = f"names of {there_are}" if there_are else "an element-wise rule"
+                    raise ValueError(f"Invalid state_dtype: {name} cannot be 'int8'; expected {expected}")
 
     def _check_placements(self, group: dict[str, Any]) -> None:
         number = next(number for number, own in enumerate(self.param_groups) if own is group)
@@ -341,11 +362,13 @@ class RuleOptimizer(InPlaceOptimizer):
             names = (*names, "step")
         if rounding in COMPENSATIONS:
             names = (*names, COMPENSATIONS[rounding])
-        columns = _core.columns(self.state, found.params, names)
+        scales = tuple(scale_of(name) for name in rule.signed if is_coded(name, group))
+        columns = _core.columns(self.state, found.params, names, scales)
         if columns is not None:
             return [Gathered(number, group, rule, rounding, *found, columns)]
         began = [not lacking(rule, self.state.get(p, {})) for p in found.params]
-        columns = self._complete(number, group, found, rule, names, new_state)
+        self._complete(number, group, found, rule, names, new_state)
+        columns = {name: [self.state[p].get(name) for p in found.params] for name in (*names, *scales)}
         gathered = Gathered(number, group, rule, rounding, *found, columns)
         if BEGINS not in rule.hyperparameters:
             return [gathered]
@@ -361,8 +384,8 @@ class RuleOptimizer(InPlaceOptimizer):
         rule: Rule,
         names: tuple[str, ...],
         new_state: NewState,
-    ) -> dict[str, list[Tensor]]:
-        """Make the state tensors that are missing, and return all."""
+    ) -> None:
+        """Make the state tensors that are missing."""
         for position, p in zip(found.positions, found.params, strict=True):
             if p.layout != torch.strided:
                 raise Problem.LAYOUT.of(f"param of parameter {position} in group {number}", p.layout, torch.strided)
@@ -370,7 +393,8 @@ class RuleOptimizer(InPlaceOptimizer):
             for name in names:
                 if self.state.get(p, {}).get(name) is None:
                     new_state.set(p, name, rule.zero_state(name, p, group))
-        return {name: [self.state[p].get(name) for p in found.params] for name in names}
+                    if name in rule.signed:
+                        new_state.set(p, scale_of(name), zero_scale(name, p, group))
 
     @staticmethod
     def _own(rule: Rule, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -386,13 +410,19 @@ class RuleOptimizer(InPlaceOptimizer):
                 f"{', '.join(missing)}: it is another rule's, or of before an option was chosen"
             )
 
-    def _check_loaded(self, state_dict: dict[str, Any]) -> None:
+    def _adopted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        states = dict(state_dict["state"])
         for number, saved in enumerate(state_dict["param_groups"]):
             keys = saved["params"]
+            params = self.param_groups[number]["params"] if number < len(self.param_groups) else ()
             for part, positions in self._parts(number, {**self._group_defaults(saved), **saved}, range(len(keys))):
                 rule = self.rule(part)
                 for position in positions:
-                    self._check_state(number, position, rule, state_dict["state"].get(keys[position], {}))
+                    state = own_form(states.get(keys[position], {}), rule)
+                    self._check_state(number, position, rule, state)
+                    if state and position < len(params):
+                        states[keys[position]] = as_kept(state, rule, params[position], part)
+        return {**state_dict, "state": states}
 
     def _convert_states(self, new_state: NewState) -> bool:
         """Convert the states of parameters that have become float64 or float32, as loading does; whether any had."""

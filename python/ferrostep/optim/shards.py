@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ferrostep.errors import Problem, wrong_kind
+from ferrostep.optim.options import asks_for_codes
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -131,6 +132,8 @@ def check_placements(place: str, p: DTensor, group: Mapping[str, Any], rule: Rul
     where = f"{place} on rank {torch.distributed.get_rank()}"
     if group["differentiable"]:
         raise NotImplementedError(f"{where} is a DTensor, which differentiable=True does not support")
+    if asks_for_codes(group):
+        raise NotImplementedError(f"{where} is a DTensor, of which state_dtype='int8' cannot keep states yet")
     try:
         dims = split_dims(p)
     except NotImplementedError as error:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ferrostep import _core, reference
 from ferrostep.optim import shards
-from ferrostep.optim.base import NewState, without_dynamo, zero_state
+from ferrostep.optim.base import NewState, arithmetic_dtype, scale_of, without_dynamo, zero_scale, zero_state
 from ferrostep.optim.gathered import Found, Gathered, check_place
 from ferrostep.optim.rules import ElementwiseRule, RuleOptimizer
-from ferrostep.reference import checks
+from ferrostep.reference import Codes, checks
+from ferrostep.reference.engine import stored
 
 
 class Estimator(NamedTuple):
@@ -37,7 +38,7 @@ class Refreshed(NamedTuple):
 
     position: int
     param: Tensor
-    hessian: Tensor
+    hessian: Tensor | Codes
     inputs: tuple[Tensor, ...]
 
 
@@ -66,7 +67,7 @@ class Sophia(RuleOptimizer):
         counted: list[tuple[int | Tensor, int]] = [batch.counted()]
         for gathered in elsewhere:
             with torch.no_grad():
-                moments = zip(gathered.columns["exp_avg"], gathered.columns["hessian"], strict=True)
+                moments = zip(gathered.numbers("exp_avg"), gathered.numbers("hessian"), strict=True)
                 scale = gathered.rule.hyperparameters["scale"]
                 counted += [(reference.unclipped(m, h, scale), m.numel()) for m, h in moments]
         self._counted = tuple(counted)
@@ -96,10 +97,11 @@ class Sophia(RuleOptimizer):
                 others = [one for one in found if not (one.param.is_cpu and group["backend"] != "reference")]
                 _check_for_reference(number, group, others)
                 for _, _, h, own in others:
-                    work = torch.float64 if h.dtype == torch.float64 else torch.float32
+                    before = h.decode() if isinstance(h, Codes) else h
+                    work = arithmetic_dtype(before)
                     with torch.no_grad():
-                        new = estimator.reference(h.to(work), *(x.to(work) for x in own), **hyperparameters)
-                    copies.append((h, new))
+                        new = estimator.reference(before.to(work), *(x.to(work) for x in own), **hyperparameters)
+                    copies += stored(h, new)
             batch.run(torch.get_num_threads(), copies=copies)
         finally:
             if not batch.finished:
@@ -113,11 +115,13 @@ class Sophia(RuleOptimizer):
             if p in inputs:
                 if "hessian" not in self.state.get(p, ()):
                     new_state.set(p, "hessian", zero_state("hessian", p, group))
-                found.append(_of_rank(number, position, p, self.state[p]["hessian"], inputs[p]))
+                    new_state.set(p, scale_of("hessian"), zero_scale("hessian", p, group))
+                hessian = self._rule.state_of("hessian", self.state[p])
+                found.append(_of_rank(number, position, p, hessian, inputs[p]))
         return found
 
 
-def _of_rank(number: int, position: int, p: Tensor, hessian: Tensor, inputs: tuple[Tensor, ...]) -> Refreshed:
+def _of_rank(number: int, position: int, p: Tensor, hessian: Tensor | Codes, inputs: tuple[Tensor, ...]) -> Refreshed:
     """The tensors, or the rank's shards of DTensors."""
     if not shards.is_distributed(p):
         return Refreshed(position, p, hessian, inputs)
@@ -135,14 +139,18 @@ def _add_to(
     """Hand the tensors to the Rust engine, which checks them."""
     positions, params, hessians, inputs = map(list, zip(*found, strict=True))
     first, *rest = map(list, zip(*inputs, strict=True))
-    states = {"hessian": hessians}
-    if estimator is ESTIMATE:
-        # An estimate may be more precise than the parameter; the average's own type is what counts.
-        params, states = hessians, {}
-        first = [d.to(h.dtype) for d, h in zip(first, hessians, strict=True)]
+    codes = [h if isinstance(h, Codes) else None for h in hessians]
+    states = {"hessian": [h if own is None else own.codes for h, own in zip(hessians, codes, strict=True)]}
+    scales = {"hessian": [None if own is None else own.scale for own in codes]}
+    if estimator is ESTIMATE:  # which may be more precise than the parameter
+        first = [d.to(arithmetic_dtype(p)) for d, p in zip(first, params, strict=True)]
     for probes in rest:
-        states["probe"] = [u.to(h.dtype) for u, h in zip(probes, hessians, strict=True)]
-    batch.add(_core.Rule(estimator.kernel, hyperparameters), params, first, states, group=number, positions=positions)
+        dtypes = [
+            h.dtype if own is None else arithmetic_dtype(p) for p, h, own in zip(params, hessians, codes, strict=True)
+        ]
+        states["probe"] = [u.to(dtype) for u, dtype in zip(probes, dtypes, strict=True)]
+    rule = _core.Rule(estimator.kernel, hyperparameters)
+    batch.add(rule, params, first, states, scales=scales, group=number, positions=positions)
 
 
 def _check_for_reference(number: int, group: dict[str, Any], found: list[Refreshed]) -> None:
@@ -150,6 +158,9 @@ def _check_for_reference(number: int, group: dict[str, Any], found: list[Refresh
     check_place(number, group, Found([one.position for one in found], [one.param for one in found], []))
     for position, p, hessian, inputs in found:
         place = f"of parameter {position} in group {number}"
-        for name, x in (("hessian", hessian), *(("gradient or estimate", x) for x in inputs)):
+        if isinstance(hessian, Codes):
+            checks.codes(f"hessian {place}", hessian, p, scale=f"{scale_of('hessian')} {place}")
+        own = () if isinstance(hessian, Codes) else (("hessian", hessian),)
+        for name, x in (*own, *(("gradient or estimate", x) for x in inputs)):
             checks.readable(f"{name} {place}", x)
             checks.like(f"{name} {place}", x, p, shape=p.shape)

@@ -12,6 +12,7 @@ from ferrostep.reference.adamw import adamw
 from ferrostep.reference.ascent import ascent, ascent_sum
 from ferrostep.reference.auon import auon
 from ferrostep.reference.blend import blend
+from ferrostep.reference.codes import Codes
 from ferrostep.reference.diffgrad import diffgrad
 from ferrostep.reference.engine import ReferenceRule, apply, updates
 from ferrostep.reference.lion import lion, lion_k, lion_k_sum
@@ -25,6 +26,7 @@ from ferrostep.reference.sophia import hessian_estimate, hessian_product, hessia
 from ferrostep.reference.sums import ReferenceSum, sum_of
 
 __all__ = [
+    "Codes",
     "ReferenceRule",
     "ReferenceSum",
     "adagrad",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ferrostep.errors import NAMED_FLOATS, Problem, wrong_kind
+from ferrostep.reference.codes import Codes, blocks_of
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -65,6 +66,18 @@ def like(name: str, x: Tensor, other: Tensor, *, shape: Sequence[int], dtype: to
         raise Problem.DTYPE.of(name, plain_name(x.dtype), plain_name(dtype))
     if x.device != other.device:
         raise Problem.DEVICE.of(name, x.device, other.device)
+
+
+def codes(name: str, x: Codes, other: Tensor, *, scale: str) -> None:
+    """Refuse codes of another shape than `other`, and scales (named `scale`) other than one for each block."""
+    for place, part, shape, dtype in (
+        (name, x.codes, other.shape, torch.uint8),
+        (scale, x.scale, (blocks_of(other.numel()),), torch.float32),
+    ):
+        tensor(place, part)
+        if part.layout != torch.strided:
+            raise Problem.LAYOUT.of(place, part.layout, torch.strided)
+        like(place, part, other, shape=shape, dtype=dtype)
 
 
 def alike(tensors: Iterable[tuple[str, Any]], *, pairs: bool = False) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ferrostep.reference.codes import Codes, encode
 from ferrostep.reference.sums import Sum, scaled
 
 BLOCK = 32_768
@@ -28,7 +29,7 @@ def apply(
     rule: ReferenceRule,
     param: Tensor,
     grad: Tensor,
-    states: Sequence[Tensor],
+    states: Sequence[Tensor | Codes],
     step: float,
     hyperparameters: Mapping[str, Any],
     **rounding: Any,
@@ -58,7 +59,7 @@ def updates(
     rule: ReferenceRule,
     param: Tensor,
     grad: Tensor,
-    states: Sequence[Tensor],
+    states: Sequence[Tensor | Codes],
     step: float,
     hyperparameters: Mapping[str, Any],
     *,
@@ -76,7 +77,7 @@ def updates(
             enabled.
         param, grad: of one shape, and of one dtype or with one arithmetic; complex ones are pairs of real numbers to
             the rule.
-        states: of the parameter's shape, or what the rule takes.
+        states: of the parameter's shape, or what the rule takes; as numbers or as codes.
         step: counted from 1.
         hyperparameters: for the rule, by keyword.
         rounding: ``"nearest"`` (default), ``"stochastic"``, ``"kahan"`` or ``"split"``, as the optimizers', or
@@ -88,7 +89,8 @@ def updates(
         factor: multiplies the gradient. Default 1.
 
     Returns:
-        Pairs of a tensor and its new values, of its dtype: the states', the parameter's, the compensation's.
+        Pairs of a tensor and its new values, of its dtype: the states' (codes and scales of those that are codes), the
+        parameter's, the compensation's.
 
     Raises:
         RuntimeError: shapes that do not broadcast, as torch.
@@ -101,7 +103,7 @@ def updates(
     """
     if param.is_complex():
         param, grad = torch.view_as_real(param), torch.view_as_real(grad)
-        states = [torch.view_as_real(s) if s.is_complex() else s for s in states]
+        states = [torch.view_as_real(s) if isinstance(s, Tensor) and s.is_complex() else s for s in states]
         compensation = torch.view_as_real(compensation) if compensation is not None else None
     work = torch.float64 if param.dtype == torch.float64 else torch.float32
     # What autograd keeps of the old values must not be the memory that is about to change.
@@ -113,17 +115,44 @@ def updates(
         p = _joined(param, compensation)
     elif rounding == "master" and compensation is not None:
         p = _unless_changed(compensation, param)
+    numbers = tuple(s.decode() if isinstance(s, Codes) else s.to(work, copy=copy) for s in states)
     g, known = scaled(grad.to(work), factor), () if total is None else (total,)
-    p, new_states = rule(p, g, tuple(s.to(work, copy=copy) for s in states), step, *known, **hyperparameters)
-    changed = [(state, new.to(state.dtype)) for state, new in zip(states, new_states, strict=True)]
+    p, new_states = rule(p, g, numbers, step, *known, **hyperparameters)
+    changed = [
+        pair
+        for state, old, new in zip(states, numbers, new_states, strict=True)
+        for pair in stored(state, new)
+        if new is not old or isinstance(state, Tensor)  # codes that are only read stay as they are
+    ]
     if rounding == "stochastic":
-        return [*changed, (param, _round_stochastically(p, param, seed, number, int(step)))]
+        in_memory = not any(isinstance(state, Codes) for state in states)
+        order = _order_in_memory(param) if in_memory else range(param.dim())
+        return [*changed, (param, _round_stochastically(p, param.dtype, order, _key(_key(seed, number), int(step))))]
     if compensation is None:
         return [*changed, (param, p.to(param.dtype))]
     if rounding == "master":
         return [*changed, (param, p.to(param.dtype)), (compensation, p)]
     rounded, rest = _split(p) if rounding == "split" else _rounded_with_loss(p, param.dtype)
     return [*changed, (param, rounded), (compensation, rest)]
+
+
+def stored(state: Tensor | Codes, new: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The tensors of a state, each with what stands for the new numbers.
+
+    Args:
+        state: numbers of any dtype, or codes.
+        new: of the same shape.
+
+    Raises:
+        RuntimeError: never, of tensors that have memory.
+
+    Example:
+        >>> stored(torch.zeros(2, dtype=torch.bfloat16), torch.ones(2))
+        [(tensor([0., 0.], dtype=torch.bfloat16), tensor([1., 1.], dtype=torch.bfloat16))]
+    """
+    if isinstance(state, Codes):
+        return list(zip((state.codes, state.scale), encode(new, signed=state.signed), strict=True))
+    return [(state, new.to(state.dtype))]
 
 
 def _rounded_with_loss(p: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -155,19 +184,22 @@ def _split(p: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(p.isnan(), 0x7FC0, upper).to(torch.int16).view(torch.bfloat16), low
 
 
-def _round_stochastically(exact: Tensor, param: Tensor, seed: int, number: int, step: int) -> Tensor:
-    """Round float32 to the parameter's type, up or down at random.
+def _order_in_memory(x: Tensor) -> list[int]:
+    """The dimensions from the largest stride to the smallest."""
+    strides = x.stride()
+    return sorted(range(x.dim()), key=lambda d: (-strides[d], -x.shape[d]))
+
+
+def _round_stochastically(exact: Tensor, dtype: torch.dtype, order: Sequence[int], stream: int) -> Tensor:
+    """Round float32 to 16 bits, up or down at random; the random numbers follow the order of the dimensions.
 
     With the very bits of the Rust engine, but for Muon, which takes matrix by matrix and row by row, as Lion does
     with ``kappa="row"``.
     """
-    # The random numbers follow the order of the elements in memory.
-    strides = param.stride()
-    order = sorted(range(param.dim()), key=lambda d: (-strides[d], -param.shape[d]))
-    x = exact.permute(order).reshape(-1)
-    noise = _noise(x.numel(), _key(_key(seed, number), step)).to(x.device)
-    rounded = _dithered_bf16(x, noise) if param.dtype == torch.bfloat16 else _dithered_f16(x, noise)
-    shape = [param.shape[d] for d in order]
+    x = exact.permute(tuple(order)).reshape(-1)
+    noise = _noise(x.numel(), stream).to(x.device)
+    rounded = _dithered_bf16(x, noise) if dtype == torch.bfloat16 else _dithered_f16(x, noise)
+    shape = [exact.shape[d] for d in order]
     inverse = sorted(range(len(order)), key=order.__getitem__)
     return rounded.reshape(shape).permute(inverse)
 

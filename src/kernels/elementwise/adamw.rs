@@ -40,6 +40,7 @@ impl Hyperparameters<2> for AdamW {
     type Rule = AdamWRule;
 
     const STATES: [&'static str; 2] = ["exp_avg", "exp_avg_sq"];
+    const NEVER_NEGATIVE: &'static [&'static str] = &["exp_avg_sq"];
 
     fn at_step(&self, step: f64) -> AdamWRule {
         AdamWRule {
@@ -60,6 +61,7 @@ impl Hyperparameters<3> for AmsGrad {
     type Rule = AmsGradRule;
 
     const STATES: [&'static str; 3] = ["exp_avg", "exp_avg_sq", "max_exp_avg_sq"];
+    const NEVER_NEGATIVE: &'static [&'static str] = &["exp_avg_sq", "max_exp_avg_sq"];
 
     fn at_step(&self, step: f64) -> AmsGradRule {
         AmsGradRule(self.0.at_step(step))

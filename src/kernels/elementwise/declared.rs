@@ -1,6 +1,7 @@
 //! What a rule's hyperparameters and states are called: declared once, beside the rule.
 
 use super::Rule;
+use crate::kernels::storage::Codebook;
 
 /// Hyperparameters of an optimizer; with the number of a step they give the rule of that step.
 pub trait Hyperparameters<const N: usize>: Copy {
@@ -8,23 +9,36 @@ pub trait Hyperparameters<const N: usize>: Copy {
 
     /// What the states are called, in the rule's order.
     const STATES: [&'static str; N];
+    /// Those of the states that are never negative.
+    const NEVER_NEGATIVE: &'static [&'static str] = &[];
     /// Whether the rule depends on the number of the step.
     const COUNTS_STEPS: bool = true;
 
     /// The rule of step `step` (1, 2, ...).
     fn at_step(&self, step: f64) -> Self::Rule;
+
+    /// What codes of each state stand for, where it is kept in codes.
+    fn books() -> [&'static Codebook; N] {
+        Self::STATES.map(|state| match Self::NEVER_NEGATIVE.contains(&state) {
+            true => Codebook::unsigned(),
+            false => Codebook::signed(),
+        })
+    }
 }
 
 /// Hyperparameters that are the rule themselves, the same one at every step.
 pub trait Steady<const N: usize>: Rule<N> {
     /// What the states are called, in the rule's order.
     const STATES: [&'static str; N];
+    /// Those of the states that are never negative.
+    const NEVER_NEGATIVE: &'static [&'static str] = &[];
 }
 
 impl<R: Steady<N>, const N: usize> Hyperparameters<N> for R {
     type Rule = R;
 
     const STATES: [&'static str; N] = R::STATES;
+    const NEVER_NEGATIVE: &'static [&'static str] = R::NEVER_NEGATIVE;
     const COUNTS_STEPS: bool = false;
 
     fn at_step(&self, _step: f64) -> R {
@@ -128,6 +142,7 @@ pub(super) use hyperparameters;
 pub struct Declaration {
     pub name: &'static str,
     pub states: &'static [&'static str],
+    pub never_negative: &'static [&'static str],
     pub hyperparameters: &'static [(&'static str, HyperparameterKind)],
     pub counts_steps: bool,
 }
@@ -137,6 +152,7 @@ impl Declaration {
         Declaration {
             name,
             states: &H::STATES,
+            never_negative: H::NEVER_NEGATIVE,
             hyperparameters: H::NAMES,
             counts_steps: H::COUNTS_STEPS,
         }

@@ -26,7 +26,7 @@ hyperparameters! {
 }
 
 hyperparameters! {
-    /// The gradient itself; the parameter is the average.
+    /// The gradient itself. The parameter is not touched.
     pub struct HessianEstimate(Average);
 }
 
@@ -50,8 +50,8 @@ impl Steady<2> for HessianProduct {
     const STATES: [&'static str; 2] = ["hessian", "probe"];
 }
 
-impl Steady<0> for HessianEstimate {
-    const STATES: [&'static str; 0] = [];
+impl Steady<1> for HessianEstimate {
+    const STATES: [&'static str; 1] = ["hessian"];
 }
 
 impl Rule<1> for HessianSquare {
@@ -74,9 +74,11 @@ impl Rule<2> for HessianProduct {
     }
 }
 
-impl Rule<0> for HessianEstimate {
+impl Rule<1> for HessianEstimate {
+    const WRITES_PARAM: bool = false;
+
     #[inline(always)]
-    fn update<V: Vector>(&self, h: V, d: V, []: [V; 0]) -> (V, [V; 0]) {
-        (self.0.blend(h, d * self.0.scale), [])
+    fn update<V: Vector>(&self, p: V, d: V, [h]: [V; 1]) -> (V, [V; 1]) {
+        (p, [self.0.blend(h, d * self.0.scale)])
     }
 }

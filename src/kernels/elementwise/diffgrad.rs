@@ -31,6 +31,7 @@ impl Hyperparameters<3> for DiffGrad {
     type Rule = DiffGradRule;
 
     const STATES: [&'static str; 3] = ["exp_avg", "exp_avg_sq", "previous_grad"];
+    const NEVER_NEGATIVE: &'static [&'static str] = &["exp_avg_sq"];
 
     fn at_step(&self, step: f64) -> DiffGradRule {
         DiffGradRule {

@@ -281,11 +281,6 @@ fn a_split_parameter_is_an_f32_in_two_halves() {
         add_eps: false,
         maximize: false,
     };
-    let average = diagonal::HessianEstimate(diagonal::Average {
-        beta2: 0.999,
-        scale: 1.0,
-        skip_nonfinite: true,
-    });
     // Steps that are lost to the nearest bf16.
     let adamw = adamw::AdamW { lr: 1e-6, ..ADAMW };
     check_split::<f32, 2>(&adamw);
@@ -294,7 +289,6 @@ fn a_split_parameter_is_an_f32_in_two_halves() {
     check_split::<f32, 1>(&lion::Lion { lr: 1e-6, ..LION });
     check_split::<bf16, 1>(&LION);
     check_split::<f32, 2>(&sophia);
-    check_split::<f32, 0>(&average);
 }
 
 /// Trains with gradients of type `G` beside the same numbers in the parameter's type: all has the same bits.

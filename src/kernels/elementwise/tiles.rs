@@ -3,21 +3,22 @@
 //! kernel is needed for each of the ways together, and where there is one the results are the same.
 
 use super::sweep::{Kernel, Span};
-use super::{Rule, Unsupported, is_supported, kernel};
-use crate::kernels::storage::{
-    Buffers, CODE_BLOCK, Codebook, Codes, Float, Rounding, Scalar, State, Storage,
-};
-use crate::kernels::vector::{Arch, Noise, Routine, Vector, dispatch};
-use crate::runtime::Isa;
+use super::{Rule, Unsupported, coded, is_supported, kernel};
+use crate::kernels::storage::{Buffers, CODE_BLOCK, Float, Rounding, State, Storage};
+use crate::kernels::vector::{Noise, Vector};
 
 /// Elements that are taken in at once; with their states they stay in the nearest cache.
 pub const TILE: usize = 4 * CODE_BLOCK;
 
-/// The kernel for [`run`]: each state may be stored in any way that all of them could be.
+/// The kernel for [`run`]: each state may be stored in any way that all of them could be, and as codes where the
+/// arithmetic is that of f32.
 pub fn kernel_of<R: Rule<N>, const N: usize>(buffers: &Buffers<N>) -> Result<Kernel<R, N>, Unsupported> {
     let work = buffers.dtype.arithmetic();
+    let is_coded = buffers.state.iter().any(|state| state.dtype().is_none());
     let mut dtypes = buffers.state.iter().filter_map(State::dtype).chain([work]);
-    if !dtypes.all(|state| is_supported(buffers.dtype, state, buffers.rounding)) {
+    if is_coded && work != Float::F32
+        || !dtypes.all(|state| is_supported(buffers.dtype, state, buffers.rounding))
+    {
         return Err(Unsupported);
     }
     match R::IN_16_BITS {
@@ -81,11 +82,15 @@ pub unsafe fn run<R: Rule<N>, const N: usize>(
 pub unsafe fn load(state: &State, work: Float, len: usize, room: *mut u8) -> *mut u8 {
     // SAFETY: the caller's promise.
     unsafe {
-        match (state.storage, work) {
-            (Storage::Float(dtype), _) if dtype == work => return state.data,
-            (Storage::Float(dtype), _) => convert(Widen, &narrow(dtype, state.data, len), room, Noise::NONE),
-            (Storage::Codes(codes), Float::F64) => Coded::<f64>::new(state.data, codes, room, len).decode(),
-            (Storage::Codes(codes), _) => Coded::<f32>::new(state.data, codes, room, len).decode(),
+        match state.storage {
+            Storage::Float(dtype) if dtype == work => return state.data,
+            Storage::Float(dtype) => convert(Widen, &narrow(dtype, state.data, len), room, Noise::NONE),
+            Storage::Codes(codes) => {
+                let scales = std::slice::from_raw_parts(codes.scales, len.div_ceil(CODE_BLOCK));
+                let bytes = std::slice::from_raw_parts(state.data, len);
+                let numbers = std::slice::from_raw_parts_mut(room.cast(), len);
+                coded::decode(codes.book, bytes, scales, numbers);
+            }
         }
     }
     room
@@ -98,15 +103,15 @@ pub unsafe fn load(state: &State, work: Float, len: usize, room: *mut u8) -> *mu
 unsafe fn store(state: &State, work: Float, len: usize, numbers: *mut u8) {
     // SAFETY: the caller's promise.
     unsafe {
-        match (state.storage, work) {
-            (Storage::Float(dtype), _) if dtype == work => {}
-            (Storage::Float(dtype), _) => {
-                convert(Narrow, &narrow(dtype, state.data, len), numbers, Noise::NONE)
+        match state.storage {
+            Storage::Float(dtype) if dtype == work => {}
+            Storage::Float(dtype) => convert(Narrow, &narrow(dtype, state.data, len), numbers, Noise::NONE),
+            Storage::Codes(codes) => {
+                let scales = std::slice::from_raw_parts_mut(codes.scales, len.div_ceil(CODE_BLOCK));
+                let bytes = std::slice::from_raw_parts_mut(state.data, len);
+                let numbers = std::slice::from_raw_parts(numbers.cast(), len);
+                coded::encode(codes.book, numbers, bytes, scales);
             }
-            (Storage::Codes(codes), Float::F64) => {
-                Coded::<f64>::new(state.data, codes, numbers, len).encode()
-            }
-            (Storage::Codes(codes), _) => Coded::<f32>::new(state.data, codes, numbers, len).encode(),
         }
     }
 }
@@ -164,88 +169,6 @@ unsafe fn convert<R: Rule<1>>(rule: R, narrow: &Buffers<0>, wide: *mut u8, noise
     unsafe { kernel.expect("f32 beside a type of 16 bits")(&rule, &Span::new(&both, [wide], 1.0, noise)) };
 }
 
-/// Codes of a tile, and its numbers.
-struct Coded<'a, T> {
-    book: &'a Codebook,
-    codes: &'a mut [u8],
-    scales: &'a mut [f32],
-    numbers: &'a mut [T],
-}
-
-impl<T: Scalar + From<f32>> Coded<'_, T> {
-    /// # Safety
-    /// The memory is valid for `len` elements, of type `T` where the numbers are, while the result lives.
-    unsafe fn new(data: *mut u8, codes: Codes, numbers: *mut u8, len: usize) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe {
-            Coded {
-                book: codes.book,
-                codes: std::slice::from_raw_parts_mut(data, len),
-                scales: std::slice::from_raw_parts_mut(codes.scales, len.div_ceil(CODE_BLOCK)),
-                numbers: std::slice::from_raw_parts_mut(numbers.cast(), len),
-            }
-        }
-    }
-
-    fn decode(self) {
-        dispatch(Isa::current(), Decode(self));
-    }
-
-    fn encode(self) {
-        dispatch(Isa::current(), Encode(self));
-    }
-}
-
-struct Decode<'a, T>(Coded<'a, T>);
-
-impl<T: Scalar + From<f32>> Routine for Decode<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<A: Arch>(self) {
-        let Coded {
-            book,
-            codes,
-            scales,
-            numbers,
-        } = self.0;
-        let blocks = numbers.chunks_mut(CODE_BLOCK).zip(codes.chunks(CODE_BLOCK));
-        for ((numbers, part), &mut scale) in blocks.zip(scales) {
-            let (mut codes, mut block) = ([0; CODE_BLOCK], [0.0; CODE_BLOCK]);
-            codes[..part.len()].copy_from_slice(part);
-            book.decode(&codes, scale, &mut block);
-            for (number, &value) in numbers.iter_mut().zip(&block) {
-                *number = value.into();
-            }
-        }
-    }
-}
-
-struct Encode<'a, T>(Coded<'a, T>);
-
-impl<T: Scalar + From<f32>> Routine for Encode<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<A: Arch>(self) {
-        let Coded {
-            book,
-            codes,
-            scales,
-            numbers,
-        } = self.0;
-        let blocks = numbers.chunks(CODE_BLOCK).zip(codes.chunks_mut(CODE_BLOCK));
-        for ((numbers, part), scale) in blocks.zip(scales) {
-            let (mut codes, mut block) = ([0; CODE_BLOCK], [0.0; CODE_BLOCK]);
-            for (value, &number) in block.iter_mut().zip(numbers) {
-                *value = number.wide() as f32;
-            }
-            *scale = book.encode(&block, &mut codes);
-            part.copy_from_slice(&codes[..part.len()]);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use half::{bf16, f16};
@@ -253,12 +176,12 @@ mod tests {
     use super::*;
     use crate::kernels::elementwise::tests::{ADAMW, Number, numbers, one_at_a_time};
     use crate::kernels::elementwise::{self, Hyperparameters, Updates, adamw};
-    use crate::kernels::storage::BLOCK;
+    use crate::kernels::storage::{BLOCK, Codebook, Codes};
+    use crate::runtime::Isa;
 
     /// A state tensor in any storage.
     #[derive(Clone, Debug, PartialEq)]
     enum Stored {
-        F64(Vec<f64>),
         F32(Vec<f32>),
         F16(Vec<f16>),
         Bf16(Vec<bf16>),
@@ -288,7 +211,6 @@ mod tests {
 
         fn state(&mut self) -> State {
             match self {
-                Stored::F64(all) => State::float(all.as_mut_ptr().cast(), Float::F64),
                 Stored::F32(all) => State::float(all.as_mut_ptr().cast(), Float::F32),
                 Stored::F16(all) => State::float(all.as_mut_ptr().cast(), Float::F16),
                 Stored::Bf16(all) => State::float(all.as_mut_ptr().cast(), Float::Bf16),
@@ -308,7 +230,6 @@ mod tests {
 
         fn get(&self) -> Vec<f64> {
             match self {
-                Stored::F64(all) => all.clone(),
                 Stored::F32(all) => all.iter().map(|&x| x.into()).collect(),
                 Stored::F16(all) => all.iter().map(|x| x.to_f64()).collect(),
                 Stored::Bf16(all) => all.iter().map(|x| x.to_f64()).collect(),
@@ -317,14 +238,9 @@ mod tests {
                     codes,
                     scales,
                 } => {
-                    let mut numbers = Vec::new();
-                    for (codes, &scale) in codes.chunks(CODE_BLOCK).zip(scales) {
-                        let (mut block, mut decoded) = ([0; CODE_BLOCK], [0.0; CODE_BLOCK]);
-                        block[..codes.len()].copy_from_slice(codes);
-                        Stored::book(*signed).decode(&block, scale, &mut decoded);
-                        numbers.extend(decoded[..codes.len()].iter().map(|&x| f64::from(x)));
-                    }
-                    numbers
+                    let mut numbers = vec![0.0; codes.len()];
+                    coded::decode(Stored::book(*signed), codes, scales, &mut numbers);
+                    numbers.into_iter().map(f64::from).collect()
                 }
             }
         }
@@ -332,7 +248,6 @@ mod tests {
         fn put(&mut self, numbers: &[f64]) {
             let singles = numbers.iter().map(|&x| x as f32);
             match self {
-                Stored::F64(all) => *all = numbers.to_vec(),
                 Stored::F32(all) => *all = singles.collect(),
                 Stored::F16(all) => *all = singles.map(f16::from_f32).collect(),
                 Stored::Bf16(all) => *all = singles.map(bf16::from_f32).collect(),
@@ -341,13 +256,10 @@ mod tests {
                     codes,
                     scales,
                 } => {
-                    (*codes, *scales) = (vec![], vec![]);
-                    for numbers in singles.collect::<Vec<_>>().chunks(CODE_BLOCK) {
-                        let (mut block, mut encoded) = ([0.0; CODE_BLOCK], [0; CODE_BLOCK]);
-                        block[..numbers.len()].copy_from_slice(numbers);
-                        scales.push(Stored::book(*signed).encode(&block, &mut encoded));
-                        codes.extend(&encoded[..numbers.len()]);
-                    }
+                    let singles: Vec<_> = singles.collect();
+                    *codes = vec![0; singles.len()];
+                    *scales = vec![0.0; singles.len().div_ceil(CODE_BLOCK)];
+                    coded::encode(Stored::book(*signed), &singles, codes, scales);
                 }
             }
         }
@@ -402,10 +314,7 @@ mod tests {
         rounding: Rounding,
         states: [Stored; N],
     ) {
-        let work = match P::DTYPE {
-            Float::F64 => Stored::F64(vec![]),
-            _ => Stored::F32(vec![]),
-        };
+        let work = Stored::F32(vec![]);
         for len in [1, 15, CODE_BLOCK - 1, CODE_BLOCK, TILE + 1, BLOCK + TILE + 77] {
             let mut results = vec![];
             for isa in Isa::supported() {
@@ -451,7 +360,6 @@ mod tests {
         let nearest = Rounding::Nearest;
         check::<f32, 2>(&ADAMW, nearest, [bf16s.clone(), f32s.clone()]);
         check::<f32, 2>(&ADAMW, nearest, [signed.clone(), f32s.clone()]);
-        check::<f64, 2>(&ADAMW, nearest, [signed.clone(), Stored::F64(vec![])]);
         let three = [signed.clone(), bf16s.clone(), f32s.clone()];
         check::<f32, 3>(&adamw::AmsGrad(ADAMW), nearest, three);
         let stochastic = Rounding::Stochastic { stream: 3 };

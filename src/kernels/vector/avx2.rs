@@ -284,6 +284,16 @@ impl Single for F32 {
         Self(unsafe { _mm256_castsi256_ps(bits.0) })
     }
     #[inline(always)]
+    fn table(eight: &[f32; 8]) -> Self {
+        // SAFETY: the CPU has AVX2; there are eight elements.
+        Self(unsafe { _mm256_loadu_ps(eight.as_ptr()) })
+    }
+    #[inline(always)]
+    fn pick(self, index: U32) -> Self {
+        // SAFETY: the CPU has AVX2. The instruction looks at the last three bits.
+        Self(unsafe { _mm256_permutevar8x32_ps(self.0, index.0) })
+    }
+    #[inline(always)]
     fn any_nan(a: Self, b: Self) -> bool {
         // SAFETY: the CPU has AVX2.
         unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_UNORD_Q>(a.0, b.0)) != 0 }
@@ -380,6 +390,22 @@ impl Bits for U32 {
     unsafe fn store_u32(self, to: *mut u32) {
         // SAFETY: the CPU has AVX2; the caller's promise covers the eight elements.
         unsafe { _mm256_storeu_si256(to.cast(), self.0) }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(from: *const u8) -> Self {
+        // SAFETY: the CPU has AVX2; the caller's promise covers the eight elements.
+        Self(unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast())) })
+    }
+    #[inline(always)]
+    unsafe fn store_last_u8(self, to: *mut u8) {
+        // SAFETY: the CPU has AVX2; the caller's promise covers the eight elements.
+        unsafe {
+            // The bytes of each half to its start, then both halves together.
+            let last = _mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
+            let lower = _mm_shuffle_epi8(_mm256_castsi256_si128(self.0), last);
+            let upper = _mm_shuffle_epi8(_mm256_extracti128_si256::<1>(self.0), last);
+            _mm_storel_epi64(to.cast(), _mm_unpacklo_epi32(lower, upper));
+        }
     }
     #[inline(always)]
     unsafe fn load_u16(from: *const u16) -> Self {

@@ -284,6 +284,16 @@ impl Single for F32 {
         Self(unsafe { _mm512_castsi512_ps(bits.0) })
     }
     #[inline(always)]
+    fn table(eight: &[f32; 8]) -> Self {
+        // SAFETY: the CPU has AVX-512; there are eight elements.
+        Self(unsafe { _mm512_broadcast_f32x8(_mm256_loadu_ps(eight.as_ptr())) })
+    }
+    #[inline(always)]
+    fn pick(self, index: U32) -> Self {
+        // SAFETY: the CPU has AVX-512. The instruction looks at the last four bits; a table is there twice.
+        Self(unsafe { _mm512_permutexvar_ps(index.0, self.0) })
+    }
+    #[inline(always)]
     fn any_nan(a: Self, b: Self) -> bool {
         // SAFETY: the CPU has AVX-512.
         unsafe { _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a.0, b.0) != 0 }
@@ -380,6 +390,16 @@ impl Bits for U32 {
     unsafe fn store_u32(self, to: *mut u32) {
         // SAFETY: the CPU has AVX-512; the caller's promise covers the sixteen elements.
         unsafe { _mm512_storeu_si512(to.cast(), self.0) }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(from: *const u8) -> Self {
+        // SAFETY: the CPU has AVX-512; the caller's promise covers the sixteen elements.
+        Self(unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())) })
+    }
+    #[inline(always)]
+    unsafe fn store_last_u8(self, to: *mut u8) {
+        // SAFETY: the CPU has AVX-512; the caller's promise covers the sixteen elements.
+        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(self.0)) }
     }
     #[inline(always)]
     unsafe fn load_u16(from: *const u16) -> Self {

@@ -26,6 +26,16 @@ pub trait Bits: Copy {
     /// # Safety
     /// `to` is valid for writing as many elements as there are lanes.
     unsafe fn store_u32(self, to: *mut u32);
+    /// Reads 8-bit integers, zero-extended.
+    ///
+    /// # Safety
+    /// `from` is valid for reading as many elements as there are lanes.
+    unsafe fn load_u8(from: *const u8) -> Self;
+    /// Writes the last 8 bits of each.
+    ///
+    /// # Safety
+    /// `to` is valid for writing as many elements as there are lanes.
+    unsafe fn store_last_u8(self, to: *mut u8);
     /// Reads 16-bit integers, zero-extended.
     ///
     /// # Safety

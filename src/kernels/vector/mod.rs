@@ -141,6 +141,10 @@ pub trait Single: Vector {
     fn from_bits(bits: Self::Bits) -> Self;
     /// Whether any lane of either is NaN.
     fn any_nan(a: Self, b: Self) -> bool;
+    /// A table for [`Single::pick`].
+    fn table(eight: &[f32; 8]) -> Self;
+    /// In each lane the number of a table that stands where the last three bits of `index` say.
+    fn pick(self, index: Self::Bits) -> Self;
     /// # Safety
     /// As for [`Stored::load`].
     unsafe fn load_f32(from: *const f32) -> Self;

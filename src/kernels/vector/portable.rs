@@ -214,6 +214,14 @@ impl Single for F32 {
         bits.map(f32::from_bits)
     }
     #[inline(always)]
+    fn table(eight: &[f32; 8]) -> Self {
+        Lanes(*eight)
+    }
+    #[inline(always)]
+    fn pick(self, index: U32) -> Self {
+        index.map(|i| self.0[i as usize % SINGLES])
+    }
+    #[inline(always)]
     fn any_nan(a: Self, b: Self) -> bool {
         let nan = a.zip(b, |a, b| u32::from(a.is_nan() | b.is_nan()));
         nan.0.into_iter().fold(0, |any, nan| any | nan) != 0
@@ -296,6 +304,16 @@ impl Bits for U32 {
     unsafe fn store_u32(self, to: *mut u32) {
         // SAFETY: the caller's promise is the same.
         unsafe { self.write(to) }
+    }
+    #[inline(always)]
+    unsafe fn load_u8(from: *const u8) -> Self {
+        // SAFETY: the caller's promise is the same.
+        unsafe { Lanes::<u8, SINGLES>::read(from) }.map(u32::from)
+    }
+    #[inline(always)]
+    unsafe fn store_last_u8(self, to: *mut u8) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.map(|x| x as u8).write(to) }
     }
     #[inline(always)]
     unsafe fn load_u16(from: *const u16) -> Self {

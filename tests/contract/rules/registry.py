@@ -45,7 +45,7 @@ class CurvedRule(Rule):
     def zero_state(self, name: str, p: Tensor, group: dict[str, Any]) -> Tensor | None:
         """Eighths from -3 to 3, SophiaG's not negative: exact in every dtype, each from the parameter's element."""
         state = super().zero_state(name, p, group)
-        if name == "hessian":
+        if name == "hessian" and state.is_floating_point():  # no codes
             with torch.no_grad():
                 eighths = ((p.double() * 64).round() % 7 - 3) / 8
                 state.copy_(eighths.abs() if "rho" in group else eighths)

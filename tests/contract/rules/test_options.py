@@ -33,6 +33,7 @@ IMPOSSIBLE: tuple[tuple[dict[str, Any], str], ...] = (
         "Invalid state_dtype: 'exp_avgs' is not a state; expected names of",
     ),
     ({"state_dtype": {"exp_avg": "bf16"}}, "Invalid state_dtype value: 'bf16'; expected one of None, torch.float32"),
+    ({"min_quant_numel": -1}, "Invalid min_quant_numel: -1"),
     ({"seed": -1}, r"Invalid seed value: -1; expected 0 to 2\*\*64 - 1"),
     ({"seed": 2**64}, "Invalid seed value"),
     ({"max_grad_norm": -1.0}, "Invalid max_grad_norm value: -1.0; expected a number of at least 0, or None"),
@@ -159,6 +160,7 @@ def test_a_functions_misspelt_keyword_names_the_nearest() -> None:
     ("options", "message"),
     [
         ({"seed": 1.5}, "^seed is a float, expected an integer$"),
+        ({"min_quant_numel": 0.5}, "^min_quant_numel is a float, expected an integer$"),
         ({"seed": None}, "^seed is a NoneType, expected an integer$"),
         ({"skip_nonfinite": "no"}, "^skip_nonfinite is a str, expected a bool$"),
         ({"max_grad_norm": "1"}, "^max_grad_norm is a str, expected a number or None$"),
@@ -186,7 +188,9 @@ def test_a_misspelt_option_names_the_nearest(entry: Entry, name: str, nearest: s
 
 @every_class
 def test_an_unknown_option_names_those_there_are(entry: Entry) -> None:
-    with pytest.raises(TypeError, match=r"unexpected keyword argument 'zzz'.*rounding, state_dtype, seed"):
+    with pytest.raises(
+        TypeError, match=r"unexpected keyword argument 'zzz'.*rounding, state_dtype, min_quant_numel, seed"
+    ):
         entry.build(parameters([(3, 2)]), zzz=1)
 
 

@@ -1,0 +1,394 @@
+//! Codes to numbers and back, on the vectors of any instruction set.
+
+use crate::kernels::storage::{CODE_BLOCK, Codebook};
+use crate::kernels::vector::{Arch, Bits, Routine, Single, dispatch};
+use crate::runtime::Isa;
+
+/// Writes the numbers that codes stand for.
+pub fn decode(book: &Codebook, codes: &[u8], scales: &[f32], to: &mut [f32]) {
+    let routine = Decode {
+        book,
+        codes,
+        scales,
+        to,
+    };
+    dispatch(Isa::current(), routine);
+}
+
+/// Writes codes for numbers, and the scale of each block.
+pub fn encode(book: &Codebook, from: &[f32], codes: &mut [u8], scales: &mut [f32]) {
+    let routine = Encode {
+        book,
+        from,
+        codes,
+        scales,
+    };
+    dispatch(Isa::current(), routine);
+}
+
+struct Decode<'a> {
+    book: &'a Codebook,
+    codes: &'a [u8],
+    scales: &'a [f32],
+    to: &'a mut [f32],
+}
+
+struct Encode<'a> {
+    book: &'a Codebook,
+    from: &'a [f32],
+    codes: &'a mut [u8],
+    scales: &'a mut [f32],
+}
+
+impl Routine for Decode<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<A: Arch>(self) {
+        let (codes, last_codes) = self.codes.as_chunks();
+        let (blocks, last) = self.to.as_chunks_mut();
+        for ((to, codes), &scale) in blocks.iter_mut().zip(codes).zip(self.scales) {
+            decode_block::<A::F32>(self.book, codes, scale, to);
+        }
+        if let Some(&scale) = self.scales.get(blocks.len()) {
+            let (mut codes, mut to) = ([0; CODE_BLOCK], [0.0; CODE_BLOCK]);
+            codes[..last.len()].copy_from_slice(last_codes);
+            decode_block::<A::F32>(self.book, &codes, scale, &mut to);
+            last.copy_from_slice(&to[..last.len()]);
+        }
+    }
+}
+
+impl Routine for Encode<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<A: Arch>(self) {
+        let (blocks, last) = self.from.as_chunks();
+        let (codes, last_codes) = self.codes.as_chunks_mut();
+        for ((from, codes), scale) in blocks.iter().zip(codes).zip(&mut *self.scales) {
+            *scale = encode_block::<A::F32>(self.book, from, codes);
+        }
+        if let Some(scale) = self.scales.get_mut(blocks.len()) {
+            let (mut from, mut codes) = ([0.0; CODE_BLOCK], [0; CODE_BLOCK]);
+            from[..last.len()].copy_from_slice(last);
+            *scale = encode_block::<A::F32>(self.book, &from, &mut codes);
+            last_codes.copy_from_slice(&codes[..last.len()]);
+        }
+    }
+}
+
+/// The bits of an f32 below the exponent.
+const FRACTION: u32 = 23;
+const SIGN: u32 = 1 << 31;
+/// A number below plus this, 2^23, has the number in its last bits.
+const WHOLE: u32 = 0x4b00_0000;
+/// 3 * 2^22: a number plus this has the nearest whole number in its last bits, also a negative one.
+const NEAREST: f64 = 12_582_912.0;
+
+/// The numbers of a block.
+#[inline(always)]
+fn decode_block<V: Single>(
+    book: &Codebook,
+    codes: &[u8; CODE_BLOCK],
+    scale: f32,
+    to: &mut [f32; CODE_BLOCK],
+) {
+    let (start, unit) = (V::table(&book.decode.start), V::table(&book.decode.unit));
+    let (odd, zero) = (
+        V::Bits::splat(book.odd.into()),
+        V::Bits::splat(-i32::from(book.zero) as u32),
+    );
+    for i in (0..CODE_BLOCK).step_by(V::LANES) {
+        // SAFETY: as many elements as there are lanes, which divide the block, from `i` on.
+        let from_zero = unsafe { V::Bits::load_u8(codes.as_ptr().add(i)) }.add(zero);
+        let negative = from_zero.sar::<31>();
+        let n = from_zero.xor(negative).add(negative.and(V::Bits::splat(1)));
+        let m = V::from_bits(n.shl::<1>().add(odd).or(V::Bits::splat(WHOLE))) + -f64::from(1 << FRACTION);
+        let decade = m.to_bits().shr::<FRACTION>();
+        let magnitude = (m * 9.0 - start.pick(decade)) * unit.pick(decade);
+        let fraction = V::from_bits(magnitude.to_bits().xor(negative.and(V::Bits::splat(SIGN))));
+        // Adding zero makes a zero of a negative one, which a negative scale gives.
+        let number = fraction * f64::from(scale) + 0.0;
+        // SAFETY: as above.
+        unsafe { number.store_f32(to.as_mut_ptr().add(i)) }
+    }
+}
+
+/// Writes the codes of a block, which is filled up with zeros, and returns its scale.
+#[inline(always)]
+fn encode_block<V: Single>(book: &Codebook, from: &[f32; CODE_BLOCK], codes: &mut [u8; CODE_BLOCK]) -> f32 {
+    let scale = greatest(from, book.is_signed());
+    if !scale.is_normal() {
+        codes.fill(book.zero);
+        return if scale.is_finite() { 0.0 } else { f32::NAN };
+    }
+    match book.is_signed() {
+        true => encode_fractions::<V, true>(book, from, scale, codes),
+        false => encode_fractions::<V, false>(book, from, scale, codes),
+    }
+    scale
+}
+
+#[inline(always)]
+fn encode_fractions<V: Single, const SIGNED: bool>(
+    book: &Codebook,
+    from: &[f32; CODE_BLOCK],
+    scale: f32,
+    codes: &mut [u8; CODE_BLOCK],
+) {
+    let zero = V::splat(0.0);
+    let [slope, offset, last, next] = [
+        &book.encode.slope,
+        &book.encode.offset,
+        &book.encode.last,
+        &book.encode.next,
+    ]
+    .map(V::table);
+    let inverse = f64::from(1.0 / scale);
+    for i in (0..CODE_BLOCK).step_by(V::LANES) {
+        // SAFETY: as many elements as there are lanes, which divide the block, from `i` on.
+        let fraction = unsafe { V::load_f32(from.as_ptr().add(i)) } * inverse;
+        let magnitude = if SIGNED {
+            fraction.abs()
+        } else {
+            fraction.max(zero)
+        };
+        let below = decade_or_below(magnitude);
+        let above = V::from_bits(below.add(V::Bits::splat(1)));
+        let decade = magnitude
+            .if_less(next.pick(below), V::from_bits(below), above)
+            .to_bits();
+        let n = (magnitude * slope.pick(decade) + offset.pick(decade)).min(last.pick(decade));
+        let code = if SIGNED {
+            let n = (n + NEAREST).to_bits();
+            let negative = fraction.to_bits().sar::<31>();
+            let from_zero = n.xor(negative).add(negative.and(V::Bits::splat(1)));
+            from_zero.add(V::Bits::splat(book.zero.into()))
+        } else {
+            let least = zero.if_less(magnitude, V::splat(1.0), zero);
+            (n.max(least) + NEAREST).to_bits()
+        };
+        // SAFETY: as above.
+        unsafe { code.store_last_u8(codes.as_mut_ptr().add(i)) }
+    }
+}
+
+/// In the last three bits the decade of a magnitude up to 1, or the one below it; the decades' numbers begin up to their
+/// first part above a power of ten.
+#[inline(always)]
+fn decade_or_below<V: Single>(magnitude: V) -> V::Bits {
+    // The bits of a number, less those of 1, are 2^23 times its logarithm to the base 2 less 0.09 at most.
+    const OF_ONE: f64 = (127 << (FRACTION - 8)) as f64;
+    const PER_OCTAVE: f64 = (1 << (FRACTION - 8)) as f64;
+    let logarithm = V::from_bits(magnitude.to_bits().shr::<8>().or(V::Bits::splat(WHOLE)));
+    let decades = (logarithm + -f64::from(1 << FRACTION)) * (std::f64::consts::LOG10_2 / PER_OCTAVE)
+        + (std::f64::consts::LOG10_2 * (0.09 - OF_ONE / PER_OCTAVE) + 6.0 - 0.5);
+    (decades.max(V::splat(0.0)) + NEAREST).to_bits()
+}
+
+/// The number of greatest magnitude, the positive one of two such; NaN is greater than all. Without a sign negative
+/// numbers are zero.
+#[inline(always)]
+fn greatest(from: &[f32; CODE_BLOCK], signed: bool) -> f32 {
+    let mut greatest = 0;
+    for &number in from {
+        let number = if !signed & (number < 0.0) { 0.0 } else { number };
+        // The sign goes to the lowest bit, to decide between equal magnitudes only.
+        greatest = greatest.max(number.to_bits().rotate_left(1) ^ 1);
+    }
+    f32::from_bits((greatest ^ 1).rotate_right(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::elementwise::tests::one_at_a_time;
+    use crate::kernels::vector::Noise;
+
+    const BOOKS: [fn() -> &'static Codebook; 2] = [Codebook::signed, Codebook::unsigned];
+
+    /// Numbers of a normal distribution, near enough.
+    fn normal(count: usize, seed: u64) -> Vec<f32> {
+        let uniform = |i| (Noise::key(seed, i) >> 40) as f32 / (1 << 24) as f32;
+        (0..count as u64)
+            .map(|i| (12 * i..12 * i + 12).map(uniform).sum::<f32>() - 6.0)
+            .collect()
+    }
+
+    /// What all instruction sets give.
+    fn on_all<T: PartialEq + std::fmt::Debug>(run: impl Fn() -> T) -> T {
+        let _turn = one_at_a_time();
+        let results = Isa::supported().into_iter().map(|isa| {
+            isa.select();
+            run()
+        });
+        results
+            .reduce(|first, other| {
+                assert_eq!(first, other);
+                first
+            })
+            .unwrap()
+    }
+
+    fn decoded(book: &Codebook, codes: &[u8], scales: &[f32]) -> Vec<f32> {
+        // By their bits, as NaN is to equal itself.
+        let bits = on_all(|| {
+            let mut numbers = vec![f32::NAN; codes.len()];
+            decode(book, codes, scales, &mut numbers);
+            numbers.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+        });
+        bits.into_iter().map(f32::from_bits).collect()
+    }
+
+    fn encoded(book: &Codebook, numbers: &[f32]) -> (Vec<u8>, Vec<f32>) {
+        let (codes, scales) = on_all(|| {
+            let mut codes = vec![0; numbers.len()];
+            let mut scales = vec![0.0; numbers.len().div_ceil(CODE_BLOCK)];
+            encode(book, numbers, &mut codes, &mut scales);
+            (codes, scales.into_iter().map(f32::to_bits).collect::<Vec<_>>())
+        });
+        (codes, scales.into_iter().map(f32::from_bits).collect())
+    }
+
+    fn round_trip(book: &Codebook, numbers: &[f32]) -> (Vec<u8>, Vec<f32>, Vec<f32>) {
+        let (codes, scales) = encoded(book, numbers);
+        let numbers = decoded(book, &codes, &scales);
+        (codes, scales, numbers)
+    }
+
+    /// What the codes stand for.
+    fn values(book: &Codebook) -> Vec<f32> {
+        decoded(book, &(0..=255).collect::<Vec<_>>(), &[1.0])
+    }
+
+    #[test]
+    fn the_books_are_the_published_ones() {
+        for (book, code, value) in [
+            (Codebook::signed(), 0, -0.992_968_75),
+            (Codebook::signed(), 126, -5.5e-7),
+            (Codebook::signed(), 127, 0.0),
+            (Codebook::signed(), 128, 5.5e-7),
+            (Codebook::signed(), 254, 0.992_968_75),
+            (Codebook::signed(), 255, 1.0),
+            (Codebook::unsigned(), 0, 0.0),
+            (Codebook::unsigned(), 1, 3.25e-7),
+            (Codebook::unsigned(), 254, 0.996_484_4),
+            (Codebook::unsigned(), 255, 1.0),
+        ] {
+            let found: f32 = values(book)[code];
+            assert!(
+                (found - value).abs() <= 1e-7 * value.abs(),
+                "code {code}: {found}"
+            );
+        }
+        for book in BOOKS.map(|book| book()) {
+            assert!(values(book).is_sorted_by(|a, b| a < b));
+        }
+    }
+
+    #[test]
+    fn numbers_become_the_nearest_that_has_a_code() {
+        for book in BOOKS.map(|book| book()) {
+            let values = values(book);
+            let ends = values.windows(2).map(|pair| (pair[0] + pair[1]) / 2.0);
+            let near = |x: f32| [x * (1.0 - 1e-6), x, x * (1.0 + 1e-6)];
+            let spread = (0..200_000).map(|i| f32::from_bits(0x3f80_0000 - 1500 * i));
+            let numbers: Vec<f32> = ends.flat_map(near).chain(spread.flat_map(|x| [x, -x])).collect();
+            let mut blocks = vec![];
+            for part in numbers.chunks(CODE_BLOCK - 1) {
+                blocks.push(1.0);
+                blocks.extend(part);
+            }
+            for (&number, code) in blocks.iter().zip(encoded(book, &blocks).0) {
+                if !book.is_signed() && number < values[1] {
+                    assert_eq!(code, u8::from(number > 0.0), "{number}");
+                    continue;
+                }
+                let distance = |value: f32| (f64::from(value) - f64::from(number)).abs();
+                let nearest = values.iter().copied().map(distance).fold(f64::INFINITY, f64::min);
+                let found = values[usize::from(code)];
+                let allowed = nearest + 1e-6 * f64::from(number.abs());
+                assert!(distance(found) <= allowed, "{number} is not {found}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_decoded_has_the_codes_that_it_came_from() {
+        for book in BOOKS.map(|book| book()) {
+            for len in [1, 2, 17, 255, CODE_BLOCK, 3 * CODE_BLOCK + 5] {
+                for power in [-126, -100, -20, 0, 20, 100, 123] {
+                    let block: Vec<f32> = normal(len, len as u64)
+                        .iter()
+                        .map(|x| x * 2_f32.powi(power))
+                        .collect();
+                    let once = round_trip(book, &block);
+                    assert_eq!(round_trip(book, &once.2), once, "{len} numbers near 2^{power}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_error_is_that_of_seven_digits_at_most() {
+        let numbers = normal(100 * CODE_BLOCK, 1);
+        let decoded = round_trip(Codebook::signed(), &numbers).2;
+        let square =
+            |numbers: &mut dyn Iterator<Item = f32>| numbers.map(|x| f64::from(x).powi(2)).sum::<f64>();
+        let error = square(&mut numbers.iter().zip(&decoded).map(|(a, b)| a - b))
+            / square(&mut numbers.iter().copied());
+        assert!((0.01..0.012).contains(&error.sqrt()), "{}", error.sqrt());
+        for (block, decoded) in numbers.chunks(CODE_BLOCK).zip(decoded.chunks(CODE_BLOCK)) {
+            let greatest = |block: &[f32]| block.iter().copied().max_by(|a, b| a.abs().total_cmp(&b.abs()));
+            assert_eq!(greatest(block), greatest(decoded));
+        }
+    }
+
+    #[test]
+    fn signs_and_powers_of_two_pass_through() {
+        let block = normal(CODE_BLOCK, 5);
+        let (codes, scale, decoded) = round_trip(Codebook::signed(), &block);
+        for factor in [-1.0, 0.125, 2_f32.powi(-90), -2_f32.powi(90)] {
+            let scaled = round_trip(
+                Codebook::signed(),
+                &block.iter().map(|x| x * factor).collect::<Vec<_>>(),
+            );
+            assert_eq!(
+                scaled,
+                (
+                    codes.clone(),
+                    vec![scale[0] * factor],
+                    decoded.iter().map(|x| x * factor).collect()
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn zeros_stay_zeros_and_what_is_not_finite_is_seen() {
+        for book in BOOKS.map(|book| book()) {
+            for block in [[0.0, 0.0, 0.0], [0.0, -0.0, 1e-39], [0.0, -1e-39, 1e-45]] {
+                let (codes, scale, decoded) = round_trip(book, &block);
+                assert_eq!((codes, scale), (vec![book.zero; 3], vec![0.0]));
+                assert!(decoded.iter().all(|x| x.to_bits() == 0), "{decoded:?}");
+            }
+            for special in [f32::NAN, -f32::NAN, f32::INFINITY] {
+                let (_, scale, decoded) = round_trip(book, &[1.0, special, 0.0]);
+                assert!(
+                    scale[0].is_nan() && decoded.iter().all(|x| x.is_nan()),
+                    "{special}"
+                );
+            }
+        }
+        // As memory comes from an allocation of zeros.
+        let zeros = decoded(Codebook::signed(), &[0; CODE_BLOCK], &[0.0]);
+        assert!(zeros.iter().all(|x| x.to_bits() == 0), "{zeros:?}");
+        let decoded = round_trip(Codebook::signed(), &[0.0, -3.0, 1.0]).2;
+        assert_eq!((decoded[0].to_bits(), decoded[1]), (0, -3.0));
+        assert_eq!(
+            round_trip(Codebook::unsigned(), &[-5.0, 2.0, -1.0]).2,
+            [0.0, 2.0, 0.0]
+        );
+    }
+}
