@@ -18,6 +18,15 @@ class Rule:
 
     def __init__(self, name: str, hyperparameters: dict[str, Any]) -> None: ...
 
+class SimplexRule:
+    """A rule for parameters of which the rows along ``dim`` are positive and sum up to 1.
+
+    Each number is multiplied by the exponential of what the rule, which subtracts, makes of a zero, and the row divided
+    by its sum. A 0 stays 0, and nothing else becomes one. States in 8 bits are not supported.
+    """
+
+    def __init__(self, rule: Rule, dim: int) -> None: ...
+
 def rules() -> dict[str, tuple[tuple[str, ...], dict[str, type[float] | type[bool]], bool]]:
     """By name, the rules: the names of their states, their hyperparameters with their types, and whether they depend
     on the number of the step."""
@@ -119,7 +128,7 @@ class Batch:
     def __init__(self, known: Known | None = None) -> None: ...
     def add(
         self,
-        rule: Rule | MatrixRule | Stage,
+        rule: Rule | SimplexRule | MatrixRule | Stage,
         params: list[Any],
         grads: list[Any],
         states: dict[str, list[Any]],

@@ -3,17 +3,20 @@
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 from ferrostep.optim.adamw import AdamW
 from ferrostep.optim.auon import AuON
+from ferrostep.optim.egd import EGD
 from ferrostep.optim.hybrid_auon import HybridAuON
 from ferrostep.optim.lion import Lion
 from ferrostep.optim.muon import Muon
 from ferrostep.optim.muon_adamw import MuonAdamW
 from ferrostep.optim.muon_with_adamw import MuonWithAuxAdamW
+from ferrostep.optim.optimistic import OptimisticAdam, OptimisticMD
 from ferrostep.optim.routing import MuonParamGroups, muon_param_groups
 from ferrostep.optim.rules import Rule, RuleOptimizer
 from ferrostep.optim.sophia_g import SophiaG
 from ferrostep.optim.sophia_h import SophiaH
 
 __all__ = [
+    "EGD",
     "AdamW",
     "AuON",
     "HybridAuON",
@@ -22,6 +25,8 @@ __all__ = [
     "MuonAdamW",
     "MuonParamGroups",
     "MuonWithAuxAdamW",
+    "OptimisticAdam",
+    "OptimisticMD",
     "Rule",
     "RuleOptimizer",
     "SophiaG",

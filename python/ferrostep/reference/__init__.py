@@ -7,10 +7,12 @@ They are what the Rust kernels are tested against, what runs on devices other th
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 from ferrostep.reference.adamw import adamw
 from ferrostep.reference.auon import auon
+from ferrostep.reference.egd import egd
 from ferrostep.reference.engine import ReferenceRule, apply, updates
 from ferrostep.reference.lion import lion
 from ferrostep.reference.muon import matrices, muon
 from ferrostep.reference.newton_schulz import newton_schulz
+from ferrostep.reference.optimistic import optimistic_adam, optimistic_md
 from ferrostep.reference.sophia import hessian_estimate, hessian_product, hessian_square, sophia, unclipped
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "adamw",
     "apply",
     "auon",
+    "egd",
     "hessian_estimate",
     "hessian_product",
     "hessian_square",
@@ -25,6 +28,8 @@ __all__ = [
     "matrices",
     "muon",
     "newton_schulz",
+    "optimistic_adam",
+    "optimistic_md",
     "sophia",
     "unclipped",
     "updates",

@@ -5,12 +5,15 @@
 
 mod declared;
 mod finite;
+mod simplex;
 mod sweep;
 mod tiles;
 
 pub mod adamw;
 pub mod diagonal;
+pub mod egd;
 pub mod lion;
+pub mod optimistic;
 pub mod sophia;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +23,7 @@ use half::{bf16, f16};
 pub use declared::{ByName, Declaration, HyperparameterKind, Hyperparameters, Source, Steady, Visitor};
 use declared::{hyperparameters, rules};
 pub use finite::{Values, all_finite};
+pub use simplex::SimplexUpdates;
 use sweep::{Kahan, Kernel, Master, Nearest, Span, Split, Stochastic, sweep};
 
 use super::storage::{BLOCK, Buffers, Float, Rounding};
@@ -35,7 +39,12 @@ rules! {
     diagonal::HessianSquare,
     diagonal::HessianProduct,
     diagonal::HessianEstimate,
+    egd::Egd,
+    egd::EgdMomentum,
+    egd::EgdAdam,
     lion::Lion,
+    optimistic::OptimisticMd,
+    optimistic::OptimisticAdam,
     sophia::Sophia,
 }
 

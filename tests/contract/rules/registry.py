@@ -13,7 +13,20 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ferrostep.optim import AdamW, AuON, HybridAuON, Lion, Muon, MuonAdamW, MuonWithAuxAdamW, SophiaG, SophiaH
+from ferrostep.optim import (
+    EGD,
+    AdamW,
+    AuON,
+    HybridAuON,
+    Lion,
+    Muon,
+    MuonAdamW,
+    MuonWithAuxAdamW,
+    OptimisticAdam,
+    OptimisticMD,
+    SophiaG,
+    SophiaH,
+)
 from ferrostep.optim.muon_with_adamw import MUON as MUON_GROUP
 from ferrostep.optim.rules import Rule
 
@@ -106,6 +119,7 @@ OF_MUON: Any = {
 }
 AUON = {"lr": 1e-2, "weight_decay": 0.1}
 OF_AUON: Any = {"elementwise": False, "complex": False, "state": "momentum_buffer"}
+EGD_MOMENTUM = {"lr": 3e-3, "momentum": 0.9, "weight_decay": 0.1}
 LION = {"lr": 3e-3, "betas": (0.9, 0.97), "weight_decay": 0.2}
 
 ENTRIES = (
@@ -113,6 +127,8 @@ ENTRIES = (
     Entry("adamw-amsgrad", AdamW, ADAMW | {"amsgrad": True}, partial(torch.optim.AdamW, **ADAMW, amsgrad=True)),
     Entry("adamw-maximize", AdamW, ADAMW | {"maximize": True}, partial(torch.optim.AdamW, **ADAMW, maximize=True)),
     Entry("adam", AdamW, ADAMW | {"decoupled_weight_decay": False}, partial(torch.optim.Adam, **ADAMW)),
+    Entry("egd", EGD, EGD_MOMENTUM, state="momentum_buffer"),
+    Entry("egd-adam", EGD, {"lr": 1e-2, "adam": True, "betas": (0.8, 0.95), "eps": 1e-7, "max_exponent": 1.0}),
     Entry("lion", Lion, LION, partial(lion_pytorch.Lion, **LION)),
     Entry("lion-maximize", Lion, LION | {"maximize": True}),
     Entry("muon", Muon, MUON, **OF_MUON),
@@ -146,6 +162,8 @@ ENTRIES = (
     Entry("auon-package", AuON, AUON | {"variant": "package", "nesterov": False, "maximize": True}, **OF_AUON),
     Entry("hybrid-auon", HybridAuON, AUON | {"ns_precision": "float64"}, **OF_MUON),
     Entry("hybrid-auon-package", HybridAuON, AUON | MUON | {"variant": "package"}, **OF_MUON),
+    Entry("optimistic-adam", OptimisticAdam, ADAMW | {"optimism": 0.7}),
+    Entry("optimistic-md", OptimisticMD, {"lr": 1e-2, "weight_decay": 0.1}, state="prev_grad"),
     Entry("sophia-g", CurvedSophiaG, LION | {"rho": 0.05, "bs": 32}, complex=False),
     Entry("sophia-h", CurvedSophiaH, LION | {"gamma": 1.6}, complex=False),
 )
