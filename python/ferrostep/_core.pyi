@@ -120,7 +120,7 @@ def with_gradient(
     """The positions, parameters and gradients of those that have one: on the CPU, and the others; ``elsewhere`` all."""
 
 def columns(state: dict[Any, dict[str, Any]], params: list[Any], names: tuple[str, ...]) -> dict[str, list[Any]] | None:
-    """By name, the states of the parameters, or None if a parameter lacks one."""
+    """By name, the states of the parameters, or None if a parameter lacks one, or has None."""
 
 class Batch:
     """One optimizer step: ``add`` checks a group's tensors, ``run`` updates all groups or, on an error, none."""

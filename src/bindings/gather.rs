@@ -37,7 +37,7 @@ pub fn with_gradient<'py>(
     Ok((on_cpu, others))
 }
 
-/// The states of these names, a list for each, or None where a parameter lacks one. See `_core.pyi`.
+/// The states of these names, a list for each, or None where a parameter lacks one, or has None. See `_core.pyi`.
 #[pyfunction]
 pub fn columns<'py>(
     state: &Bound<'py, PyDict>,
@@ -53,8 +53,8 @@ pub fn columns<'py>(
         let own = own.cast_into::<PyDict>()?;
         for (name, column) in names.iter_borrowed().zip(&columns) {
             match own.get_item(name)? {
-                Some(value) => column.append(value)?,
-                None => return Ok(None),
+                Some(value) if !value.is_none() => column.append(value)?,
+                _ => return Ok(None),
             }
         }
     }

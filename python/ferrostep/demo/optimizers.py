@@ -75,6 +75,7 @@ OPTIMIZERS: dict[str, Factory] = {
     "hybrid_auon": hidden_matrices("ferrostep.optim.HybridAuON", **HYBRID_AUON),
     "optimistic_adam": of("ferrostep.optim.OptimisticAdam", **OPTIMISTIC_ADAM),
     "optimistic_md": of("ferrostep.optim.OptimisticMD", **OPTIMISTIC_MD),
+    "sgd": of("ferrostep.optim.SGD", **SGD),
     "sophia_g": of("ferrostep.optim.SophiaG", **SOPHIA, rho=0.2),
     "sophia_h": of("ferrostep.optim.SophiaH", **SOPHIA, gamma=0.01),
     "torch.adamw": of("torch.optim.AdamW", **ADAMW, fused=True),

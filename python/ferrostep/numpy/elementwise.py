@@ -6,6 +6,7 @@ from typing import Any
 
 from ferrostep import _core
 from ferrostep.choices import Rounding
+from ferrostep.errors import wrong_kind
 from ferrostep.numpy.arrays import Array, check, threads, whole
 
 RULES = _core.rules()
@@ -110,10 +111,66 @@ def lion_(
     _update("Lion", locals())
 
 
+def sgd_(
+    param: Array,
+    grad: Array,
+    momentum_buffer: Array | None = None,
+    *,
+    step: int,
+    lr: float = 1e-3,
+    momentum: float = 0.0,
+    dampening: float = 0.0,
+    weight_decay: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    ema_init: bool = False,
+    rounding: Rounding = "nearest",
+    kahan_comp: Array | None = None,
+    master_low: Array | None = None,
+    master_param: Array | None = None,
+    seed: int = 0,
+    num_threads: int | None = None,
+) -> None:
+    """Gradient descent with momentum as :class:`ferrostep.optim.SGD`, on arrays.
+
+    Args:
+        param: of any shape and dtype of the module's; updated in place.
+        grad: the gradient, of the same shape and dtype, or of another of float32, float16 and bfloat16 where the
+            parameter has one of them; only read.
+        momentum_buffer: the momentum, updated in place; in step 1 the gradient takes its place, unless ``ema_init``,
+            which takes zeros. Default None, for a ``momentum`` of 0.
+        step: the number of this step, from 1.
+        lr, momentum, dampening, weight_decay, nesterov, maximize, ema_init: as of the class.
+        rounding, kahan_comp, master_low, master_param, seed: as of :func:`adamw_`.
+        num_threads: at most; default the CPUs that the process may use.
+
+    Raises:
+        TypeError, ValueError: an array that does not fit, or an impossible argument; nothing has been changed then.
+
+    Example:
+        >>> import numpy as np
+        >>> param, grad, momentum_buffer = np.ones(2), np.array([0.5, -2.0]), np.zeros(2)
+        >>> for step in (1, 2):
+        ...     sgd_(param, grad, momentum_buffer, step=step, lr=0.1, momentum=0.9)
+        >>> param.round(4)
+        array([0.855, 1.58 ])
+    """
+    if momentum_buffer is None and momentum != 0:
+        raise wrong_kind("momentum_buffer", None, f"an array, as momentum is {momentum}")
+    if nesterov and (momentum == 0 or dampening != 0):
+        raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+    _update("Sgd" if momentum_buffer is None else "SgdMomentum", locals())
+
+
 def _update(name: str, given: dict[str, Any]) -> None:
     """One step of a rule, with the arguments of its function."""
     states, types, counts_steps = RULES[name]
-    given["betas"] = _checked(given["betas"])
+    begins = "begins" in types
+    step = whole("step", given["step"], 1 if counts_steps or begins else 0, 2**63)
+    if begins:
+        given["begins"] = step == 1
+    if "betas" in given:
+        given["betas"] = _checked(given["betas"])
     hyperparameters = _core.hyperparameters(name, given)
     for each, of_type in types.items():
         if of_type is float:
@@ -130,7 +187,7 @@ def _update(name: str, given: dict[str, Any]) -> None:
         [given["param"]],
         [given["grad"]],
         {state: [given[state]] for state in states},
-        step=whole("step", given["step"], 1 if counts_steps else 0, 2**63),
+        step=step,
         rounding=rounding,
         seed=whole("seed", given["seed"], 0, 2**64),
         compensation=None if compensation is None else [compensation],

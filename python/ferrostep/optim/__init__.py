@@ -12,11 +12,13 @@ from ferrostep.optim.muon_with_adamw import MuonWithAuxAdamW
 from ferrostep.optim.optimistic import OptimisticAdam, OptimisticMD
 from ferrostep.optim.routing import MuonParamGroups, muon_param_groups
 from ferrostep.optim.rules import Rule, RuleOptimizer
+from ferrostep.optim.sgd import SGD
 from ferrostep.optim.sophia_g import SophiaG
 from ferrostep.optim.sophia_h import SophiaH
 
 __all__ = [
     "EGD",
+    "SGD",
     "AdamW",
     "AuON",
     "HybridAuON",

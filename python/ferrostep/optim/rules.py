@@ -38,6 +38,8 @@ OWN_STATES = {
     *(name for states, _, _ in _core.rules().values() for name in states),
 }
 """The states that tell of steps of one of our rules."""
+BEGINS = "begins"
+"""The hyperparameter of rules that begin otherwise: whether this step has made the parameter's states."""
 SINGLE = (torch.float32, torch.complex64)
 
 
@@ -62,6 +64,10 @@ class Rule(NamedTuple):
     """Whether the rule depends on the number of the step: a ``step`` tensor is kept then."""
     shapes: Mapping[str, Callable[[Tensor], Sequence[int]]] = MappingProxyType({})
     """Of states that do not have the parameter's shape, the shape that goes with a parameter."""
+
+    def beginning(self) -> Rule:
+        """The rule for the step that makes a parameter's states, where it is another one."""
+        return self._replace(hyperparameters={**self.hyperparameters, BEGINS: True})
 
     def native(self) -> Any:
         """The Rust rule with its hyperparameters."""
@@ -116,13 +122,20 @@ class ElementwiseRule:
                 repr(name),
                 f"one that the extension module was built with: {', '.join(rules)}",
             )
-        self.states, _, depends_on_step = rules[name]
+        self.states, types, depends_on_step = rules[name]
+        self._begins = BEGINS in types
         self.counts_steps = counts_steps or depends_on_step
 
     def of(self, group: dict[str, Any]) -> Rule:
         """The rule with a group's hyperparameters: those of the same name, and ``beta1``, ... from ``betas``."""
+        group = {**group, BEGINS: False} if self._begins else group
         hyperparameters = _core.hyperparameters(self.name, group)
         return Rule(self.name, self.reference, self.states, hyperparameters, self.counts_steps)
+
+
+def lacking(rule: Rule, state: Mapping[str, Any]) -> list[str]:
+    """The names of states that are still to be made; old versions of torch keep None in their place."""
+    return [name for name in rule.states if state.get(name) is None]
 
 
 class RuleOptimizer(InPlaceOptimizer):
@@ -257,9 +270,9 @@ class RuleOptimizer(InPlaceOptimizer):
 
     def _gather(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> Iterator[Gathered]:
         for part, positions in self._parts(number, group, found.positions):
-            yield self._gather_part(number, part, found.at(positions), new_state)
+            yield from self._gather_part(number, part, found.at(positions), new_state)
 
-    def _gather_part(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> Gathered:
+    def _gather_part(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> list[Gathered]:
         rule = self.rule(group)
         names = rule.states
         rounding = MASTER_ROUNDINGS.get(group["master_weights"], group["rounding"])
@@ -268,9 +281,16 @@ class RuleOptimizer(InPlaceOptimizer):
         if rounding in COMPENSATIONS:
             names = (*names, COMPENSATIONS[rounding])
         columns = _core.columns(self.state, found.params, names)
-        if columns is None:
-            columns = self._complete(number, group, found, rule, names, new_state)
-        return Gathered(number, group, rule, rounding, *found, columns)
+        if columns is not None:
+            return [Gathered(number, group, rule, rounding, *found, columns)]
+        began = [not lacking(rule, self.state.get(p, {})) for p in found.params]
+        columns = self._complete(number, group, found, rule, names, new_state)
+        gathered = Gathered(number, group, rule, rounding, *found, columns)
+        if BEGINS not in rule.hyperparameters:
+            return [gathered]
+        new = gathered.only([i for i, before in enumerate(began) if not before])
+        others = gathered.only([i for i, before in enumerate(began) if before])
+        return [part for part in (new._replace(rule=rule.beginning()), others) if part.params]
 
     def _complete(
         self,
@@ -287,7 +307,7 @@ class RuleOptimizer(InPlaceOptimizer):
                 raise Problem.LAYOUT.of(f"param of parameter {position} in group {number}", p.layout, torch.strided)
             self._check_state(number, position, rule, self._own(rule, self.state.get(p, {})))
             for name in names:
-                if name not in self.state.get(p, ()):
+                if self.state.get(p, {}).get(name) is None:
                     new_state.set(p, name, rule.zero_state(name, p, group))
         return {name: [self.state[p].get(name) for p in found.params] for name in names}
 
@@ -298,8 +318,8 @@ class RuleOptimizer(InPlaceOptimizer):
 
     def _check_state(self, number: int, position: int, rule: Rule, state: Mapping[str, Any]) -> None:
         """Raise KeyError for a state that has begun, but without all that the rule needs."""
-        missing = [name for name in rule.states if name not in state]
-        if missing and not set(state) <= {*self._early_states, *COMPENSATIONS.values()}:
+        missing = lacking(rule, state)
+        if missing and not set(state) <= {*missing, *self._early_states, *COMPENSATIONS.values()}:
             raise KeyError(
                 f"state of parameter {position} in group {number} has {', '.join(map(str, state))}, but no "
                 f"{', '.join(missing)}: it is another rule's, or of before an option was chosen"

@@ -13,6 +13,7 @@ from ferrostep.reference.lion import lion
 from ferrostep.reference.muon import matrices, muon
 from ferrostep.reference.newton_schulz import newton_schulz
 from ferrostep.reference.optimistic import optimistic_adam, optimistic_md
+from ferrostep.reference.sgd import sgd
 from ferrostep.reference.sophia import hessian_estimate, hessian_product, hessian_square, sophia, unclipped
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "newton_schulz",
     "optimistic_adam",
     "optimistic_md",
+    "sgd",
     "sophia",
     "unclipped",
     "updates",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ferrostep.reference.terms import bias_correction, decayed
+
 
 def adamw(
     p: Tensor,
@@ -44,14 +46,9 @@ def adamw(
         tensor([0.9000, 1.1000])
     """
     m, v, *maximum = state
-    if maximize:
-        g = -g
-    if decoupled_weight_decay:
-        p = p * (1 - lr * weight_decay)
-    elif weight_decay != 0:
-        g = g + p * weight_decay
+    p, g = decayed(p, g, lr=lr, weight_decay=weight_decay, decoupled=decoupled_weight_decay, maximize=maximize)
     m = m * beta1 + g * (1 - beta1)
     v = v * beta2 + g * (1 - beta2) * g
     state = (m, v, torch.maximum(maximum[0], v)) if maximum else (m, v)
-    denominator = state[-1].sqrt() / (1 - beta2**step) ** 0.5 + eps
-    return p - (m * (lr / (1 - beta1**step))) / denominator, state
+    denominator = state[-1].sqrt() / bias_correction(beta2, step) ** 0.5 + eps
+    return p - (m * (lr / bias_correction(beta1, step))) / denominator, state

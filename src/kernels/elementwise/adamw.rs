@@ -2,6 +2,7 @@
 //! with AMSGrad (Reddi et al. 2018) as a variant with a third number of state. Bias corrections and the place of eps
 //! are those of torch.optim.AdamW.
 
+use super::terms::{Decay, bias_correction};
 use super::{Hyperparameters, Rule, hyperparameters};
 use crate::kernels::vector::Vector;
 
@@ -27,6 +28,7 @@ hyperparameters! {
 #[derive(Clone, Copy, Debug)]
 pub struct AdamWRule {
     options: AdamW,
+    decay: Decay,
     step_size: f64,
     inverse_sqrt_bias2: f64,
 }
@@ -42,8 +44,14 @@ impl Hyperparameters<2> for AdamW {
     fn at_step(&self, step: f64) -> AdamWRule {
         AdamWRule {
             options: *self,
-            step_size: self.lr / (1.0 - self.beta1.powf(step)),
-            inverse_sqrt_bias2: 1.0 / (1.0 - self.beta2.powf(step)).sqrt(),
+            decay: Decay {
+                lr: self.lr,
+                weight_decay: self.weight_decay,
+                decoupled: self.decoupled_weight_decay,
+                maximize: self.maximize,
+            },
+            step_size: self.lr / bias_correction(self.beta1, step),
+            inverse_sqrt_bias2: 1.0 / bias_correction(self.beta2, step).sqrt(),
         }
     }
 }
@@ -63,13 +71,7 @@ impl AdamWRule {
     #[inline(always)]
     fn moments<V: Vector>(&self, p: V, g: V, m: V, v: V) -> (V, V, V) {
         let o = &self.options;
-        let mut g = if o.maximize { -g } else { g };
-        let mut p = p;
-        if o.decoupled_weight_decay {
-            p = p * (1.0 - o.lr * o.weight_decay);
-        } else if o.weight_decay != 0.0 {
-            g = g + p * o.weight_decay;
-        }
+        let (p, g) = self.decay.apply(p, g);
         (
             p,
             m * o.beta1 + g * (1.0 - o.beta1),

@@ -7,6 +7,7 @@ mod declared;
 mod finite;
 mod simplex;
 mod sweep;
+mod terms;
 mod tiles;
 
 pub mod adamw;
@@ -14,6 +15,7 @@ pub mod diagonal;
 pub mod egd;
 pub mod lion;
 pub mod optimistic;
+pub mod sgd;
 pub mod sophia;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,6 +47,8 @@ rules! {
     lion::Lion,
     optimistic::OptimisticMd,
     optimistic::OptimisticAdam,
+    sgd::Sgd,
+    sgd::SgdMomentum,
     sophia::Sophia,
 }
 

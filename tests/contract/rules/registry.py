@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from ferrostep.optim import (
     EGD,
+    SGD,
     AdamW,
     AuON,
     HybridAuON,
@@ -78,7 +79,7 @@ class Entry:
     shapes: tuple[tuple[int, ...], ...] = SHAPES
     """Shapes of the parameters that it is tested with."""
     state: str = "exp_avg"
-    """The name of a state with the parameter's shape."""
+    """The name of a state with the parameter's shape; empty where there is none."""
     exact: bool = True
     """Whether every instruction set gives the same bits, which products of matrices do not, and the reference the same
     but for a few roundings."""
@@ -120,6 +121,8 @@ OF_MUON: Any = {
 AUON = {"lr": 1e-2, "weight_decay": 0.1}
 OF_AUON: Any = {"elementwise": False, "complex": False, "state": "momentum_buffer"}
 EGD_MOMENTUM = {"lr": 3e-3, "momentum": 0.9, "weight_decay": 0.1}
+DESCENT = {"lr": 3e-2, "weight_decay": 0.1}
+MOMENTUM = DESCENT | {"momentum": 0.8, "dampening": 0.3}
 LION = {"lr": 3e-3, "betas": (0.9, 0.97), "weight_decay": 0.2}
 
 ENTRIES = (
@@ -128,7 +131,8 @@ ENTRIES = (
     Entry("adamw-maximize", AdamW, ADAMW | {"maximize": True}, partial(torch.optim.AdamW, **ADAMW, maximize=True)),
     Entry("adam", AdamW, ADAMW | {"decoupled_weight_decay": False}, partial(torch.optim.Adam, **ADAMW)),
     Entry("egd", EGD, EGD_MOMENTUM, state="momentum_buffer"),
-    Entry("egd-adam", EGD, {"lr": 1e-2, "adam": True, "betas": (0.8, 0.95), "eps": 1e-7, "max_exponent": 1.0}),
+    Entry("egd-plain", EGD, {"lr": 1e-2, "max_exponent": 1.0}, state=""),
+    Entry("egd-adam", EGD, {"lr": 1e-2, "adam": True, "betas": (0.8, 0.95), "eps": 1e-7}),
     Entry("lion", Lion, LION, partial(lion_pytorch.Lion, **LION)),
     Entry("lion-maximize", Lion, LION | {"maximize": True}),
     Entry("muon", Muon, MUON, **OF_MUON),
@@ -164,6 +168,8 @@ ENTRIES = (
     Entry("hybrid-auon-package", HybridAuON, AUON | MUON | {"variant": "package"}, **OF_MUON),
     Entry("optimistic-adam", OptimisticAdam, ADAMW | {"optimism": 0.7}),
     Entry("optimistic-md", OptimisticMD, {"lr": 1e-2, "weight_decay": 0.1}, state="prev_grad"),
+    Entry("sgd", SGD, MOMENTUM, partial(torch.optim.SGD, **MOMENTUM), state="momentum_buffer"),
+    Entry("sgd-plain", SGD, DESCENT, partial(torch.optim.SGD, **DESCENT), state=""),
     Entry("sophia-g", CurvedSophiaG, LION | {"rho": 0.05, "bs": 32}, complex=False),
     Entry("sophia-h", CurvedSophiaH, LION | {"gamma": 1.6}, complex=False),
 )
@@ -183,6 +189,8 @@ def one_of_each_class() -> list[Entry]:
 every_entry = every()
 every_class = every(lambda entry: entry in one_of_each_class())
 every_near_the_reference = every(lambda entry: not entry.amplifies)
+every_with_state = every(lambda entry: entry.state)
+every_with_state_near_the_reference = every(lambda entry: entry.state and not entry.amplifies)
 every_with_peer = every(lambda entry: entry.peer is not None)
 every_elementwise = every(lambda entry: entry.elementwise)
 every_complex = every(lambda entry: entry.complex)

@@ -132,7 +132,12 @@ def test_reference_is_public() -> None:
 
 
 @pytest.mark.parametrize(
-    ("function", "cls"), [(ferrostep.numpy.adamw_, optim.AdamW), (ferrostep.numpy.lion_, optim.Lion)]
+    ("function", "cls"),
+    [
+        (ferrostep.numpy.adamw_, optim.AdamW),
+        (ferrostep.numpy.lion_, optim.Lion),
+        (ferrostep.numpy.sgd_, optim.SGD),
+    ],
 )
 def test_defaults_for_arrays_are_those_of_the_class(function: Callable[..., Any], cls: type[RuleOptimizer]) -> None:
     given = {name: each.default for name, each in inspect.signature(function).parameters.items()}

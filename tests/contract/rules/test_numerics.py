@@ -16,6 +16,7 @@ from tests.contract.rules.registry import (
     every_class,
     every_elementwise_class,
     every_near_the_reference,
+    every_with_state_near_the_reference,
 )
 from tests.contract.training import (
     assert_close,
@@ -85,7 +86,7 @@ def test_equals_the_reference(entry: Entry, dtype: torch.dtype, relative: float,
         assert_same_bits(actual, portable(entry.name, dtype, None, "nearest"))
 
 
-@every_near_the_reference
+@every_with_state_near_the_reference
 def test_float32_with_bfloat16_state_equals_the_reference(entry: Entry, isa: str) -> None:
     arguments = (entry.name, torch.float32, torch.bfloat16, "nearest")
     actual = trained(*arguments, isa)
@@ -97,7 +98,7 @@ def test_float32_with_bfloat16_state_equals_the_reference(entry: Entry, isa: str
         assert_same_bits(actual, portable(*arguments))
 
 
-@every_near_the_reference
+@every_with_state_near_the_reference
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_states_of_several_dtypes_equal_the_reference(entry: Entry, dtype: torch.dtype, isa: str) -> None:
     arguments = (entry.name, dtype, (entry.state, torch.bfloat16), "nearest")

@@ -17,12 +17,13 @@ import torch
 
 import ferrostep.numpy
 from ferrostep import _core
-from ferrostep.optim import AdamW, Lion
+from ferrostep.optim import SGD, AdamW, Lion
 from tests.bad_inputs.numpy_cases import CASES, SHAPE, Case
 from tests.contract.subprocesses import run_python
 from tests.contract.training import bits, normal
 
 ADAMW = {"lr": 0.02, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.1}
+MOMENTUM = {"lr": 0.02, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.1}
 LION = {"lr": 0.02, "betas": (0.8, 0.95), "weight_decay": 0.1}
 
 
@@ -55,6 +56,7 @@ TWINS = {
         ADAMW | {"decoupled_weight_decay": False, "maximize": True},
     ),
     "lion": Twin(ferrostep.numpy.lion_, Lion, ("exp_avg",), LION, LION),
+    "sgd": Twin(ferrostep.numpy.sgd_, SGD, ("momentum_buffer",), MOMENTUM, MOMENTUM),
 }
 every_twin = pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.complex64, torch.complex128)
@@ -77,7 +79,7 @@ def call(twin: Twin, arrays: dict[str, Any], step: int, **more: Any) -> None:
     positional = [arrays[name] for name in ("param", "grad", *twin.states) if name != "max_exp_avg_sq"]
     if "max_exp_avg_sq" in arrays:
         more["max_exp_avg_sq"] = arrays["max_exp_avg_sq"]
-    if twin.function is ferrostep.numpy.adamw_ or "rounding" in more:
+    if twin.function is not ferrostep.numpy.lion_ or "rounding" in more:
         more["step"] = step
     twin.function(*positional, **twin.arguments, **more)
 
@@ -251,6 +253,7 @@ THREADED: dict[str, Callable[..., object]] = {
     "pcgrad_": lambda a, b, c, d, **n: f.pcgrad_([[a], [b]], **n),
     "perp_neg": lambda a, b, c, d, **n: f.perp_neg(a, b, [c], 2.0, [0.5], out=d, **n),
     "project": lambda a, b, c, d, **n: f.project(a, b, **n),
+    "sgd_": lambda a, b, c, d, **n: f.sgd_(a, b, c, step=1, **n),
     "tangential": lambda a, b, c, d, **n: f.tangential(a, b, 2.0, out=c, **n),
 }
 

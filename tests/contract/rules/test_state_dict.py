@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.optim import Optimizer
 
-from ferrostep.optim import AdamW, Lion
+from ferrostep.optim import AdamW, Lion, MuonAdamW
 from tests.contract.rules.registry import (
     ADAMW,
     LION,
@@ -24,6 +24,7 @@ from tests.contract.rules.registry import (
     every_class,
     every_class_of_any_shape,
     every_entry,
+    every_with_state,
     one_of_each_class,
 )
 from tests.contract.training import assert_close, assert_same_bits, contents, copies, parameters, train
@@ -68,7 +69,7 @@ def test_a_loaded_state_resumes_to_the_bit(entry: Entry, dtype: torch.dtype, opt
     assert_resumes(entry, dtype, options, way)
 
 
-@every_entry
+@every_with_state
 @pytest.mark.parametrize("way", WAYS)
 def test_states_of_several_dtypes_resume_to_the_bit(entry: Entry, way: str) -> None:
     assert_resumes(entry, torch.float32, {"state_dtype": {entry.state: torch.bfloat16}}, way)
@@ -175,7 +176,11 @@ def test_loading_takes_the_layout_of_the_parameter(entry: Entry) -> None:
     assert_same_bits(other, optimizer)
 
 
-@every(lambda entry: entry.optimizer is AdamW)
+@every(
+    lambda entry: (
+        entry.peer and entry.peer.func.__module__.startswith("torch.optim") and entry.optimizer is not MuonAdamW
+    )
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)
 @pytest.mark.parametrize("from_us", [True, False], ids=["to torch", "from torch"])
 def test_state_moves_between_torch_and_us(entry: Entry, dtype: torch.dtype, from_us: bool) -> None:
@@ -252,7 +257,7 @@ def test_groups_that_do_not_fit_are_refused(entry: Entry) -> None:
 
 
 FOREIGN: dict[str, Callable[[Any], dict[str, Any]]] = {
-    "Adagrad": lambda p: {"step": torch.tensor(3.0), "sum": torch.ones_like(p)},
+    "Rprop": lambda p: {"step": torch.tensor(3.0), "prev": torch.ones_like(p), "step_size": torch.ones_like(p)},
     "bitsandbytes' AdamW8bit": lambda p: {"step": 3, "state1": torch.zeros_like(p, dtype=torch.uint8)},
     "a step count alone": lambda p: {"step": torch.tensor(3.0)},
 }

@@ -1,7 +1,8 @@
-"""AdamW and Muon through torch's own lists of inputs and error inputs."""
+"""AdamW, SGD and Muon through torch's own lists of inputs and error inputs."""
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from typing import Any
 
@@ -13,11 +14,13 @@ from torch.testing._internal.common_optimizers import (
     optim_error_inputs_func_adam,
     optim_error_inputs_func_adamw,
     optim_error_inputs_func_muon,
+    optim_error_inputs_func_sgd,
     optim_inputs_func_adam,
     optim_inputs_func_adamw,
+    optim_inputs_func_sgd,
 )
 
-from ferrostep.optim import AdamW, Muon
+from ferrostep.optim import SGD, AdamW, Muon
 from tests.contract.training import assert_close, parameters, set_gradients
 
 SHAPES = ((5, 3), (4,), ())
@@ -32,6 +35,7 @@ def inputs() -> list[Any]:
     lists = (
         (AdamW, torch.optim.AdamW, optim_inputs_func_adamw("cpu")),
         (adam, torch.optim.Adam, optim_inputs_func_adam("cpu")),
+        (SGD, torch.optim.SGD, optim_inputs_func_sgd("cpu")),
     )
     return [
         pytest.param(ours, peer, entry.kwargs, id=f"{peer.__name__}-{entry.desc}")
@@ -65,6 +69,7 @@ def error_inputs() -> list[Any]:
     lists = (
         (AdamW, "AdamW", optim_error_inputs_func_adamw("cpu", torch.float32)),
         (adam, "Adam", optim_error_inputs_func_adam("cpu", torch.float32)),
+        (SGD, "SGD", optim_error_inputs_func_sgd("cpu", torch.float32)),
         (Muon, "Muon", optim_error_inputs_func_muon("cpu", torch.float32)),
     )
     return [
@@ -107,7 +112,14 @@ def test_muons_defaults_are_torchs() -> None:
     assert list(ours)[: len(theirs)] == list(theirs)
 
 
-def test_the_defaults_are_torchs() -> None:
-    ours, theirs = AdamW(parameters([(2,)])).defaults, torch.optim.AdamW(parameters([(2,)])).defaults
+@pytest.mark.parametrize("cls", [AdamW, SGD])
+def test_arguments_and_defaults_are_torchs(cls: Any) -> None:
+    peer = getattr(torch.optim, cls.__name__)
+    ours, theirs = cls(parameters([(2,)])).defaults, peer(parameters([(2,)])).defaults
     assert {name: ours[name] for name in theirs} == theirs
-    assert list(ours)[: len(("lr", "betas", "eps", "weight_decay", "amsgrad"))] == list(theirs)[:5]
+
+    def positional(cls: Any) -> list[str]:
+        own = inspect.signature(cls.__init__).parameters.values()
+        return [each.name for each in own if each.kind is each.POSITIONAL_OR_KEYWORD and each.name != "foreach"]
+
+    assert positional(cls) == positional(peer)

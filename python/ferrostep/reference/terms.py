@@ -1,0 +1,26 @@
+"""Terms that several rules share."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def bias_correction(beta: float | Tensor, step: float) -> float | Tensor:
+    """``1 - beta**step``, what an average of rate ``beta``, of zeros at first, is to be divided by at a step."""
+    return 1 - beta**step
+
+
+def penalized(p: Tensor, g: Tensor, weight_decay: float, maximize: bool) -> Tensor:
+    """The gradient of what is to become less, with the weight decay as an L2 penalty."""
+    if maximize:
+        g = -g
+    return g + p * weight_decay if weight_decay != 0 else g
+
+
+def decayed(
+    p: Tensor, g: Tensor, *, lr: float | Tensor, weight_decay: float, decoupled: bool, maximize: bool
+) -> tuple[Tensor, Tensor]:
+    """The parameter, decayed by itself if ``decoupled``, and the gradient, with an L2 penalty if not."""
+    if decoupled:
+        return p * (1 - lr * weight_decay), penalized(p, g, 0.0, maximize)
+    return p, penalized(p, g, weight_decay, maximize)
