@@ -56,6 +56,8 @@ class Rule(NamedTuple):
 ADAMW = Rule("AdamW", (3, 4), "torch fused")
 LION = Rule("Lion", (3, 2), "lion-pytorch")
 # The Hessian's estimate is only read.
+EGD = Rule("EGD", (3, 0), "plain torch")
+OPTIMISTIC_MD = Rule("OptimisticMD", (3, 2), "plain torch, foreach")
 SOPHIA = Rule("Sophia", (3, 3), "plain torch")
 SOPHIA_REFRESH = Rule("Sophia's refresh (G)", (1, 2), "plain torch")
 # The gradient and the momentum twice: the norm of the whole comes before the step.
@@ -143,6 +145,10 @@ CASES: list[Case] = [
     *ours(LION, ferrostep.optim.Lion, weight_decay=0.01),
     *peer(LION, "lion-pytorch", lion_pytorch.Lion, weight_decay=0.01),
     *peer(LION, "pytorch_optimizer", pytorch_optimizer.Lion, weight_decay=0.01),
+    *ours(EGD, ferrostep.optim.EGD),
+    *peer(EGD, "plain torch", plain.EGD, lr=1e-2),
+    *ours(OPTIMISTIC_MD, ferrostep.optim.OptimisticMD),
+    *peer(OPTIMISTIC_MD, "plain torch, foreach", plain.OptimisticDescent, lr=1e-2),
     *ours(SOPHIA, ferrostep.optim.SophiaH),
     *peer(SOPHIA, "plain torch", plain.Sophia, lr=6e-4, beta1=0.96, gamma=0.01, weight_decay=0.1),
     *peer(SOPHIA, "pytorch_optimizer", plain.sophia_h_of_pytorch_optimizer, weight_decay=0.1),

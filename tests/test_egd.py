@@ -22,7 +22,9 @@ P = (1.0, -1.0, 0.5, 0.0)
 G = (1.0, 1.0, -2.0, 3.0)
 
 
-def stepped(values: Sequence[float], grad: Sequence[float], steps: int = 1, dtype: Any = torch.float64, **own: Any) -> Tensor:
+def stepped(
+    values: Sequence[float], grad: Sequence[float], steps: int = 1, dtype: Any = torch.float64, **own: Any
+) -> Tensor:
     """The parameter after steps with the same gradient."""
     p = Parameter(torch.tensor(values, dtype=dtype))
     with warnings.catch_warnings():
@@ -137,7 +139,7 @@ def test_without_state_every_instruction_set_gives_the_same_bits(dtype: torch.dt
 
 def test_one_warning_tells_of_zeros() -> None:
     gain, bias = Parameter(torch.ones(3)), Parameter(torch.tensor([0.0, 1.0, 0.0]))
-    with pytest.warns(UserWarning, match="parameter 1 in group 0 has 2 zeros.*update='gd'") as caught:
+    with pytest.warns(UserWarning, match=r"parameter 1 in group 0 has 2 zeros.*update='gd'") as caught:
         optimizer = EGD([gain, bias])
         optimizer.add_param_group({"params": [Parameter(torch.zeros(2))]})
     assert len(caught) == 1
@@ -170,3 +172,153 @@ def test_groups_choose_their_update() -> None:
 def test_impossible_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EGD([torch.ones(2)], **arguments)
+
+
+SIMPLEX = torch.tensor([[0.5, 0.3, 0.2], [0.0, 0.9, 0.1]], dtype=torch.float64)
+
+
+@both
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_on_the_simplex_it_is_hedge(dim: int, backend: str) -> None:
+    """The weights are those of the summed losses (Hedge), whichever way the rows lie; a 0 stays 0."""
+    rows = SIMPLEX if dim else SIMPLEX.T
+    p = Parameter(rows.clone())
+    with pytest.warns(UserWarning, match="zeros"):
+        optimizer = EGD([p], lr=0.2, simplex_dim=dim, backend=backend)
+    total = torch.zeros_like(rows)
+    for step in range(5):
+        p.grad = normal(rows.shape, torch.float64, 3, step)
+        total += p.grad
+        optimizer.step()
+    torch.testing.assert_close(p.detach(), (rows.log() - 0.2 * total).softmax(dim), rtol=1e-13, atol=0)
+    assert (p.detach() == 0).equal(rows == 0)
+
+
+def rows_of(shape: Sequence[int], dtype: torch.dtype) -> Parameter:
+    return Parameter(normal(shape, torch.float64, 4).softmax(-1).to(dtype))
+
+
+@pytest.mark.parametrize("shape", [(7, 3), (5, 1), (2, 40_000), (0, 4), (3, 0), (4000, 17), (2, 3, 33)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"adam": True}], ids=str)
+def test_rows_of_any_length_equal_the_reference(shape: tuple[int, ...], options: dict[str, Any], isa: str) -> None:
+    if 0 in shape[-1:]:
+        with pytest.raises(ValueError, match="an element along dim"):
+            EGD([rows_of(shape, torch.float32)], simplex_dim=-1)
+        return
+    results = []
+    for backend in ("rust", "reference"):
+        p = rows_of(shape, torch.float32)
+        optimizer = EGD([p], lr=0.1, simplex_dim=-1, backend=backend, **options)
+        train(optimizer, [p], 3)
+        results.append(p.detach())
+    torch.testing.assert_close(*results, rtol=3e-6, atol=0)
+    torch.testing.assert_close(
+        results[0].double().sum(-1), torch.ones(shape[:-1], dtype=torch.float64), rtol=0, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "kahan", "stochastic"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+def test_rows_are_the_same_bits_on_every_instruction_set_and_thread(
+    dtype: torch.dtype, rounding: str, isa: str
+) -> None:
+    results = []
+    for name, threads in ((isa, 1), (isa, 3), ("portable", 1)):
+        before, some = _core.isa(), torch.get_num_threads()
+        _core.use_isa(name)
+        torch.set_num_threads(threads)
+        try:
+            p = rows_of((1000, 70), dtype)
+            train(EGD([p], lr=0.1, momentum=0.5, simplex_dim=-1, rounding=rounding), [p], 2)
+        finally:
+            _core.use_isa(before)
+            torch.set_num_threads(some)
+        results.append(bits(p))
+    assert results[0] == results[1] == results[2]
+
+
+def test_kahan_keeps_rows_on_the_simplex() -> None:
+    p = rows_of((64, 50), torch.bfloat16)
+    optimizer = EGD([p], lr=1e-3, simplex_dim=-1, rounding="kahan")
+    train(optimizer, [p], 20)
+    sums = (p.double() + optimizer.state[p]["kahan_comp"].double()).sum(-1)
+    assert (sums - 1).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("rows", "arguments", "error", "message"),
+    [
+        ([0.5, 0.6], {}, ValueError, "parameter 1 has a row along dim -1 with sum 1.1"),
+        ([1.5, -0.5], {}, ValueError, "parameter 1 has numbers that are negative"),
+        ([math.nan, 1.0], {}, ValueError, "parameter 1 has numbers that are negative or NaN"),
+        ([0.5, 0.5], {"simplex_dim": 1}, IndexError, "Invalid dim: 1; expected -1 to 0 for parameter"),
+        ([0.5, 0.5], {"weight_decay": 0.1}, ValueError, "weight_decay=0.1 and simplex_dim exclude each other"),
+        ([0.5, 0.5], {"noise": 0.1}, ValueError, "noise=0.1 and simplex_dim exclude each other"),
+    ],
+    ids=str,
+)
+def test_what_is_not_on_the_simplex_is_refused(
+    rows: list[float], arguments: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    good, bad = torch.tensor([0.25, 0.75]), torch.tensor(rows)
+    with pytest.raises(error, match=message):
+        EGD([good, bad], **{"simplex_dim": -1, **arguments})
+    EGD([{"params": [good]}, {"params": [bad], "update": "gd"}], simplex_dim=-1)
+
+
+@pytest.mark.parametrize("shape", [(300, 211), (5,)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_noise_is_normal_in_the_logarithm(shape: tuple[int, ...], dtype: torch.dtype, isa: str) -> None:
+    found = []
+    for backend in ("rust", "reference"):
+        p = Parameter(torch.ones(shape, dtype=dtype))
+        p.grad = torch.zeros_like(p)
+        EGD([p], lr=0.04, noise=0.5, seed=11, backend=backend).step()
+        found.append(p.detach().double().log() / 0.1)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=3e-6)
+    if found[0].numel() > 100:
+        z = found[0].flatten()
+        assert abs(z.mean()) < 0.016 and abs(z.var() - 1) < 0.023  # four standard errors
+        assert abs(torch.corrcoef(torch.stack((z[:-1], z[1:])))[0, 1]) < 0.016
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "kahan", "stochastic"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_noise_follows_from_the_seed_alone(dtype: torch.dtype, rounding: str) -> None:
+    """Whatever the threads and instruction sets, and in a run that is resumed."""
+    results = []
+    for seed, threads, name in ((3, 1, "portable"), (3, 3, _core.isa()), (4, 1, _core.isa())):
+        before, some = _core.isa(), torch.get_num_threads()
+        _core.use_isa(name)
+        torch.set_num_threads(threads)
+        try:
+            params = parameters([(300, 301), (5, 7)], dtype)
+            options: dict[str, Any] = {"lr": 0.01, "noise": 2.0, "momentum": 0.5, "rounding": rounding}
+            optimizer = EGD(params, seed=seed, **options)
+            train(optimizer, params, 2)
+            resumed = EGD(params, **options)
+            resumed.load_state_dict(optimizer.state_dict())
+            train(resumed if threads == 1 else optimizer, params, 2, start=2)
+        finally:
+            _core.use_isa(before)
+            torch.set_num_threads(some)
+        results.append([bits(p) for p in params])
+    assert results[0] == results[1] != results[2]
+
+
+def test_noise_keeps_signs_and_zeros_and_leaves_descent_alone() -> None:
+    values = torch.tensor([1e-38, -1e-38, 0.0, -0.0] * 10)
+    p = Parameter(values.clone())
+    q = Parameter(values.clone())
+    with pytest.warns(UserWarning, match="zeros"):
+        optimizer = EGD([{"params": [p]}, {"params": [q], "update": "gd"}], lr=1.0, noise=9.0)
+    for _ in range(4):
+        p.grad, q.grad = torch.zeros_like(p), torch.zeros_like(q)
+        optimizer.step()
+    assert torch.equal(p.sign(), values.sign()) and not torch.equal(p, values)
+    assert torch.equal(q, values)
+
+
+def test_a_generator_is_no_seed() -> None:
+    with pytest.raises(TypeError, match="seed"):
+        EGD([torch.ones(2)], noise=1.0, seed=torch.Generator())

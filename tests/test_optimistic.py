@@ -114,3 +114,65 @@ def test_the_hint_is_a_copy_and_waits_for_the_next_gradient(optimizer: Any) -> N
 def test_impossible_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         OptimisticMD([torch.ones(2)], **arguments)
+
+
+def entropic(p: Parameter, **arguments: Any) -> OptimisticMD:
+    return OptimisticMD([p], geometry="entropic", **arguments)
+
+
+@pytest.mark.smoke
+@both
+def test_rows_on_the_simplex(backend: str) -> None:
+    p = Parameter(torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64))
+    optimizer = entropic(p, lr=0.2, backend=backend)
+    points = ((0.359026310452, 0.321362590221, 0.319611099327), (0.406225127906, 0.297698694995, 0.296076177099))
+    for grad, expected in zip(((1.0, 0.0, -1.0), (0.5, 0.5, 0.0)), points, strict=True):
+        p.grad = torch.tensor(grad, dtype=torch.float64)
+        optimizer.step()
+        close(p.detach(), expected, 2e-12)
+
+
+BEATS = torch.tensor([[0.0, 1.0, -1.0], [-1.0, 0.0, 1.0], [1.0, -1.0, 0.0]], dtype=torch.float64)
+
+
+@both
+def test_rock_paper_scissors(backend: str) -> None:
+    x = Parameter(torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64))
+    y = Parameter(torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64))
+    groups = [{"params": [x]}, {"params": [y], "maximize": True}]
+    optimizer = OptimisticMD(groups, lr=0.1, geometry="entropic", backend=backend)
+    points = ((0.486810082536, 0.297986579125, 0.215203338338), (0.477224647217, 0.297914970360, 0.224860382423))
+    for round_ in range(2000):
+        x.grad, y.grad = BEATS @ y.detach(), BEATS.T @ x.detach()
+        optimizer.step()
+        if round_ < 2:
+            close(x.detach(), points[round_], 2e-12)
+    with torch.no_grad():
+        gap = (BEATS.T @ x).max() - (BEATS @ y).min()
+    assert gap.item() == pytest.approx(0.0137, abs=5e-5)
+
+
+def test_a_zero_of_the_simplex_stays_one() -> None:
+    p = Parameter(torch.tensor([[0.5, 0.0, 0.5]]))
+    optimizer = entropic(p, lr=50.0)
+    for _ in range(3):
+        p.grad = torch.tensor([[9.0, -9.0, -9.0]])
+        optimizer.step()
+    assert p[0, 1] == 0
+    assert p[0, 0] == torch.finfo(torch.float32).smallest_normal  # what is none does not become one
+    assert p[0, 2] == 1
+
+
+def test_what_is_not_on_the_simplex_is_refused() -> None:
+    good, bad = torch.tensor([0.25, 0.75]), torch.tensor([[0.25, 0.75], [0.5, 0.6]])
+    with pytest.raises(ValueError, match=r"parameter 1 has a row along dim -1 with sum 1.1"):
+        OptimisticMD([good, bad], geometry="entropic")
+    with pytest.raises(ValueError, match=r"weight_decay=0.1 has no effect"):
+        entropic(Parameter(good), weight_decay=0.1)
+    optimizer = entropic(Parameter(good))
+    with pytest.raises(ValueError, match="parameter 0 has a row along dim 0"):
+        optimizer.add_param_group({"params": [bad], "simplex_dim": 0})
+    assert len(optimizer.param_groups) == 1
+    with pytest.raises(RuntimeError, match="does not support complex"):
+        OptimisticMD([torch.ones(1, dtype=torch.complex64)], geometry="entropic")
+    OptimisticMD([bad])

@@ -141,6 +141,7 @@ class Batch:
         group: int | None = None,
         positions: list[int] | None = None,
         skip_nonfinite: bool = False,
+        noise: float = 0.0,
     ) -> None:
         """Check the tensors of a parameter group and take them in.
 
@@ -150,7 +151,8 @@ class Batch:
         ``steps`` are one-element counters that the step advances; without them ``step`` is the number of this step,
         from 1. ``compensation`` goes with ``rounding="kahan"`` (of the parameter's dtype), ``"split"`` (int16) and
         ``"master"`` (float32). ``group`` and ``positions`` are the numbers by which error messages name a tensor. With
-        ``skip_nonfinite`` nothing is updated, of no group, if a gradient of this one has a NaN or infinity.
+        ``skip_nonfinite`` nothing is updated, of no group, if a gradient of this one has a NaN or infinity. After the
+        rule, each parameter is multiplied by the exponential of a normal number times ``noise``, which ``seed`` tells.
 
         Raises TypeError, ValueError or RuntimeError for a tensor that cannot be updated; nothing has changed then.
         """

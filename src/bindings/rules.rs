@@ -164,9 +164,11 @@ impl Visitor for Add<'_, '_> {
             let tensors = ledger.tensors::<N>(inputs, i, writes)?;
             let buffers = ledger.buffers(inputs, i, &tensors, &tensors.param.order(), writes);
             let rule = latest.at_step(tensors.step);
+            let disturbance = ledger.disturbance(inputs, i, tensors.step, buffers.dtype);
             // SAFETY: the views are valid while the ledger lives, and its call checks that what is written is not
             // shared.
-            if unsafe { batch.push(rule, buffers) }.is_err() {
+            let push = |disturbance| unsafe { batch.push_disturbed(rule, buffers, disturbance) };
+            if disturbance.transpose().and_then(push).is_err() {
                 return Err(ledger.refuse(inputs, i, combination(&buffers, inputs.rounding)));
             }
         }
@@ -229,7 +231,10 @@ struct Latest<H: Hyperparameters<N>, const N: usize> {
 impl<H: Hyperparameters<N>, const N: usize> Latest<H, N> {
     fn of(hyperparameters: H) -> Self {
         let known = None;
-        Latest { hyperparameters, known }
+        Latest {
+            hyperparameters,
+            known,
+        }
     }
 
     fn at_step(&mut self, step: u64) -> H::Rule {

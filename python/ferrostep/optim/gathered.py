@@ -56,6 +56,7 @@ class Gathered(NamedTuple):
             group=self.number,
             positions=self.positions if len(self.params) < len(self.group["params"]) else None,
             skip_nonfinite=self.group["skip_nonfinite"],
+            noise=self.rule.noise,
         )
 
     def check_for_reference(self) -> None:
@@ -151,6 +152,7 @@ class Gathered(NamedTuple):
             compensation=self.compensation[i] if is_rounded and self.compensation is not None else None,
             seed=self.group["seed"],
             number=self.positions[i] | self.number << 32,
+            noise=self.rule.noise,
         )
         return updates if counter is None else [*updates, (self.columns["step"][i], counter)]
 

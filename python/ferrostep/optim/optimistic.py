@@ -11,6 +11,7 @@ from ferrostep import reference
 from ferrostep.optim.arguments import AtLeastZero, Betas, Epsilon, LearningRate, arguments_of
 from ferrostep.optim.options import Options
 from ferrostep.optim.rules import ElementwiseRule, Rule, RuleOptimizer
+from ferrostep.optim.simplex import check_rows, on_simplex
 
 OPTIMISTIC_MD = ElementwiseRule("OptimisticMd", reference.optimistic_md)
 
@@ -23,6 +24,7 @@ class OptimisticMD(RuleOptimizer):
         u <- g + optimism * (g - prev_grad)
         euclidean:    p <- p * (1 - lr * weight_decay) - lr * u
         eg:           p <- p * exp(-lr * (sign(p) * u + weight_decay))        as EGD
+        entropic:     p <- p * exp(-lr * u), each row divided by its sum
         prev_grad <- g
 
     It is for games: on ``min max x * y``, where gradient descent diverges for every ``lr``, it converges for
@@ -36,10 +38,12 @@ class OptimisticMD(RuleOptimizer):
         lr: learning rate, a float or a 1-element tensor. Default 1e-2. Without convergence at a curvature c unless
             ``lr * c < 2 / 3``.
         optimism: how much of the gradient's change is expected once more. Default 1; 0 is gradient descent.
-        geometry: ``"euclidean"`` (default), or ``"eg"``: positive or negative numbers, whose signs never change.
+        geometry: ``"euclidean"`` (default); ``"entropic"``: rows along ``simplex_dim`` that sum up to 1, such as mixed
+            strategies or mixture weights; or ``"eg"``: positive or negative numbers, whose signs never change.
         first_hint: what goes before the first gradient: itself (``"gradient"``, default: the first step is that of
             gradient descent), or ``"zero"``, which makes it twice as long.
-        weight_decay: decoupled, times ``lr``. Default 0.
+        simplex_dim: the dimension along which numbers sum up to 1, for ``"entropic"``. Default -1.
+        weight_decay: decoupled, times ``lr``; not for ``"entropic"``, where it would have no effect. Default 0.
         maximize: ascend instead of descend. Default False.
         **options: see :class:`ferrostep.optim.options.Options`.
 
@@ -47,7 +51,9 @@ class OptimisticMD(RuleOptimizer):
     its hint.
 
     Raises:
-        ValueError, TypeError: an impossible or unknown argument.
+        ValueError, TypeError: an impossible or unknown argument, or with ``"entropic"`` a parameter whose rows are not
+            on the simplex (positive, with sum 1 to within 1e-6); the error names it. A 0 stays one.
+        RuntimeError, IndexError: with ``"entropic"``, complex or distributed parameters, or ones without the dimension.
 
     Example:
         >>> import torch
@@ -67,8 +73,9 @@ class OptimisticMD(RuleOptimizer):
         lr: LearningRate = 1e-2,
         *,
         optimism: AtLeastZero = 1.0,
-        geometry: Literal["euclidean", "eg"] = "euclidean",
+        geometry: Literal["euclidean", "entropic", "eg"] = "euclidean",
         first_hint: Literal["gradient", "zero"] = "gradient",
+        simplex_dim: int = -1,
         weight_decay: AtLeastZero = 0.0,
         maximize: bool = False,
         **options: Unpack[Options],
@@ -79,13 +86,20 @@ class OptimisticMD(RuleOptimizer):
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """Optimistic descent in the group's geometry, with its hyperparameters."""
-        return OPTIMISTIC_MD.of(
+        rule = OPTIMISTIC_MD.of(
             {
                 **group,
                 "hint_is_gradient": group["first_hint"] == "gradient",
                 "multiplicative": group["geometry"] == "eg",
             }
         )
+        return on_simplex(rule, group["simplex_dim"]) if group["geometry"] == "entropic" else rule
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        if group["geometry"] == "entropic":
+            if group["weight_decay"]:
+                raise ValueError(f"weight_decay={group['weight_decay']} has no effect with geometry='entropic'")
+            check_rows(type(self).__name__, group, group["simplex_dim"])
 
 
 class OptimisticAdam(RuleOptimizer):

@@ -65,6 +65,9 @@ class Rule(NamedTuple):
     shapes: Mapping[str, Callable[[Tensor], Sequence[int]]] = MappingProxyType({})
     """Of states that do not have the parameter's shape, the shape that goes with a parameter."""
 
+    noise: float | Tensor = 0.0
+    """Each parameter is multiplied, after the rule, by the exponential of a normal number times this."""
+
     def beginning(self) -> Rule:
         """The rule for the step that makes a parameter's states, where it is another one."""
         return self._replace(hyperparameters={**self.hyperparameters, BEGINS: True})

@@ -14,6 +14,7 @@ from ferrostep.reference.muon import matrices, muon
 from ferrostep.reference.newton_schulz import newton_schulz
 from ferrostep.reference.optimistic import optimistic_adam, optimistic_md
 from ferrostep.reference.sgd import sgd
+from ferrostep.reference.simplex import on_simplex
 from ferrostep.reference.sophia import hessian_estimate, hessian_product, hessian_square, sophia, unclipped
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "matrices",
     "muon",
     "newton_schulz",
+    "on_simplex",
     "optimistic_adam",
     "optimistic_md",
     "sgd",

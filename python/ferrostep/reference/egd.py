@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
+
+from ferrostep.reference.terms import bias_correction, multiplied
 
 
 def egd(
@@ -41,6 +42,7 @@ def egd(
         RuntimeError: shapes that do not broadcast, as torch.
 
     Example:
+        >>> import torch
         >>> options = {"momentum": 0.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "max_exponent": float("inf")}
         >>> options |= {"weight_decay": 0.0, "min_abs": 0.0, "multiplicative": True, "maximize": False}
         >>> egd(torch.tensor([1.0, -1.0]), torch.ones(2), (), 1, lr=0.1, **options)[0]
@@ -55,24 +57,9 @@ def egd(
     elif state:
         m = state[0] * beta1 + g * (1 - beta1)
         v = state[1] * beta2 + g * (1 - beta2) * g
-        direction = (m / (1 - beta1**step)) / (v.sqrt() / (1 - beta2**step) ** 0.5 + eps)
+        direction = (m / bias_correction(beta1, step)) / (v.sqrt() / bias_correction(beta2, step) ** 0.5 + eps)
         state = (m, v)
     if not multiplicative:
         return p * (1 - lr * weight_decay) - direction * lr, state
-    return multiplied(p, direction, lr, weight_decay, max_exponent, min_abs), state
-
-
-def multiplied(
-    p: Tensor,
-    direction: Tensor,
-    lr: float | Tensor,
-    weight_decay: float,
-    max_exponent: float = float("inf"),
-    min_abs: float = 0.0,
-) -> Tensor:
-    """``p * exp(-lr * (sign(p) * direction + weight_decay))``, where 0 stays 0 and nothing underflows to it."""
     exponent = -(p.sign() * direction * lr + lr * weight_decay)
-    new = p * exponent.clamp(-max_exponent, max_exponent).exp()
-    least = p.abs().clamp(max=max(min_abs, torch.finfo(p.dtype).smallest_normal))
-    new = torch.where(new.abs() < least, least.copysign(p), new)
-    return torch.where(p == 0, p, new)
+    return multiplied(p, exponent.clamp(-max_exponent, max_exponent), min_abs), state

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ferrostep.reference.terms import multiplied
+
 BLOCK = 32_768
 """Elements that share a key of the random numbers; the Rust engine's blocks."""
 
@@ -32,7 +34,7 @@ def apply(
 
     Args:
         rule, param, grad, states, step, hyperparameters: as of :func:`updates`; shapes and dtypes, too.
-        **rounding: ``rounding``, ``compensation``, ``seed`` and ``number`` of :func:`updates`.
+        **rounding: ``rounding``, ``compensation``, ``seed``, ``number`` and ``noise`` of :func:`updates`.
 
     Raises:
         RuntimeError: shapes that do not broadcast, as torch.
@@ -61,6 +63,7 @@ def updates(
     compensation: Tensor | None = None,
     seed: int = 0,
     number: int = 0,
+    noise: float | Tensor = 0.0,
 ) -> list[tuple[Tensor, Tensor]]:
     """The tensors that ``rule`` updates, each with its new values; nothing is changed.
 
@@ -75,8 +78,10 @@ def updates(
         rounding: ``"nearest"`` (default), ``"stochastic"``, ``"kahan"`` or ``"split"``, as the optimizers', or
             ``"master"`` for their ``master_weights="float32"``.
         compensation: what makes up for rounding, for the last three. Default None.
-        seed: of stochastic rounding. Default 0.
+        seed: of stochastic rounding and noise. Default 0.
         number: the tensor's number in the stream of random numbers. Default 0.
+        noise: each parameter is multiplied, after the rule, by the exponential of a normal number times this; default
+            0.
 
     Returns:
         Pairs of a tensor and its new values, of its dtype: the states', the parameter's, the compensation's.
@@ -105,6 +110,8 @@ def updates(
     elif rounding == "master" and compensation is not None:
         p = _unless_changed(compensation, param)
     p, new_states = rule(p, grad.to(work), tuple(s.to(work, copy=copy) for s in states), step, **hyperparameters)
+    if noise != 0:
+        p = multiplied(p, _normals(param, _key(_key(seed, number), int(step))).to(p) * noise)
     changed = [(state, new.to(state.dtype)) for state, new in zip(states, new_states, strict=True)]
     if rounding == "stochastic":
         return [*changed, (param, _round_stochastically(p, param, seed, number, int(step)))]
@@ -150,15 +157,24 @@ def _round_stochastically(exact: Tensor, param: Tensor, seed: int, number: int, 
 
     With the very bits of the Rust engine, but for Muon, which takes matrix by matrix and row by row.
     """
-    # The random numbers follow the order of the elements in memory.
-    strides = param.stride()
-    order = sorted(range(param.dim()), key=lambda d: (-strides[d], -param.shape[d]))
+    order = _order(param)
     x = exact.permute(order).reshape(-1)
     noise = _noise(x.numel(), _key(_key(seed, number), step)).to(x.device)
     rounded = _dithered_bf16(x, noise) if param.dtype == torch.bfloat16 else _dithered_f16(x, noise)
-    shape = [param.shape[d] for d in order]
+    return _unordered(rounded, param)
+
+
+def _order(param: Tensor) -> list[int]:
+    """The dimensions in the order of the elements in memory, which random numbers follow."""
+    strides = param.stride()
+    return sorted(range(param.dim()), key=lambda d: (-strides[d], -param.shape[d]))
+
+
+def _unordered(values: Tensor, param: Tensor) -> Tensor:
+    """Values in the order of the elements in memory, as the parameter has them."""
+    order = _order(param)
     inverse = sorted(range(len(order)), key=order.__getitem__)
-    return rounded.reshape(shape).permute(inverse)
+    return values.reshape([param.shape[d] for d in order]).permute(inverse)
 
 
 def _dithered_bf16(x: Tensor, noise: Tensor) -> Tensor:
@@ -176,16 +192,30 @@ def _dithered_f16(x: Tensor, noise: Tensor) -> Tensor:
     return torch.where(x.isfinite(), dithered.copysign(x), x).to(torch.float16)
 
 
+def _normals(param: Tensor, stream: int) -> Tensor:
+    """A standard normal number for each element, in float64: the distribution's inverse of 23 random bits."""
+    stream = _key(stream, _MASK64)  # its own, beside that of stochastic rounding
+    sizes = [min(BLOCK, param.numel() - start) for start in range(0, param.numel(), BLOCK)]
+    drawn = [_draw(size, _key(stream, block)) >> 9 for block, size in enumerate(sizes)]
+    bits = torch.cat(drawn) if drawn else torch.zeros(0, dtype=torch.int64)
+    x = (2.0 * bits + 1) * 2.0**-23 - 1  # odd multiples between -1 and 1
+    return _unordered(2.0**0.5 * x.double().erfinv(), param)
+
+
 def _noise(count: int, stream: int) -> Tensor:
     """16 random bits for each of ``count`` elements, as int64: the halves of 32 for two."""
     blocks = []
     for block, start in enumerate(range(0, count, BLOCK)):
-        key = _key(stream, block)
         size = min(BLOCK, count - start)
-        number = torch.arange((size + 1) // 2, dtype=torch.int64)
-        both = _mix(_mix((number + (key & _MASK32)) & _MASK32) ^ (key >> 32))
+        both = _draw((size + 1) // 2, _key(stream, block))
         blocks.append(torch.stack((both & 0xFFFF, both >> 16), -1).flatten()[:size])
     return torch.cat(blocks) if blocks else torch.zeros(0, dtype=torch.int64)
+
+
+def _draw(count: int, key: int) -> Tensor:
+    """32 random bits for each of ``count`` numbers, as int64."""
+    number = torch.arange(count, dtype=torch.int64)
+    return _mix(_mix((number + (key & _MASK32)) & _MASK32) ^ (key >> 32))
 
 
 def _mix(x: Tensor) -> Tensor:

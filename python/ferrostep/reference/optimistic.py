@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ferrostep.reference.egd import multiplied
+from ferrostep.reference.terms import bias_correction, multiplied
 
 
 def optimistic_md(
@@ -38,6 +37,7 @@ def optimistic_md(
         RuntimeError: shapes that do not broadcast, as torch.
 
     Example:
+        >>> import torch
         >>> options = {"optimism": 1.0, "weight_decay": 0.0, "hint_is_gradient": False, "multiplicative": False}
         >>> optimistic_md(torch.ones(1), torch.ones(1), (torch.zeros(1),), 1, lr=0.1, maximize=False, **options)
         (tensor([0.8000]), (tensor([1.]),))
@@ -47,7 +47,7 @@ def optimistic_md(
     if maximize:
         direction = -direction
     if multiplicative:
-        return multiplied(p, direction, lr, weight_decay), (g,)
+        return multiplied(p, -(p.sign() * direction * lr + lr * weight_decay)), (g,)
     return p * (1 - lr * weight_decay) - direction * lr, (g,)
 
 
@@ -80,6 +80,7 @@ def optimistic_adam(
         RuntimeError: shapes that do not broadcast, as torch.
 
     Example:
+        >>> import torch
         >>> options = {"beta1": 0.5, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0.0, "optimism": 1.0}
         >>> zeros = (torch.zeros(1),) * 3
         >>> optimistic_adam(torch.ones(1), torch.ones(1), zeros, 1, lr=0.1, maximize=False, **options)[0]
@@ -90,6 +91,6 @@ def optimistic_adam(
         g = -g
     m = m * beta1 + g * (1 - beta1)
     v = v * beta2 + g * (1 - beta2) * g
-    direction = (m / (1 - beta1**step)) / (v.sqrt() / (1 - beta2**step) ** 0.5 + eps)
+    direction = (m / bias_correction(beta1, step)) / (v.sqrt() / bias_correction(beta2, step) ** 0.5 + eps)
     ahead = direction if step == 1 or optimism == 0 else direction + (direction - before) * optimism
     return p * (1 - lr * weight_decay) - ahead * lr, (m, v, direction)

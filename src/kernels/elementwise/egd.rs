@@ -2,6 +2,7 @@
 //! Warmuth 1997; for weights of either sign Cornford et al. 2024, as in linclab/EG_optimiser). The direction is the
 //! gradient, its momentum or Adam's.
 
+use super::terms::bias_correction;
 use super::{Hyperparameters, Rule, Steady, hyperparameters};
 use crate::kernels::vector::Vector;
 use crate::kernels::vector::math::{Format, times_exp};
@@ -60,23 +61,23 @@ impl Descent {
         if !self.multiplicative {
             return p * (1.0 - self.lr * self.weight_decay) + direction * -self.lr;
         }
-        let zero = V::splat(0.0);
-        let against = p.if_less(zero, direction, -direction);
+        let against = p.if_less(V::splat(0.0), direction, -direction);
         let exponent = against * self.lr + -self.lr * self.weight_decay;
         // In this order a NaN stays.
         let exponent = V::splat(-self.max_exponent).max(exponent);
         let exponent = V::splat(self.max_exponent).min(exponent);
-        let new = self.not_below(p, times_exp(p, exponent));
-        zero.if_less(p.abs(), new, p) // of 0, whatever the exponent is
+        multiplied(p, exponent, self.min_abs)
     }
+}
 
-    /// `new`, which has the sign of `p`, or what is as small as a step may make `p`.
-    #[inline(always)]
-    fn not_below<V: Vector>(&self, p: V, new: V) -> V {
-        let least = V::splat(self.min_abs.max(V::Lane::LEAST_NORMAL)).min(p.abs());
-        let signed = p.if_less(V::splat(0.0), -least, least);
-        new.abs().if_less(least, signed, new)
-    }
+/// `p * e^exponent`, or as small as a step may make `p`, which is not 0: that only a 0 is, whatever the exponent.
+#[inline(always)]
+pub fn multiplied<V: Vector>(p: V, exponent: V, min_abs: f64) -> V {
+    let zero = V::splat(0.0);
+    let new = times_exp(p, exponent);
+    let least = V::splat(min_abs.max(V::Lane::LEAST_NORMAL)).min(p.abs());
+    let new = new.abs().if_less(least, p.if_less(zero, -least, least), new);
+    zero.if_less(p.abs(), new, p)
 }
 
 impl Egd {
@@ -127,8 +128,8 @@ impl Hyperparameters<2> for EgdAdam {
     fn at_step(&self, step: f64) -> EgdAdamRule {
         EgdAdamRule {
             options: self.0,
-            inverse_bias1: 1.0 / (1.0 - self.0.beta1.powf(step)),
-            inverse_sqrt_bias2: 1.0 / (1.0 - self.0.beta2.powf(step)).sqrt(),
+            inverse_bias1: 1.0 / bias_correction(self.0.beta1, step),
+            inverse_sqrt_bias2: 1.0 / bias_correction(self.0.beta2, step).sqrt(),
         }
     }
 }

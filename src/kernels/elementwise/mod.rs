@@ -4,6 +4,7 @@
 //! instruction set, storage type, rounding mode and any number of threads.
 
 mod declared;
+mod disturb;
 mod finite;
 mod simplex;
 mod sweep;
@@ -24,6 +25,7 @@ use half::{bf16, f16};
 
 pub use declared::{ByName, Declaration, HyperparameterKind, Hyperparameters, Source, Steady, Visitor};
 use declared::{hyperparameters, rules};
+pub use disturb::Disturbance;
 pub use finite::{Values, all_finite};
 pub use simplex::SimplexUpdates;
 use sweep::{Kahan, Kernel, Master, Nearest, Span, Split, Stochastic, sweep};
@@ -76,6 +78,7 @@ struct Slot<R, const N: usize> {
     /// Whether the kernel is one for [`tiles`].
     in_tiles: bool,
     buffers: Buffers<N>,
+    disturbance: Option<Disturbance>,
     first_block: usize,
 }
 
@@ -106,6 +109,20 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
     /// Until the updates are dropped, the pointers of `buffers` stay valid for `len` elements of their types, for writing
     /// where they are `*mut`, and nothing else reads or writes what they write.
     pub unsafe fn push(&mut self, rule: R, buffers: Buffers<N>) -> Result<(), Unsupported> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.push_disturbed(rule, buffers, None) }
+    }
+
+    /// Adds a parameter that is disturbed after the rule.
+    ///
+    /// # Safety
+    /// As for [`Updates::push`].
+    pub unsafe fn push_disturbed(
+        &mut self,
+        rule: R,
+        buffers: Buffers<N>,
+        disturbance: Option<Disturbance>,
+    ) -> Result<(), Unsupported> {
         if buffers.grad_dtype.arithmetic() != buffers.dtype.arithmetic() {
             return Err(Unsupported);
         }
@@ -120,6 +137,7 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
                 kernel,
                 in_tiles: state_dtype.is_none(),
                 buffers,
+                disturbance,
                 first_block: self.blocks,
             });
             self.blocks += buffers.len.div_ceil(BLOCK);
@@ -168,12 +186,16 @@ impl<R: Rule<N>, const N: usize> Work for Updates<R, N> {
         // SAFETY: `push` got buffers valid for `len` elements and chose the kernel for their types; the part lies
         // within them, and blocks do not overlap.
         unsafe {
-            if slot.in_tiles {
+            let counted = if slot.in_tiles {
                 tiles::run(slot.kernel, &slot.rule, &part, noise)
             } else {
                 let state = part.state.map(|state| state.data);
                 (slot.kernel)(&slot.rule, &Span::new(&part, state, noise))
+            };
+            if let Some(disturbance) = &slot.disturbance {
+                disturbance.run(&part, block as u64);
             }
+            counted
         }
     }
 }

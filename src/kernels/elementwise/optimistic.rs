@@ -2,6 +2,7 @@
 //! mirror descent arXiv 2302.04552, as optimistic Adam arXiv 1711.00141).
 
 use super::egd::Descent;
+use super::terms::bias_correction;
 use super::{Hyperparameters, Rule, hyperparameters};
 use crate::kernels::vector::Vector;
 
@@ -80,8 +81,8 @@ impl Hyperparameters<3> for OptimisticAdam {
         OptimisticAdamRule {
             options: *self,
             optimism: if step == 1.0 { 0.0 } else { self.optimism },
-            inverse_bias1: 1.0 / (1.0 - self.beta1.powf(step)),
-            inverse_sqrt_bias2: 1.0 / (1.0 - self.beta2.powf(step)).sqrt(),
+            inverse_bias1: 1.0 / bias_correction(self.beta1, step),
+            inverse_sqrt_bias2: 1.0 / bias_correction(self.beta2, step).sqrt(),
         }
     }
 }

@@ -95,7 +95,9 @@ impl<R: Rule<N>, const N: usize> Work for SimplexUpdates<R, N> {
         let slot = &self.slots[self.slots.partition_point(|slot| slot.first_task <= index) - 1];
         let task = index - slot.first_task;
         let start = task * slot.at_once;
-        let part = slot.buffers.part(start, slot.at_once.min(slot.buffers.len - start));
+        let part = slot
+            .buffers
+            .part(start, slot.at_once.min(slot.buffers.len - start));
         // SAFETY: `push` got valid buffers and chose the kernels for their types; tasks do not overlap.
         unsafe {
             match part.dtype.arithmetic() {

@@ -7,7 +7,7 @@
 //! | | f32 | f64 |
 //! |---|---|---|
 //! | [`exp`] | 0.71 | 0.73 |
-//! | [`times_exp`] | TBD | TBD |
+//! | [`times_exp`] | 1.20 | 1.37 |
 //! | [`log`] | 0.72 | 0.79 |
 //! | [`log1p`] | 0.78 | 0.80 |
 //! | [`tanh`] | 0.78 | 0.79 |
@@ -186,7 +186,7 @@ fn round<V: Vector>(x: V) -> V {
 
 /// Of coefficients from the constant one on, by Horner's rule.
 #[inline(always)]
-fn polynomial<V: Vector>(coefficients: &[f64], x: V) -> V {
+pub fn polynomial<V: Vector>(coefficients: &[f64], x: V) -> V {
     let mut at = coefficients.len() - 1;
     let mut sum = V::splat(coefficients[at]);
     while at > 0 {

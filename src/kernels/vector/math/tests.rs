@@ -29,7 +29,7 @@ use Function::*;
 /// The bounds on the error, of f32 and of f64: somewhat above the module's table.
 const BOUNDS: [(Function, f64, f64); 6] = [
     (Exp, 0.75, 0.75),
-    (TimesExp, 1.3, 1.3),
+    (TimesExp, 1.5, 1.5),
     (Log, 0.8, 0.8),
     (Log1p, 0.85, 0.85),
     (Tanh, 0.85, 0.85),
@@ -382,7 +382,10 @@ fn times_exp_of(value: f32, x: f32) -> f32 {
         .into_iter()
         .map(|isa| dispatch(isa, Product(value, x)));
     let first = results.next().unwrap();
-    assert!(results.all(|other| other.to_bits() == first.to_bits()), "{value:e}, {x:e}");
+    assert!(
+        results.all(|other| other.to_bits() == first.to_bits()),
+        "{value:e}, {x:e}"
+    );
     first
 }
 
@@ -391,16 +394,22 @@ fn products_are_finite_where_the_power_is_not() {
     for (value, x) in [(1e-30, 95.0), (-1e-38, 150.0), (1e38, -120.0), (-3e38, -170.0)] {
         let exact = f64::from(value) * f64::from(x).exp();
         let error = ulps_of_f32(times_exp_of(value, x).abs(), exact.abs());
-        assert!(error <= 1.3, "{value:e}, {x:e}: {error:.3} ULP");
+        assert!(error <= 1.5, "{value:e}, {x:e}: {error:.3} ULP");
     }
     for x in [f32::INFINITY, -f32::INFINITY, 1.0] {
         assert_eq!(times_exp_of(0.0, x).to_bits(), 0.0_f32.to_bits());
         assert_eq!(times_exp_of(-0.0, x).to_bits(), (-0.0_f32).to_bits());
     }
     assert_eq!(times_exp_of(1e-45, f32::INFINITY), f32::INFINITY);
-    assert_eq!(times_exp_of(-1e38, -f32::INFINITY).to_bits(), (-0.0_f32).to_bits());
+    assert_eq!(
+        times_exp_of(-1e38, -f32::INFINITY).to_bits(),
+        (-0.0_f32).to_bits()
+    );
     // What is less than half of what 1 can be told from still counts to the last digit.
-    assert_eq!(times_exp_of(1.0 + 4.0 * f32::EPSILON, 2.0_f32.powi(-25)), 1.0 + 4.0 * f32::EPSILON);
+    assert_eq!(
+        times_exp_of(1.0 + 4.0 * f32::EPSILON, 2.0_f32.powi(-25)),
+        1.0 + 4.0 * f32::EPSILON
+    );
 }
 
 #[test]
