@@ -142,7 +142,7 @@ def test_rock_paper_scissors(backend: str) -> None:
     groups = [{"params": [x]}, {"params": [y], "maximize": True}]
     optimizer = OptimisticMD(groups, lr=0.1, geometry="entropic", first_hint="zero", backend=backend)
     points = ((0.486810082536, 0.297986579125, 0.215203338338), (0.477224647217, 0.297914970360, 0.224860382423))
-    for round_ in range(2000):
+    for round_ in range(1999):  # the 2000th play
         x.grad, y.grad = BEATS @ y.detach(), BEATS.T @ x.detach()
         optimizer.step()
         if round_ < 2:
