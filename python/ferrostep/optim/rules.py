@@ -65,7 +65,7 @@ class Rule(NamedTuple):
     shapes: Mapping[str, Callable[[Tensor], Sequence[int]]] = MappingProxyType({})
     """Of states that do not have the parameter's shape, the shape that goes with a parameter."""
 
-    noise: float | Tensor = 0.0
+    noise: float = 0.0
     """Each parameter is multiplied, after the rule, by the exponential of a normal number times this."""
 
     def beginning(self) -> Rule:

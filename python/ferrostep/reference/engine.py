@@ -63,7 +63,7 @@ def updates(
     compensation: Tensor | None = None,
     seed: int = 0,
     number: int = 0,
-    noise: float | Tensor = 0.0,
+    noise: float = 0.0,
 ) -> list[tuple[Tensor, Tensor]]:
     """The tensors that ``rule`` updates, each with its new values; nothing is changed.
 
