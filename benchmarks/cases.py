@@ -68,6 +68,8 @@ LION_BY_NORM = Rule("Lion-K by a norm", (4, 3), "plain torch")
 # Gradient and momentum twice, as the norm comes before the step.
 NIGT = Rule("NIGT", (4, 3), "plain torch")
 # The Hessian's estimate is only read.
+EGD = Rule("EGD", (3, 0), "plain torch")
+OPTIMISTIC_MD = Rule("OptimisticMD", (3, 2), "plain torch, foreach")
 SOPHIA = Rule("Sophia", (3, 3), "plain torch")
 SOPHIA_REFRESH = Rule("Sophia's refresh (G)", (1, 2), "plain torch")
 # The gradient and the momentum twice: the norm of the whole comes before the step.
@@ -200,6 +202,10 @@ CASES: list[Case] = [
     *peer(LION_BY_NORM, "plain torch", ferrostep.optim.Lion, (F32,), weight_decay=0.01, kappa=plain.direction),
     *ours(NIGT, ferrostep.optim.NIGT, lr=1e-3)[:1],
     *peer(NIGT, "plain torch", plain.NIGT, (F32,), lr=1e-3, momentum=0.9),
+    *ours(EGD, ferrostep.optim.EGD),
+    *peer(EGD, "plain torch", plain.EGD, lr=1e-2),
+    *ours(OPTIMISTIC_MD, ferrostep.optim.OptimisticMD),
+    *peer(OPTIMISTIC_MD, "plain torch, foreach", plain.OptimisticDescent, lr=1e-2),
     *ours(SOPHIA, ferrostep.optim.SophiaH),
     *peer(SOPHIA, "plain torch", plain.Sophia, lr=6e-4, beta1=0.96, gamma=0.01, weight_decay=0.1),
     *peer(SOPHIA, "pytorch_optimizer", plain.sophia_h_of_pytorch_optimizer, weight_decay=0.1),

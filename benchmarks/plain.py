@@ -82,6 +82,38 @@ class NIGT(Optimizer):
             torch._foreach_add_(params, momenta, alpha=-scale / (1 - beta))  # and as far beyond the next
 
 
+class EGD(Optimizer):
+    """Exponentiated gradient descent, tensor by tensor."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Step."""
+        lr = self.param_groups[0]["lr"]
+        for p in self.param_groups[0]["params"]:
+            p.mul_(torch.exp(p.sign().mul_(p.grad).mul_(-lr)))
+
+
+class OptimisticDescent(Optimizer):
+    """``p -= lr * (2 * g - prev_grad)``, all tensors at once."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+        self.before = [torch.zeros_like(p) for p in self.param_groups[0]["params"]]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Step."""
+        params, lr = self.param_groups[0]["params"], self.param_groups[0]["lr"]
+        grads = [p.grad for p in params]
+        ahead = torch._foreach_mul(grads, 2.0)
+        torch._foreach_sub_(ahead, self.before)
+        torch._foreach_add_(params, ahead, alpha=-lr)
+        torch._foreach_copy_(self.before, grads)
+
+
 class AuON(Optimizer):
     """The paper's AuON, tensor by tensor."""
 

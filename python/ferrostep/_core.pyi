@@ -22,6 +22,15 @@ def rules() -> dict[str, tuple[tuple[str, ...], dict[str, type[float] | type[boo
     """By name, the rules: the names of their states, their hyperparameters with their types, whether they depend on
     the number of the step, and the names of the states that are never negative."""
 
+class SimplexRule:
+    """A rule for parameters of which the rows along ``dim`` are positive and sum up to 1.
+
+    Each number is multiplied by the exponential of what the rule, which subtracts, makes of a zero, and the row divided
+    by its sum. A 0 stays 0, and nothing else becomes one. States in 8 bits are not supported.
+    """
+
+    def __init__(self, rule: Rule, dim: int) -> None: ...
+
 def hyperparameters(name: str, group: dict[str, Any]) -> dict[str, Any]:
     """The hyperparameters of a rule in a parameter group: those of the same name, and beta1, beta2, ... from its betas.
 
@@ -124,7 +133,7 @@ class Batch:
     def __init__(self, known: Known | None = None) -> None: ...
     def add(
         self,
-        rule: Rule | MatrixRule | Stage,
+        rule: Rule | SimplexRule | MatrixRule | Stage,
         params: list[Any],
         grads: list[Any],
         states: dict[str, list[Any]],
@@ -139,6 +148,7 @@ class Batch:
         positions: list[int] | None = None,
         skip_nonfinite: bool = False,
         measure: bool = False,
+        noise: float = 0.0,
     ) -> None:
         """Check the tensors of a parameter group and take them in.
 
@@ -151,7 +161,8 @@ class Batch:
         them in the order of the indices, or None where a state is numbers; rules of matrices take none. ``group`` and
         ``positions`` are the numbers by which error messages name a tensor. With ``skip_nonfinite`` nothing is updated,
         of no group, if a gradient of this one has a NaN or infinity. With ``measure`` :meth:`squared_norms` has those
-        of these gradients.
+        of these gradients. After the rule, each parameter is multiplied by the exponential of a normal number times
+        ``noise``, which ``seed`` tells.
 
         Raises TypeError, ValueError or RuntimeError for a tensor that cannot be updated; nothing has changed then.
         """

@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
 use super::finish;
-use super::parameters::{Ledger, Lists, Options};
+use super::parameters::{Disturbed, Ledger, Lists, Options};
 use super::reader::{Known, Reader};
 use super::rules::{self, Update};
 use crate::kernels::elementwise::{self, Work};
@@ -61,7 +61,7 @@ impl Batch {
     /// Adds a parameter group; the argument names are those of the error messages. See `_core.pyi`.
     #[pyo3(signature = (rule, params, grads, states, *, steps=None, step=0, rounding="nearest", seed=0,
                         compensation=None, scales=None, group=None, positions=None, skip_nonfinite=false,
-                        measure=false))]
+                        measure=false, noise=0.0))]
     #[allow(clippy::too_many_arguments)] // the Python signature
     fn add<'py>(
         &mut self,
@@ -79,6 +79,7 @@ impl Batch {
         positions: Option<Vec<usize>>,
         skip_nonfinite: bool,
         measure: bool,
+        noise: f64,
     ) -> PyResult<()> {
         let lists = Lists {
             params,
@@ -93,6 +94,10 @@ impl Batch {
             positions,
             step,
             rounding: self::rounding(rounding, seed)?,
+            disturbed: Disturbed {
+                deviation: noise,
+                seed,
+            },
             skip_nonfinite,
             measure,
         };

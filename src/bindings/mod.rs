@@ -48,7 +48,7 @@ mod _core {
     #[pymodule_export]
     use super::reader::{Known, use_exchange_api};
     #[pymodule_export]
-    use super::rules::{PyRule, hyperparameters, rules};
+    use super::rules::{PyRule, SimplexRule, hyperparameters, rules};
     #[pymodule_export]
     use super::runtime::{adopt_openmp, available_cpus, isa, supported_isas, use_isa};
     #[pymodule_export]

@@ -9,10 +9,11 @@ use super::call::{Call, Names, Owner, Role};
 use super::counter::Counter;
 use super::errors::{Place, Problem};
 use super::view::{Elements, View};
-use crate::kernels::elementwise::Values;
+use crate::kernels::elementwise::{Disturbance, Unsupported, Values};
 use crate::kernels::storage::{
     Access, Buffers, CODE_BLOCK, Codebook, Codes, DType, Float, Integer, Rounding, State, Storage,
 };
+use crate::kernels::vector::Noise;
 
 /// What a step has taken in so far.
 pub struct Ledger {
@@ -72,6 +73,7 @@ pub struct Inputs<'py> {
     step: u64,
     /// A stochastic one with the optimizer's seed.
     pub rounding: Rounding,
+    pub disturbed: Disturbed,
     searched: bool,
     measured: bool,
 }
@@ -82,8 +84,16 @@ pub struct Options {
     pub positions: Option<Vec<usize>>,
     pub step: u64,
     pub rounding: Rounding,
+    pub disturbed: Disturbed,
     pub skip_nonfinite: bool,
     pub measure: bool,
+}
+
+/// The noise after a rule: none where the deviation is 0.
+#[derive(Clone, Copy)]
+pub struct Disturbed {
+    pub deviation: f64,
+    pub seed: u64,
 }
 
 /// The lists of a group's tensors.
@@ -239,6 +249,7 @@ impl Ledger {
             steps,
             step: options.step,
             rounding,
+            disturbed: options.disturbed,
             searched: options.skip_nonfinite,
             measured: options.measure,
         })
@@ -420,6 +431,21 @@ impl Ledger {
         self.searched.extend(inputs.searched.then_some(gradient));
         self.measured.extend(inputs.measured.then_some(gradient));
         buffers
+    }
+
+    /// What is done to parameter `i` after its rule, if anything.
+    pub fn disturbance(
+        &self,
+        inputs: &Inputs<'_>,
+        i: usize,
+        step: u64,
+        param: Float,
+    ) -> Option<Result<Disturbance, Unsupported>> {
+        let Disturbed { deviation, seed } = inputs.disturbed;
+        let stream = Noise::key(Noise::key(seed, self.number(inputs, i)), step);
+        // A stream of its own beside that of stochastic rounding, whose blocks are fewer.
+        let stream = Noise::key(stream, u64::MAX);
+        (deviation != 0.0).then(|| Disturbance::new(deviation, stream, param, inputs.rounding.to(param)))
     }
 
     /// The number of parameter `i` in the stream of random numbers.

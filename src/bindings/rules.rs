@@ -7,6 +7,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyString, PyTuple};
 
 use super::arguments::{extract, number, wrong_kind};
+use super::errors::Problem;
 use super::matrix::{self, MatrixRule, Stage};
 use super::parameters::{Inputs, Ledger, Writes, combination};
 use crate::kernels::elementwise::{
@@ -31,6 +32,21 @@ impl PyRule {
         let rule = AnyRule::read(place, &mut given)?;
         given.check_all_known(place)?;
         Ok(PyRule(rule))
+    }
+}
+
+/// An element-wise rule for rows that sum up to 1: see `_core.pyi`.
+#[pyclass(frozen, module = "ferrostep._core")]
+pub struct SimplexRule {
+    rule: AnyRule,
+    dim: i64,
+}
+
+#[pymethods]
+impl SimplexRule {
+    #[new]
+    fn new(rule: &PyRule, dim: i64) -> Self {
+        SimplexRule { rule: rule.0, dim }
     }
 }
 
@@ -120,6 +136,10 @@ pub fn add(ledger: &mut Ledger, rule: &Bound<'_, PyAny>, inputs: &Inputs<'_>) ->
     if let Ok(rule) = rule.cast::<PyRule>() {
         return rule.get().0.visit(Add { ledger, inputs }).map(Update::Elements);
     }
+    if let Ok(rule) = rule.cast::<SimplexRule>() {
+        let SimplexRule { rule, dim } = *rule.get();
+        return rule.visit(AddRows { ledger, inputs, dim }).map(Update::Elements);
+    }
     if let Ok(rule) = rule.cast::<MatrixRule>() {
         return matrix::add(ledger, rule.get(), inputs).map(Update::Matrices);
     }
@@ -142,12 +162,8 @@ impl Visitor for Add<'_, '_> {
         let Add { ledger, inputs } = self;
         inputs.expect(N)?;
         let mut batch = elementwise::Updates::with_capacity(inputs.len());
-        let writes = Writes {
-            param: H::Rule::WRITES_PARAM,
-            states: H::Rule::WRITES_STATES,
-        };
-        let books = H::books();
-        let mut latest = None; // most tensors are at the same step, and its rule takes a power or two
+        let (writes, books) = (writes::<H, N>(), H::books());
+        let mut latest = Latest::of(hyperparameters);
         for i in 0..inputs.len() {
             let tensors = ledger.tensors(inputs, i, writes, &books)?;
             let order = match H::Rule::BY_ROW {
@@ -155,24 +171,92 @@ impl Visitor for Add<'_, '_> {
                 false => tensors.order(),
             };
             let buffers = ledger.buffers(inputs, i, &tensors, &order, writes);
-            let rule = match latest {
-                Some((known, rule)) if known == tensors.step => rule,
-                _ => hyperparameters.at_step(tensors.step as f64),
-            };
-            latest = Some((tensors.step, rule));
+            let rule = latest.at_step(tensors.step);
+            let disturbance = ledger.disturbance(inputs, i, tensors.step, buffers.dtype);
             // SAFETY: the views are valid while the ledger lives, and its call checks that what is written is not
             // shared.
-            let pushed = unsafe {
+            let push = |disturbance| unsafe {
                 match H::Rule::BY_ROW {
                     true => batch.push_rows(rule, buffers, tensors.param.row()),
-                    false => batch.push(rule, buffers),
+                    false => batch.push_disturbed(rule, buffers, disturbance),
                 }
             };
-            if pushed.is_err() {
+            if disturbance.transpose().and_then(push).is_err() {
                 return Err(ledger.refuse(inputs, i, combination(&buffers, inputs.rounding)));
             }
         }
         Ok(Box::new(batch))
+    }
+}
+
+struct AddRows<'a, 'py> {
+    ledger: &'a mut Ledger,
+    inputs: &'a Inputs<'py>,
+    dim: i64,
+}
+
+impl Visitor for AddRows<'_, '_> {
+    type Output = PyResult<Box<dyn Work>>;
+
+    fn visit<H: Hyperparameters<N>, const N: usize>(self, hyperparameters: H) -> Self::Output {
+        let AddRows { ledger, inputs, dim } = self;
+        inputs.expect(N)?;
+        let mut batch = elementwise::SimplexUpdates::with_capacity(inputs.len());
+        let (writes, books) = (writes::<H, N>(), H::books());
+        let mut latest = Latest::of(hyperparameters);
+        for i in 0..inputs.len() {
+            let tensors = ledger.tensors(inputs, i, writes, &books)?;
+            let rank = tensors.param.shape.len() as i64;
+            if !(-rank..rank).contains(&dim) {
+                let (shape, expected) = (tensors.param.shape.clone(), format!("a dimension {dim}"));
+                return Err(ledger.refuse(inputs, i, Problem::Matrices { shape, expected }));
+            }
+            let dim = dim.rem_euclid(rank) as usize;
+            // The rows one after the other, as near as possible to how they lie.
+            let mut order = tensors.param.order();
+            order.sort_by_key(|&each| each == dim); // stable
+            let row = tensors.param.shape[dim] as usize;
+            let buffers = ledger.buffers(inputs, i, &tensors, &order, writes);
+            let rule = latest.at_step(tensors.step);
+            // SAFETY: as for `Add`; a tensor with elements has whole rows of them.
+            if unsafe { batch.push(rule, buffers, row) }.is_err() {
+                return Err(ledger.refuse(inputs, i, combination(&buffers, inputs.rounding)));
+            }
+        }
+        Ok(Box::new(batch))
+    }
+}
+
+fn writes<H: Hyperparameters<N>, const N: usize>() -> Writes {
+    Writes {
+        param: H::Rule::WRITES_PARAM,
+        states: H::Rule::WRITES_STATES,
+    }
+}
+
+/// The rule of a step, from the last one asked for: most tensors are at the same step, and its rule takes a power or
+/// two.
+struct Latest<H: Hyperparameters<N>, const N: usize> {
+    hyperparameters: H,
+    known: Option<(u64, H::Rule)>,
+}
+
+impl<H: Hyperparameters<N>, const N: usize> Latest<H, N> {
+    fn of(hyperparameters: H) -> Self {
+        let known = None;
+        Latest {
+            hyperparameters,
+            known,
+        }
+    }
+
+    fn at_step(&mut self, step: u64) -> H::Rule {
+        let rule = match self.known {
+            Some((known, rule)) if known == step => rule,
+            _ => self.hyperparameters.at_step(step as f64),
+        };
+        self.known = Some((step, rule));
+        rule
     }
 }
 

@@ -58,11 +58,14 @@ ADAGRAD_NORM: dict[str, Any] = {"lr": 3.0}
 ADAMW: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
 ADAM: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99)}
 DIFFGRAD: dict[str, Any] = ADAMW | {"lr": 6e-3, "decoupled_weight_decay": True}
+EGD: dict[str, Any] = {"lr": 1.0}
 LION: dict[str, Any] = {"lr": 3e-4, "betas": (0.95, 0.98), "weight_decay": 1.0}
 MUON: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1}
 AUON: dict[str, Any] = {"lr": 5e-3}
 HYBRID_AUON: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1}
 NIGT: dict[str, Any] = {"lr": 0.3}
+OPTIMISTIC_ADAM: dict[str, Any] = {"lr": 1e-3}
+OPTIMISTIC_MD: dict[str, Any] = {"lr": 0.3}
 SOPHIA: dict[str, Any] = {"lr": 2.5e-4, "betas": (0.965, 0.99), "weight_decay": 0.2}
 ADAGRAD: dict[str, Any] = {"lr": 0.03}
 RMSPROP: dict[str, Any] = {"lr": 1e-3}
@@ -74,6 +77,7 @@ OPTIMIZERS: dict[str, Factory] = {
     "adamax": of("ferrostep.optim.Adamax", **ADAM),
     "adamw": of("ferrostep.optim.AdamW", **ADAMW),
     "adagrad_norm": of("ferrostep.optim.AdaGradNorm", **ADAGRAD_NORM),
+    "egd": hidden_matrices("ferrostep.optim.EGD", **EGD),
     "lion": of("ferrostep.optim.Lion", **LION),
     "diffgrad": of("ferrostep.optim.DiffGrad", **DIFFGRAD),
     "nigt": of("ferrostep.optim.NIGT", **NIGT),
@@ -83,6 +87,8 @@ OPTIMIZERS: dict[str, Factory] = {
     "hybrid_auon": hidden_matrices("ferrostep.optim.HybridAuON", **HYBRID_AUON),
     "radam": of("ferrostep.optim.RAdam", **ADAM),
     "rmsprop": of("ferrostep.optim.RMSprop", **RMSPROP),
+    "optimistic_adam": of("ferrostep.optim.OptimisticAdam", **OPTIMISTIC_ADAM),
+    "optimistic_md": of("ferrostep.optim.OptimisticMD", **OPTIMISTIC_MD),
     "sgd": of("ferrostep.optim.SGD", **SGD),
     "sophia_g": of("ferrostep.optim.SophiaG", **SOPHIA, rho=0.2),
     "sophia_h": of("ferrostep.optim.SophiaH", **SOPHIA, gamma=0.01),

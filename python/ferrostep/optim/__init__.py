@@ -11,6 +11,7 @@ from ferrostep.optim.adamax import Adamax
 from ferrostep.optim.adamw import AdamW
 from ferrostep.optim.auon import AuON
 from ferrostep.optim.diffgrad import DiffGrad
+from ferrostep.optim.egd import EGD
 from ferrostep.optim.hybrid_auon import HybridAuON
 from ferrostep.optim.lion import Lion
 from ferrostep.optim.muon import Muon
@@ -19,6 +20,7 @@ from ferrostep.optim.muon_with_adamw import MuonWithAuxAdamW
 from ferrostep.optim.nigt import NIGT
 from ferrostep.optim.radam import RAdam
 from ferrostep.optim.rmsprop import RMSprop
+from ferrostep.optim.optimistic import OptimisticAdam, OptimisticMD
 from ferrostep.optim.routing import MuonParamGroups, muon_param_groups
 from ferrostep.optim.rules import Rule, RuleOptimizer
 from ferrostep.optim.sam import SAM
@@ -29,6 +31,7 @@ from ferrostep.optim.sophia_h import SophiaH
 __all__ = [
     "NIGT",
     "SAM",
+    "EGD",
     "SGD",
     "AdaGradNorm",
     "Adagrad",
@@ -45,6 +48,8 @@ __all__ = [
     "MuonWithAuxAdamW",
     "RAdam",
     "RMSprop",
+    "OptimisticAdam",
+    "OptimisticMD",
     "Rule",
     "RuleOptimizer",
     "SophiaG",

@@ -86,6 +86,7 @@ class Gathered(NamedTuple):
             positions=self.positions if len(self.params) < len(self.group["params"]) else None,
             skip_nonfinite=self.group["skip_nonfinite"],
             measure=self.is_clipped,
+            noise=self.rule.noise,
         )
 
     def check_for_reference(self) -> None:
@@ -226,6 +227,7 @@ class Gathered(NamedTuple):
             number=self.positions[i] | self.number << 32,
             total=None if self.totals is None else self.totals[i],
             factor=self.factor,
+            noise=self.rule.noise,
         )
         return updates if counter is None else [*updates, (self.columns["step"][i], counter)]
 

@@ -79,6 +79,9 @@ class Rule(NamedTuple):
     signed: Mapping[str, bool] = MappingProxyType({})
     """The states that can be codes of 8 bits, and whether these are to stand for negative numbers, too."""
 
+    noise: float = 0.0
+    """Each parameter is multiplied, after the rule, by the exponential of a normal number times this."""
+
     def beginning(self) -> Rule:
         """The rule for the step that makes a parameter's states, where it is another one."""
         return self._replace(hyperparameters={**self.hyperparameters, BEGINS: True})

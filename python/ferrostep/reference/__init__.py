@@ -14,6 +14,7 @@ from ferrostep.reference.auon import auon
 from ferrostep.reference.blend import blend
 from ferrostep.reference.codes import Codes
 from ferrostep.reference.diffgrad import diffgrad
+from ferrostep.reference.egd import egd
 from ferrostep.reference.engine import ReferenceRule, apply, updates
 from ferrostep.reference.lion import lion, lion_k, lion_k_sum
 from ferrostep.reference.muon import matrices, muon
@@ -21,7 +22,9 @@ from ferrostep.reference.newton_schulz import newton_schulz
 from ferrostep.reference.nigt import nigt, nigt_sum
 from ferrostep.reference.radam import radam
 from ferrostep.reference.rmsprop import rmsprop
+from ferrostep.reference.optimistic import optimistic_adam, optimistic_md
 from ferrostep.reference.sgd import sgd
+from ferrostep.reference.simplex import on_simplex
 from ferrostep.reference.sophia import hessian_estimate, hessian_product, hessian_square, sophia, unclipped
 from ferrostep.reference.sums import ReferenceSum, sum_of
 
@@ -40,6 +43,7 @@ __all__ = [
     "auon",
     "blend",
     "diffgrad",
+    "egd",
     "hessian_estimate",
     "hessian_product",
     "hessian_square",
@@ -53,6 +57,9 @@ __all__ = [
     "nigt_sum",
     "radam",
     "rmsprop",
+    "on_simplex",
+    "optimistic_adam",
+    "optimistic_md",
     "sgd",
     "sophia",
     "sum_of",

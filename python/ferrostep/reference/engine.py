@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ferrostep.reference.codes import Codes, encode
 from ferrostep.reference.sums import Sum, scaled
+from ferrostep.reference.terms import multiplied
 
 BLOCK = 32_768
 """Elements that share a key of the random numbers; the Rust engine's blocks."""
@@ -38,7 +39,8 @@ def apply(
 
     Args:
         rule, param, grad, states, step, hyperparameters: as of :func:`updates`; shapes and dtypes, too.
-        **rounding: ``rounding``, ``compensation``, ``seed``, ``number``, ``total`` and ``factor`` of :func:`updates`.
+        **rounding: ``rounding``, ``compensation``, ``seed``, ``number``, ``total``, ``factor`` and ``noise`` of
+            :func:`updates`.
 
     Raises:
         RuntimeError: shapes that do not broadcast, as torch.
@@ -69,6 +71,7 @@ def updates(
     number: int = 0,
     total: Sum | None = None,
     factor: Sum = 1.0,
+    noise: float = 0.0,
 ) -> list[tuple[Tensor, Tensor]]:
     """The tensors that ``rule`` updates, each with its new values; nothing is changed.
 
@@ -83,10 +86,12 @@ def updates(
         rounding: ``"nearest"`` (default), ``"stochastic"``, ``"kahan"`` or ``"split"``, as the optimizers', or
             ``"master"`` for their ``master_weights="float32"``.
         compensation: what makes up for rounding, for the last three. Default None.
-        seed: of stochastic rounding. Default 0.
+        seed: of stochastic rounding and noise. Default 0.
         number: the tensor's number in the stream of random numbers. Default 0.
         total: the sum that the rule is to know, if it asks for one.
         factor: multiplies the gradient. Default 1.
+        noise: each parameter is multiplied, after the rule, by the exponential of a normal number times this; default
+            0.
 
     Returns:
         Pairs of a tensor and its new values, of its dtype: the states' (codes and scales of those that are codes), the
@@ -118,6 +123,11 @@ def updates(
     numbers = tuple(s.decode() if isinstance(s, Codes) else s.to(work, copy=copy) for s in states)
     g, known = scaled(grad.to(work), factor), () if total is None else (total,)
     p, new_states = rule(p, g, numbers, step, *known, **hyperparameters)
+    in_memory = not any(isinstance(state, Codes) for state in states)
+    order = _order_in_memory(param) if in_memory else list(range(param.dim()))
+    stream = _key(_key(seed, number), int(step))
+    if noise != 0:
+        p = multiplied(p, _normals(param, order, stream).to(p) * noise)
     changed = [
         pair
         for state, old, new in zip(states, numbers, new_states, strict=True)
@@ -199,9 +209,13 @@ def _round_stochastically(exact: Tensor, dtype: torch.dtype, order: Sequence[int
     x = exact.permute(tuple(order)).reshape(-1)
     noise = _noise(x.numel(), stream).to(x.device)
     rounded = _dithered_bf16(x, noise) if dtype == torch.bfloat16 else _dithered_f16(x, noise)
-    shape = [exact.shape[d] for d in order]
+    return _unordered(rounded, exact.shape, order)
+
+
+def _unordered(values: Tensor, shape: Sequence[int], order: Sequence[int]) -> Tensor:
+    """Values in an order of dimensions as a tensor of the shape."""
     inverse = sorted(range(len(order)), key=order.__getitem__)
-    return rounded.reshape(shape).permute(inverse)
+    return values.reshape([param.shape[d] for d in order]).permute(inverse)
 
 
 def _dithered_bf16(x: Tensor, noise: Tensor) -> Tensor:
@@ -219,16 +233,30 @@ def _dithered_f16(x: Tensor, noise: Tensor) -> Tensor:
     return torch.where(x.isfinite(), dithered.copysign(x), x).to(torch.float16)
 
 
+def _normals(param: Tensor, stream: int) -> Tensor:
+    """A standard normal number for each element, in float64: the distribution's inverse of 23 random bits."""
+    stream = _key(stream, _MASK64)  # its own, beside that of stochastic rounding
+    sizes = [min(BLOCK, param.numel() - start) for start in range(0, param.numel(), BLOCK)]
+    drawn = [_draw(size, _key(stream, block)) >> 9 for block, size in enumerate(sizes)]
+    bits = torch.cat(drawn) if drawn else torch.zeros(0, dtype=torch.int64)
+    x = (2.0 * bits + 1) * 2.0**-23 - 1  # odd multiples between -1 and 1
+    return _unordered(2.0**0.5 * x.double().erfinv(), param)
+
+
 def _noise(count: int, stream: int) -> Tensor:
     """16 random bits for each of ``count`` elements, as int64: the halves of 32 for two."""
     blocks = []
     for block, start in enumerate(range(0, count, BLOCK)):
-        key = _key(stream, block)
         size = min(BLOCK, count - start)
-        number = torch.arange((size + 1) // 2, dtype=torch.int64)
-        both = _mix(_mix((number + (key & _MASK32)) & _MASK32) ^ (key >> 32))
+        both = _draw((size + 1) // 2, _key(stream, block))
         blocks.append(torch.stack((both & 0xFFFF, both >> 16), -1).flatten()[:size])
     return torch.cat(blocks) if blocks else torch.zeros(0, dtype=torch.int64)
+
+
+def _draw(count: int, key: int) -> Tensor:
+    """32 random bits for each of ``count`` numbers, as int64."""
+    number = torch.arange(count, dtype=torch.int64)
+    return _mix(_mix((number + (key & _MASK32)) & _MASK32) ^ (key >> 32))
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -24,3 +25,11 @@ def decayed(
     if decoupled:
         return p * (1 - lr * weight_decay), penalized(p, g, 0.0, maximize)
     return p, penalized(p, g, weight_decay, maximize)
+
+
+def multiplied(p: Tensor, exponent: Tensor, min_abs: float = 0.0) -> Tensor:
+    """``p * exp(exponent)``, where 0 stays 0; nothing else falls below ``min_abs`` or the least normal number."""
+    new = p * exponent.exp()
+    least = p.abs().clamp(max=max(min_abs, torch.finfo(p.dtype).smallest_normal))
+    new = torch.where(new.abs() < least, least.copysign(p), new)
+    return torch.where(p == 0, p, new)

@@ -5,7 +5,9 @@
 
 mod coded;
 mod declared;
+mod disturb;
 mod finite;
+mod simplex;
 mod sums;
 mod sweep;
 mod terms;
@@ -19,9 +21,11 @@ pub mod ascent;
 pub mod blend;
 pub mod diagonal;
 pub mod diffgrad;
+pub mod egd;
 pub mod lion;
 pub mod lion_norms;
 pub mod nigt;
+pub mod optimistic;
 pub mod radam;
 pub mod rmsprop;
 pub mod sgd;
@@ -33,7 +37,9 @@ use half::{bf16, f16};
 
 pub use declared::{ByName, Declaration, HyperparameterKind, Hyperparameters, Source, Steady, Visitor};
 use declared::{hyperparameters, rules};
+pub use disturb::Disturbance;
 pub use finite::{Values, all_finite};
+pub use simplex::SimplexUpdates;
 pub use sums::{Summed, squared_norms};
 use sweep::{Kahan, Kernel, Master, Nearest, Span, Split, Stochastic, sweep};
 
@@ -56,6 +62,9 @@ rules! {
     diagonal::HessianProduct,
     diagonal::HessianEstimate,
     diffgrad::DiffGrad,
+    egd::Egd,
+    egd::EgdMomentum,
+    egd::EgdAdam,
     lion::Lion,
     lion::LionDeadZone,
     lion::LionHuber,
@@ -64,6 +73,8 @@ rules! {
     lion_norms::LionLp,
     lion_norms::LionRow,
     nigt::Nigt,
+    optimistic::OptimisticMd,
+    optimistic::OptimisticAdam,
     radam::RAdam,
     rmsprop::RMSprop,
     rmsprop::RMSpropMomentum,
@@ -124,6 +135,7 @@ struct Slot<R, const N: usize> {
     row: Option<usize>,
     /// Elements of a block.
     block: usize,
+    disturbance: Option<Disturbance>,
     first_block: usize,
 }
 
@@ -159,6 +171,24 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
     pub unsafe fn push(&mut self, rule: R, buffers: Buffers<N>) -> Result<(), Unsupported> {
         // SAFETY: the caller's promise is the same.
         unsafe { self.push_in_blocks(rule, buffers, None, BLOCK) }
+    }
+
+    /// Adds a parameter that is disturbed after the rule.
+    ///
+    /// # Safety
+    /// As for [`Updates::push`].
+    pub unsafe fn push_disturbed(
+        &mut self,
+        rule: R,
+        buffers: Buffers<N>,
+        disturbance: Option<Disturbance>,
+    ) -> Result<(), Unsupported> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.push(rule, buffers)? };
+        if let Some(slot) = self.slots.last_mut() {
+            slot.disturbance = disturbance;
+        }
+        Ok(())
     }
 
     /// Adds a parameter whose rows, of `row` elements one after the other, are updated each by itself.
@@ -200,6 +230,7 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
             buffers,
             row,
             block,
+            disturbance: None,
             first_block: self.blocks,
         });
         self.blocks += buffers.len.div_ceil(block);
@@ -319,7 +350,14 @@ impl<R: Rule<N>, const N: usize> Work for Updates<R, N> {
         let (slot, block, part) = self.block(index);
         match slot.row {
             Some(row) => self.update_rows(slot, block, &part, row),
-            None => self.update(slot, &slot.rule, &part, block),
+            None => {
+                let counted = self.update(slot, &slot.rule, &part, block);
+                if let Some(disturbance) = &slot.disturbance {
+                    // SAFETY: `push` got buffers valid for `len` elements, within which the part lies.
+                    unsafe { disturbance.run(&part, block as u64) };
+                }
+                counted
+            }
         }
     }
 }

@@ -118,11 +118,11 @@ unsafe fn store(state: &State, work: Float, len: usize, numbers: *mut u8) {
 
 /// The state becomes what the parameter is.
 #[derive(Clone, Copy)]
-struct Widen;
+pub struct Widen;
 
 /// The parameter becomes what the state is.
 #[derive(Clone, Copy)]
-struct Narrow;
+pub struct Narrow;
 
 impl Rule<1> for Widen {
     const IN_16_BITS: bool = true;

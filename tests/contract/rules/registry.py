@@ -23,6 +23,7 @@ from ferrostep.optim import (
     AdamW,
     AuON,
     DiffGrad,
+    EGD,
     HybridAuON,
     Lion,
     Muon,
@@ -30,6 +31,8 @@ from ferrostep.optim import (
     MuonWithAuxAdamW,
     RAdam,
     RMSprop,
+    OptimisticAdam,
+    OptimisticMD,
     SophiaG,
     SophiaH,
 )
@@ -138,6 +141,7 @@ OF_MUON: Any = {
 }
 AUON = {"lr": 1e-2, "weight_decay": 0.1}
 OF_AUON: Any = {"elementwise": False, "complex": False, "state": "momentum_buffer"}
+EGD_MOMENTUM = {"lr": 3e-3, "momentum": 0.9, "weight_decay": 0.1}
 OF_NIGT: Any = {"elementwise": False, "state": "momentum_buffer"}
 DESCENT = {"lr": 3e-3, "weight_decay": 0.1}
 MOMENTUM = DESCENT | {"momentum": 0.8, "dampening": 0.3}
@@ -156,6 +160,9 @@ ENTRIES = (
     Entry("adagrad", Adagrad, ADAGRAD, partial(torch.optim.Adagrad, **ADAGRAD), state="sum"),
     Entry("adamax", Adamax, OF_ADAM, partial(torch.optim.Adamax, **OF_ADAM)),
     Entry("diffgrad", DiffGrad, ADAMW | {"weight_decay": 0.2}),
+    Entry("egd", EGD, EGD_MOMENTUM, state="momentum_buffer"),
+    Entry("egd-plain", EGD, {"lr": 1e-2, "max_exponent": 1.0}, state=""),
+    Entry("egd-adam", EGD, {"lr": 1e-2, "adam": True, "betas": (0.8, 0.95), "eps": 1e-7}),
     Entry("lion", Lion, LION, partial(lion_pytorch.Lion, **LION)),
     Entry("lion-maximize", Lion, LION | {"maximize": True}),
     Entry("lion-huber", Lion, LION | {"kappa": "huber", "kappa_param": 0.5}),
@@ -191,6 +198,8 @@ ENTRIES = (
     Entry("auon-package", AuON, AUON | {"variant": "package", "nesterov": False, "maximize": True}, **OF_AUON),
     Entry("hybrid-auon", HybridAuON, AUON | {"ns_precision": "float64"}, **OF_MUON),
     Entry("hybrid-auon-package", HybridAuON, AUON | MUON | {"variant": "package"}, **OF_MUON),
+    Entry("optimistic-adam", OptimisticAdam, ADAMW | {"optimism": 0.7}),
+    Entry("optimistic-md", OptimisticMD, {"lr": 1e-2, "weight_decay": 0.1}, state="prev_grad"),
     Entry("nigt", RoundedNIGT, {"lr": 0.01, "scope": "tensor"}, **OF_NIGT),
     Entry("nigt-global", RoundedNIGT, {"lr": 0.05, "weight_decay": 0.1, "schedule": "n-pg-igt"}, **OF_NIGT),
     Entry("radam", RAdam, OF_ADAM, partial(torch.optim.RAdam, **OF_ADAM)),

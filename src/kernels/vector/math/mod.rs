@@ -7,6 +7,7 @@
 //! | | f32 | f64 |
 //! |---|---|---|
 //! | [`exp`] | 0.71 | 0.73 |
+//! | [`times_exp`] | 1.20 | 1.37 |
 //! | [`log`] | 0.72 | 0.79 |
 //! | [`log1p`] | 0.78 | 0.80 |
 //! | [`tanh`] | 0.78 | 0.79 |
@@ -29,6 +30,21 @@ use super::Vector;
 pub fn exp<V: Vector>(x: V) -> V {
     let power = Power::of(x);
     power.scale(power.high)
+}
+
+/// `value * e^x`. Where x is small, what it changes is not rounded beside 1, as the power would be; and only where the
+/// product is too large or too small is it infinite or 0, whatever the power is. A 0 stays one, times infinity, too.
+#[inline(always)]
+pub fn times_exp<V: Vector>(value: V, x: V) -> V {
+    // Nothing is so small, or so large, that what is beyond twice these would not make it infinite, or 0.
+    let x = V::splat(2.0 * V::Lane::EXP_LEAST).max(x);
+    let x = V::splat(-2.0 * V::Lane::EXP_LEAST).min(x);
+    let (exponent, rest, lost) = reduced(x);
+    let more = rest + (rest * rest * polynomial(V::Lane::EXP, rest) + lost);
+    let quarter = round(exponent * 0.25);
+    let factor = quarter.pow2();
+    let last = (exponent - quarter * 3.0).pow2();
+    (value + value * more) * factor * factor * factor * last
 }
 
 /// The natural logarithm: minus infinity of 0, NaN of what is less.
@@ -86,11 +102,7 @@ impl<V: Vector> Power<V> {
         // The second of both where either is NaN.
         let x = V::splat(V::Lane::EXP_LEAST).max(x);
         let x = V::splat(V::Lane::EXP_GREATEST).min(x);
-        let exponent = round(x * std::f64::consts::LOG2_E);
-        // This product and this difference are exact; where the latter is smaller than what follows, both are too small
-        // to matter.
-        let coarse = x - exponent * V::Lane::LN_2[0];
-        let (rest, lost) = sum_of(coarse, -(exponent * V::Lane::LN_2[1]));
+        let (exponent, rest, lost) = reduced(x);
         let (one_and, more) = sum_of(V::splat(1.0), rest);
         let more = more + (rest * rest * polynomial(V::Lane::EXP, rest) + lost);
         let (high, low) = sum_of(one_and, more);
@@ -103,6 +115,17 @@ impl<V: Vector> Power<V> {
         let half = round(self.exponent * 0.5);
         value * half.pow2() * (self.exponent - half).pow2()
     }
+}
+
+/// `x = exponent * ln(2) + rest + lost`, with a whole exponent and the rest from -ln(2) / 2 up to ln(2) / 2.
+#[inline(always)]
+fn reduced<V: Vector>(x: V) -> (V, V, V) {
+    let exponent = round(x * std::f64::consts::LOG2_E);
+    // This product and this difference are exact; where the latter is smaller than what follows, both are too small to
+    // matter.
+    let coarse = x - exponent * V::Lane::LN_2[0];
+    let (rest, lost) = sum_of(coarse, -(exponent * V::Lane::LN_2[1]));
+    (exponent, rest, lost)
 }
 
 /// `e^-x / (1 + e^-x)` of an x that is not negative.
@@ -175,7 +198,7 @@ fn round<V: Vector>(x: V) -> V {
 
 /// Of coefficients from the constant one on, by Horner's rule.
 #[inline(always)]
-fn polynomial<V: Vector>(coefficients: &[f64], x: V) -> V {
+pub fn polynomial<V: Vector>(coefficients: &[f64], x: V) -> V {
     let mut at = coefficients.len() - 1;
     let mut sum = V::splat(coefficients[at]);
     while at > 0 {

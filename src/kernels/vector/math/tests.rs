@@ -18,6 +18,7 @@ mod twice;
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Function {
     Exp,
+    TimesExp,
     Log,
     Log1p,
     Tanh,
@@ -27,13 +28,22 @@ enum Function {
 use Function::*;
 
 /// The bounds on the error, of f32 and of f64: somewhat above the module's table.
-const BOUNDS: [(Function, f64, f64); 5] = [
+const BOUNDS: [(Function, f64, f64); 6] = [
     (Exp, 0.75, 0.75),
+    (TimesExp, 1.5, 1.5),
     (Log, 0.8, 0.8),
     (Log1p, 0.85, 0.85),
     (Tanh, 0.85, 0.85),
     (Sigmoid, 0.85, 0.85),
 ];
+
+/// What [`times_exp`] is tried with: the product with a power of e is rounded once more.
+const FACTOR: f64 = 1.375;
+
+#[inline(always)]
+fn factor_times_exp<V: Vector>(x: V) -> V {
+    times_exp(V::splat(FACTOR), x)
+}
 
 /// Replaces values by a function of them. No function of its own: another one's call, handed in, is not inlined.
 macro_rules! each {
@@ -60,6 +70,7 @@ impl<F: Arithmetic, T: Stored<F>> Routine for Map<'_, F, T> {
     unsafe fn run<A: Arch>(self) {
         match self.function {
             Exp => each!(exp, self.values, A, F),
+            TimesExp => each!(factor_times_exp, self.values, A, F),
             Log => each!(log, self.values, A, F),
             Log1p => each!(log1p, self.values, A, F),
             Tanh => each!(tanh, self.values, A, F),
@@ -104,6 +115,7 @@ impl Function {
     fn in_f64(self, x: f64) -> f64 {
         match self {
             Exp => x.exp(),
+            TimesExp => (x + FACTOR.ln()).exp(),
             Log => x.ln(),
             Log1p => x.ln_1p(),
             Tanh => x.tanh(),
@@ -116,6 +128,7 @@ impl Function {
     fn in_twice(self, x: f64) -> Scaled {
         match self {
             Exp => twice::exp(x),
+            TimesExp => twice::exp(x).times(FACTOR),
             Log => Scaled::from(twice::log(x)),
             Log1p => Scaled::from(twice::log1p(x)),
             Tanh => Scaled::from(twice::tanh(x)),
@@ -206,6 +219,7 @@ macro_rules! check_every_f32 {
 }
 check_every_f32!(
     exp_of_every_f32: Exp,
+    times_exp_of_every_f32: TimesExp,
     log_of_every_f32: Log,
     log1p_of_every_f32: Log1p,
     tanh_of_every_f32: Tanh,
@@ -260,12 +274,23 @@ fn f64_functions_are_within_their_bounds() {
 const INFINITE: f64 = f64::INFINITY;
 
 /// What comes of what.
-const SPECIAL: [(Function, &[(f64, f64)]); 5] = [
+const SPECIAL: [(Function, &[(f64, f64)]); 6] = [
     (
         Exp,
         &[
             (0.0, 1.0),
             (-0.0, 1.0),
+            (INFINITE, INFINITE),
+            (-INFINITE, 0.0),
+            (1e30, INFINITE),
+            (-1e30, 0.0),
+        ],
+    ),
+    (
+        TimesExp,
+        &[
+            (0.0, FACTOR),
+            (-0.0, FACTOR),
             (INFINITE, INFINITE),
             (-INFINITE, 0.0),
             (1e30, INFINITE),
@@ -336,6 +361,56 @@ fn special_values_give_special_values() {
     has_special_values::<InF64, f64>(|x| x);
     has_special_values::<InF32<Halves>, f32>(|x| x as f32);
     has_special_values::<InF32<EvenOdd>, bf16>(bf16::from_f64);
+}
+
+/// The bits of `value * e^x`, which every instruction set gives.
+fn times_exp_of(value: f32, x: f32) -> f32 {
+    struct Product(f32, f32);
+    impl Routine for Product {
+        type Output = f32;
+
+        #[inline(always)]
+        unsafe fn run<A: Arch>(self) -> f32 {
+            type V<A> = <InF32<Halves> as Arithmetic>::Vector<A>;
+            let mut lanes = [0.0_f32; MAX_LANES];
+            let product = times_exp(V::<A>::splat(self.0.into()), V::<A>::splat(self.1.into()));
+            // SAFETY: there is room for the longest vector.
+            unsafe { f32::store::<A>(product, lanes.as_mut_ptr()) };
+            lanes[0]
+        }
+    }
+    let mut results = Isa::supported()
+        .into_iter()
+        .map(|isa| dispatch(isa, Product(value, x)));
+    let first = results.next().unwrap();
+    assert!(
+        results.all(|other| other.to_bits() == first.to_bits()),
+        "{value:e}, {x:e}"
+    );
+    first
+}
+
+#[test]
+fn products_are_finite_where_the_power_is_not() {
+    for (value, x) in [(1e-30, 95.0), (-1e-38, 150.0), (1e38, -120.0), (-3e38, -170.0)] {
+        let exact = f64::from(value) * f64::from(x).exp();
+        let error = ulps_of_f32(times_exp_of(value, x).abs(), exact.abs());
+        assert!(error <= 1.5, "{value:e}, {x:e}: {error:.3} ULP");
+    }
+    for x in [f32::INFINITY, -f32::INFINITY, 1.0] {
+        assert_eq!(times_exp_of(0.0, x).to_bits(), 0.0_f32.to_bits());
+        assert_eq!(times_exp_of(-0.0, x).to_bits(), (-0.0_f32).to_bits());
+    }
+    assert_eq!(times_exp_of(1e-45, f32::INFINITY), f32::INFINITY);
+    assert_eq!(
+        times_exp_of(-1e38, -f32::INFINITY).to_bits(),
+        (-0.0_f32).to_bits()
+    );
+    // What is less than half of what 1 can be told from still counts to the last digit.
+    assert_eq!(
+        times_exp_of(1.0 + 4.0 * f32::EPSILON, 2.0_f32.powi(-25)),
+        1.0 + 4.0 * f32::EPSILON
+    );
 }
 
 #[test]

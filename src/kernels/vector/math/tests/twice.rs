@@ -87,6 +87,13 @@ impl Scaled {
         x * 2.0_f64.powi(-half) * 2.0_f64.powi(half - self.exponent)
     }
 
+    pub fn times(self, x: f64) -> Self {
+        Scaled {
+            value: self.value * x.into(),
+            ..self
+        }
+    }
+
     fn rounded(self) -> Twice {
         let scale = 2.0_f64.powi(self.exponent.max(-1000));
         Twice(self.value.0 * scale, self.value.1 * scale)

@@ -1,0 +1,120 @@
+//! Optimistic descent: the direction is foretold by how it last changed (Rakhlin and Sridharan 2013; as optimistic
+//! mirror descent arXiv 2302.04552, as optimistic Adam arXiv 1711.00141).
+
+use super::egd::Descent;
+use super::terms::bias_correction;
+use super::{Hyperparameters, Rule, hyperparameters};
+use crate::kernels::vector::Vector;
+
+hyperparameters! {
+    /// Along `g + optimism * (g - prev_grad)`.
+    pub struct OptimisticMd {
+        lr: f64,
+        optimism: f64,
+        weight_decay: f64,
+        /// Take the first gradient for the one before it, too, and not 0.
+        hint_is_gradient: bool,
+        /// Multiply by an exponential rather than subtract.
+        multiplicative: bool,
+        maximize: bool,
+    }
+}
+
+hyperparameters! {
+    /// Along `r + optimism * (r - prev_direction)` with Adam's direction r.
+    pub struct OptimisticAdam {
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        eps: f64,
+        weight_decay: f64,
+        optimism: f64,
+        maximize: bool,
+    }
+}
+
+/// [`OptimisticMd`] at a step.
+#[derive(Clone, Copy, Debug)]
+pub struct OptimisticMdRule {
+    descent: Descent,
+    /// 0 where there is nothing to foretell from.
+    optimism: f64,
+    maximize: bool,
+}
+
+/// [`OptimisticAdam`] at a step: the bias corrections are worked out.
+#[derive(Clone, Copy, Debug)]
+pub struct OptimisticAdamRule {
+    options: OptimisticAdam,
+    optimism: f64,
+    inverse_bias1: f64,
+    inverse_sqrt_bias2: f64,
+}
+
+impl Hyperparameters<1> for OptimisticMd {
+    type Rule = OptimisticMdRule;
+
+    const STATES: [&'static str; 1] = ["prev_grad"];
+
+    fn at_step(&self, step: f64) -> OptimisticMdRule {
+        let is_first = step == 1.0 && self.hint_is_gradient;
+        OptimisticMdRule {
+            descent: Descent {
+                lr: self.lr,
+                weight_decay: self.weight_decay,
+                max_exponent: f64::INFINITY,
+                min_abs: 0.0,
+                multiplicative: self.multiplicative,
+            },
+            optimism: if is_first { 0.0 } else { self.optimism },
+            maximize: self.maximize,
+        }
+    }
+}
+
+impl Hyperparameters<3> for OptimisticAdam {
+    type Rule = OptimisticAdamRule;
+
+    const STATES: [&'static str; 3] = ["exp_avg", "exp_avg_sq", "prev_direction"];
+
+    fn at_step(&self, step: f64) -> OptimisticAdamRule {
+        OptimisticAdamRule {
+            options: *self,
+            optimism: if step == 1.0 { 0.0 } else { self.optimism },
+            inverse_bias1: 1.0 / bias_correction(self.beta1, step),
+            inverse_sqrt_bias2: 1.0 / bias_correction(self.beta2, step).sqrt(),
+        }
+    }
+}
+
+impl Rule<1> for OptimisticMdRule {
+    #[inline(always)]
+    fn update<V: Vector>(&self, p: V, g: V, [before]: [V; 1]) -> (V, [V; 1]) {
+        let ahead = foretold(g, before, self.optimism);
+        let direction = if self.maximize { -ahead } else { ahead };
+        (self.descent.along(p, direction), [g])
+    }
+}
+
+impl Rule<3> for OptimisticAdamRule {
+    #[inline(always)]
+    fn update<V: Vector>(&self, p: V, g: V, [m, v, before]: [V; 3]) -> (V, [V; 3]) {
+        let o = &self.options;
+        let g = if o.maximize { -g } else { g };
+        let m = m * o.beta1 + g * (1.0 - o.beta1);
+        let v = v * o.beta2 + g * (1.0 - o.beta2) * g;
+        let direction = (m * self.inverse_bias1) / (v.sqrt() * self.inverse_sqrt_bias2 + o.eps);
+        let ahead = foretold(direction, before, self.optimism);
+        let p = p * (1.0 - o.lr * o.weight_decay) + ahead * -o.lr;
+        (p, [m, v, direction])
+    }
+}
+
+/// The next direction, if it changes as it did from `before` to `now`.
+#[inline(always)]
+fn foretold<V: Vector>(now: V, before: V, optimism: f64) -> V {
+    match optimism {
+        0.0 => now, // a change of 0 times what is not finite would not be
+        _ => now + (now - before) * optimism,
+    }
+}
