@@ -18,9 +18,9 @@ from ferrostep.optim.muon import Muon
 from ferrostep.optim.muon_adamw import MuonAdamW
 from ferrostep.optim.muon_with_adamw import MuonWithAuxAdamW
 from ferrostep.optim.nigt import NIGT
+from ferrostep.optim.optimistic import OptimisticAdam, OptimisticMD
 from ferrostep.optim.radam import RAdam
 from ferrostep.optim.rmsprop import RMSprop
-from ferrostep.optim.optimistic import OptimisticAdam, OptimisticMD
 from ferrostep.optim.routing import MuonParamGroups, muon_param_groups
 from ferrostep.optim.rules import Rule, RuleOptimizer
 from ferrostep.optim.sam import SAM
@@ -29,9 +29,9 @@ from ferrostep.optim.sophia_g import SophiaG
 from ferrostep.optim.sophia_h import SophiaH
 
 __all__ = [
+    "EGD",
     "NIGT",
     "SAM",
-    "EGD",
     "SGD",
     "AdaGradNorm",
     "Adagrad",
@@ -46,10 +46,10 @@ __all__ = [
     "MuonAdamW",
     "MuonParamGroups",
     "MuonWithAuxAdamW",
-    "RAdam",
-    "RMSprop",
     "OptimisticAdam",
     "OptimisticMD",
+    "RAdam",
+    "RMSprop",
     "Rule",
     "RuleOptimizer",
     "SophiaG",

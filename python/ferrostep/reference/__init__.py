@@ -20,9 +20,9 @@ from ferrostep.reference.lion import lion, lion_k, lion_k_sum
 from ferrostep.reference.muon import matrices, muon
 from ferrostep.reference.newton_schulz import newton_schulz
 from ferrostep.reference.nigt import nigt, nigt_sum
+from ferrostep.reference.optimistic import optimistic_adam, optimistic_md
 from ferrostep.reference.radam import radam
 from ferrostep.reference.rmsprop import rmsprop
-from ferrostep.reference.optimistic import optimistic_adam, optimistic_md
 from ferrostep.reference.sgd import sgd
 from ferrostep.reference.simplex import on_simplex
 from ferrostep.reference.sophia import hessian_estimate, hessian_product, hessian_square, sophia, unclipped
@@ -55,11 +55,11 @@ __all__ = [
     "newton_schulz",
     "nigt",
     "nigt_sum",
-    "radam",
-    "rmsprop",
     "on_simplex",
     "optimistic_adam",
     "optimistic_md",
+    "radam",
+    "rmsprop",
     "sgd",
     "sophia",
     "sum_of",

@@ -135,9 +135,7 @@ def updates(
         if new is not old or isinstance(state, Tensor)  # codes that are only read stay as they are
     ]
     if rounding == "stochastic":
-        in_memory = not any(isinstance(state, Codes) for state in states)
-        order = _order_in_memory(param) if in_memory else range(param.dim())
-        return [*changed, (param, _round_stochastically(p, param.dtype, order, _key(_key(seed, number), int(step))))]
+        return [*changed, (param, _round_stochastically(p, param.dtype, order, stream))]
     if compensation is None:
         return [*changed, (param, p.to(param.dtype))]
     if rounding == "master":
@@ -215,7 +213,7 @@ def _round_stochastically(exact: Tensor, dtype: torch.dtype, order: Sequence[int
 def _unordered(values: Tensor, shape: Sequence[int], order: Sequence[int]) -> Tensor:
     """Values in an order of dimensions as a tensor of the shape."""
     inverse = sorted(range(len(order)), key=order.__getitem__)
-    return values.reshape([param.shape[d] for d in order]).permute(inverse)
+    return values.reshape([shape[d] for d in order]).permute(inverse)
 
 
 def _dithered_bf16(x: Tensor, noise: Tensor) -> Tensor:
@@ -233,14 +231,14 @@ def _dithered_f16(x: Tensor, noise: Tensor) -> Tensor:
     return torch.where(x.isfinite(), dithered.copysign(x), x).to(torch.float16)
 
 
-def _normals(param: Tensor, stream: int) -> Tensor:
+def _normals(param: Tensor, order: Sequence[int], stream: int) -> Tensor:
     """A standard normal number for each element, in float64: the distribution's inverse of 23 random bits."""
     stream = _key(stream, _MASK64)  # its own, beside that of stochastic rounding
     sizes = [min(BLOCK, param.numel() - start) for start in range(0, param.numel(), BLOCK)]
     drawn = [_draw(size, _key(stream, block)) >> 9 for block, size in enumerate(sizes)]
     bits = torch.cat(drawn) if drawn else torch.zeros(0, dtype=torch.int64)
     x = (2.0 * bits + 1) * 2.0**-23 - 1  # odd multiples between -1 and 1
-    return _unordered(2.0**0.5 * x.double().erfinv(), param)
+    return _unordered(2.0**0.5 * x.double().erfinv(), param.shape, order)
 
 
 def _noise(count: int, stream: int) -> Tensor:

@@ -27,6 +27,7 @@ pub struct Factor {
 }
 
 impl Rule<1> for Factor {
+    const IN_16_BITS: bool = true;
     const WRITES_STATES: usize = 0;
 
     #[inline(always)]
@@ -82,7 +83,7 @@ impl Disturbance {
             unsafe {
                 (self.kernel)(
                     &self.factor,
-                    &Span::new(&tile.with_states([state]), [data], noise),
+                    &Span::new(&tile.with_states([state]), [data], 1.0, noise),
                 )
             };
         }

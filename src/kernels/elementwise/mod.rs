@@ -301,11 +301,15 @@ pub trait Work: Send + Sync {
     /// The numbers of the parameters' first blocks.
     fn first_blocks(&self) -> Vec<usize>;
     /// Whether the rule is to know sums.
-    fn is_to_know(&self) -> bool;
+    fn is_to_know(&self) -> bool {
+        false
+    }
     /// What the rule sums over block `index`; no block is to be summed or updated by another thread meanwhile.
-    fn sum(&self, index: usize) -> f64;
+    fn sum(&self, _index: usize) -> f64 {
+        0.0
+    }
     /// Tells the rules of the parameters the sums that they are to know.
-    fn know(&mut self, sums: &[f64]);
+    fn know(&mut self, _sums: &[f64]) {}
     /// Updates block `index` and returns what the rule counted; every block is to be run exactly once.
     fn run(&self, index: usize) -> u32;
 }

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ferrostep.optim import (
+    EGD,
     NIGT,
     SGD,
     Adagrad,
@@ -23,16 +24,15 @@ from ferrostep.optim import (
     AdamW,
     AuON,
     DiffGrad,
-    EGD,
     HybridAuON,
     Lion,
     Muon,
     MuonAdamW,
     MuonWithAuxAdamW,
-    RAdam,
-    RMSprop,
     OptimisticAdam,
     OptimisticMD,
+    RAdam,
+    RMSprop,
     SophiaG,
     SophiaH,
 )
