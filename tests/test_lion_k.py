@@ -23,7 +23,7 @@ CHOSEN = [{"kappa": kappa, "kappa_param": PARAMS.get(kappa)} for kappa in get_ar
 CHOSEN += [{"kappa": "lp", "kappa_param": p} for p in (2.0, 3.0, 20.0, 1.01)]
 OF_WHOLE = [chosen for chosen in CHOSEN if chosen["kappa"] in ("lp", "l2", "row", "topk")]
 every_kappa = pytest.mark.parametrize("chosen", CHOSEN, ids=lambda chosen: f"{chosen['kappa']}-{chosen['kappa_param']}")
-every_backend = pytest.mark.parametrize("backend", ["rust", "reference"])
+every_backend = pytest.mark.parametrize("backend", ["auto", "reference"])
 
 
 def direction(u: Tensor, **options: Any) -> Tensor:
@@ -191,8 +191,20 @@ def test_a_callable_takes_the_place_of_the_sign() -> None:
     u = normal((5, 33), torch.float64, 3)
     found = direction(u, kappa=lambda u: u / u.abs().sum())
     torch.testing.assert_close(found, u / u.abs().sum(), rtol=1e-15, atol=0.0)
-    with pytest.raises(RuntimeError, match="a callable kappa runs in plain torch and excludes backend='rust'"):
-        Lion([torch.nn.Parameter(u)], kappa=torch.sign, backend="rust")
+
+
+@pytest.mark.parametrize(
+    ("chosen", "named"),
+    [
+        ({"kappa": torch.sign}, "a callable kappa"),
+        ({"kappa": "topk", "kappa_param": 3}, "kappa='topk'"),
+        ({"kappa": "lp", "kappa_param": 9.0}, "kappa='lp' with kappa_param=9.0"),
+    ],
+    ids=str,
+)
+def test_what_has_no_kernel_excludes_rust(chosen: dict[str, Any], named: str) -> None:
+    with pytest.raises(RuntimeError, match=f"{named} runs in plain torch and excludes backend='rust'"):
+        Lion(parameters([(3,)]), **chosen, backend="rust")
 
 
 def test_groups_may_differ() -> None:

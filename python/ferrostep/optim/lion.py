@@ -186,23 +186,27 @@ class Lion(RuleOptimizer):
         kappa = group["kappa"]
         if not callable(kappa) and kappa not in OF_ELEMENTS:
             check_real(group["params"], f"kappa={kappa!r}")
-        if callable(kappa) and group["backend"] == "rust":
-            raise RuntimeError("a callable kappa runs in plain torch and excludes backend='rust'")
+        if group["backend"] == "rust" and not self._has_kernel(group):
+            chosen = "a callable kappa" if callable(kappa) else f"kappa={kappa!r}"
+            number = f" with kappa_param={group['kappa_param']}" if kappa == "lp" else ""
+            raise RuntimeError(f"{chosen}{number} runs in plain torch and excludes backend='rust'")
+
+    def _has_kernel(self, group: dict[str, Any]) -> bool:
+        kappa = group["kappa"]
+        if callable(kappa) or kappa not in KERNELS:
+            return False
+        return bool(kappa != "lp" or group["kappa_param"] <= LARGEST_SUMMED)
 
     def _asks_for_sums(self, group: dict[str, Any]) -> bool:
-        kappa = group["kappa"]
-        return bool(kappa == "l2" or (kappa == "lp" and group["kappa_param"] <= LARGEST_SUMMED))
+        return group["kappa"] in ("l2", "lp") and self._has_kernel(group)
 
     def _takes_matrices(self, group: dict[str, Any]) -> bool:
-        kappa = group["kappa"]
-        return callable(kappa) or not (kappa in OF_ELEMENTS or self._asks_for_sums(group))
+        return group["kappa"] == "row" or not self._has_kernel(group)
 
     def _is_for_plain_torch(self, group: dict[str, Any]) -> bool:
-        if super()._is_for_plain_torch(group):
-            return True
-        # Of what is split over ranks, every one then works out the whole.
-        is_split = any(map(shards.is_distributed, group["params"]))
-        return self._takes_matrices(group) and (group["kappa"] != "row" or is_split)
+        # Of rows that are split over ranks, every one works out the whole.
+        in_parts = group["kappa"] == "row" and any(map(shards.is_distributed, group["params"]))
+        return in_parts or not self._has_kernel(group) or super()._is_for_plain_torch(group)
 
 
 def _native(*, kappa: str, kappa_param: float | None, **hyperparameters: Any) -> _core.Rule:

@@ -95,7 +95,7 @@ def lion_k(
     if maximize:
         g = -g
     u = m * beta1 + g * (1 - beta1)
-    gradient = kappa if callable(kappa) else KAPPAS[kappa]
+    gradient: Callable[..., Tensor] = kappa if callable(kappa) else KAPPAS[kappa]
     if total is not None:
         exponent = 2.0 if kappa_param is None else kappa_param
         u = _along(u, total ** (1 / exponent), exponent)
@@ -162,7 +162,8 @@ def _norms_gradient(rows: Tensor, p: float) -> Tensor:
 
 def _along(u: Tensor, norm: Sum, p: float) -> Tensor:
     """``sign(u) * (abs(u) / norm)^(p - 1)``; 0 for a norm of 0, and NaN for one that is not finite."""
-    norm = torch.as_tensor(norm)
+    if not isinstance(norm, Tensor):
+        norm = torch.tensor(norm, dtype=torch.float64)
     norm = torch.where(norm == 0, 1, torch.where(norm.isfinite(), norm, torch.nan))
     size = (checks.wide(u).abs() / norm).pow(p - 1).to(u.dtype)
     return torch.where(size.isnan(), size, u.sign() * size)
