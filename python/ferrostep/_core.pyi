@@ -150,8 +150,8 @@ class Batch:
         ``"master"`` (float32). ``scales`` are by name those of states that are codes (uint8): a float32 for each 256 of
         them in the order of the indices, or None where a state is numbers; rules of matrices take none. ``group`` and
         ``positions`` are the numbers by which error messages name a tensor. With ``skip_nonfinite`` nothing is updated,
-        of no group, if a gradient of this one has a NaN or infinity. With ``measure`` :meth:`squared_norms` has those of
-        these gradients.
+        of no group, if a gradient of this one has a NaN or infinity. With ``measure`` :meth:`squared_norms` has those
+        of these gradients.
 
         Raises TypeError, ValueError or RuntimeError for a tensor that cannot be updated; nothing has changed then.
         """
