@@ -17,7 +17,7 @@ import ferrostep.numpy
 from ferrostep import _core
 from ferrostep.optim import AdamW, Muon, SophiaG, SophiaH
 from ferrostep.reference.codes import BLOCK_SIZE, Codes, blocks_of, book, encode
-from tests.contract.rules.registry import Entry, every_elementwise_class
+from tests.contract.rules.registry import Entry, every_coded_class
 from tests.contract.rules.test_layouts import LAYOUTS
 from tests.contract.rules.test_layouts import SHAPE as SHAPE_OF_LAYOUTS
 from tests.contract.rules.test_state_dict import WAYS
@@ -60,7 +60,7 @@ def coded(optimizer: Any) -> Iterator[tuple[Parameter, str, Codes]]:
                     yield p, name, Codes(state[name], state[f"{name}_scale"], signed[name])
 
 
-@every_elementwise_class
+@every_coded_class
 @over_rounding
 def test_every_instruction_set_gives_the_same_bits(
     entry: Entry, dtype: torch.dtype, options: dict[str, Any], isa: str
@@ -70,7 +70,7 @@ def test_every_instruction_set_gives_the_same_bits(
     assert_same_bits(ours, trained(entry, dtype, **options))
 
 
-@every_elementwise_class
+@every_coded_class
 @over_rounding
 def test_both_forms_agree(entry: Entry, dtype: torch.dtype, options: dict[str, Any]) -> None:
     """But for numbers that lie between two codes, which an ulp may put on either side."""
@@ -87,7 +87,7 @@ def assert_agree(ours: Optimizer, plain: Optimizer) -> None:
         assert (p.float() - q.float()).abs().le(1e-2 * (1 + q.float().abs())).double().mean() > 0.999
 
 
-@every_elementwise_class
+@every_coded_class
 def test_what_is_kept(entry: Entry) -> None:
     """A byte for each number and a float for each block, under the state's own name; what is small stays as it was."""
     params = parameters([(64, 64), (64, 63), (5000,), ()])
@@ -104,7 +104,7 @@ def test_what_is_kept(entry: Entry) -> None:
     assert bytes_of_state == len(names) * (1 + 4 / BLOCK_SIZE) * params[0].numel()
 
 
-@every_elementwise_class
+@every_coded_class
 def test_one_state_alone_may_be_codes(entry: Entry) -> None:
     params = parameters([(64, 64)])
     optimizer: Any = entry.build(params, state_dtype={entry.state: "int8"})
@@ -112,7 +112,7 @@ def test_one_state_alone_may_be_codes(entry: Entry) -> None:
     assert [name for _, name, _ in coded(optimizer)] == [entry.state]
 
 
-@every_elementwise_class
+@every_coded_class
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_any_layout_gives_the_bits_of_the_contiguous_one(entry: Entry, layout: str) -> None:
     """Blocks go by the indices, so a checkpoint means the same in any layout."""
@@ -126,7 +126,7 @@ def test_any_layout_gives_the_bits_of_the_contiguous_one(entry: Entry, layout: s
         assert_same_bits(optimizer, other)
 
 
-@every_elementwise_class
+@every_coded_class
 def test_the_number_of_threads_does_not_matter(entry: Entry) -> None:
     results = []
     for threads in (1, 2, 3):
@@ -200,7 +200,7 @@ UNFIT: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 }
 
 
-@every_elementwise_class
+@every_coded_class
 @pytest.mark.parametrize("how", UNFIT)
 @over_backends
 def test_codes_that_do_not_fit_are_refused(entry: Entry, how: str, backend: str, boundary: str) -> None:
@@ -217,7 +217,7 @@ def test_codes_that_do_not_fit_are_refused(entry: Entry, how: str, backend: str,
     before.assert_unchanged()
 
 
-@every_elementwise_class
+@every_coded_class
 @pytest.mark.parametrize("part", ["", "_scale"])
 def test_codes_that_share_memory_are_refused(entry: Entry, part: str) -> None:
     params = parameters([(70, 90), (70, 90)])
@@ -231,7 +231,7 @@ def test_codes_that_share_memory_are_refused(entry: Entry, part: str) -> None:
     before.assert_unchanged()
 
 
-@every_elementwise_class
+@every_coded_class
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex64], ids=str)
 def test_other_parameters_are_refused(entry: Entry, dtype: torch.dtype) -> None:
     if dtype.is_complex and not entry.complex:
@@ -245,7 +245,7 @@ def test_other_parameters_are_refused(entry: Entry, dtype: torch.dtype) -> None:
             entry.build([{"params": params, **given}])
 
 
-@every_elementwise_class
+@every_coded_class
 def test_parameters_that_become_float64_are_refused(entry: Entry) -> None:
     params = parameters([(70, 90)])
     optimizer = entry.build(params, **CODES)
@@ -268,7 +268,7 @@ def test_codes_are_not_differentiable() -> None:
         AdamW(parameters([(3, 4)]), state_dtype="int8", differentiable=True)
 
 
-@every_elementwise_class
+@every_coded_class
 @over_rounding
 @pytest.mark.parametrize("way", WAYS)
 def test_a_loaded_state_resumes_to_the_bit(entry: Entry, dtype: torch.dtype, options: dict[str, Any], way: str) -> None:
@@ -290,7 +290,7 @@ def loaded(entry: Entry, saved: dict[str, Any], optimizer: Optimizer, **options:
     return other
 
 
-@every_elementwise_class
+@every_coded_class
 def test_codes_become_numbers_and_numbers_codes_by_loading(entry: Entry) -> None:
     optimizer = trained(entry, torch.float32)
     numbers = loaded(entry, optimizer.state_dict(), optimizer)
@@ -305,7 +305,7 @@ def test_codes_become_numbers_and_numbers_codes_by_loading(entry: Entry) -> None
         assert bits(one.scale) == bits(other.scale), name
 
 
-@every_elementwise_class
+@every_coded_class
 def test_scales_of_another_block_size_are_refused(entry: Entry) -> None:
     optimizer = trained(entry, torch.float32)
     saved = copy.deepcopy(optimizer.state_dict())
@@ -314,7 +314,7 @@ def test_scales_of_another_block_size_are_refused(entry: Entry) -> None:
         loaded(entry, saved, optimizer)
 
 
-@every_elementwise_class
+@every_coded_class
 @pytest.mark.parametrize("options", [{}, CODES], ids=["to numbers", "to codes"])
 def test_codes_without_scales_are_not_taken_for_numbers(entry: Entry, options: dict[str, Any]) -> None:
     optimizer = trained(entry, torch.float32)
