@@ -54,7 +54,11 @@ class Rule(NamedTuple):
 
 
 ADAMW = Rule("AdamW", (3, 4), "torch fused")
+# The gradient twice: the norm of all comes before the step.
+CLIPPED = Rule("AdamW, clipped", (4, 4), "clip_grad_norm_, then ferrostep")
 LION = Rule("Lion", (3, 2), "lion-pytorch")
+# Gradient and momentum twice, as the norm comes before the step.
+NIGT = Rule("NIGT", (4, 3), "plain torch")
 # The Hessian's estimate is only read.
 EGD = Rule("EGD", (3, 0), "plain torch")
 OPTIMISTIC_MD = Rule("OptimisticMD", (3, 2), "plain torch, foreach")
@@ -142,6 +146,8 @@ CASES: list[Case] = [
     *peer(ADAMW, "torch fused", torch.optim.AdamW, (F32, BF16, F16), weight_decay=0.01, fused=True),
     *peer(ADAMW, "torch foreach", torch.optim.AdamW, weight_decay=0.01, foreach=True),
     *peer(ADAMW, "torch for-loop", torch.optim.AdamW, weight_decay=0.01, foreach=False),
+    *ours(CLIPPED, ferrostep.optim.AdamW, weight_decay=0.01, max_grad_norm=1.0)[:1],
+    *peer(CLIPPED, "clip_grad_norm_, then ferrostep", plain.ClippedAdamW, (F32,), max_norm=1.0, weight_decay=0.01),
     *ours(LION, ferrostep.optim.Lion, weight_decay=0.01),
     *peer(LION, "lion-pytorch", lion_pytorch.Lion, weight_decay=0.01),
     *peer(LION, "pytorch_optimizer", pytorch_optimizer.Lion, weight_decay=0.01),
@@ -149,6 +155,8 @@ CASES: list[Case] = [
     *peer(EGD, "plain torch", plain.EGD, lr=1e-2),
     *ours(OPTIMISTIC_MD, ferrostep.optim.OptimisticMD),
     *peer(OPTIMISTIC_MD, "plain torch, foreach", plain.OptimisticDescent, lr=1e-2),
+    *ours(NIGT, ferrostep.optim.NIGT, lr=1e-3)[:1],
+    *peer(NIGT, "plain torch", plain.NIGT, (F32,), lr=1e-3, momentum=0.9),
     *ours(SOPHIA, ferrostep.optim.SophiaH),
     *peer(SOPHIA, "plain torch", plain.Sophia, lr=6e-4, beta1=0.96, gamma=0.01, weight_decay=0.1),
     *peer(SOPHIA, "pytorch_optimizer", plain.sophia_h_of_pytorch_optimizer, weight_decay=0.1),

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ferrostep.optim import AdamW
+
 
 class Sophia(Optimizer):
     """The clipped step of Sophia, tensor by tensor."""
@@ -76,6 +78,40 @@ class OptimisticDescent(Optimizer):
         torch._foreach_sub_(ahead, self.before)
         torch._foreach_add_(params, ahead, alpha=-lr)
         torch._foreach_copy_(self.before, grads)
+
+
+class ClippedAdamW(AdamW):
+    """Our AdamW after torch's clipping."""
+
+    def __init__(self, params: Iterable[Tensor], max_norm: float, **options: Any) -> None:
+        super().__init__(params, **options)
+        self.max_norm = max_norm
+
+    def step(self, closure: Any = None) -> None:
+        """Clip and step."""
+        params = [p for group in self.param_groups for p in group["params"]]
+        torch.nn.utils.clip_grad_norm_(params, self.max_norm, foreach=True)
+        super().step()
+
+
+class NIGT(Optimizer):
+    """NIGT with a constant rate, by torch's functions for lists."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Update the parameters, which are where gradients are to be taken."""
+        for group in self.param_groups:
+            params, grads, lr, beta = group["params"], [p.grad for p in group["params"]], group["lr"], group["momentum"]
+            before = self.state[params[0]].get("scale", 0.0)
+            momenta = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
+            torch._foreach_add_(params, momenta, alpha=before * beta / (1 - beta))  # back to the point
+            torch._foreach_lerp_(momenta, grads, 1 - beta if before else 1.0)
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(momenta))).item()
+            self.state[params[0]]["scale"] = scale = lr / norm
+            torch._foreach_add_(params, momenta, alpha=-scale / (1 - beta))  # and as far beyond the next
 
 
 class AuON(Optimizer):

@@ -142,6 +142,7 @@ class Batch:
         positions: list[int] | None = None,
         skip_nonfinite: bool = False,
         noise: float = 0.0,
+        measure: bool = False,
     ) -> None:
         """Check the tensors of a parameter group and take them in.
 
@@ -151,11 +152,24 @@ class Batch:
         ``steps`` are one-element counters that the step advances; without them ``step`` is the number of this step,
         from 1. ``compensation`` goes with ``rounding="kahan"`` (of the parameter's dtype), ``"split"`` (int16) and
         ``"master"`` (float32). ``group`` and ``positions`` are the numbers by which error messages name a tensor. With
-        ``skip_nonfinite`` nothing is updated, of no group, if a gradient of this one has a NaN or infinity. After the
-        rule, each parameter is multiplied by the exponential of a normal number times ``noise``, which ``seed`` tells.
+        ``skip_nonfinite`` nothing is updated, of no group, if a gradient of this one has a NaN or infinity. With
+        ``measure`` :meth:`squared_norms` has those of these gradients. After the rule, each parameter is multiplied by
+        the exponential of a normal number times ``noise``, which ``seed`` tells.
 
         Raises TypeError, ValueError or RuntimeError for a tensor that cannot be updated; nothing has changed then.
         """
+
+    def squared_norms(self, threads: int) -> list[list[float]]:
+        """For each group that was added, the squared norms of the gradients that are measured, in float64."""
+
+    def scale(self, factors: list[float]) -> None:
+        """Multiply the gradients of each group that was added on their way into the step, and into its sums."""
+
+    def sums(self, threads: int) -> list[list[float]]:
+        """For each group that was added, what its rule sums over each parameter; nothing if it sums nothing."""
+
+    def know(self, sums: list[list[float]]) -> None:
+        """Tell the rules of each group that was added what they are to know of each parameter, or nothing."""
 
     def run(
         self,

@@ -19,12 +19,20 @@ pub struct Batch {
     ledger: Ledger,
     works: Vec<Box<dyn Work>>,
     matrices: Vec<Step>,
+    /// Of each group that was added: where it is, and how many gradients have been measured with it and before.
+    added: Vec<(Place, usize)>,
     known: Option<Py<Known>>,
     started: bool,
     counted: u64,
 }
 
-// SAFETY: the pointers are used by `run` only, which has the batch for itself and the memory of the tensors that it
+/// Where the updates of a group are.
+enum Place {
+    Elements(usize),
+    Matrices(usize),
+}
+
+// SAFETY: the pointers are used by `run` and what comes before it only, which has the batch for itself and the memory of the tensors that it
 // keeps. An exception may take a batch to another thread, which drops it.
 unsafe impl Send for Batch {}
 // SAFETY: as above; nothing that is shared is changed.
@@ -43,6 +51,7 @@ impl Batch {
             ledger,
             works: Vec::new(),
             matrices: Vec::new(),
+            added: Vec::new(),
             known,
             started: false,
             counted: 0,
@@ -51,7 +60,8 @@ impl Batch {
 
     /// Adds a parameter group; the argument names are those of the error messages. See `_core.pyi`.
     #[pyo3(signature = (rule, params, grads, states, *, steps=None, step=0, rounding="nearest", seed=0,
-                        compensation=None, group=None, positions=None, skip_nonfinite=false, noise=0.0))]
+                        compensation=None, group=None, positions=None, skip_nonfinite=false, noise=0.0,
+                        measure=false))]
     #[allow(clippy::too_many_arguments)] // the Python signature
     fn add<'py>(
         &mut self,
@@ -68,6 +78,7 @@ impl Batch {
         positions: Option<Vec<usize>>,
         skip_nonfinite: bool,
         noise: f64,
+        measure: bool,
     ) -> PyResult<()> {
         let lists = Lists {
             params,
@@ -86,13 +97,66 @@ impl Batch {
                 seed,
             },
             skip_nonfinite,
+            measure,
         };
         let inputs = self.ledger.open(lists, options)?;
-        match rules::add(&mut self.ledger, rule, &inputs)? {
-            Update::Elements(work) => self.works.push(work),
-            Update::Matrices(step) => self.matrices.push(step),
-        }
+        let place = match rules::add(&mut self.ledger, rule, &inputs)? {
+            Update::Elements(work) => {
+                self.works.push(work);
+                Place::Elements(self.works.len() - 1)
+            }
+            Update::Matrices(step) => {
+                self.matrices.push(step);
+                Place::Matrices(self.matrices.len() - 1)
+            }
+        };
+        self.added.push((place, self.ledger.measured.len()));
         Ok(())
+    }
+
+    /// The squared norms of the gradients that are to be measured. See `_core.pyi`.
+    fn squared_norms(&mut self, py: Python<'_>, threads: usize) -> Vec<Vec<f64>> {
+        let Ledger { call, measured, .. } = &mut self.ledger;
+        // SAFETY: the views of all tensors are valid.
+        let all = call.read(py, threads, || unsafe {
+            elementwise::squared_norms(measured, threads)
+        });
+        let starts = [0].into_iter().chain(self.added.iter().map(|&(_, end)| end));
+        let ends = self.added.iter().map(|&(_, end)| end);
+        starts
+            .zip(ends)
+            .map(|(start, end)| all[start..end].to_vec())
+            .collect()
+    }
+
+    /// Multiplies the gradients of each group. See `_core.pyi`.
+    fn scale(&mut self, factors: Vec<f64>) {
+        for ((place, _), factor) in self.added.iter().zip(factors) {
+            match *place {
+                Place::Elements(i) => self.works[i].scale(factor),
+                Place::Matrices(i) => self.matrices[i].scale(factor),
+            }
+        }
+    }
+
+    /// What the rules sum over each parameter. See `_core.pyi`.
+    fn sums(&mut self, py: Python<'_>, threads: usize) -> Vec<Vec<f64>> {
+        let (call, works) = (&mut self.ledger.call, &self.works);
+        let mut sums = call.read(py, threads, || elementwise::sums(works, threads));
+        let own = |(place, _): &(Place, usize)| match *place {
+            Place::Elements(i) => std::mem::take(&mut sums[i]),
+            Place::Matrices(_) => Vec::new(),
+        };
+        self.added.iter().map(own).collect()
+    }
+
+    /// Tells the rules the sums. See `_core.pyi`.
+    fn know(&mut self, sums: Vec<Vec<f64>>) {
+        for ((place, _), sums) in self.added.iter().zip(sums) {
+            if let Place::Elements(i) = *place {
+                self.works[i].know(&sums);
+            }
+        }
     }
 
     /// Runs the step, on up to `threads` threads and without the GIL, tells autograd of it, and copies what was
@@ -106,6 +170,7 @@ impl Batch {
             call,
             counters,
             searched,
+            ..
         } = &mut self.ledger;
         let mut workspace = Workspace::default();
         if let Some(known) = &self.known {

@@ -113,6 +113,8 @@ pub struct Call<N> {
     writes: Vec<Claim>,
     reads: Vec<Claim>,
     staged: Vec<Staged>,
+    /// Whether the copies have been made.
+    is_loaded: bool,
     /// What the views point into.
     taken: Vec<Py<PyAny>>,
     /// Tensors of which autograd is to know that they have changed.
@@ -128,6 +130,7 @@ impl<N: Names> Call<N> {
             writes: Vec::new(),
             reads: Vec::new(),
             staged: Vec::new(),
+            is_loaded: false,
             taken: Vec::new(),
             changed: Vec::new(),
             has_run: false,
@@ -174,6 +177,19 @@ impl<N: Names> Call<N> {
         data
     }
 
+    /// Runs a kernel that only reads, without the GIL, on up to `threads` threads where copies are made.
+    pub fn read<R: Send>(&mut self, py: Python<'_>, threads: usize, kernel: impl FnOnce() -> R + Send) -> R {
+        let is_loaded = std::mem::replace(&mut self.is_loaded, true);
+        let staged = &mut self.staged;
+        py.detach(|| {
+            if !is_loaded {
+                // SAFETY: as in `run`; the copies are this call's own.
+                staged.iter_mut().for_each(|copy| unsafe { copy.load(threads) });
+            }
+            kernel()
+        })
+    }
+
     /// Runs the kernel without the GIL, on up to `threads` threads where copies are made, and tells autograd of what
     /// has changed. A kernel that returns None has changed nothing.
     ///
@@ -188,11 +204,13 @@ impl<N: Names> Call<N> {
             let other = self.names.place(other);
             return Err(self.refuse(one, Problem::Overlaps { other }));
         }
-        let staged = &mut self.staged;
+        let (staged, is_loaded) = (&mut self.staged, self.is_loaded);
         // Only what the views point into is used without the GIL, and `self.taken` keeps that alive.
         let result = py.detach(|| {
             // SAFETY: the views are valid while `self` lives (see `Reader::view`), and nothing else has what is written.
-            staged.iter_mut().for_each(|copy| unsafe { copy.load(threads) });
+            if !is_loaded {
+                staged.iter_mut().for_each(|copy| unsafe { copy.load(threads) });
+            }
             let result = kernel()?;
             // SAFETY: as above.
             staged.iter_mut().for_each(|copy| unsafe { copy.store(threads) });

@@ -126,6 +126,7 @@ impl MatrixRule {
                 momentum,
                 nesterov,
                 maximize,
+                scale: 1.0,
             },
             transforms,
             apply: Apply {

@@ -19,6 +19,8 @@ pub struct Ledger {
     pub counters: Vec<Counter>,
     /// The gradients in which to look for NaN and infinity.
     pub searched: Vec<Values>,
+    /// The gradients of which the norm is asked for.
+    pub measured: Vec<Values>,
 }
 
 /// What error messages need to know of the groups.
@@ -69,6 +71,7 @@ pub struct Inputs<'py> {
     pub rounding: Rounding,
     pub disturbed: Disturbed,
     searched: bool,
+    measured: bool,
 }
 
 /// How a group came besides its columns; see `Batch.add` in `_core.pyi`.
@@ -79,6 +82,7 @@ pub struct Options {
     pub rounding: Rounding,
     pub disturbed: Disturbed,
     pub skip_nonfinite: bool,
+    pub measure: bool,
 }
 
 /// The noise after a rule: none where the deviation is 0.
@@ -138,6 +142,7 @@ impl Ledger {
             call: Call::new(Groups::default()),
             counters: Vec::new(),
             searched: Vec::new(),
+            measured: Vec::new(),
         }
     }
 
@@ -211,6 +216,7 @@ impl Ledger {
             rounding,
             disturbed: options.disturbed,
             searched: options.skip_nonfinite,
+            measured: options.measure,
         })
     }
 
@@ -346,10 +352,13 @@ impl Ledger {
                 None => std::ptr::null_mut(),
             },
         };
-        if inputs.searched {
-            let (dtype, len, data) = (buffers.grad_dtype, buffers.len, buffers.grad);
-            self.searched.push(Values { dtype, len, data });
-        }
+        let gradient = Values {
+            dtype: buffers.grad_dtype,
+            len: buffers.len,
+            data: buffers.grad,
+        };
+        self.searched.extend(inputs.searched.then_some(gradient));
+        self.measured.extend(inputs.measured.then_some(gradient));
         buffers
     }
 

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
-from ferrostep.optim import AdamW, AuON, HybridAuON, Lion, Muon, SophiaG, SophiaH
+from ferrostep.optim import NIGT, SAM, AdaGradNorm, AdamW, AuON, HybridAuON, Lion, Muon, SophiaG, SophiaH
 from tests.contract.rules.registry import ENTRIES
 from tests.distributed.registry import on
 from tests.distributed.tensors import Twins, line, near, placed, split
@@ -140,6 +140,48 @@ def plain_torch_steps_parts_as_the_whole(folder: Path) -> None:
         twins = Twins(build, shapes, lambda shape: [Shard(0)], dtype=torch.float64, backend="reference")
         twins.step()
         twins.check(rtol=1e-12, atol=1e-12)
+
+
+@on(2, 4)
+def norms_are_those_of_whole_tensors(folder: Path) -> None:
+    rules: list[tuple[Any, dict[str, Any]]] = [
+        (AdamW, {"max_grad_norm": 0.5}),
+        (Muon, {"max_grad_norm": 0.5, "ns_precision": "float64"}),
+        (NIGT, {"lr": 0.1, "max_grad_norm": 3.0}),
+        (NIGT, {"lr": 0.1, "scope": "tensor", "weight_decay": 0.1}),
+        (AdaGradNorm, {}),
+        (AdaGradNorm, {"norm": "group"}),
+    ]
+    for cls, arguments in rules:
+        for backend in ("auto", "reference"):
+            build = partial(cls, **arguments)
+            twins = Twins(build, MATRICES, lambda shape: [Shard(0)], dtype=torch.float64, backend=backend)
+            twins.step()
+            twins.check(rtol=1e-10, atol=1e-12)
+            for each, other in zip(*(t.param_groups for t in twins.optimizers), strict=True):
+                assert each.get("k") == other.get("k")
+
+
+@on(2)
+def a_norm_over_two_dimensions_of_a_mesh(folder: Path) -> None:
+    mesh = init_device_mesh("cpu", (1, 2))
+    for placements in ([Replicate(), Shard(0)], [Shard(0), Shard(1)]):
+        twins = Twins(partial(AdamW, max_grad_norm=0.5), ((9, 5), (4, 6)), lambda _, where=placements: where, mesh)
+        twins.step()
+        twins.check(rtol=1e-5, atol=1e-7)
+
+
+@on(2)
+def sam_goes_up_by_the_norm_of_all_shards(folder: Path) -> None:
+    twins = Twins(lambda params, **_: SAM(AdamW(params), rho=0.3), MATRICES, lambda shape: [Shard(0)])
+    twins.give_gradients()
+    for optimizer in twins.optimizers:
+        optimizer.first_step()
+    twins.check(rtol=1e-5, atol=1e-6)
+    twins.give_gradients()
+    for optimizer in twins.optimizers:
+        optimizer.second_step()
+    twins.check(rtol=1e-5, atol=1e-6)
 
 
 @on(2, 4)

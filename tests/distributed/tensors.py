@@ -13,6 +13,9 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distr
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+NUMBERS = ("step", "sum", "eta", "of_param", "of_momentum")
+"""States that are no DTensors."""
+
 Build = Callable[..., Optimizer]
 
 
@@ -68,10 +71,10 @@ class Twins:
             near(q.full_tensor(), p, **tolerance)
             for name, x in one.state[p].items():
                 y = other.state[q][name]
-                if name != "step":
+                if name not in NUMBERS:
                     assert isinstance(y, DTensor) and y.placements == q.placements, name
                     y = (y.to(torch.int32) if y.dtype == torch.int16 else y).full_tensor().to(x.dtype)
-                near(y, x, **tolerance)
+                near(torch.as_tensor(y), torch.as_tensor(x), **tolerance)
 
 
 def near(x: Tensor, y: Tensor, rtol: float = 0.0, atol: float = 0.0) -> None:

@@ -54,6 +54,7 @@ NOT_HIDDEN = ("embedding", "position")
 
 # Options of one rule are the same for every implementation of it. The rates come from a coarse grid on about the
 # default run; Lion's step is a sign, hence the smaller rate and the larger decay (Chen et al. 2023, section 5).
+ADAGRAD_NORM: dict[str, Any] = {"lr": 3.0}
 ADAMW: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
 EGD: dict[str, Any] = {"lr": 1.0}
 LION: dict[str, Any] = {"lr": 3e-4, "betas": (0.95, 0.98), "weight_decay": 1.0}
@@ -62,13 +63,16 @@ AUON: dict[str, Any] = {"lr": 5e-3}
 HYBRID_AUON: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1}
 OPTIMISTIC_ADAM: dict[str, Any] = {"lr": 1e-3}
 OPTIMISTIC_MD: dict[str, Any] = {"lr": 0.3}
+NIGT: dict[str, Any] = {"lr": 0.3}
 SOPHIA: dict[str, Any] = {"lr": 2.5e-4, "betas": (0.965, 0.99), "weight_decay": 0.2}
 SGD: dict[str, Any] = {"lr": 0.3, "momentum": 0.9}
 
 OPTIMIZERS: dict[str, Factory] = {
     "adamw": of("ferrostep.optim.AdamW", **ADAMW),
     "egd": hidden_matrices("ferrostep.optim.EGD", **EGD),
+    "adagrad_norm": of("ferrostep.optim.AdaGradNorm", **ADAGRAD_NORM),
     "lion": of("ferrostep.optim.Lion", **LION),
+    "nigt": of("ferrostep.optim.NIGT", **NIGT),
     "muon": hidden_matrices("ferrostep.optim.MuonWithAuxAdamW", **MUON),
     "muon_adamw": of("ferrostep.optim.MuonAdamW", **ADAMW | {"betas": (0.95, 0.95)}),
     "auon": hidden_matrices("ferrostep.optim.AuON", **AUON),

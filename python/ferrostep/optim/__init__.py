@@ -1,6 +1,7 @@
 """Optimizers: ``torch.optim.Optimizer`` classes on Rust kernels."""
 
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
+from ferrostep.optim.adagrad_norm import AdaGradNorm
 from ferrostep.optim.adamw import AdamW
 from ferrostep.optim.auon import AuON
 from ferrostep.optim.egd import EGD
@@ -9,16 +10,21 @@ from ferrostep.optim.lion import Lion
 from ferrostep.optim.muon import Muon
 from ferrostep.optim.muon_adamw import MuonAdamW
 from ferrostep.optim.muon_with_adamw import MuonWithAuxAdamW
+from ferrostep.optim.nigt import NIGT
 from ferrostep.optim.optimistic import OptimisticAdam, OptimisticMD
 from ferrostep.optim.routing import MuonParamGroups, muon_param_groups
 from ferrostep.optim.rules import Rule, RuleOptimizer
+from ferrostep.optim.sam import SAM
 from ferrostep.optim.sgd import SGD
 from ferrostep.optim.sophia_g import SophiaG
 from ferrostep.optim.sophia_h import SophiaH
 
 __all__ = [
     "EGD",
+    "NIGT",
+    "SAM",
     "SGD",
+    "AdaGradNorm",
     "AdamW",
     "AuON",
     "HybridAuON",

@@ -39,6 +39,9 @@ class InPlaceOptimizer(Optimizer):
     _arguments: Mapping[str, Argument] = MappingProxyType({})
     """What the constructor's signature declares; see :func:`ferrostep.optim.arguments.arguments_of`."""
 
+    _numbers: tuple[str, ...] = ()
+    """States that are one float64 number, whatever the parameter."""
+
     def __init__(self, params: ParamsT, defaults: dict[str, Any], options: Options) -> None:
         if self._arguments:
             defaults = {name: defaults[name] for name in self._arguments}
@@ -173,12 +176,17 @@ class InPlaceOptimizer(Optimizer):
                 for key, p in zip(saved["params"], group["params"], strict=True):
                     for name, value in final["state"].get(key, {}).items():
                         if isinstance(value, Tensor):
-                            self.state[p][name] = loaded_state(name, value, p, group)
+                            self.state[p][name] = self._loaded(name, value, p, group)
         except BaseException:
             self.__dict__.update(before)
             raise
         finally:
             handle.remove()
+
+    def _loaded(self, name: str, value: Tensor, p: Tensor, group: dict[str, Any]) -> Tensor:
+        if name in self._numbers:
+            return value.detach().to("cpu", torch.float64, copy=True)
+        return loaded_state(name, value, p, group)
 
     def _check_loaded(self, state_dict: dict[str, Any]) -> None:
         """Raise KeyError for a state that is not this rule's."""
@@ -196,9 +204,9 @@ class NewState:
 
     def __init__(self, state: dict[Tensor, dict[str, Any]]) -> None:
         self.state = state
-        self.before: list[tuple[Tensor, str, Tensor | None]] = []
+        self.before: list[tuple[Tensor, str, Tensor | float | None]] = []
 
-    def set(self, p: Tensor, name: str, new: Tensor | None) -> None:
+    def set(self, p: Tensor, name: str, new: Tensor | float | None) -> None:
         """Make ``new`` the parameter's state of this name; nothing without one."""
         if new is None:
             return

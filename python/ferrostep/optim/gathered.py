@@ -14,6 +14,7 @@ from ferrostep.errors import Problem
 from ferrostep.optim import shards
 from ferrostep.optim.base import SIXTEEN_BIT, dtype_of, has_16_bits, is_fake
 from ferrostep.reference import checks
+from ferrostep.reference.sums import Sum, squared_norm
 
 if TYPE_CHECKING:
     from ferrostep.optim.rules import Rule
@@ -36,11 +37,20 @@ class Gathered(NamedTuple):
     params: list[Tensor]
     grads: list[Tensor]
     columns: dict[str, list[Tensor]]
+    factor: Sum = 1.0
+    """Multiplies the gradients."""
+    totals: list[Sum] | None = None
+    """Of each parameter, the sum that its rule is to know."""
 
     @property
     def compensation(self) -> list[Tensor] | None:
         """What makes up for the rounding of each parameter, if anything does."""
         return self.columns.get(COMPENSATIONS.get(self.rounding, ""))
+
+    @property
+    def is_clipped(self) -> bool:
+        """Whether the norm of the gradients is asked for."""
+        return self.group["max_grad_norm"] is not None
 
     def add_to(self, batch: _core.Batch) -> None:
         """Hand the tensors to the Rust engine, which checks them."""
@@ -57,6 +67,7 @@ class Gathered(NamedTuple):
             positions=self.positions if len(self.params) < len(self.group["params"]) else None,
             skip_nonfinite=self.group["skip_nonfinite"],
             noise=self.rule.noise,
+            measure=self.is_clipped,
         )
 
     def check_for_reference(self) -> None:
@@ -106,7 +117,11 @@ class Gathered(NamedTuple):
 
         columns = {name: of(column) for name, column in self.columns.items()}
         return self._replace(
-            positions=of(self.positions), params=of(self.params), grads=of(self.grads), columns=columns
+            positions=of(self.positions),
+            params=of(self.params),
+            grads=of(self.grads),
+            columns=columns,
+            totals=of(self.totals) if self.totals is not None else None,
         )
 
     def of_rank(self) -> Gathered:
@@ -128,6 +143,25 @@ class Gathered(NamedTuple):
         if not self.group["skip_nonfinite"] or is_fake(self.grads[0]):
             return False
         return not all((shards.local(g) if shards.is_distributed(g) else g).isfinite().all() for g in self.grads)
+
+    def squared_norms(self) -> list[Sum]:
+        """Those of the gradients, in plain torch."""
+        return [self._number(squared_norm(g)) for g in shards.whole(self.grads)]
+
+    def sums(self) -> list[Sum]:
+        """What the rule sums over each parameter, in plain torch."""
+        if self.rule.summed is None:
+            return []
+        columns = [self.columns[name] for name in self.rule.states]
+        of_each = zip(self.params, self.grads, *columns, strict=True)
+        with torch.set_grad_enabled(self.group["differentiable"]):
+            return [
+                self._number(reference.sum_of(self.rule.summed, p, g, s, self.rule.hyperparameters, factor=self.factor))
+                for p, g, *s in of_each
+            ]
+
+    def _number(self, x: Tensor) -> Sum:
+        return x if self.group["differentiable"] or is_fake(x) else x.item()
 
     def updates(self) -> list[tuple[Tensor, Tensor]]:
         """The tensors that plain torch updates, each with its new values."""
@@ -153,6 +187,8 @@ class Gathered(NamedTuple):
             seed=self.group["seed"],
             number=self.positions[i] | self.number << 32,
             noise=self.rule.noise,
+            total=None if self.totals is None else self.totals[i],
+            factor=self.factor,
         )
         return updates if counter is None else [*updates, (self.columns["step"][i], counter)]
 

@@ -35,6 +35,11 @@ class Options(TypedDict, total=False):
         elsewhere), or ``"reference"`` (plain torch everywhere).
     skip_nonfinite: leave everything, in all groups, as it is in a step in which a gradient of this group holds a NaN or
         infinity; default False. Costs one more reading of the group's gradients.
+    max_grad_norm: multiply the gradients by ``min(1, max_grad_norm / (norm + 1e-6))`` on their way into the step, where
+        norm is that of the gradients of all groups that say a ``max_grad_norm``: the step after
+        ``torch.nn.utils.clip_grad_norm_``, with one pass over the gradients less. ``grad`` itself is not changed. The
+        norm is ``optimizer.last_grad_norm``, a 0-dim tensor; ``float("inf")`` only measures. A norm that is NaN makes
+        all of these gradients NaN, as torch's does, unless ``skip_nonfinite`` is there. Default None.
     foreach, fused, capturable: accepted for torch's sake and without effect: there is one implementation.
     differentiable: let autograd record the step; runs in plain torch.
     """
@@ -45,6 +50,7 @@ class Options(TypedDict, total=False):
     master_weights: MasterWeights | None
     backend: Backend
     skip_nonfinite: bool
+    max_grad_norm: float | None
     foreach: bool | None
     fused: bool | None
     capturable: bool
@@ -58,6 +64,7 @@ DEFAULT_OPTIONS: Options = {
     "master_weights": None,
     "backend": "auto",
     "skip_nonfinite": False,
+    "max_grad_norm": None,
     "foreach": None,
     "fused": None,
     "capturable": False,
@@ -96,6 +103,8 @@ def check_options(group: dict[str, Any]) -> None:
     for name in ("skip_nonfinite", "differentiable"):
         if not isinstance(group[name], bool):
             raise wrong_kind(name, group[name], "a bool")
+    if group["max_grad_norm"] is not None:
+        check_max_grad_norm(group["max_grad_norm"])
     if group["master_weights"] is not None:
         chosen = f"master_weights={group['master_weights']!r}"
         if group["rounding"] != "nearest":
@@ -109,6 +118,14 @@ def check_options(group: dict[str, Any]) -> None:
         raise RuntimeError("`fused` does not support `differentiable`")
     if group["fused"] and group["foreach"]:
         raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+
+
+def check_max_grad_norm(value: Any) -> None:
+    """Raise for what is no number of at least 0."""
+    if not hasattr(value, "__float__"):
+        raise wrong_kind("max_grad_norm", value, "a number or None")
+    if not value >= 0:
+        raise Problem.NUMBER.of("max_grad_norm value", value, "a number of at least 0, or None")
 
 
 def check_real(params: Iterable[Tensor], owner: str) -> None:

@@ -55,6 +55,8 @@ class Parts(NamedTuple):
     row_shapes: dict[str, Sequence[int]]
     """The shapes of the states that go to the owner, too."""
     description: str
+    factor: float = 1.0
+    """Multiplies the gradient."""
 
     @property
     def row_states(self) -> tuple[str, ...]:
@@ -284,15 +286,17 @@ class Round:
     def gather(self) -> None:
         """Send the owners what this rank has of the directions."""
         out, into = self._parcels_of_others(ahead=True), self._parcels_of_own(ahead=True)
-        batch = _core.Batch()
+        batch, factors = _core.Batch(), []
         for piece, (direction, *row_states) in self._by_piece(out):
             part = piece.parts
             param, grad, momentum, *states = (
                 piece.of_shard(x, self.rank) for x in (part.param, part.grad, *part.states.values())
             )
             batch.add(part.stages[0], [param], [grad], {"direction": [direction], "momentum_buffer": [momentum]})
+            factors.append(part.factor)
             for to, state in zip(row_states, states, strict=True):
                 to.copy_(state)
+        batch.scale(factors)
         batch.run(self.threads)
         self._send(out, into)
 

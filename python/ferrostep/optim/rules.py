@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,12 +19,13 @@ from ferrostep.optim.base import (
     NewState,
     arithmetic_dtype,
     is_fake,
-    loaded_state,
     without_dynamo,
     zero_state,
 )
 from ferrostep.optim.gathered import COMPENSATIONS, DOUBLE, Found, Gathered, check_place, is_for_plain_torch
+from ferrostep.optim.sums import Scope
 from ferrostep.optim.taken import Taken
+from ferrostep.reference.sums import Sum
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -64,6 +66,10 @@ class Rule(NamedTuple):
     """Whether the rule depends on the number of the step: a ``step`` tensor is kept then."""
     shapes: Mapping[str, Callable[[Tensor], Sequence[int]]] = MappingProxyType({})
     """Of states that do not have the parameter's shape, the shape that goes with a parameter."""
+    summed: reference.ReferenceSum | None = None
+    """For a rule that is to know a sum before the step: what it sums, in plain torch."""
+    scope: Scope = "tensor"
+    """What that sum is over."""
 
     noise: float | Tensor = 0.0
     """Each parameter is multiplied, after the rule, by the exponential of a normal number times this."""
@@ -112,12 +118,21 @@ class Rule(NamedTuple):
 class ElementwiseRule:
     """A rule that Rust declares by name, with its form in plain torch.
 
-    ``counts_steps`` keeps a ``step`` tensor for a rule that does not depend on the number of the step.
+    ``counts_steps`` keeps a ``step`` tensor for a rule that does not depend on the number of the step; ``summed`` is
+    what the rule is to know a sum of.
     """
 
-    def __init__(self, name: str, plain: reference.ReferenceRule, *, counts_steps: bool = False) -> None:
+    def __init__(
+        self,
+        name: str,
+        plain: reference.ReferenceRule,
+        *,
+        counts_steps: bool = False,
+        summed: reference.ReferenceSum | None = None,
+    ) -> None:
         self.name = name
         self.reference = plain
+        self.summed = summed
         rules = _core.rules()
         if name not in rules:
             raise Problem.NUMBER.of(
@@ -133,7 +148,7 @@ class ElementwiseRule:
         """The rule with a group's hyperparameters: those of the same name, and ``beta1``, ... from ``betas``."""
         group = {**group, BEGINS: False} if self._begins else group
         hyperparameters = _core.hyperparameters(self.name, group)
-        return Rule(self.name, self.reference, self.states, hyperparameters, self.counts_steps)
+        return Rule(self.name, self.reference, self.states, hyperparameters, self.counts_steps, summed=self.summed)
 
 
 def lacking(rule: Rule, state: Mapping[str, Any]) -> list[str]:
@@ -164,6 +179,9 @@ class RuleOptimizer(InPlaceOptimizer):
     _rule: ElementwiseRule
 
     _looks_at_matrices = False
+
+    last_grad_norm: Tensor | None = None
+    """The norm that the last step with ``max_grad_norm`` found, 0-dim; NaN where it was left out before."""
 
     _early_states: tuple[str, ...] = ()
     """States that may be there before the first step."""
@@ -217,13 +235,33 @@ class RuleOptimizer(InPlaceOptimizer):
         taken = None
         try:
             taken = agreed(self._who_agree(), lambda: self._take(new_state))
-            if not taken.skips:
+            if self._is_to_run(taken, new_state):
                 taken.run(torch.get_num_threads())
         finally:
             if taken is None or not taken.batch.finished:
                 new_state.discard()
         if taken.batch.finished:
             self._after_update(taken.batch, taken.elsewhere)
+
+    def _is_to_run(self, taken: Taken, new_state: NewState) -> bool:
+        """Whether the step is to be taken, now that what is to be known of all gradients is."""
+        if taken.skips:
+            if any(group["max_grad_norm"] is not None for group in self.param_groups):
+                self.last_grad_norm = torch.tensor(math.nan)
+            return False
+        threads = torch.get_num_threads()
+        norm = taken.clip(threads)
+        if norm is not None:
+            self.last_grad_norm = torch.as_tensor(norm, dtype=torch.get_default_dtype()).detach()
+        sums = taken.know(threads)
+        return not sums or self._take_sums(sums, new_state)
+
+    def _take_sums(self, _sums: list[tuple[Gathered, list[Sum]]], _new_state: NewState) -> bool:
+        """For subclasses: called with what the rules know, of each parameter; whether the step is to be taken.
+
+        What follows of the sums for the state is to be set in the new state.
+        """
+        return True
 
     def _after_update(self, batch: _core.Batch, elsewhere: list[Gathered]) -> None:
         """For subclasses: called when all groups have been updated."""
@@ -232,6 +270,10 @@ class RuleOptimizer(InPlaceOptimizer):
         """Whether the rule of a group looks at matrices as a whole."""
         return self._looks_at_matrices
 
+    def _asks_for_sums(self, _group: dict[str, Any]) -> bool:
+        """Whether the rule of a group is to know a sum."""
+        return getattr(self, "_rule", None) is not None and self._rule.summed is not None
+
     def _who_agree(self) -> list[ProcessGroup]:
         """The process groups whose ranks can only step together."""
         if not shards.are_possible():
@@ -239,7 +281,10 @@ class RuleOptimizer(InPlaceOptimizer):
         return shards.process_groups(
             p
             for group in self.param_groups
-            if group["skip_nonfinite"] or self._takes_matrices(group)
+            if group["skip_nonfinite"]
+            or group["max_grad_norm"] is not None
+            or self._asks_for_sums(group)
+            or self._takes_matrices(group)
             for p in group["params"]
         )
 
@@ -343,7 +388,7 @@ class RuleOptimizer(InPlaceOptimizer):
             for p in group["params"]:
                 for name, value in tuple(self.state.get(p, {}).items()):
                     other = DOUBLE if p.dtype in SINGLE else SINGLE if p.dtype in DOUBLE else ()
-                    if name != "step" and isinstance(value, Tensor) and value.dtype in other:
-                        new_state.set(p, name, loaded_state(name, value, p, group))
+                    if name not in ("step", *self._numbers) and isinstance(value, Tensor) and value.dtype in other:
+                        new_state.set(p, name, self._loaded(name, value, p, group))
                         converted = True
         return converted

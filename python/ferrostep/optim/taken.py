@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from ferrostep import _core
 from ferrostep.optim import shards
+from ferrostep.optim.sums import Summand, by_scope, over_ranks
+from ferrostep.reference.sums import Sum, clip_factor, norm
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -24,32 +27,45 @@ class Taken:
     def __init__(self, known: _core.Known, scratch: Scratch) -> None:
         self.batch = _core.Batch(known)
         self._scratch = scratch
-        self.elsewhere: list[Gathered] = []
+        self._added: list[Summand] = []
+        self._elsewhere: list[Summand] = []
         self.skips = False
         """Whether the step is to be left out, as far as it is known before the step."""
         self._parts: list[Parts] = []
+        self._added_with: list[int] = []
+        """Of each of the parts, the number of the group in the batch that it is stepped with."""
         self._distributed: list[Tensor] = []
+
+    @property
+    def elsewhere(self) -> list[Gathered]:
+        """The groups for plain torch."""
+        return [each.gathered for each in self._elsewhere]
 
     def add(self, gathered: Gathered, *, needs_matrices: bool) -> None:
         """Hand a group to Rust, which checks it."""
         if not any(map(shards.is_distributed, gathered.params)):
-            gathered.add_to(self.batch)
+            self._add(gathered, gathered.params)
             return
         own = self._of_rank(gathered)
         self.skips = self.skips or own.is_skipped()
         apart = gathered.in_parts() if needs_matrices else []
         if not apart:
-            own.add_to(self.batch)
+            self._add(own, gathered.params)
             return
         from ferrostep.optim.ownership import in_parts
 
         whole = [i for i in range(len(own.params)) if i not in apart]
         if whole:
-            own.only(whole).add_to(self.batch)
+            self._add(own.only(whole), [gathered.params[i] for i in whole])
         number = len(self._parts)
         parts, along_moves = in_parts(own.only(apart), gathered.only(apart), self._scratch, f"moves from {number}")
-        along_moves.add_to(self.batch)
+        self._added_with += [len(self._added)] * len(parts)
+        self._add(along_moves, [gathered.params[i] for i in apart])
         self._parts += parts
+
+    def _add(self, gathered: Gathered, params: list[Tensor]) -> None:
+        gathered.add_to(self.batch)
+        self._added.append(Summand(gathered, params))
 
     def add_elsewhere(self, gathered: Gathered, *, needs_matrices: bool) -> None:
         """Check a group for plain torch."""
@@ -57,13 +73,18 @@ class Taken:
             own = self._of_rank(gathered)
             apart = gathered.in_parts() if needs_matrices else []
             whole = [i for i in range(len(own.params)) if i not in apart]
-            groups = [each for each in (own.only(whole), gathered.only(apart)) if each.params]
+            # Of what lies in parts, plain torch has the whole, which is not to be summed over ranks once more.
+            groups = [
+                Summand(own.only(whole), [gathered.params[i] for i in whole]),
+                Summand(gathered.only(apart), []),
+            ]
         else:
-            groups = [gathered]
+            groups = [Summand(gathered, gathered.params)]
         for each in groups:
-            each.check_for_reference()
-            self.skips = self.skips or each.is_skipped()
-            self.elsewhere.append(each)
+            if each.gathered.params:
+                each.gathered.check_for_reference()
+                self.skips = self.skips or each.gathered.is_skipped()
+                self._elsewhere.append(each)
 
     def _of_rank(self, gathered: Gathered) -> Gathered:
         self._distributed += [p for p in gathered.params if shards.is_distributed(p)]
@@ -71,11 +92,62 @@ class Taken:
 
     def work_of(self, group: ProcessGroup) -> list[str]:
         """What the ranks of a process group are to do together."""
-        return [parts.description for parts in self._parts if parts.group is group]
+        apart = [parts.description for parts in self._parts if parts.group is group]
+        summed = [
+            f"parameter {position} in group {gathered.number} by its norm"
+            for gathered, params in (*self._added, *self._elsewhere)
+            if gathered.is_clipped or gathered.rule.summed
+            for position, p in zip(gathered.positions, params, strict=False)
+            if group in shards.process_groups([p])
+        ]
+        return apart + summed
+
+    def clip(self, threads: int) -> Sum | None:
+        """Let the gradients be scaled where a group says so; returns the norm of those of all such groups."""
+        everyone = (*self._added, *self._elsewhere)
+        if not any(gathered.is_clipped for gathered, _ in everyone):
+            return None
+        squares: list[Sequence[Sum]] = [*self.batch.squared_norms(threads)]
+        squares += [each.squared_norms() if each.is_clipped else [] for each in self.elsewhere]
+        found = norm(
+            square
+            for own, (gathered, params) in zip(squares, everyone, strict=True)
+            if gathered.is_clipped
+            for square in over_ranks(own, params)
+        )
+        factors = [
+            clip_factor(found, gathered.group["max_grad_norm"]) if gathered.is_clipped else 1.0
+            for gathered, _ in everyone
+        ]
+        native = [float(factor) for factor in factors[: len(self._added)]]
+        self.batch.scale(native)
+        self._parts = [
+            parts._replace(factor=native[number]) for parts, number in zip(self._parts, self._added_with, strict=True)
+        ]
+        for i, factor in enumerate(factors[len(self._added) :]):
+            self._elsewhere[i] = self._elsewhere[i]._replace(
+                gathered=self._elsewhere[i].gathered._replace(factor=factor)
+            )
+        return found
+
+    def know(self, threads: int) -> list[tuple[Gathered, list[Sum]]]:
+        """Tell the rules that ask for sums; returns these, for each group one for every parameter."""
+        if not any(gathered.rule.summed for gathered, _ in (*self._added, *self._elsewhere)):
+            return []
+        own_sums: list[Sequence[Sum]] = [*self.batch.sums(threads), *(each.sums() for each in self.elsewhere)]
+        everyone = (*self._added, *self._elsewhere)
+        sums = [over_ranks(own, params) if own else [] for own, (_, params) in zip(own_sums, everyone, strict=True)]
+        known = by_scope(sums, everyone)
+        self.batch.know([[float(x) for x in own] for own in known[: len(self._added)]])
+        for i, own in enumerate(known[len(self._added) :]):
+            if own:
+                gathered = self._elsewhere[i].gathered._replace(totals=own)
+                self._elsewhere[i] = self._elsewhere[i]._replace(gathered=gathered)
+        return [(gathered, own) for (gathered, _), own in zip(everyone, known, strict=True) if own]
 
     def run(self, threads: int) -> None:
         """Take the step: all of it or, on an error, nothing."""
-        if not self._parts and not self.elsewhere:
+        if not self._parts and not self._elsewhere:
             self.batch.run(threads)
         else:
             self._run_with_others(threads)

@@ -5,23 +5,34 @@ They are what the Rust kernels are tested against, what runs on devices other th
 """
 
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
+from ferrostep.reference.adagrad_norm import adagrad_norm, adagrad_norm_sum
 from ferrostep.reference.adamw import adamw
+from ferrostep.reference.ascent import ascent, ascent_sum
 from ferrostep.reference.auon import auon
+from ferrostep.reference.blend import blend
 from ferrostep.reference.egd import egd
 from ferrostep.reference.engine import ReferenceRule, apply, updates
 from ferrostep.reference.lion import lion
 from ferrostep.reference.muon import matrices, muon
 from ferrostep.reference.newton_schulz import newton_schulz
+from ferrostep.reference.nigt import nigt, nigt_sum
 from ferrostep.reference.optimistic import optimistic_adam, optimistic_md
 from ferrostep.reference.sgd import sgd
 from ferrostep.reference.simplex import on_simplex
 from ferrostep.reference.sophia import hessian_estimate, hessian_product, hessian_square, sophia, unclipped
+from ferrostep.reference.sums import ReferenceSum, sum_of
 
 __all__ = [
     "ReferenceRule",
+    "ReferenceSum",
+    "adagrad_norm",
+    "adagrad_norm_sum",
     "adamw",
     "apply",
+    "ascent",
+    "ascent_sum",
     "auon",
+    "blend",
     "egd",
     "hessian_estimate",
     "hessian_product",
@@ -30,11 +41,14 @@ __all__ = [
     "matrices",
     "muon",
     "newton_schulz",
+    "nigt",
+    "nigt_sum",
     "on_simplex",
     "optimistic_adam",
     "optimistic_md",
     "sgd",
     "sophia",
+    "sum_of",
     "unclipped",
     "updates",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ferrostep.reference.sums import Sum, scaled
 from ferrostep.reference.terms import multiplied
 
 BLOCK = 32_768
@@ -18,7 +19,10 @@ _MASK64 = 0xFFFF_FFFF_FFFF_FFFF
 
 
 ReferenceRule = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
-"""An update rule: ``rule(p, g, state, step, **hyperparameters)`` returns the new parameter and the new state."""
+"""An update rule: ``rule(p, g, state, step, **hyperparameters)`` returns the new parameter and the new state.
+
+A rule that is to know a sum takes it after ``step``.
+"""
 
 
 def apply(
@@ -34,7 +38,8 @@ def apply(
 
     Args:
         rule, param, grad, states, step, hyperparameters: as of :func:`updates`; shapes and dtypes, too.
-        **rounding: ``rounding``, ``compensation``, ``seed``, ``number`` and ``noise`` of :func:`updates`.
+        **rounding: ``rounding``, ``compensation``, ``seed``, ``number``, ``total``, ``factor`` and ``noise`` of
+            :func:`updates`.
 
     Raises:
         RuntimeError: shapes that do not broadcast, as torch.
@@ -64,6 +69,8 @@ def updates(
     seed: int = 0,
     number: int = 0,
     noise: float | Tensor = 0.0,
+    total: Sum | None = None,
+    factor: Sum = 1.0,
 ) -> list[tuple[Tensor, Tensor]]:
     """The tensors that ``rule`` updates, each with its new values; nothing is changed.
 
@@ -82,6 +89,8 @@ def updates(
         number: the tensor's number in the stream of random numbers. Default 0.
         noise: each parameter is multiplied, after the rule, by the exponential of a normal number times this; default
             0.
+        total: the sum that the rule is to know, if it asks for one.
+        factor: multiplies the gradient. Default 1.
 
     Returns:
         Pairs of a tensor and its new values, of its dtype: the states', the parameter's, the compensation's.
@@ -109,7 +118,8 @@ def updates(
         p = _joined(param, compensation)
     elif rounding == "master" and compensation is not None:
         p = _unless_changed(compensation, param)
-    p, new_states = rule(p, grad.to(work), tuple(s.to(work, copy=copy) for s in states), step, **hyperparameters)
+    g, known = scaled(grad.to(work), factor), () if total is None else (total,)
+    p, new_states = rule(p, g, tuple(s.to(work, copy=copy) for s in states), step, *known, **hyperparameters)
     if noise != 0:
         p = multiplied(p, _normals(param, _key(_key(seed, number), int(step))).to(p) * noise)
     changed = [(state, new.to(state.dtype)) for state, new in zip(states, new_states, strict=True)]

@@ -82,7 +82,7 @@ impl Disturbance {
             unsafe {
                 (self.kernel)(
                     &self.factor,
-                    &Span::new(&tile.with_states([state]), [data], noise),
+                    &Span::new(&tile.with_states([state]), [data], 1.0, noise),
                 )
             };
         }

@@ -7,14 +7,19 @@ mod declared;
 mod disturb;
 mod finite;
 mod simplex;
+mod sums;
 mod sweep;
 mod terms;
 mod tiles;
 
+pub mod adagrad_norm;
 pub mod adamw;
+pub mod ascent;
+pub mod blend;
 pub mod diagonal;
 pub mod egd;
 pub mod lion;
+pub mod nigt;
 pub mod optimistic;
 pub mod sgd;
 pub mod sophia;
@@ -28,6 +33,7 @@ use declared::{hyperparameters, rules};
 pub use disturb::Disturbance;
 pub use finite::{Values, all_finite};
 pub use simplex::SimplexUpdates;
+pub use sums::{Summed, squared_norms};
 use sweep::{Kahan, Kernel, Master, Nearest, Span, Split, Stochastic, sweep};
 
 use super::storage::{BLOCK, Buffers, Float, Rounding};
@@ -38,8 +44,11 @@ use crate::runtime::pool;
 const ELEMENTS_PER_THREAD: usize = 16_384;
 
 rules! {
+    adagrad_norm::AdaGradNorm,
     adamw::AdamW,
     adamw::AmsGrad,
+    ascent::Ascent,
+    blend::Blend,
     diagonal::HessianSquare,
     diagonal::HessianProduct,
     diagonal::HessianEstimate,
@@ -47,6 +56,7 @@ rules! {
     egd::EgdMomentum,
     egd::EgdAdam,
     lion::Lion,
+    nigt::Nigt,
     optimistic::OptimisticMd,
     optimistic::OptimisticAdam,
     sgd::Sgd,
@@ -61,6 +71,8 @@ pub trait Rule<const N: usize>: Copy + Send + Sync + 'static {
     const WRITES_STATES: usize = N;
     /// Whether elements are counted.
     const COUNTS: bool = false;
+    /// What the rule has to know the sum of, over its tensor or over several, before the first element is updated.
+    const SUMMED: Option<Summed> = None;
 
     /// The new parameter and state from the old ones and the gradient.
     fn update<V: Vector>(&self, param: V, grad: V, state: [V; N]) -> (V, [V; N]);
@@ -68,6 +80,16 @@ pub trait Rule<const N: usize>: Copy + Send + Sync + 'static {
     /// With `COUNTS`: how many elements of a vector are to be counted, from their new state; none where all is 0.
     fn count<V: Vector>(&self, _state: [V; N]) -> u32 {
         0
+    }
+
+    /// With `SUMMED`: what is summed, from the gradient and the old state.
+    fn term<V: Vector>(&self, grad: V, _state: [V; N]) -> V {
+        grad
+    }
+
+    /// With `SUMMED`: the rule that knows the sum.
+    fn knowing(self, _sum: f64) -> Self {
+        self
     }
 }
 
@@ -92,6 +114,8 @@ pub struct Updates<R, const N: usize> {
     slots: Vec<Slot<R, N>>,
     blocks: usize,
     elements: usize,
+    /// Multiplies the gradients.
+    scale: f64,
 }
 
 impl<R: Rule<N>, const N: usize> Updates<R, N> {
@@ -100,6 +124,7 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
             slots: Vec::with_capacity(tensors),
             blocks: 0,
             elements: 0,
+            scale: 1.0,
         }
     }
 
@@ -131,19 +156,28 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
             Some(dtype) => kernel(buffers.dtype, dtype, buffers.rounding)?,
             None => tiles::kernel_of(&buffers)?,
         };
-        if buffers.len > 0 {
-            self.slots.push(Slot {
-                rule,
-                kernel,
-                in_tiles: state_dtype.is_none(),
-                buffers,
-                disturbance,
-                first_block: self.blocks,
-            });
-            self.blocks += buffers.len.div_ceil(BLOCK);
-            self.elements += buffers.len;
-        }
+        self.slots.push(Slot {
+            rule,
+            kernel,
+            in_tiles: state_dtype.is_none(),
+            buffers,
+            disturbance,
+            first_block: self.blocks,
+        });
+        self.blocks += buffers.len.div_ceil(BLOCK);
+        self.elements += buffers.len;
         Ok(())
+    }
+}
+
+impl<R: Rule<N>, const N: usize> Updates<R, N> {
+    /// Block `index`: whose it is, its number there, and its memory.
+    fn block(&self, index: usize) -> (&Slot<R, N>, usize, Buffers<N>) {
+        let slot = &self.slots[self.slots.partition_point(|slot| slot.first_block <= index) - 1];
+        let block = index - slot.first_block;
+        let start = block * BLOCK;
+        let part = slot.buffers.part(start, BLOCK.min(slot.buffers.len - start));
+        (slot, block, part)
     }
 }
 
@@ -160,6 +194,16 @@ pub fn is_supported(param: Float, state: Float, rounding: Rounding) -> bool {
 pub trait Work: Send + Sync {
     fn blocks(&self) -> usize;
     fn elements(&self) -> usize;
+    /// Multiplies the gradients of this step, and what is summed of them.
+    fn scale(&mut self, factor: f64);
+    /// The numbers of the parameters' first blocks.
+    fn first_blocks(&self) -> Vec<usize>;
+    /// Whether the rule is to know sums.
+    fn is_to_know(&self) -> bool;
+    /// What the rule sums over block `index`; no block is to be summed or updated by another thread meanwhile.
+    fn sum(&self, index: usize) -> f64;
+    /// Tells the rules of the parameters the sums that they are to know.
+    fn know(&mut self, sums: &[f64]);
     /// Updates block `index` and returns what the rule counted; every block is to be run exactly once.
     fn run(&self, index: usize) -> u32;
 }
@@ -173,11 +217,35 @@ impl<R: Rule<N>, const N: usize> Work for Updates<R, N> {
         self.elements
     }
 
+    fn scale(&mut self, factor: f64) {
+        self.scale = factor;
+    }
+
+    fn first_blocks(&self) -> Vec<usize> {
+        self.slots.iter().map(|slot| slot.first_block).collect()
+    }
+
+    fn is_to_know(&self) -> bool {
+        R::SUMMED.is_some()
+    }
+
+    fn sum(&self, index: usize) -> f64 {
+        if R::SUMMED.is_none() {
+            return 0.0;
+        }
+        let (slot, _, part) = self.block(index);
+        // SAFETY: `push` got buffers valid for `len` elements, within which the part lies; nobody else has the block.
+        unsafe { sums::of_block(&slot.rule, &part, self.scale) }
+    }
+
+    fn know(&mut self, sums: &[f64]) {
+        for (slot, &sum) in self.slots.iter_mut().zip(sums) {
+            slot.rule = slot.rule.knowing(sum);
+        }
+    }
+
     fn run(&self, index: usize) -> u32 {
-        let slot = &self.slots[self.slots.partition_point(|slot| slot.first_block <= index) - 1];
-        let block = index - slot.first_block;
-        let start = block * BLOCK;
-        let part = slot.buffers.part(start, BLOCK.min(slot.buffers.len - start));
+        let (slot, block, part) = self.block(index);
         let key = match part.rounding {
             Rounding::Stochastic { stream } => Noise::key(stream, block as u64),
             _ => 0,
@@ -187,10 +255,10 @@ impl<R: Rule<N>, const N: usize> Work for Updates<R, N> {
         // within them, and blocks do not overlap.
         unsafe {
             let counted = if slot.in_tiles {
-                tiles::run(slot.kernel, &slot.rule, &part, noise)
+                tiles::run(slot.kernel, &slot.rule, &part, self.scale, noise)
             } else {
                 let state = part.state.map(|state| state.data);
-                (slot.kernel)(&slot.rule, &Span::new(&part, state, noise))
+                (slot.kernel)(&slot.rule, &Span::new(&part, state, self.scale, noise))
             };
             if let Some(disturbance) = &slot.disturbance {
                 disturbance.run(&part, block as u64);
@@ -198,6 +266,32 @@ impl<R: Rule<N>, const N: usize> Work for Updates<R, N> {
             counted
         }
     }
+}
+
+/// What the rules of all batches sum over each parameter, on up to `threads` threads; nothing for those that sum
+/// nothing.
+pub fn sums(batches: &[Box<dyn Work + '_>], threads: usize) -> Vec<Vec<f64>> {
+    let summed = |batch: &&Box<dyn Work + '_>| batch.is_to_know();
+    let blocks = batches.iter().filter(summed).map(|batch| batch.blocks()).sum();
+    let elements = batches.iter().filter(summed).map(|batch| batch.elements()).sum();
+    let all = sums::of_blocks(blocks, elements, threads, &|mut index| {
+        for batch in batches.iter().filter(summed) {
+            if index < batch.blocks() {
+                return batch.sum(index);
+            }
+            index -= batch.blocks();
+        }
+        unreachable!("there are no more blocks")
+    });
+    let mut rest = &all[..];
+    let own = |batch: &Box<dyn Work + '_>| {
+        if !batch.is_to_know() {
+            return Vec::new();
+        }
+        let own = rest.split_off(..batch.blocks()).expect("the sums of all blocks");
+        sums::by_tensor(&batch.first_blocks(), own)
+    };
+    batches.iter().map(own).collect()
 }
 
 /// Runs all batches on up to `threads` threads and returns what the rules counted: a sum of whole numbers, so the

@@ -22,6 +22,8 @@ pub struct SimplexUpdates<R, const N: usize> {
     slots: Vec<Slot<R, N>>,
     tasks: usize,
     elements: usize,
+    /// Multiplies the gradients.
+    scale: f64,
 }
 
 struct Slot<R, const N: usize> {
@@ -48,6 +50,7 @@ impl<R: Rule<N>, const N: usize> SimplexUpdates<R, N> {
             slots: Vec::with_capacity(tensors),
             tasks: 0,
             elements: 0,
+            scale: 1.0,
         }
     }
 
@@ -58,6 +61,9 @@ impl<R: Rule<N>, const N: usize> SimplexUpdates<R, N> {
     /// As for [`super::Updates::push`].
     pub unsafe fn push(&mut self, rule: R, buffers: Buffers<N>, row: usize) -> Result<(), Unsupported> {
         let work = buffers.dtype.arithmetic();
+        if R::SUMMED.is_some() {
+            return Err(Unsupported);
+        }
         let in_codes = |state: &State| matches!(state.storage, Storage::Codes(_));
         if buffers.grad_dtype.arithmetic() != work || buffers.state.iter().any(in_codes) {
             return Err(Unsupported);
@@ -91,6 +97,25 @@ impl<R: Rule<N>, const N: usize> Work for SimplexUpdates<R, N> {
         self.elements
     }
 
+    fn scale(&mut self, factor: f64) {
+        self.scale = factor;
+    }
+
+    fn first_blocks(&self) -> Vec<usize> {
+        Vec::new()
+    }
+
+    /// No rule of rows does.
+    fn is_to_know(&self) -> bool {
+        false
+    }
+
+    fn sum(&self, _index: usize) -> f64 {
+        0.0
+    }
+
+    fn know(&mut self, _sums: &[f64]) {}
+
     fn run(&self, index: usize) -> u32 {
         let slot = &self.slots[self.slots.partition_point(|slot| slot.first_task <= index) - 1];
         let task = index - slot.first_task;
@@ -101,8 +126,8 @@ impl<R: Rule<N>, const N: usize> Work for SimplexUpdates<R, N> {
         // SAFETY: `push` got valid buffers and chose the kernels for their types; tasks do not overlap.
         unsafe {
             match part.dtype.arithmetic() {
-                Float::F64 => slot.update::<InF64, f64>(&part, task as u64),
-                _ => slot.update::<InF32<Halves>, f32>(&part, task as u64),
+                Float::F64 => slot.update::<InF64, f64>(&part, self.scale, task as u64),
+                _ => slot.update::<InF32<Halves>, f32>(&part, self.scale, task as u64),
             }
         }
         0
@@ -112,7 +137,7 @@ impl<R: Rule<N>, const N: usize> Work for SimplexUpdates<R, N> {
 impl<R: Rule<N>, const N: usize> Slot<R, N> {
     /// # Safety
     /// `part` is valid, its arithmetic is `F`, and `T` the type of that.
-    unsafe fn update<F: Arithmetic, T: Number<F>>(&self, part: &Buffers<N>, task: u64) {
+    unsafe fn update<F: Arithmetic, T: Number<F>>(&self, part: &Buffers<N>, scale: f64, task: u64) {
         let padded = part.len.next_multiple_of(MAX_LANES);
         let mut numbers = vec![T::default(); padded];
         let mut exponents = vec![T::default(); padded];
@@ -131,9 +156,9 @@ impl<R: Rule<N>, const N: usize> Slot<R, N> {
         };
         // SAFETY: the caller's promise, and there is room for the part in both.
         unsafe {
-            tiles::run(self.moves, &self.rule, &moved, silent);
+            tiles::run(self.moves, &self.rule, &moved, scale, silent);
             let state = State::float(numbers.as_mut_ptr().cast(), part.dtype.arithmetic());
-            let span = Span::new(&part.with_states([state]), [state.data], noise);
+            let span = Span::new(&part.with_states([state]), [state.data], 1.0, noise);
             (self.read)(&Widen, &span);
             dispatch(
                 Isa::current(),

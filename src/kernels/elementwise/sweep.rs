@@ -17,6 +17,8 @@ pub struct Span<const N: usize> {
     pub param: *mut u8,
     pub grad_dtype: Float,
     pub grad: *const u8,
+    /// Multiplies the gradient.
+    pub scale: f64,
     pub state: [*mut u8; N],
     pub compensation: *mut u8,
     pub len: usize,
@@ -25,11 +27,12 @@ pub struct Span<const N: usize> {
 
 impl<const N: usize> Span<N> {
     /// All elements of a parameter's buffers, with their states at `state`.
-    pub fn new(buffers: &Buffers<N>, state: [*mut u8; N], noise: Noise) -> Self {
+    pub fn new(buffers: &Buffers<N>, state: [*mut u8; N], scale: f64, noise: Noise) -> Self {
         Span {
             param: buffers.param,
             grad_dtype: buffers.grad_dtype,
             grad: buffers.grad,
+            scale,
             state,
             compensation: buffers.compensation,
             len: buffers.len,
@@ -249,7 +252,7 @@ where
         // SAFETY: the caller's promise is the same.
         unsafe {
             let param = M::read::<A, N>(span, i);
-            let grad = F::load::<A>(span.grad, span.grad_dtype, i);
+            let grad = F::load::<A>(span.grad, span.grad_dtype, i) * span.scale;
             // A loop, as a closure would not always be inlined, and by itself lacks the instruction set.
             let mut state = [F::Vector::<A>::splat(0.0); N];
             for (value, pointer) in state.iter_mut().zip(span.state) {
@@ -283,6 +286,7 @@ where
             param: param.as_mut_ptr().cast(),
             grad_dtype: span.grad_dtype,
             grad: grad.as_ptr().cast(),
+            scale: span.scale,
             state: std::array::from_fn(|k| state[k].as_mut_ptr().cast()),
             compensation: compensation.as_mut_ptr().cast(),
             len: MAX_LANES,

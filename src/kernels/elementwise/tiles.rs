@@ -11,7 +11,7 @@ use crate::kernels::vector::{Arch, Noise, Routine, Vector, dispatch};
 use crate::runtime::Isa;
 
 /// Elements that are taken in at once; with their states they stay in the nearest cache.
-const TILE: usize = 4 * CODE_BLOCK;
+pub const TILE: usize = 4 * CODE_BLOCK;
 
 /// The kernel for [`run`]: each state may be stored in any way that all of them could be.
 pub fn kernel_of<R: Rule<N>, const N: usize>(buffers: &Buffers<N>) -> Result<Kernel<R, N>, Unsupported> {
@@ -29,6 +29,7 @@ pub unsafe fn run<R: Rule<N>, const N: usize>(
     kernel: Kernel<R, N>,
     rule: &R,
     block: &Buffers<N>,
+    scale: f64,
     noise: Noise,
 ) -> u32 {
     let work = block.dtype.arithmetic();
@@ -46,7 +47,7 @@ pub unsafe fn run<R: Rule<N>, const N: usize>(
                 counter: noise.counter + start as u32,
                 ..noise
             };
-            counted += kernel(rule, &Span::new(&tile, numbers, noise));
+            counted += kernel(rule, &Span::new(&tile, numbers, scale, noise));
             for (numbers, state) in numbers.iter().zip(&tile.state).take(R::WRITES_STATES) {
                 store(state, work, tile.len, *numbers);
             }
@@ -60,7 +61,7 @@ pub unsafe fn run<R: Rule<N>, const N: usize>(
 ///
 /// # Safety
 /// Both are valid for `len` elements, and nothing else uses them meanwhile.
-unsafe fn load(state: &State, work: Float, len: usize, room: *mut u8) -> *mut u8 {
+pub unsafe fn load(state: &State, work: Float, len: usize, room: *mut u8) -> *mut u8 {
     // SAFETY: the caller's promise.
     unsafe {
         match (state.storage, work) {
@@ -127,6 +128,7 @@ unsafe fn convert<R: Rule<1>>(rule: R, dtype: Float, narrow: *mut u8, wide: *mut
         param: narrow,
         grad_dtype: dtype,
         grad: narrow,
+        scale: 1.0,
         state: [wide],
         compensation: std::ptr::null_mut(),
         len,

@@ -53,6 +53,7 @@ impl<'a> Entries<'a> {
             momentum: 1.0,
             nesterov: false,
             maximize: false,
+            scale: 1.0,
         };
         // SAFETY: the numbers are borrowed for `'a`.
         unsafe { Entries::new(buffers, momentum) }

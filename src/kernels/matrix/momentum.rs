@@ -10,12 +10,14 @@ pub struct Momentum {
     pub momentum: f64,
     pub nesterov: bool,
     pub maximize: bool,
+    /// Multiplies the gradient.
+    pub scale: f64,
 }
 
 impl Momentum {
     /// What multiplies a gradient.
     pub fn share(&self) -> f64 {
-        let share = 1.0 - self.momentum;
+        let share = (1.0 - self.momentum) * self.scale;
         if self.maximize { -share } else { share }
     }
 

@@ -30,6 +30,7 @@ impl MatrixRule {
                 momentum: 1.0,
                 nesterov: false,
                 maximize: false,
+                scale: 1.0,
             },
             transforms: self.transforms.clone(),
             apply: Apply {

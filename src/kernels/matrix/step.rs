@@ -42,6 +42,11 @@ impl Step {
         Step { rule, parameters }
     }
 
+    /// Multiplies the gradients of this step.
+    pub fn scale(&mut self, factor: f64) {
+        self.rule.momentum.scale = factor;
+    }
+
     /// Updates every parameter, on up to `threads` threads; once.
     pub fn run(&mut self, threads: usize, workspace: &mut Workspace) {
         let mut pieces: Vec<Piece> = self.parameters.iter().flat_map(Piece::all).collect();

@@ -10,6 +10,7 @@ fn rule(transforms: Vec<Arc<dyn Transform>>) -> MatrixRule {
             momentum: 0.0,
             nesterov: false,
             maximize: false,
+            scale: 1.0,
         },
         transforms: Chain::new(transforms).unwrap(),
         apply: Apply {

@@ -15,7 +15,9 @@ from torch.optim import Optimizer
 
 from ferrostep.optim import (
     EGD,
+    NIGT,
     SGD,
+    AdaGradNorm,
     AdamW,
     AuON,
     HybridAuON,
@@ -121,11 +123,13 @@ OF_MUON: Any = {
 AUON = {"lr": 1e-2, "weight_decay": 0.1}
 OF_AUON: Any = {"elementwise": False, "complex": False, "state": "momentum_buffer"}
 EGD_MOMENTUM = {"lr": 3e-3, "momentum": 0.9, "weight_decay": 0.1}
+OF_NIGT: Any = {"elementwise": False, "state": "momentum_buffer"}
 DESCENT = {"lr": 3e-2, "weight_decay": 0.1}
 MOMENTUM = DESCENT | {"momentum": 0.8, "dampening": 0.3}
 LION = {"lr": 3e-3, "betas": (0.9, 0.97), "weight_decay": 0.2}
 
 ENTRIES = (
+    Entry("adagrad-norm", AdaGradNorm, {"lr": 0.3, "weight_decay": 0.1}, elementwise=False, state=""),
     Entry("adamw", AdamW, ADAMW, partial(torch.optim.AdamW, **ADAMW)),
     Entry("adamw-amsgrad", AdamW, ADAMW | {"amsgrad": True}, partial(torch.optim.AdamW, **ADAMW, amsgrad=True)),
     Entry("adamw-maximize", AdamW, ADAMW | {"maximize": True}, partial(torch.optim.AdamW, **ADAMW, maximize=True)),
@@ -168,6 +172,8 @@ ENTRIES = (
     Entry("hybrid-auon-package", HybridAuON, AUON | MUON | {"variant": "package"}, **OF_MUON),
     Entry("optimistic-adam", OptimisticAdam, ADAMW | {"optimism": 0.7}),
     Entry("optimistic-md", OptimisticMD, {"lr": 1e-2, "weight_decay": 0.1}, state="prev_grad"),
+    Entry("nigt", NIGT, {"lr": 0.05, "weight_decay": 0.1}, **OF_NIGT),
+    Entry("nigt-tensor", NIGT, {"lr": 0.05, "scope": "tensor", "schedule": "n-pg-igt"}, **OF_NIGT),
     Entry("sgd", SGD, MOMENTUM, partial(torch.optim.SGD, **MOMENTUM), state="momentum_buffer"),
     Entry("sgd-plain", SGD, DESCENT, partial(torch.optim.SGD, **DESCENT), state=""),
     Entry("sophia-g", CurvedSophiaG, LION | {"rho": 0.05, "bs": 32}, complex=False),

@@ -36,6 +36,8 @@ IMPOSSIBLE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"state_dtype": {"exp_avg": "bf16"}}, "Invalid state_dtype value: 'bf16'; expected one of None, torch.float32"),
     ({"seed": -1}, r"Invalid seed value: -1; expected 0 to 2\*\*64 - 1"),
     ({"seed": 2**64}, "Invalid seed value"),
+    ({"max_grad_norm": -1.0}, "Invalid max_grad_norm value: -1.0; expected a number of at least 0, or None"),
+    ({"max_grad_norm": float("nan")}, "Invalid max_grad_norm value: nan"),
 )
 IMPOSSIBLE_BETAS: tuple[tuple[Any, str], ...] = (
     ((1.0, 0.9), "Invalid beta parameter at index 0: 1.0"),
@@ -144,6 +146,7 @@ def test_a_functions_misspelt_keyword_names_the_nearest() -> None:
         ({"seed": 1.5}, "^seed is a float, expected an integer$"),
         ({"seed": None}, "^seed is a NoneType, expected an integer$"),
         ({"skip_nonfinite": "no"}, "^skip_nonfinite is a str, expected a bool$"),
+        ({"max_grad_norm": "1"}, "^max_grad_norm is a str, expected a number or None$"),
     ],
     ids=str,
 )

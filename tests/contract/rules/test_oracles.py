@@ -7,7 +7,7 @@ import pytest
 import pytorch_optimizer
 import torch
 
-from ferrostep.optim import AdamW, Lion
+from ferrostep.optim import AdaGradNorm, AdamW, Lion
 from tests.contract.rules.registry import LION, Entry, every_with_peer
 from tests.contract.subprocesses import run_python
 from tests.contract.training import assert_close, bits, contents, parameters, set_gradients, train
@@ -195,3 +195,32 @@ def test_stochastic_rounding_keeps_what_needs_no_rounding(dtype: torch.dtype, ba
     p.grad = torch.zeros_like(p)
     Lion([p], rounding="stochastic", backend=backend).step()
     assert torch.equal(p.detach(), finite)
+
+
+@pytest.mark.parametrize("backend", ["rust", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+def test_adagrad_norms_two_steps(backend: str, dtype: torch.dtype) -> None:
+    params = [torch.tensor([1.0, 2.0], dtype=dtype), torch.tensor([3.0], dtype=dtype)]
+    optimizer = AdaGradNorm([{"params": [p]} for p in params], lr=0.5, eps=0.0, backend=backend)
+    for total, first, second in ((25, 0.7, 2.6), (50, 0.487867966, 2.317157287)):
+        params[0].grad, params[1].grad = torch.tensor([3.0, 0.0], dtype=dtype), torch.tensor([4.0], dtype=dtype)
+        optimizer.step()
+        assert optimizer.state[params[0]]["sum"] == total and not optimizer.state.get(params[1])
+        torch.testing.assert_close(torch.cat(params), torch.tensor([first, 2, second], dtype=dtype), rtol=1e-7, atol=0)
+
+
+def test_adagrad_norm_of_groups_and_of_nothing() -> None:
+    params = parameters([(3,), (3,)], torch.float64)
+    optimizer = AdaGradNorm([{"params": [p]} for p in params], lr=0.5, norm="group")
+    set_gradients(params, 0)
+    optimizer.step()
+    for p in params:
+        assert optimizer.state[p]["sum"].item() == pytest.approx(p.grad.square().sum().item())
+    (still,) = parameters([(3,)])
+    still.grad = torch.zeros(3)
+    before = bits(still)
+    AdaGradNorm([still]).step()
+    assert bits(still) == before
+    still.grad = torch.tensor([1.0, float("inf"), 0.0])
+    AdaGradNorm([still], weight_decay=0.1).step()
+    assert bits(still) == before

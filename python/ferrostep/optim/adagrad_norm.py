@@ -1,0 +1,106 @@
+"""AdaGrad-Norm."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from ferrostep import reference
+from ferrostep.optim.arguments import AtLeastZero, Epsilon, LearningRate, arguments_of
+from ferrostep.optim.base import NewState
+from ferrostep.optim.gathered import Gathered
+from ferrostep.optim.options import Options
+from ferrostep.optim.rules import ElementwiseRule, Rule, RuleOptimizer
+from ferrostep.reference.sums import Sum
+from ferrostep.reference.sums import total as total_of
+
+
+class AdaGradNorm(RuleOptimizer):
+    r"""AdaGrad-Norm: one step size for all elements (Ward, Wu and Bottou 2019, arXiv 1806.01811, Algorithm 1).
+
+    .. code-block:: text
+
+        s <- s + norm(g)^2                              over all parameters, one number
+        p <- p * (1 - lr * weight_decay) - lr * g / (sqrt(s) + eps)
+
+    It converges for any ``lr``, and s grows as fast as the gradients are large and noisy. A step in which a norm is NaN
+    or infinite is left out: s would be so for ever.
+
+    Args:
+        params: parameters of any shape, or parameter groups, of dtype float32, float64, bfloat16, float16 or
+            complex.
+        lr: learning rate, a float or a 1-element tensor. Default 1.
+        eps: added to the denominator. Default 1e-8.
+        initial_accumulator_value: s before the first step. Default 0.
+        weight_decay: decoupled, times ``lr``. Default 0.
+        norm: ``"all"`` (default): one s, for all groups that say so; ``"group"``: one for each group.
+        maximize: ascend instead of descend. Default False.
+        **options: see :class:`ferrostep.optim.options.Options`.
+
+    State per parameter: none but ``sum``, a float64 number, of the first parameter of the first group that says
+    ``norm="all"``, and of each that says ``"group"``.
+
+    Raises:
+        ValueError, TypeError: an impossible or unknown argument.
+
+    Example:
+        >>> import torch
+        >>> p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> p.grad = torch.tensor([3.0, 4.0])
+        >>> AdaGradNorm([p], lr=0.5).step()
+        >>> p.detach()
+        tensor([0.7000, 1.6000])
+    """
+
+    _rule = ElementwiseRule("AdaGradNorm", reference.adagrad_norm, summed=reference.adagrad_norm_sum)
+    _numbers = ("sum",)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: LearningRate = 1.0,
+        eps: Epsilon = 1e-8,
+        initial_accumulator_value: AtLeastZero = 0.0,
+        weight_decay: AtLeastZero = 0.0,
+        *,
+        norm: Literal["all", "group"] = "all",
+        maximize: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(params, locals(), options)
+
+    _arguments = arguments_of(__init__)
+
+    def rule(self, group: dict[str, Any]) -> Rule:
+        """AdaGrad-Norm with the group's hyperparameters, and what has been accumulated."""
+        keeper = self._keeper(group)
+        accumulated = None if keeper is None else self.state.get(keeper, {}).get("sum")
+        if accumulated is None:
+            accumulated = group["initial_accumulator_value"]
+        return self._rule.of({**group, "accumulated": float(accumulated)})._replace(scope=group["norm"])
+
+    def _keeper(self, group: dict[str, Any]) -> Tensor | None:
+        """The parameter that has the group's sum in its state."""
+        params = (
+            p
+            for each in self.param_groups
+            if each["params"] is group["params"] or (each["norm"] == group["norm"] == "all")
+            for p in each["params"]
+        )
+        return next(params, None)
+
+    def _take_sums(self, sums: list[tuple[Gathered, list[Sum]]], new_state: NewState) -> bool:
+        if not all(math.isfinite(float(total)) for _, (total, *_) in sums):
+            return False
+        for gathered, (total, *_) in sums:
+            accumulated = gathered.rule.hyperparameters["accumulated"]
+            keeper = self._keeper(gathered.group)
+            assert keeper is not None
+            new = torch.as_tensor(total_of((accumulated, total)), dtype=torch.float64)
+            new_state.set(keeper, "sum", new.detach().cpu())
+        return True

@@ -1,0 +1,241 @@
+"""Sharpness-aware minimization around any optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer
+
+from ferrostep import _core, reference
+from ferrostep.errors import wrong_kind
+from ferrostep.optim.base import without_dynamo
+from ferrostep.optim.gathered import Found, Gathered, check_place
+from ferrostep.optim.rules import ElementwiseRule
+from ferrostep.optim.scratch import Scratch
+from ferrostep.optim.taken import Taken
+from ferrostep.reference import checks
+
+ASCENT = ElementwiseRule("Ascent", reference.ascent, summed=reference.ascent_sum)
+OPTIONS = {"max_grad_norm": None, "skip_nonfinite": False, "differentiable": False, "fused": None, "seed": 0}
+"""What a step asks of a group, for one of any optimizer."""
+
+
+class SAM(Optimizer):
+    r"""Sharpness-aware minimization (Foret et al. 2021, arXiv 2010.01412), and ASAM (arXiv 2102.11600).
+
+    .. code-block:: text
+
+        w' <- w + rho * g / (norm(g) + 1e-12)                       g at w, the norm over all parameters
+        w' <- w + rho * w^2 * g / (norm(w * g) + 1e-12)             with adaptive
+        w  <- the base optimizer's step from w, with the gradient at w'
+
+    A step takes two gradients: :meth:`step` asks a closure for both; or, as other implementations have it,
+
+    .. code-block:: python
+
+        loss_fn(model(x), y).backward()
+        optimizer.first_step(zero_grad=True)
+        loss_fn(model(x), y).backward()
+        optimizer.second_step(zero_grad=True)
+
+    The weights come back with every bit. What layers keep of batches (the statistics of batch normalization) sees both
+    passes, and dropout drops other elements in each.
+
+    Args:
+        base_optimizer: an optimizer of this package, of ``torch.optim`` or of another one, whose ``step`` needs no
+            closure. ``param_groups``, ``state``, ``defaults`` and state dicts are its own, so schedulers and
+            checkpoints see it.
+        rho: the distance of w' from w. Default 0.05; with ``adaptive`` ten times as much is usual.
+        adaptive: ASAM: the way scales with the weights. Default False.
+
+    ``rho`` and ``adaptive`` are attributes that may be changed between steps. Between the first and the second step a
+    copy of the weights is kept; nothing else.
+
+    Raises:
+        TypeError: ``base_optimizer`` is no optimizer, or ``rho`` no number.
+        ValueError: ``rho`` is negative, infinite or NaN.
+
+    Example:
+        >>> import torch
+        >>> from ferrostep.optim import AdamW
+        >>> w = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
+        >>> optimizer = SAM(AdamW([w], lr=0.1, weight_decay=0.0), rho=0.5)
+        >>> def closure():
+        ...     loss = w.square().sum() / 2
+        ...     loss.backward()
+        ...     return loss
+        >>> optimizer.step(closure).item(), w.grad, w.detach()
+        (12.5, tensor([3.3000, 4.4000]), tensor([2.9000, 3.9000]))
+    """
+
+    def __init__(self, base_optimizer: Optimizer, rho: float = 0.05, adaptive: bool = False) -> None:
+        if not isinstance(base_optimizer, Optimizer):
+            raise wrong_kind("base_optimizer", base_optimizer, "a torch.optim.Optimizer")
+        checks.at_least_zero(rho=rho)
+        self.rho = rho
+        self.adaptive = bool(adaptive)
+        self._weights: dict[Tensor, Tensor] = {}
+        self._base: Optimizer | None = None
+        super().__init__([dict(group) for group in base_optimizer.param_groups], base_optimizer.defaults)
+        self._base = base_optimizer
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.base_optimizer, self.rho, self.adaptive)
+
+    @property
+    def base_optimizer(self) -> Optimizer:
+        """The optimizer that takes the steps."""
+        assert self._base is not None
+        return self._base
+
+    # Those of the base optimizer; torch's constructor assigns some before there is one.
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base optimizer's."""
+        groups: list[dict[str, Any]] = self.__dict__["_groups"] if self._base is None else self._base.param_groups
+        return groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        if self._base is None:
+            self.__dict__["_groups"] = groups
+        else:
+            self._base.param_groups = groups
+
+    @property
+    def state(self) -> Any:
+        """The base optimizer's."""
+        return {} if self._base is None else self._base.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        if self._base is not None:
+            self._base.state = state
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group to the base optimizer.
+
+        Raises:
+            ValueError, TypeError, RuntimeError: as the base optimizer does.
+        """
+        if self._base is None:
+            super().add_param_group(param_group)
+        else:
+            self._base.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's."""
+        return self.base_optimizer.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state dict of the base optimizer's class.
+
+        Raises:
+            ValueError, KeyError: as the base optimizer does.
+        """
+        self.base_optimizer.load_state_dict(state_dict)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step with the gradients that ``closure`` finds at the weights and near them.
+
+        Args:
+            closure: evaluates the model, calls ``backward`` and returns the loss. Gradients are zeroed before each of
+                its two calls.
+
+        Returns:
+            The loss at the weights.
+
+        Raises:
+            TypeError: there is no closure.
+            Exception: what the closure or the base optimizer raises; the weights are as they were before then, unless
+                the latter has changed them.
+        """
+        if closure is None:
+            raise TypeError("SAM.step needs a closure, as it takes two gradients; or call first_step and second_step")
+        evaluate = torch.enable_grad()(closure)
+        self.zero_grad()
+        loss = evaluate()
+        self.first_step(zero_grad=True)
+        try:
+            evaluate()
+        except BaseException:
+            self._restore()
+            raise
+        self.second_step()
+        return loss
+
+    @torch.no_grad()
+    def first_step(self, zero_grad: bool = False) -> None:
+        """Go from the weights to the point near them where the loss is about the greatest.
+
+        Args:
+            zero_grad: zero the gradients afterwards. Default False.
+
+        Raises:
+            RuntimeError: the second step of before is missing, or a tensor that cannot be updated. Nothing has been
+                changed then.
+            ValueError, TypeError: also such a tensor.
+        """
+        if self._weights:
+            raise RuntimeError("first_step was called twice without second_step")
+        self._ascend()
+        if zero_grad:
+            self.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self, zero_grad: bool = False) -> None:
+        """Go back to the weights, and take the base optimizer's step with the gradients that there are.
+
+        Args:
+            zero_grad: zero the gradients afterwards. Default False.
+
+        Raises:
+            RuntimeError: the first step is missing.
+            Exception: what the base optimizer raises; the weights are back then.
+        """
+        if not self._weights:
+            raise RuntimeError("second_step was called without first_step, or that found no gradient")
+        self._restore()
+        self.base_optimizer.step()
+        if zero_grad:
+            self.zero_grad()
+
+    @without_dynamo
+    def _ascend(self) -> None:
+        taken = Taken(_core.Known(), Scratch())
+        weights: dict[Tensor, Tensor] = {}
+        for number, group in enumerate(self.param_groups):
+            backend = group.get("backend", "auto")
+            asked = {**OPTIONS, "backend": backend, "params": group["params"]}
+            on_cpu, others = _core.with_gradient(group["params"], backend == "reference")
+            for found, add in ((on_cpu, taken.add), (others, taken.add_elsewhere)):
+                if not found[0]:
+                    continue
+                if found is others:
+                    check_place(number, asked, Found(*others))
+                gathered = self._gather(number, asked, Found(*found))
+                add(gathered, needs_matrices=False)
+                weights.update(zip(gathered.params, gathered.columns["old_p"], strict=True))
+        threads = torch.get_num_threads()
+        taken.know(threads)
+        self._weights = weights
+        try:
+            taken.run(threads)
+        finally:
+            if not taken.batch.finished:
+                self._weights = {}
+
+    def _gather(self, number: int, group: dict[str, Any], found: Found) -> Gathered:
+        hyperparameters = {"rho": self.rho, "adaptive": self.adaptive}
+        rule = ASCENT.of(hyperparameters)._replace(scope="all")
+        weights = [p.detach().clone(memory_format=torch.preserve_format) for p in found.params]
+        return Gathered(number, group, rule, "nearest", *found, {"old_p": weights})
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        for p, weights in self._weights.items():
+            p.copy_(weights)
+        self._weights = {}
