@@ -71,7 +71,7 @@ class Rule(NamedTuple):
     scope: Scope = "tensor"
     """What that sum is over."""
 
-    noise: float | Tensor = 0.0
+    noise: float = 0.0
     """Each parameter is multiplied, after the rule, by the exponential of a normal number times this."""
 
     def beginning(self) -> Rule:

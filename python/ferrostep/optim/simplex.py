@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,15 +20,15 @@ TOLERANCE = 1e-6
 
 def on_simplex(rule: Rule, dim: int) -> Rule:
     """The rule, which subtracts, with its moves as exponents, for rows along ``dim`` that sum up to 1."""
+
+    def native(*, simplex_dim: int, **hyperparameters: Any) -> _core.SimplexRule:
+        return _core.SimplexRule(rule._replace(hyperparameters=hyperparameters).native(), simplex_dim)
+
     return rule._replace(
-        kernel=partial(_native, rule.kernel),
+        kernel=native,
         reference=reference.on_simplex(rule.reference),
         hyperparameters={**rule.hyperparameters, "simplex_dim": dim},
     )
-
-
-def _native(name: str, *, simplex_dim: int, **hyperparameters: Any) -> _core.SimplexRule:
-    return _core.SimplexRule(_core.Rule(name, hyperparameters), simplex_dim)
 
 
 def check_rows(owner: str, group: dict[str, Any], dim: int) -> None:

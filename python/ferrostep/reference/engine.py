@@ -68,7 +68,7 @@ def updates(
     compensation: Tensor | None = None,
     seed: int = 0,
     number: int = 0,
-    noise: float | Tensor = 0.0,
+    noise: float = 0.0,
     total: Sum | None = None,
     factor: Sum = 1.0,
 ) -> list[tuple[Tensor, Tensor]]:
