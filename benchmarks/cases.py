@@ -56,7 +56,11 @@ class Rule(NamedTuple):
 ADAMW = Rule("AdamW", (3, 4), "torch fused")
 # The gradient twice: the norm of all comes before the step.
 CLIPPED = Rule("AdamW, clipped", (4, 4), "clip_grad_norm_, then ferrostep")
+# The previous gradient is a third state.
+DIFFGRAD = Rule("diffGrad", (3, 6), "pytorch_optimizer")
 LION = Rule("Lion", (3, 2), "lion-pytorch")
+# As AuON: the norm of the whole comes before the step.
+LION_BY_NORM = Rule("Lion-K by a norm", (4, 3), "plain torch")
 # Gradient and momentum twice, as the norm comes before the step.
 NIGT = Rule("NIGT", (4, 3), "plain torch")
 # The Hessian's estimate is only read.
@@ -121,6 +125,14 @@ def rounded(rule: Rule, optimizer: Callable[..., Optimizer], **options: Any) -> 
     ]
 
 
+def kappas(rule: Rule, chosen: dict[str, dict[str, Any]]) -> list[Case]:
+    """Our Lion-K for f32, with these arguments by name."""
+    return [
+        Case(rule, f"{OURS}, {name}", F32, ferrostep.optim.Lion, {"weight_decay": 0.01, **arguments})
+        for name, arguments in chosen.items()
+    ]
+
+
 def half(rule: Rule, optimizer: Callable[..., Optimizer], **options: Any) -> list[Case]:
     """Our implementation for f16."""
     return [
@@ -148,6 +160,8 @@ CASES: list[Case] = [
     *peer(ADAMW, "torch for-loop", torch.optim.AdamW, weight_decay=0.01, foreach=False),
     *ours(CLIPPED, ferrostep.optim.AdamW, weight_decay=0.01, max_grad_norm=1.0)[:1],
     *peer(CLIPPED, "clip_grad_norm_, then ferrostep", plain.ClippedAdamW, (F32,), max_norm=1.0, weight_decay=0.01),
+    *ours(DIFFGRAD, ferrostep.optim.DiffGrad),
+    *peer(DIFFGRAD, "pytorch_optimizer", pytorch_optimizer.DiffGrad),
     *ours(LION, ferrostep.optim.Lion, weight_decay=0.01),
     *peer(LION, "lion-pytorch", lion_pytorch.Lion, weight_decay=0.01),
     *peer(LION, "pytorch_optimizer", pytorch_optimizer.Lion, weight_decay=0.01),
@@ -155,6 +169,23 @@ CASES: list[Case] = [
     *peer(EGD, "plain torch", plain.EGD, lr=1e-2),
     *ours(OPTIMISTIC_MD, ferrostep.optim.OptimisticMD),
     *peer(OPTIMISTIC_MD, "plain torch, foreach", plain.OptimisticDescent, lr=1e-2),
+    *kappas(
+        LION,
+        {
+            "Huber": {"kappa": "huber", "kappa_param": 1e-3},
+            "dead zone": {"kappa": "deadzone", "kappa_param": 1e-3},
+            "rows": {"kappa": "row"},
+        },
+    ),
+    *kappas(
+        LION_BY_NORM,
+        {
+            "l2": {"kappa": "l2"},
+            "lp, p = 1.5": {"kappa": "lp", "kappa_param": 1.5},
+            "lp, p = 1.7": {"kappa": "lp", "kappa_param": 1.7},
+        },
+    ),
+    *peer(LION_BY_NORM, "plain torch", ferrostep.optim.Lion, (F32,), weight_decay=0.01, kappa=plain.direction),
     *ours(NIGT, ferrostep.optim.NIGT, lr=1e-3)[:1],
     *peer(NIGT, "plain torch", plain.NIGT, (F32,), lr=1e-3, momentum=0.9),
     *ours(SOPHIA, ferrostep.optim.SophiaH),

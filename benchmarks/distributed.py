@@ -42,10 +42,12 @@ def fused(params: list[Parameter]) -> Optimizer:
 def stepping(build: Build, shapes: list[Shape], *, distributed: bool) -> Callable[[], object]:
     """The step of an optimizer over parameters of these shapes with gradients."""
     generator = torch.Generator().manual_seed(0)
+    # One for all, as FSDP2's parameters have.
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),)) if distributed else None
 
     def tensor(shape: Shape) -> Tensor:
         x = torch.randn(shape, generator=generator)
-        return distribute_tensor(x, init_device_mesh("cpu", (dist.get_world_size(),)), [Shard(0)]) if distributed else x
+        return distribute_tensor(x, mesh, [Shard(0)]) if mesh else x
 
     params = [Parameter(tensor(shape)) for shape in shapes]
     for p in params:

@@ -136,6 +136,11 @@ class AuON(Optimizer):
             p.add_(x / (r + 1e-8), alpha=-group["lr"] * tall)
 
 
+def direction(u: Tensor) -> Tensor:
+    """The gradient of Lion-K's l2 norm."""
+    return u / u.norm()
+
+
 def sophia_h_of_pytorch_optimizer(params: Iterable[Tensor], **options: Any) -> Optimizer:
     """Their SophiaH, given a Hessian once, so that its steps estimate none."""
     params = list(params)

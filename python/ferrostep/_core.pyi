@@ -101,8 +101,8 @@ class MatrixRule:
         """The rule in three, for parameters that lie in parts.
 
         The first writes the state ``direction`` from the gradient and ``momentum_buffer``, which it leaves alone. The
-        second takes whole matrices: a parameter and a gradient of zeros and the direction as ``momentum_buffer``, which
-        it keeps; the parameter becomes the move. The third takes the step: states ``momentum_buffer`` and ``move``,
+        second takes whole matrices: the direction as ``momentum_buffer`` and as gradient, both of which it only reads;
+        the parameter, in the type of the arithmetic, becomes the move. The third takes the step: states ``momentum_buffer`` and ``move``,
         which is only read.
         """
 

@@ -11,6 +11,8 @@ Precision: TypeAlias = Literal["auto", "float64", "float32", "bfloat16"]
 """Of the products in Newton-Schulz."""
 Algorithm: TypeAlias = Literal["auto", "standard", "gram"]
 """Of Newton-Schulz."""
+Kappa: TypeAlias = Literal["sign", "lp", "deadzone", "topk", "huber", "l2", "row", "identity"]
+"""What takes the place of the sign in Lion-K."""
 NdimPolicy: TypeAlias = Literal["error", "flatten", "batch"]
 """What a parameter of more than 2 dimensions is to Muon."""
 Distribution: TypeAlias = Literal["rademacher", "gaussian"]

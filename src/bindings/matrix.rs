@@ -136,6 +136,7 @@ impl MatrixRule {
                 adjust_lr: choice("adjust_lr_fn", adjust_lr, ADJUSTMENTS)?,
             },
             skip_zero_grad,
+            only_moves: false,
         };
         let layout = match (num_heads, split_sizes) {
             (Some(heads), _) => Layout::Heads(heads),
@@ -158,13 +159,13 @@ impl MatrixRule {
             Layout::Heads(_) | Layout::Split(_) => Layout::Matrix,
             other => other.clone(),
         };
-        let only_move = MatrixRule {
-            rule: self.rule.only_move(),
+        let only_moves = MatrixRule {
+            rule: self.rule.only_moves(),
             layout,
         };
         (
             Stage(AnyStage::Direction(self.rule.coming_direction())),
-            only_move,
+            only_moves,
             Stage(AnyStage::Step(self.rule.along_move())),
         )
     }
@@ -193,7 +194,7 @@ pub fn add(
     inputs.expect(1 + rule.transforms.row_states().count())?;
     let writes = Writes {
         param: true,
-        states: 1,
+        states: (!rule.only_moves).into(),
     };
     let any_order = *layout == Layout::Whole && !rule.transforms.writes();
     let mut parameters = Vec::with_capacity(inputs.len());

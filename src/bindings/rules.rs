@@ -162,13 +162,29 @@ impl Visitor for Add<'_, '_> {
         let mut latest = Latest::of(hyperparameters);
         for i in 0..inputs.len() {
             let tensors = ledger.tensors::<N>(inputs, i, writes)?;
-            let buffers = ledger.buffers(inputs, i, &tensors, &tensors.param.order(), writes);
+            let order = match H::Rule::BY_ROW {
+                true => (0..tensors.param.shape.len()).collect(),
+                false => tensors.param.order(),
+            };
+            let buffers = ledger.buffers(inputs, i, &tensors, &order, writes);
             let rule = latest.at_step(tensors.step);
-            let disturbance = ledger.disturbance(inputs, i, tensors.step, buffers.dtype);
             // SAFETY: the views are valid while the ledger lives, and its call checks that what is written is not
             // shared.
-            let push = |disturbance| unsafe { batch.push_disturbed(rule, buffers, disturbance) };
-            if disturbance.transpose().and_then(push).is_err() {
+            let pushed = unsafe {
+                match H::Rule::BY_ROW {
+                    true => batch.push_rows(rule, buffers, tensors.param.row()),
+                    false => batch.push(rule, buffers),
+                }
+            };
+            let disturbance = ledger
+                .disturbance(inputs, i, tensors.step, buffers.dtype)
+                .transpose();
+            let disturbed = pushed.and(disturbance).map(|disturbance| {
+                if let Some(disturbance) = disturbance {
+                    batch.disturb_last(disturbance);
+                }
+            });
+            if disturbed.is_err() {
                 return Err(ledger.refuse(inputs, i, combination(&buffers, inputs.rounding)));
             }
         }

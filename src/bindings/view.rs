@@ -65,6 +65,11 @@ impl View {
         order
     }
 
+    /// The elements of a row: of all dimensions but the first.
+    pub fn row(&self) -> usize {
+        self.len / self.shape.first().map_or(1, |&rows| rows.max(1)) as usize
+    }
+
     /// Whether the elements lie without gaps in the order of dimensions `order`.
     #[inline]
     pub fn is_dense_in(&self, order: &[usize]) -> bool {

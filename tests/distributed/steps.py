@@ -93,6 +93,23 @@ def rules_of_matrices_step_parts_as_the_whole(folder: Path) -> None:
 
 
 @on(2)
+def lion_k_looks_at_whole_tensors(folder: Path) -> None:
+    chosen: list[dict[str, Any]] = [
+        {"kappa": "l2"},
+        {"kappa": "lp", "kappa_param": 1.5},
+        {"kappa": "lp", "kappa_param": 9.0},
+        {"kappa": "row"},
+        {"kappa": "topk", "kappa_param": 3},
+        {"kappa": torch.nn.functional.normalize},
+    ]
+    for own in chosen:
+        for dim in (0, 1):
+            twins = Twins(partial(Lion, lr=0.1, **own), SHAPES[:5], lambda shape, dim=dim: [split(shape, dim)])
+            twins.step()
+            twins.check(rtol=1e-5, atol=1e-6)
+
+
+@on(2)
 def replicated_parameters_step_alike_without_exchange(folder: Path) -> None:
     for cls in (Muon, AuON, HybridAuON):
         twins = Twins(cls, MATRICES, lambda shape: [Replicate()])

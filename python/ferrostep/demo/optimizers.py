@@ -57,6 +57,7 @@ NOT_HIDDEN = ("embedding", "position")
 ADAGRAD_NORM: dict[str, Any] = {"lr": 3.0}
 ADAMW: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
 EGD: dict[str, Any] = {"lr": 1.0}
+DIFFGRAD: dict[str, Any] = ADAMW | {"lr": 6e-3, "decoupled_weight_decay": True}
 LION: dict[str, Any] = {"lr": 3e-4, "betas": (0.95, 0.98), "weight_decay": 1.0}
 MUON: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1}
 AUON: dict[str, Any] = {"lr": 5e-3}
@@ -72,6 +73,7 @@ OPTIMIZERS: dict[str, Factory] = {
     "egd": hidden_matrices("ferrostep.optim.EGD", **EGD),
     "adagrad_norm": of("ferrostep.optim.AdaGradNorm", **ADAGRAD_NORM),
     "lion": of("ferrostep.optim.Lion", **LION),
+    "diffgrad": of("ferrostep.optim.DiffGrad", **DIFFGRAD),
     "nigt": of("ferrostep.optim.NIGT", **NIGT),
     "muon": hidden_matrices("ferrostep.optim.MuonWithAuxAdamW", **MUON),
     "muon_adamw": of("ferrostep.optim.MuonAdamW", **ADAMW | {"betas": (0.95, 0.95)}),

@@ -4,6 +4,7 @@ from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 from ferrostep.optim.adagrad_norm import AdaGradNorm
 from ferrostep.optim.adamw import AdamW
 from ferrostep.optim.auon import AuON
+from ferrostep.optim.diffgrad import DiffGrad
 from ferrostep.optim.egd import EGD
 from ferrostep.optim.hybrid_auon import HybridAuON
 from ferrostep.optim.lion import Lion
@@ -27,6 +28,7 @@ __all__ = [
     "AdaGradNorm",
     "AdamW",
     "AuON",
+    "DiffGrad",
     "HybridAuON",
     "Lion",
     "Muon",

@@ -8,7 +8,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from ferrostep import reference
-from ferrostep.optim.arguments import AtLeastZero, Betas, Epsilon, LearningRate, arguments_of
+from ferrostep.optim.arguments import AdamsLearningRate, AtLeastZero, Betas, Epsilon, arguments_of
 from ferrostep.optim.options import Options
 from ferrostep.optim.rules import ElementwiseRule, Rule, RuleOptimizer
 
@@ -60,7 +60,7 @@ class AdamW(RuleOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: LearningRate = 1e-3,
+        lr: AdamsLearningRate = 1e-3,
         betas: Betas = (0.9, 0.999),
         eps: Epsilon = 1e-8,
         weight_decay: AtLeastZero = 1e-2,

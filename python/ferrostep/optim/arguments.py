@@ -102,15 +102,19 @@ def as_tuple(name: str, value: Iterable[Any], _group: Mapping[str, Any]) -> tupl
     return tuple(value)
 
 
-def check_lr(_name: str, lr: float | Tensor, group: Mapping[str, Any]) -> float | Tensor:
+def check_lr(_name: str, lr: float | Tensor, _group: Mapping[str, Any]) -> float | Tensor:
     """Raise torch's errors for a learning rate."""
-    if isinstance(lr, Tensor):
-        if group["foreach"] and not group["capturable"]:
-            raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
-        if lr.numel() != 1:
-            raise ValueError("Tensor lr must be 1-element")
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError("Tensor lr must be 1-element")
     check_range("learning rate", lr, 0.0)
     return lr
+
+
+def check_lr_of_adam(name: str, lr: float | Tensor, group: Mapping[str, Any]) -> float | Tensor:
+    """Raise torch's errors for a learning rate, with that of its Adam and AdamW."""
+    if isinstance(lr, Tensor) and group["foreach"] and not group["capturable"]:
+        raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
+    return check_lr(name, lr, group)
 
 
 def check_betas(
@@ -181,6 +185,7 @@ KINDS: Mapping[Any, Check] = {bool: as_bool, float: as_number, int: as_integer}
 """The checks that annotations bring by themselves."""
 
 LearningRate: TypeAlias = Annotated[float | Tensor, check_lr]
+AdamsLearningRate: TypeAlias = Annotated[float | Tensor, check_lr_of_adam]
 Betas: TypeAlias = Annotated[tuple[float | Tensor, float | Tensor], check_betas]
 AtLeastZero: TypeAlias = Annotated[float, within(0.0)]
 Epsilon: TypeAlias = Annotated[float, within(0.0, called="epsilon")]

@@ -1,14 +1,89 @@
-"""Lion."""
+"""Lion, and Lion-K as its generalization."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple, TypeAlias, get_args
+
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from ferrostep import reference
+from ferrostep import _core, choices, reference
+from ferrostep.errors import Problem, wrong_choice, wrong_kind
+from ferrostep.numpy.arrays import whole
+from ferrostep.optim import shards
 from ferrostep.optim.arguments import AtLeastZero, Betas, LearningRate, arguments_of
-from ferrostep.optim.options import Options
-from ferrostep.optim.rules import ElementwiseRule, RuleOptimizer
+from ferrostep.optim.options import Options, check_real
+from ferrostep.optim.rules import ElementwiseRule, Rule, RuleOptimizer
+
+LION = ElementwiseRule("Lion", reference.lion)
+KERNELS = {
+    "sign": "Lion",
+    "deadzone": "LionDeadZone",
+    "huber": "LionHuber",
+    "identity": "LionIdentity",
+    "lp": "LionLp",
+    "l2": "LionL2",
+    "row": "LionRow",
+}
+"""The Rust rules; others run in plain torch."""
+OF_ELEMENTS = ("sign", "deadzone", "huber", "identity")
+"""What looks at each element by itself."""
+LARGEST_SUMMED = 8.0
+"""Powers up to this one are summed as they are, in float64; greater ones would leave its range."""
+
+
+class Number(NamedTuple):
+    """What ``kappa_param`` has to be."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+def a_number(expected: str, low: float, *, above: bool = False) -> Number:
+    """A finite number of at least ``low``, or above it."""
+    return Number(expected, lambda x: x is not None and (low < x if above else low <= x) and x < math.inf)
+
+
+NONE = Number("None", lambda x: x is None)
+# Of the least normal number the inverse is finite, in float32, too.
+NUMBERS = {
+    "lp": a_number("a finite number greater than 1", 1.0, above=True),
+    "deadzone": a_number("a finite number of at least 0", 0.0),
+    "topk": a_number("a whole number of at least 1", 1),
+    "huber": a_number("a finite number of at least 1.2e-38", 1.2e-38),
+}
+
+
+def check_kappa(name: str, value: Any, _group: Mapping[str, Any]) -> Any:
+    """The value; TypeError or ValueError unless it is one of the words, or can be called."""
+    if callable(value):
+        return value
+    if not isinstance(value, str):
+        raise wrong_kind(name, value, "a str or a callable")
+    if value == "nuclear":
+        raise ValueError(f"Invalid {name}: 'nuclear' is Muon's direction; take ferrostep.optim.Muon for matrices")
+    if value not in get_args(choices.Kappa):
+        raise wrong_choice(name, value, *get_args(choices.Kappa))
+    return value
+
+
+def check_kappa_param(name: str, value: Any, group: Mapping[str, Any]) -> Any:
+    """The value; TypeError or ValueError unless it is what the group's ``kappa`` takes."""
+    kappa = group["kappa"]
+    number = NONE if callable(kappa) else NUMBERS.get(kappa, NONE)
+    if kappa == "topk" and value is not None:
+        value = whole(name, value, -math.inf)
+    if not number.holds(value):
+        chosen = "a callable kappa" if callable(kappa) else f"kappa={kappa!r}"
+        raise Problem.NUMBER.of(name, value, f"{number.expected} for {chosen}")
+    return value
+
+
+Kappa: TypeAlias = Annotated[choices.Kappa | Callable[[Tensor], Tensor], check_kappa]
+KappaParam: TypeAlias = Annotated[float | None, check_kappa_param]
 
 
 class Lion(RuleOptimizer):
@@ -23,12 +98,36 @@ class Lion(RuleOptimizer):
     Every element moves by ``lr`` or not at all, so a good ``lr`` is 3 to 10 times below AdamW's and a good
     ``weight_decay`` as much above.
 
+    With ``kappa`` it is Lion-K (Chen et al. 2024, arXiv 2310.05898): the gradient of another convex function takes the
+    place of the sign, and the weight decay makes a constraint or a penalty of it. What is minimized with
+    ``weight_decay=1`` (with another, ``weight_decay * p`` takes the place of p there, and f is multiplied by it):
+
+    .. code-block:: text
+
+        kappa       e, q or k    in the place of sign(u)                     f(p) is minimized
+        "sign"                   sign(u)                                     with max(abs(p)) <= 1
+        "lp"        q > 1        sign(u) * (abs(u) / norm_q(u))^(q - 1)      with norm_r(p) <= 1, 1/q + 1/r = 1
+        "l2"                     u / norm(u), which is "lp" with q = 2       with norm(p) <= 1
+        "row"                    row / norm(row), of every row of u          with norm(row) <= 1, of every row of p
+        "deadzone"  e >= 0       sign(u) where abs(u) > e, else 0            plus e * sum(abs(p)), max(abs(p)) <= 1
+        "topk"      k >= 1       sign(u) at the k largest abs(u), else 0     with sum(abs(p)) <= k, max(abs(p)) <= 1
+        "huber"     e > 0        clip(u / e, -1, 1)                          plus e / 2 * sum(p^2), max(abs(p)) <= 1
+        "identity"               u                                           plus sum(p^2) / 2
+
+    Norms and the k largest are those of each tensor by itself; a row is all dimensions but the first, and what is 0
+    altogether stays 0. Of equally large elements, "topk" takes the first. ``e`` is compared with gradients, hence
+    depends on the scale of the loss.
+
     Args:
         params: parameters of any shape, or parameter groups, of dtype float32, float64, bfloat16, float16 or
             complex.
         lr: learning rate, a float or a 1-element tensor. Default 1e-4.
         betas: of the update's interpolation and of the momentum. Default (0.9, 0.99).
         weight_decay: decoupled, times ``lr``. Default 0.
+        kappa: what takes the place of the sign: one of the names above, or a callable that takes the tensor ``u`` (of
+            the parameter's shape, in float32 or float64; complex numbers as pairs in a last dimension) and returns one
+            of the same shape. Default "sign". A callable, "topk", and "lp" with q > 8 run in plain torch.
+        kappa_param: the number e, q or k of the table, where it has one. Default None.
         maximize: ascend instead of descend. Default False.
         **options: see :class:`ferrostep.optim.options.Options`.
 
@@ -37,6 +136,7 @@ class Lion(RuleOptimizer):
 
     Raises:
         ValueError, TypeError: an impossible or unknown argument.
+        RuntimeError: complex parameters where ``kappa`` takes more than elements.
 
     Example:
         >>> import torch
@@ -45,6 +145,9 @@ class Lion(RuleOptimizer):
         >>> Lion([p], lr=0.1).step()
         >>> p.detach()
         tensor([0.9000, 1.1000])
+        >>> Lion([p], lr=0.1, kappa="huber", kappa_param=0.2).step()
+        >>> p.detach()
+        tensor([0.8750, 1.2000])
     """
 
     def __init__(
@@ -54,10 +157,56 @@ class Lion(RuleOptimizer):
         betas: Betas = (0.9, 0.99),
         weight_decay: AtLeastZero = 0.0,
         *,
+        kappa: Kappa = "sign",
+        kappa_param: KappaParam = None,
         maximize: bool = False,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(params, locals(), options)
 
     _arguments = arguments_of(__init__)
-    _rule = ElementwiseRule("Lion", reference.lion)
+
+    def rule(self, group: dict[str, Any]) -> Rule:
+        """Lion or Lion-K with the group's hyperparameters."""
+        lion = LION.of(group)
+        if group["kappa"] == "sign" and group["kappa_param"] is None:
+            return lion
+        own = {
+            "kappa": check_kappa("kappa", group["kappa"], group),
+            "kappa_param": check_kappa_param("kappa_param", group["kappa_param"], group),
+        }
+        return lion._replace(
+            kernel=_native,
+            reference=reference.lion_k,
+            hyperparameters={**lion.hyperparameters, **own},
+            summed=reference.lion_k_sum if self._asks_for_sums(group) else None,
+        )
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        kappa = group["kappa"]
+        if not callable(kappa) and kappa not in OF_ELEMENTS:
+            check_real(group["params"], f"kappa={kappa!r}")
+        if callable(kappa) and group["backend"] == "rust":
+            raise RuntimeError("a callable kappa runs in plain torch and excludes backend='rust'")
+
+    def _asks_for_sums(self, group: dict[str, Any]) -> bool:
+        kappa = group["kappa"]
+        return bool(kappa == "l2" or (kappa == "lp" and group["kappa_param"] <= LARGEST_SUMMED))
+
+    def _takes_matrices(self, group: dict[str, Any]) -> bool:
+        kappa = group["kappa"]
+        return callable(kappa) or not (kappa in OF_ELEMENTS or self._asks_for_sums(group))
+
+    def _is_for_plain_torch(self, group: dict[str, Any]) -> bool:
+        if super()._is_for_plain_torch(group):
+            return True
+        # Of what is split over ranks, every one then works out the whole.
+        is_split = any(map(shards.is_distributed, group["params"]))
+        return self._takes_matrices(group) and (group["kappa"] != "row" or is_split)
+
+
+def _native(*, kappa: str, kappa_param: float | None, **hyperparameters: Any) -> _core.Rule:
+    """The Rust rule."""
+    if kappa_param is not None:
+        hyperparameters["kappa_param"] = kappa_param
+    return _core.Rule(KERNELS[kappa], hyperparameters)

@@ -177,11 +177,14 @@ class Piece(NamedTuple):
     def kinds(self, rank: int, ahead: bool) -> list[Kind]:
         """What ``rank`` sends the owner of these rows, or gets back: the direction or the move, and the row states."""
         part = self.parts
-        states = iter(part.states.items())
-        _, momentum = next(states)
-        dtype = momentum.dtype if ahead else part.move.dtype
-        rows = [(self.held(rank, part.row_shapes[name]), state.dtype) for name, state in states]
+        _, dtype = self.whole(ahead)
+        rows = [(self.held(rank, shape), part.states[name].dtype) for name, shape in part.row_shapes.items()]
         return [(self.held(rank, part.shape), dtype), *rows]
+
+    def whole(self, ahead: bool) -> Kind:
+        """The direction or the move of these rows, of all ranks."""
+        memory = self.parts.states["momentum_buffer"] if ahead else self.parts.move
+        return (self.rows.size, *self.parts.shape[1:]), memory.dtype
 
     def cost(self) -> int:
         """About in proportion to the time that the transforms take."""
@@ -231,14 +234,14 @@ def rounds_of(pieces: Iterable[Piece], ranks: int) -> list[list[Piece]]:
     return rounds
 
 
-def exchange(parts: Sequence[Parts], scratch: Scratch, threads: int) -> list[tuple[Tensor, Tensor]]:
+def exchange(parts: Sequence[Parts], known: _core.Known, scratch: Scratch, threads: int) -> list[tuple[Tensor, Tensor]]:
     """Fill the moves of all parameters; returns the row states that are to be written with the step, and with what."""
     copies = []
     for group in shards.in_order({one.group: one.mesh_dim for one in parts}):
         ranks = dist.get_world_size(group)
         pieces = pieces_of((one for one in parts if one.group is group), ranks)
         together = enumerate(rounds_of(pieces, ranks))
-        rounds = [Round(group, own, threads, Slot(scratch, number % (AHEAD + 1))) for number, own in together]
+        rounds = [Round(group, own, threads, Slot(known, scratch, number % (AHEAD + 1))) for number, own in together]
         # The same order on all ranks, with some rounds between the stages of one: what is sent then is on its way.
         for number in range(len(rounds) + 2 * AHEAD):
             if number < len(rounds):
@@ -264,6 +267,7 @@ class Parcels:
 class Slot(NamedTuple):
     """Memory of a round, which that of another number may use at the same time."""
 
+    known: _core.Known
     scratch: Scratch
     number: int
 
@@ -286,7 +290,7 @@ class Round:
     def gather(self) -> None:
         """Send the owners what this rank has of the directions."""
         out, into = self._parcels_of_others(ahead=True), self._parcels_of_own(ahead=True)
-        batch, factors = _core.Batch(), []
+        batch, factors = _core.Batch(self.slot.known), []
         for piece, (direction, *row_states) in self._by_piece(out):
             part = piece.parts
             param, grad, momentum, *states = (
@@ -325,16 +329,14 @@ class Round:
     def _moves(self, came: Parcels) -> list[tuple[Tensor, ...]]:
         """The move of each of one's own pieces, and its new row states."""
         rests = [iter(tensors) for tensors in came.tensors]
-        batch, moves = _core.Batch(), []
+        batch, moves = _core.Batch(self.slot.known), []
         by_rule: dict[_core.MatrixRule, list[tuple[Tensor, ...]]] = {}
-        kinds = [((piece.rows.size, *piece.parts.shape[1:]), piece.parts.move.dtype) for piece in self.own]
-        fresh = [self.slot.scratch.tensors(name, kinds) for name in ("direction", "move", "gradient")]
-        for piece, direction, move, gradient in zip(self.own, *fresh, strict=True):
+        directions = self.slot.scratch.tensors("direction", (piece.whole(ahead=True) for piece in self.own))
+        fresh = self.slot.scratch.tensors("move", (piece.whole(ahead=False) for piece in self.own))
+        for piece, direction, move in zip(self.own, directions, fresh, strict=True):
             torch.cat([next(rest) for rest in rests], piece.dim, out=direction)
             row_states = [torch.cat([next(rest) for rest in rests], piece.dim) for _ in piece.parts.row_states]
-            by_rule.setdefault(piece.parts.stages[1], []).append(
-                (move.zero_(), gradient.zero_(), direction, *row_states)
-            )
+            by_rule.setdefault(piece.parts.stages[1], []).append((move, direction, direction, *row_states))
             moves.append((move, *row_states))
         for rule, tensors in by_rule.items():
             params, grads, *states = map(list, zip(*tensors, strict=True))

@@ -266,6 +266,10 @@ class RuleOptimizer(InPlaceOptimizer):
     def _after_update(self, batch: _core.Batch, elsewhere: list[Gathered]) -> None:
         """For subclasses: called when all groups have been updated."""
 
+    def _is_for_plain_torch(self, group: dict[str, Any]) -> bool:
+        """Whether the parameters of a group on the CPU, too, are for plain torch."""
+        return is_for_plain_torch(group)
+
     def _takes_matrices(self, group: dict[str, Any]) -> bool:
         """Whether the rule of a group looks at matrices as a whole."""
         return self._looks_at_matrices
@@ -303,7 +307,7 @@ class RuleOptimizer(InPlaceOptimizer):
         taken = Taken(self._known, self._scratch)
         is_ours = False
         for number, group in enumerate(self.param_groups):
-            on_cpu, others = _core.with_gradient(group["params"], is_for_plain_torch(group))
+            on_cpu, others = _core.with_gradient(group["params"], self._is_for_plain_torch(group))
             if on_cpu[0]:
                 for gathered in self._gather(number, group, Found(*on_cpu), new_state):
                     taken.add(gathered, needs_matrices=self._takes_matrices(gathered.group))

@@ -26,7 +26,7 @@ class Taken:
 
     def __init__(self, known: _core.Known, scratch: Scratch) -> None:
         self.batch = _core.Batch(known)
-        self._scratch = scratch
+        self._known, self._scratch = known, scratch
         self._added: list[Summand] = []
         self._elsewhere: list[Summand] = []
         self.skips = False
@@ -159,7 +159,7 @@ class Taken:
         if self._parts:
             from ferrostep.optim.ownership import exchange
 
-            copies += exchange(self._parts, self._scratch, threads)
+            copies += exchange(self._parts, self._known, self._scratch, threads)
         copies += [copy for gathered in self.elsewhere for copy in gathered.updates()]
         # What autograd records of a differentiable step; parameters of other groups are detached.
         with torch.set_grad_enabled(any(gathered.group["differentiable"] for gathered in self.elsewhere)):

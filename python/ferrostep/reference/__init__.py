@@ -10,9 +10,10 @@ from ferrostep.reference.adamw import adamw
 from ferrostep.reference.ascent import ascent, ascent_sum
 from ferrostep.reference.auon import auon
 from ferrostep.reference.blend import blend
+from ferrostep.reference.diffgrad import diffgrad
 from ferrostep.reference.egd import egd
 from ferrostep.reference.engine import ReferenceRule, apply, updates
-from ferrostep.reference.lion import lion
+from ferrostep.reference.lion import lion, lion_k, lion_k_sum
 from ferrostep.reference.muon import matrices, muon
 from ferrostep.reference.newton_schulz import newton_schulz
 from ferrostep.reference.nigt import nigt, nigt_sum
@@ -33,11 +34,14 @@ __all__ = [
     "ascent_sum",
     "auon",
     "blend",
+    "diffgrad",
     "egd",
     "hessian_estimate",
     "hessian_product",
     "hessian_square",
     "lion",
+    "lion_k",
+    "lion_k_sum",
     "matrices",
     "muon",
     "newton_schulz",

@@ -165,7 +165,8 @@ def _split(p: Tensor) -> tuple[Tensor, Tensor]:
 def _round_stochastically(exact: Tensor, param: Tensor, seed: int, number: int, step: int) -> Tensor:
     """Round float32 to the parameter's type, up or down at random.
 
-    With the very bits of the Rust engine, but for Muon, which takes matrix by matrix and row by row.
+    With the very bits of the Rust engine, but for Muon, which takes matrix by matrix and row by row, as Lion does
+    with ``kappa="row"``.
     """
     order = _order(param)
     x = exact.permute(order).reshape(-1)

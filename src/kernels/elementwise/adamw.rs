@@ -86,6 +86,7 @@ impl AdamWRule {
 }
 
 impl Rule<2> for AdamWRule {
+    const IN_16_BITS: bool = true;
     #[inline(always)]
     fn update<V: Vector>(&self, p: V, g: V, [m, v]: [V; 2]) -> (V, [V; 2]) {
         let (p, m, v) = self.moments(p, g, m, v);

@@ -27,6 +27,7 @@ pub struct Factor {
 }
 
 impl Rule<1> for Factor {
+    const IN_16_BITS: bool = true;
     const WRITES_STATES: usize = 0;
 
     #[inline(always)]

@@ -24,6 +24,7 @@ impl Steady<2> for Sophia {
 }
 
 impl Rule<2> for Sophia {
+    const IN_16_BITS: bool = true;
     const WRITES_STATES: usize = 1;
     const COUNTS: bool = true;
 

@@ -13,11 +13,22 @@ use crate::kernels::vector::{
 };
 use crate::runtime::{Isa, Shared, pool};
 
-/// What is summed of each element: what [`Rule::term`] gives, or its square, which is exact for f32.
+/// What is summed of each element: what [`Rule::term`] gives, or its square, which is exact for f32, or another whole
+/// power of it, [`Rule::power`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Summed {
     Terms,
     Squares,
+    Powers,
+}
+
+/// Numbers of a tile's states, where these are of another type.
+pub struct Room<const N: usize>([[u64; TILE]; N]);
+
+impl<const N: usize> Default for Room<N> {
+    fn default() -> Self {
+        Room([[0; TILE]; N])
+    }
 }
 
 /// The most vectors that hold so many lanes.
@@ -88,16 +99,20 @@ impl Rule<0> for Gradient {
 ///
 /// # Safety
 /// Gradient and states are valid for `len` elements, and nothing else uses them meanwhile.
-pub unsafe fn of_block<R: Rule<N>, const N: usize>(rule: &R, block: &Buffers<N>, scale: f64) -> f64 {
+pub unsafe fn of_block<R: Rule<N>, const N: usize>(
+    rule: &R,
+    block: &Buffers<N>,
+    scale: f64,
+    room: &mut Room<N>,
+) -> f64 {
     let work = block.dtype.arithmetic();
-    let mut room = [[0_u64; TILE]; N];
     let mut sum = 0.0;
     for start in (0..block.len).step_by(TILE) {
         let tile = block.part(start, TILE.min(block.len - start));
         let mut state = [std::ptr::null(); N];
         // SAFETY: the caller's promise, and the room is large enough for numbers of any type.
         unsafe {
-            for ((numbers, state), room) in state.iter_mut().zip(&tile.state).zip(&mut room) {
+            for ((numbers, state), room) in state.iter_mut().zip(&tile.state).zip(&mut room.0) {
                 *numbers = tiles::load(state, work, tile.len, room.as_mut_ptr().cast()).cast_const();
             }
             let elements = Elements {
@@ -165,12 +180,12 @@ where
         for i in (0..whole).step_by(MAX_LANES) {
             // SAFETY: the longest vector at `i` lies within the elements.
             let terms = unsafe { terms::<F, T, R, A, N>(&rule, &elements, i) };
-            add::<T, R, A, N>(&mut lanes, &terms);
+            add::<T, R, A, N>(&rule, &mut lanes, &terms);
         }
         if whole < len {
             // SAFETY: the rest lies within the elements and is shorter than the longest vector.
             let terms = unsafe { terms_of_rest::<F, T, R, A, N>(&rule, &elements, whole, len - whole) };
-            add::<T, R, A, N>(&mut lanes, &terms);
+            add::<T, R, A, N>(&rule, &mut lanes, &terms);
         }
         let mut all = [0.0; WIDENED];
         for (part, lanes) in lanes.iter().zip(all.chunks_exact_mut(A::F64::LANES)) {
@@ -247,9 +262,13 @@ where
     terms
 }
 
-/// Adds terms, or their squares, to the lanes.
+/// Adds terms, or their powers, to the lanes.
 #[inline(always)]
-fn add<T: Widened, R: Rule<N>, A: Arch, const N: usize>(lanes: &mut [A::F64; PARTS], terms: &[T; MAX_LANES]) {
+fn add<T: Widened, R: Rule<N>, A: Arch, const N: usize>(
+    rule: &R,
+    lanes: &mut [A::F64; PARTS],
+    terms: &[T; MAX_LANES],
+) {
     let pairs = WIDENED / A::F64::LANES / 2;
     for start in (0..MAX_LANES).step_by(WIDENED) {
         for pair in 0..pairs {
@@ -258,12 +277,22 @@ fn add<T: Widened, R: Rule<N>, A: Arch, const N: usize>(lanes: &mut [A::F64; PAR
             for (part, term) in [(pair, lower), (pairs + pair, upper)] {
                 let term = match R::SUMMED {
                     Some(Summed::Squares) => term * term,
+                    Some(Summed::Powers) => to_power(term, rule.power()),
                     _ => term,
                 };
                 lanes[part] = lanes[part] + term;
             }
         }
     }
+}
+
+#[inline(always)]
+fn to_power<V: Vector>(x: V, power: u32) -> V {
+    let mut result = x;
+    for _ in 1..power {
+        result = result * x;
+    }
+    result
 }
 
 #[cfg(test)]

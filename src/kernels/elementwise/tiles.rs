@@ -1,9 +1,9 @@
-//! States that are stored in different ways, or as codes: a tile of them at a time is taken into the type of the
-//! arithmetic, updated by the kernel for states of that type, and stored again. So no kernel is needed for each of the
-//! ways together, and where states are of one type the results are the same.
+//! States that are stored in different ways, or as codes, and whatever a rule has no kernel for: a tile of the numbers
+//! at a time is taken into the type of the arithmetic, updated by the kernel for that type, and stored again. So no
+//! kernel is needed for each of the ways together, and where there is one the results are the same.
 
 use super::sweep::{Kernel, Span};
-use super::{Rule, Unsupported, kernel};
+use super::{Rule, Unsupported, is_supported, kernel};
 use crate::kernels::storage::{
     Buffers, CODE_BLOCK, Codebook, Codes, Float, Rounding, Scalar, State, Storage,
 };
@@ -15,10 +15,15 @@ pub const TILE: usize = 4 * CODE_BLOCK;
 
 /// The kernel for [`run`]: each state may be stored in any way that all of them could be.
 pub fn kernel_of<R: Rule<N>, const N: usize>(buffers: &Buffers<N>) -> Result<Kernel<R, N>, Unsupported> {
-    for dtype in buffers.state.iter().filter_map(State::dtype) {
-        kernel::<R, N>(buffers.dtype, dtype, buffers.rounding)?;
+    let work = buffers.dtype.arithmetic();
+    let mut dtypes = buffers.state.iter().filter_map(State::dtype).chain([work]);
+    if !dtypes.all(|state| is_supported(buffers.dtype, state, buffers.rounding)) {
+        return Err(Unsupported);
     }
-    kernel(buffers.dtype, buffers.dtype.arithmetic(), buffers.rounding)
+    match R::IN_16_BITS {
+        true => kernel(buffers.dtype, work, buffers.rounding),
+        false => kernel(work, work, Rounding::Nearest),
+    }
 }
 
 /// Applies a rule to a block, and returns what the rule counted.
@@ -33,10 +38,14 @@ pub unsafe fn run<R: Rule<N>, const N: usize>(
     noise: Noise,
 ) -> u32 {
     let work = block.dtype.arithmetic();
+    let is_widened = !R::IN_16_BITS && block.dtype != work;
     let mut room = [[0_u64; TILE]; N];
+    let mut param = [0_f32; TILE];
     let mut counted = 0;
     for start in (0..block.len).step_by(TILE) {
         let tile = block.part(start, TILE.min(block.len - start));
+        let narrow = tile.with_states([]);
+        let param = param.as_mut_ptr().cast();
         let mut numbers = [std::ptr::null_mut(); N];
         // SAFETY: the caller's promise, and the room is large enough for numbers of any type.
         unsafe {
@@ -47,7 +56,15 @@ pub unsafe fn run<R: Rule<N>, const N: usize>(
                 counter: noise.counter + start as u32,
                 ..noise
             };
-            counted += kernel(rule, &Span::new(&tile, numbers, scale, noise));
+            let mut span = Span::new(&tile, numbers, scale, noise);
+            if is_widened {
+                convert(Widen, &narrow, param, noise);
+                span.param = param;
+            }
+            counted += kernel(rule, &span);
+            if is_widened && R::WRITES_PARAM {
+                convert(Narrow, &narrow, param, noise);
+            }
             for (numbers, state) in numbers.iter().zip(&tile.state).take(R::WRITES_STATES) {
                 store(state, work, tile.len, *numbers);
             }
@@ -66,7 +83,7 @@ pub unsafe fn load(state: &State, work: Float, len: usize, room: *mut u8) -> *mu
     unsafe {
         match (state.storage, work) {
             (Storage::Float(dtype), _) if dtype == work => return state.data,
-            (Storage::Float(dtype), _) => convert(Widen, dtype, state.data, room, len),
+            (Storage::Float(dtype), _) => convert(Widen, &narrow(dtype, state.data, len), room, Noise::NONE),
             (Storage::Codes(codes), Float::F64) => Coded::<f64>::new(state.data, codes, room, len).decode(),
             (Storage::Codes(codes), _) => Coded::<f32>::new(state.data, codes, room, len).decode(),
         }
@@ -83,7 +100,9 @@ unsafe fn store(state: &State, work: Float, len: usize, numbers: *mut u8) {
     unsafe {
         match (state.storage, work) {
             (Storage::Float(dtype), _) if dtype == work => {}
-            (Storage::Float(dtype), _) => convert(Narrow, dtype, state.data, numbers, len),
+            (Storage::Float(dtype), _) => {
+                convert(Narrow, &narrow(dtype, state.data, len), numbers, Noise::NONE)
+            }
             (Storage::Codes(codes), Float::F64) => {
                 Coded::<f64>::new(state.data, codes, numbers, len).encode()
             }
@@ -101,6 +120,7 @@ pub struct Widen;
 pub struct Narrow;
 
 impl Rule<1> for Widen {
+    const IN_16_BITS: bool = true;
     const WRITES_PARAM: bool = false;
 
     #[inline(always)]
@@ -110,6 +130,7 @@ impl Rule<1> for Widen {
 }
 
 impl Rule<1> for Narrow {
+    const IN_16_BITS: bool = true;
     const WRITES_STATES: usize = 0;
 
     #[inline(always)]
@@ -118,24 +139,29 @@ impl Rule<1> for Narrow {
     }
 }
 
-/// Converts between a type of 16 bits and f32 as kernels do.
+/// A state in 16 bits as a tensor of its own.
+fn narrow(dtype: Float, data: *mut u8, len: usize) -> Buffers<0> {
+    Buffers {
+        dtype,
+        len,
+        param: data,
+        grad_dtype: dtype,
+        grad: data,
+        state: [],
+        rounding: Rounding::Nearest,
+        compensation: std::ptr::null_mut(),
+    }
+}
+
+/// Converts between a tensor in 16 bits and f32 as kernels do. Its gradient plays no part.
 ///
 /// # Safety
-/// Both are valid for `len` elements, and nothing else uses them meanwhile.
-unsafe fn convert<R: Rule<1>>(rule: R, dtype: Float, narrow: *mut u8, wide: *mut u8, len: usize) {
-    let kernel = kernel::<R, 1>(dtype, Float::F32, Rounding::Nearest);
-    let span = Span {
-        param: narrow,
-        grad_dtype: dtype,
-        grad: narrow,
-        scale: 1.0,
-        state: [wide],
-        compensation: std::ptr::null_mut(),
-        len,
-        noise: Noise { key: 0, counter: 0 },
-    };
+/// Both are valid for the tensor's elements, and nothing else uses them meanwhile.
+unsafe fn convert<R: Rule<1>>(rule: R, narrow: &Buffers<0>, wide: *mut u8, noise: Noise) {
+    let kernel = kernel::<R, 1>(narrow.dtype, Float::F32, narrow.rounding);
+    let both = narrow.with_states([State::float(wide, Float::F32)]);
     // SAFETY: the caller's promise.
-    unsafe { kernel.expect("f32 beside a type of 16 bits")(&rule, &span) };
+    unsafe { kernel.expect("f32 beside a type of 16 bits")(&rule, &Span::new(&both, [wide], 1.0, noise)) };
 }
 
 /// Codes of a tile, and its numbers.

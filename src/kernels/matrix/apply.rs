@@ -77,6 +77,30 @@ pub struct Along {
     scale: f64,
 }
 
+impl Along {
+    /// The rule that makes the move of the direction.
+    pub fn only_move(&self) -> OnlyMove {
+        OnlyMove {
+            power: self.power,
+            scale: self.scale,
+        }
+    }
+}
+
+/// The parameter is the direction, and becomes the move.
+#[derive(Clone, Copy, Debug)]
+pub struct OnlyMove {
+    power: f64,
+    scale: f64,
+}
+
+impl Rule<0> for OnlyMove {
+    #[inline(always)]
+    fn update<V: Vector>(&self, u: V, _: V, []: [V; 0]) -> (V, [V; 0]) {
+        (u * self.power * self.scale, [])
+    }
+}
+
 impl Rule<1> for Along {
     const WRITES_STATES: usize = 0;
 
@@ -101,6 +125,7 @@ pub struct AlongMomentum {
 }
 
 impl Rule<1> for AlongMomentum {
+    const IN_16_BITS: bool = true;
     const WRITES_STATES: usize = 0;
 
     #[inline(always)]

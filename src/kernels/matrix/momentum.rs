@@ -36,6 +36,7 @@ impl Momentum {
 
 /// State: the momentum; the parameter is left alone.
 impl Rule<1> for Momentum {
+    const IN_16_BITS: bool = true;
     const WRITES_PARAM: bool = false;
 
     #[inline(always)]

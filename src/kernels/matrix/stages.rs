@@ -2,7 +2,7 @@
 //! the direction as a whole: the direction, the move that the transforms make of it, and the step by that.
 
 use super::apply::Along;
-use super::{Apply, MatrixRule, Momentum};
+use super::{MatrixRule, Momentum};
 use crate::kernels::elementwise::{Rule, Steady};
 use crate::kernels::vector::Vector;
 
@@ -22,24 +22,12 @@ impl MatrixRule {
         ComingDirection(self.momentum)
     }
 
-    /// The rule that moves a parameter of zeros by what is made of its momentum, which it keeps where the gradient is
-    /// zero.
-    pub fn only_move(&self) -> MatrixRule {
+    /// The rule that makes the move of the direction.
+    pub fn only_moves(&self) -> MatrixRule {
         MatrixRule {
-            momentum: Momentum {
-                momentum: 1.0,
-                nesterov: false,
-                maximize: false,
-                scale: 1.0,
-            },
-            transforms: self.transforms.clone(),
-            apply: Apply {
-                lr: -self.apply.lr,
-                weight_decay: 0.0,
-                cautious: false,
-                ..self.apply
-            },
             skip_zero_grad: false,
+            only_moves: true,
+            ..self.clone()
         }
     }
 

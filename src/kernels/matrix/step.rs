@@ -6,7 +6,7 @@ use super::piece::{Piece, Place, places};
 use super::{Apply, Chain, Direction, Matrix, Momentum, Parameter, Workspace, Written};
 use crate::kernels::elementwise::{self, Work};
 use crate::kernels::orthogonal::{Input, Numbers};
-use crate::kernels::storage::{BLOCK, Buffers, Float, Rounding, Scratch, State};
+use crate::kernels::storage::{BLOCK, Buffers, Rounding, Scratch, State};
 use crate::runtime::{Isa, Shared, pool};
 
 /// Scratch memory is for so many elements, or for the largest matrix.
@@ -22,6 +22,8 @@ pub struct MatrixRule {
     pub apply: Apply,
     /// Leave a matrix alone whose gradient is all zero.
     pub skip_zero_grad: bool,
+    /// Whether the momentum is the direction and stays, and the parameter becomes the move, whatever it was.
+    pub only_moves: bool,
 }
 
 /// A step over the parameters of a group, checked and ready.
@@ -69,6 +71,9 @@ impl MatrixRule {
         let Some(state_dtype) = buffers.state_dtype() else {
             return false;
         };
+        if self.only_moves {
+            return dtype == dtype.arithmetic();
+        }
         if !self.transforms.writes() {
             return elementwise::is_supported(dtype, state_dtype, rounding);
         }
@@ -91,6 +96,7 @@ impl MatrixRule {
     fn update(&self, pieces: &[Piece], threads: usize, workspace: &mut Workspace) {
         let mut scratch = std::mem::take(&mut workspace.directions);
         let mut matrices = match self.transforms.writes() {
+            _ if self.only_moves => pieces.iter().map(given_direction).collect(),
             true => self.write_directions(pieces, &mut scratch, threads),
             false => self.imply_directions(pieces, threads),
         };
@@ -121,9 +127,8 @@ impl MatrixRule {
             // SAFETY: the places are disjoint parts of the scratch memory, with room for each direction in both types.
             let written = unsafe {
                 let input = match piece.state_type() {
-                    Float::Bf16 => Input::Bf16(std::slice::from_raw_parts(place.direction.cast(), len)),
-                    Float::F16 => Input::F16(std::slice::from_raw_parts(place.direction.cast(), len)),
-                    Float::F32 | Float::F64 => Input::Output,
+                    state if state == piece.work_type() => Input::Output,
+                    state => Input::new(state, place.direction, len),
                 };
                 Written::new(input, Numbers::new(piece.work_type(), place.values, len))
             };
@@ -167,6 +172,7 @@ impl MatrixRule {
     }
 
     fn apply(&self, pieces: &[Piece], matrices: Vec<Matrix<'_>>, threads: usize) {
+        let mut moves = elementwise::Updates::with_capacity(pieces.len());
         let mut written = elementwise::Updates::with_capacity(pieces.len());
         let mut implied = elementwise::Updates::with_capacity(pieces.len());
         for (piece, matrix) in pieces.iter().zip(matrices) {
@@ -179,12 +185,16 @@ impl MatrixRule {
                 match matrix.direction {
                     Direction::Written(mut numbers) => {
                         let state = numbers.values(threads).as_mut_ptr();
-                        written.push(
-                            along,
-                            piece
-                                .buffers
-                                .with_states([State::float(state, piece.work_type())]),
-                        )
+                        if self.only_moves {
+                            moves.push(along.only_move(), piece.buffers.with_states([]))
+                        } else {
+                            written.push(
+                                along,
+                                piece
+                                    .buffers
+                                    .with_states([State::float(state, piece.work_type())]),
+                            )
+                        }
                     }
                     Direction::Implied(..) => {
                         let momentum = self.momentum;
@@ -194,6 +204,19 @@ impl MatrixRule {
             };
             pushed.expect("a supported combination");
         }
-        elementwise::run(&[Box::new(written) as Box<dyn Work>, Box::new(implied)], threads);
+        let all: [Box<dyn Work>; 3] = [Box::new(moves), Box::new(written), Box::new(implied)];
+        elementwise::run(&all, threads);
     }
+}
+
+/// The direction that lies where the momentum does, and is transformed where the parameter does.
+fn given_direction<'a>(piece: &Piece) -> Matrix<'a> {
+    let Buffers { len, param, .. } = piece.buffers;
+    let [direction] = piece.buffers.state;
+    // SAFETY: the maker of the step vouched for the tensors, and `takes` saw that numbers of the arithmetic fit.
+    let written = unsafe {
+        let input = Input::new(piece.state_type(), direction.data, len);
+        Written::new(input, Numbers::new(piece.work_type(), param, len))
+    };
+    piece.matrix(Direction::Written(written))
 }

@@ -20,6 +20,7 @@ fn rule(transforms: Vec<Arc<dyn Transform>>) -> MatrixRule {
             adjust_lr: AdjustLr::None,
         },
         skip_zero_grad: false,
+        only_moves: false,
     }
 }
 

@@ -36,7 +36,21 @@ pub struct Operand<'a> {
     pub cols: usize,
 }
 
-impl Input<'_> {
+impl<'a> Input<'a> {
+    /// # Safety
+    /// For `'a`, `data` is valid for reading `len` numbers of the type, and nothing writes them.
+    pub unsafe fn new(dtype: Float, data: *const u8, len: usize) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match dtype {
+                Float::F64 => Input::F64(std::slice::from_raw_parts(data.cast(), len)),
+                Float::F32 => Input::F32(std::slice::from_raw_parts(data.cast(), len)),
+                Float::Bf16 => Input::Bf16(std::slice::from_raw_parts(data.cast(), len)),
+                Float::F16 => Input::F16(std::slice::from_raw_parts(data.cast(), len)),
+            }
+        }
+    }
+
     /// None for what is in the output.
     pub(crate) fn len(&self) -> Option<usize> {
         match self {

@@ -179,6 +179,9 @@ pub struct Noise {
 }
 
 impl Noise {
+    /// For what draws none.
+    pub const NONE: Noise = Noise { key: 0, counter: 0 };
+
     /// The key of block `index` of a stream: splitmix64.
     pub fn key(stream: u64, index: u64) -> u64 {
         let mut z = stream.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));

@@ -20,6 +20,7 @@ from ferrostep.optim import (
     AdaGradNorm,
     AdamW,
     AuON,
+    DiffGrad,
     HybridAuON,
     Lion,
     Muon,
@@ -123,9 +124,9 @@ OF_MUON: Any = {
 AUON = {"lr": 1e-2, "weight_decay": 0.1}
 OF_AUON: Any = {"elementwise": False, "complex": False, "state": "momentum_buffer"}
 EGD_MOMENTUM = {"lr": 3e-3, "momentum": 0.9, "weight_decay": 0.1}
-OF_NIGT: Any = {"elementwise": False, "state": "momentum_buffer"}
-DESCENT = {"lr": 3e-2, "weight_decay": 0.1}
+DESCENT = {"lr": 3e-3, "weight_decay": 0.1}
 MOMENTUM = DESCENT | {"momentum": 0.8, "dampening": 0.3}
+OF_NIGT: Any = {"elementwise": False, "state": "momentum_buffer"}
 LION = {"lr": 3e-3, "betas": (0.9, 0.97), "weight_decay": 0.2}
 
 ENTRIES = (
@@ -137,8 +138,11 @@ ENTRIES = (
     Entry("egd", EGD, EGD_MOMENTUM, state="momentum_buffer"),
     Entry("egd-plain", EGD, {"lr": 1e-2, "max_exponent": 1.0}, state=""),
     Entry("egd-adam", EGD, {"lr": 1e-2, "adam": True, "betas": (0.8, 0.95), "eps": 1e-7}),
+    Entry("diffgrad", DiffGrad, ADAMW | {"weight_decay": 0.2}),
     Entry("lion", Lion, LION, partial(lion_pytorch.Lion, **LION)),
     Entry("lion-maximize", Lion, LION | {"maximize": True}),
+    Entry("lion-huber", Lion, LION | {"kappa": "huber", "kappa_param": 0.5}),
+    Entry("lion-lp", Lion, LION | {"kappa": "lp", "kappa_param": 1.7}, elementwise=False, complex=False),
     Entry("muon", Muon, MUON, **OF_MUON),
     Entry("muon-maximize", Muon, MUON | {"maximize": True}, **OF_MUON),
     Entry(

@@ -203,6 +203,8 @@ SAID = {
     "weight_decay": "weight decay",
     "adjust_lr_fn": "Adjust learning rate",
     "amsgrad": "max_exp_avg_sq",
+    "centered": "grad_avg",
+    "nesterov": "Nesterov",
 }
 """How errors in torch's words, or in those of the state that an option asks for, call it."""
 

@@ -155,7 +155,9 @@ def test_what_is_written_over_a_parameter_stands(entry: Entry, way: str) -> None
 def test_a_master_beyond_the_range_comes_back(entry: Entry, way: str) -> None:
     """The float16 parameter is infinite meanwhile; its master is not."""
     p = Parameter(torch.tensor([60000.0, -60000.0], dtype=torch.float16))
-    optimizer = entry.build([p], lr=10000.0, weight_decay=0.0, betas=(0.0, 0.0), master_weights="float32", backend=way)
+    without_memory = {"betas": (0.0, 0.0), "momentum": 0.0, "alpha": 0.0}
+    own = {name: value for name, value in without_memory.items() if name in entry.arguments}
+    optimizer = entry.build([p], lr=10000.0, weight_decay=0.0, **own, master_weights="float32", backend=way)
     p.grad = torch.tensor([-1.0, 1.0], dtype=torch.float16)
     optimizer.step()
     assert p.isinf().all() and optimizer.state[p]["master_param"].isfinite().all()

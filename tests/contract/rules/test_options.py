@@ -16,7 +16,6 @@ IMPOSSIBLE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"lr": -1.0}, "[Ll]earning rate.*: -1.0"),
     ({"lr": float("nan")}, "[Ll]earning rate.*: nan"),
     ({"lr": torch.tensor([0.1, 0.2])}, "Tensor lr must be 1-element"),
-    ({"lr": torch.tensor(0.1), "foreach": True}, "lr as a Tensor is not supported"),
     ({"weight_decay": -0.1}, "weight.decay.*: -0.1"),
     ({"rounding": "up"}, "Invalid rounding value: 'up'; expected one of 'nearest', 'stochastic', 'kahan'"),
     ({"rounding": None}, "Invalid rounding value: None"),

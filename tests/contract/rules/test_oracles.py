@@ -7,8 +7,8 @@ import pytest
 import pytorch_optimizer
 import torch
 
-from ferrostep.optim import AdaGradNorm, AdamW, Lion
-from tests.contract.rules.registry import LION, Entry, every_with_peer
+from ferrostep.optim import AdaGradNorm, AdamW, DiffGrad, Lion
+from tests.contract.rules.registry import ADAMW, LION, Entry, every_with_peer
 from tests.contract.subprocesses import run_python
 from tests.contract.training import assert_close, bits, contents, parameters, set_gradients, train
 
@@ -128,6 +128,51 @@ def test_lion_leaves_coordinates_without_gradient_alone(zero: float, dtype: torc
         p.grad = torch.full_like(p, zero)
         optimizer.step()
     assert bits(p) == before
+
+
+DIFFGRAD_GRADIENTS = ((1.0, -0.5, 0.1), (0.5, 0.5, 0.1), (-1.0, 0.25, 0.1))
+DIFFGRAD_PARAMS = {
+    1: (0.9268941652550943, 1.0622458937524255, 0.9475022472645767),
+    3: (0.8598124509796617, 1.0442631789121524, 0.8475024504282758),
+}
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("backend", ["rust", "reference"])
+def test_diffgrad_by_the_authors_second_version(backend: str) -> None:
+    p = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    p.grad = torch.empty_like(p)  # the one that stays is where their first version compares a gradient with itself
+    optimizer = DiffGrad([p], lr=0.1, backend=backend)
+    for step, grad in enumerate(DIFFGRAD_GRADIENTS, start=1):
+        p.grad.copy_(torch.tensor(grad, dtype=torch.float64))
+        before = p.grad.clone()
+        optimizer.step()
+        assert torch.equal(p.grad, before)
+        if step in DIFFGRAD_PARAMS:
+            expected = torch.tensor(DIFFGRAD_PARAMS[step], dtype=torch.float64)
+            torch.testing.assert_close(p.detach(), expected, rtol=1e-14, atol=0.0)
+
+
+@pytest.mark.parametrize("decoupled", [False, True])
+def test_diffgrad_agrees_with_pytorch_optimizers(decoupled: bool) -> None:
+    ours, theirs = parameters([(300,), (7, 11)], torch.float64), parameters([(300,), (7, 11)], torch.float64)
+    optimizer = DiffGrad(ours, **ADAMW, decoupled_weight_decay=decoupled)
+    peer = pytorch_optimizer.DiffGrad(theirs, **ADAMW, weight_decouple=decoupled)
+    train(optimizer, ours, 50)
+    train(peer, theirs, 50)
+    assert_close(optimizer, peer, 1e-9, only_params=True)  # they add 1e-15 under the root, too
+
+
+def test_diffgrads_previous_gradient_may_be_narrow() -> None:
+    ours, exact = parameters([(300,)], torch.float32), parameters([(300,)], torch.float32)
+    optimizer = DiffGrad(ours, state_dtype={"previous_grad": torch.bfloat16})
+    plain = DiffGrad(exact)
+    train(optimizer, ours, 5)
+    train(plain, exact, 5)
+    dtypes = {name: x.dtype for name, x in optimizer.state[ours[0]].items()}
+    assert dtypes["previous_grad"] == torch.bfloat16
+    assert dtypes["exp_avg"] == dtypes["exp_avg_sq"] == torch.float32
+    torch.testing.assert_close(ours[0], exact[0], rtol=0.0, atol=5 * 1e-3 * 0.0025)
 
 
 def a_hundred_steps(count: int = 1, **options: object) -> tuple[torch.nn.Parameter, AdamW]:

@@ -165,7 +165,7 @@ def test_the_stages_by_themselves_are_the_step(
     whole = step(chain, grads, state_dtype=state_dtype, steps=2, **arguments)
     before = step(chain, grads, state_dtype=state_dtype, **arguments)
     params, momenta = before.params, before.states["momentum_buffer"]
-    direction, only_move, along_move = rule(chain, **arguments).stages()
+    direction, only_moves, along_move = rule(chain, **arguments).stages()
 
     def run(stage: Any, params: list[Tensor], grads: list[Tensor], **states: list[Tensor]) -> None:
         batch = _core.Batch()
@@ -176,9 +176,8 @@ def test_the_stages_by_themselves_are_the_step(
     directions = [torch.empty_like(m) for m in momenta]
     run(direction, params, grads, direction=directions, momentum_buffer=momenta)
     assert all(map(torch.equal, kept, (*params, *momenta)))
-    wide = [u.to(arithmetic_dtype(u)) for u in directions]
-    moves, zeros = ([torch.zeros_like(u) for u in wide] for _ in range(2))
-    run(only_move, moves, zeros, **{**before.states, "momentum_buffer": wide})
+    moves = [torch.full_like(u, torch.nan, dtype=arithmetic_dtype(u)) for u in directions]
+    run(only_moves, moves, directions, **{**before.states, "momentum_buffer": directions})
     run(along_move, params, grads, momentum_buffer=momenta, move=moves)
     relative = 0.0 if state_dtype is None else torch.finfo(state_dtype).eps
     for one, other in zip(before.tensors(), whole.tensors(), strict=True):

@@ -12,6 +12,7 @@ use crate::kernels::vector::{
 use crate::runtime::Isa;
 use twice::{Scaled, Twice};
 
+mod pow;
 mod twice;
 
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -113,7 +113,7 @@ pub fn exp(x: f64) -> Scaled {
     exp_of(x.into())
 }
 
-fn exp_of(x: Twice) -> Scaled {
+pub fn exp_of(x: Twice) -> Scaled {
     const HALVINGS: i32 = 6;
     let exponent = (x.0 / std::f64::consts::LN_2).round();
     let rest = x - Twice::from(exponent) * LN_2;
