@@ -59,6 +59,8 @@ CLIPPED = Rule("AdamW, clipped", (4, 4), "clip_grad_norm_, then ferrostep")
 # The previous gradient is a third state.
 DIFFGRAD = Rule("diffGrad", (3, 6), "pytorch_optimizer")
 LION = Rule("Lion", (3, 2), "lion-pytorch")
+SGD = Rule("SGD with momentum", (3, 2), "torch fused")
+ADAGRAD = Rule("Adagrad", (3, 2), "torch fused")
 # As AuON: the norm of the whole comes before the step.
 LION_BY_NORM = Rule("Lion-K by a norm", (4, 3), "plain torch")
 # Gradient and momentum twice, as the norm comes before the step.
@@ -169,6 +171,12 @@ CASES: list[Case] = [
     *peer(EGD, "plain torch", plain.EGD, lr=1e-2),
     *ours(OPTIMISTIC_MD, ferrostep.optim.OptimisticMD),
     *peer(OPTIMISTIC_MD, "plain torch, foreach", plain.OptimisticDescent, lr=1e-2),
+    *ours(SGD, ferrostep.optim.SGD, momentum=0.9, weight_decay=0.01),
+    *peer(SGD, "torch fused", torch.optim.SGD, momentum=0.9, weight_decay=0.01, fused=True),
+    *peer(SGD, "torch foreach", torch.optim.SGD, momentum=0.9, weight_decay=0.01, foreach=True),
+    *ours(ADAGRAD, ferrostep.optim.Adagrad),
+    *peer(ADAGRAD, "torch fused", torch.optim.Adagrad, fused=True),
+    *peer(ADAGRAD, "torch foreach", torch.optim.Adagrad, foreach=True),
     *kappas(
         LION,
         {

@@ -13,7 +13,20 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
-from ferrostep.optim import NIGT, SAM, AdaGradNorm, AdamW, AuON, HybridAuON, Lion, Muon, SophiaG, SophiaH
+from ferrostep.optim import (
+    NIGT,
+    SAM,
+    SGD,
+    Adagrad,
+    AdaGradNorm,
+    AdamW,
+    AuON,
+    HybridAuON,
+    Lion,
+    Muon,
+    SophiaG,
+    SophiaH,
+)
 from tests.contract.rules.registry import ENTRIES
 from tests.distributed.registry import on
 from tests.distributed.tensors import Twins, line, near, placed, split
@@ -147,6 +160,8 @@ def plain_torch_steps_parts_as_the_whole(folder: Path) -> None:
     rules: list[tuple[Any, dict[str, Any]]] = [
         (AdamW, {}),
         (Lion, {}),
+        (SGD, {"momentum": 0.9, "dampening": 0.5}),
+        (Adagrad, {"initial_accumulator_value": 0.1}),
         (Muon, {"normalize": "normuon", "ns_precision": "float64"}),
         (Muon, {"ndim_policy": "batch", "ns_precision": "float64"}),
         (AuON, {}),

@@ -57,6 +57,7 @@ NOT_HIDDEN = ("embedding", "position")
 ADAGRAD_NORM: dict[str, Any] = {"lr": 3.0}
 ADAMW: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
 EGD: dict[str, Any] = {"lr": 1.0}
+ADAM: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99)}
 DIFFGRAD: dict[str, Any] = ADAMW | {"lr": 6e-3, "decoupled_weight_decay": True}
 LION: dict[str, Any] = {"lr": 3e-4, "betas": (0.95, 0.98), "weight_decay": 1.0}
 MUON: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1}
@@ -66,9 +67,14 @@ OPTIMISTIC_ADAM: dict[str, Any] = {"lr": 1e-3}
 OPTIMISTIC_MD: dict[str, Any] = {"lr": 0.3}
 NIGT: dict[str, Any] = {"lr": 0.3}
 SOPHIA: dict[str, Any] = {"lr": 2.5e-4, "betas": (0.965, 0.99), "weight_decay": 0.2}
+ADAGRAD: dict[str, Any] = {"lr": 0.03}
+RMSPROP: dict[str, Any] = {"lr": 1e-3}
 SGD: dict[str, Any] = {"lr": 0.3, "momentum": 0.9}
 
 OPTIMIZERS: dict[str, Factory] = {
+    "adagrad": of("ferrostep.optim.Adagrad", **ADAGRAD),
+    "adam": of("ferrostep.optim.Adam", **ADAM),
+    "adamax": of("ferrostep.optim.Adamax", **ADAM),
     "adamw": of("ferrostep.optim.AdamW", **ADAMW),
     "egd": hidden_matrices("ferrostep.optim.EGD", **EGD),
     "adagrad_norm": of("ferrostep.optim.AdaGradNorm", **ADAGRAD_NORM),
@@ -81,6 +87,8 @@ OPTIMIZERS: dict[str, Factory] = {
     "hybrid_auon": hidden_matrices("ferrostep.optim.HybridAuON", **HYBRID_AUON),
     "optimistic_adam": of("ferrostep.optim.OptimisticAdam", **OPTIMISTIC_ADAM),
     "optimistic_md": of("ferrostep.optim.OptimisticMD", **OPTIMISTIC_MD),
+    "radam": of("ferrostep.optim.RAdam", **ADAM),
+    "rmsprop": of("ferrostep.optim.RMSprop", **RMSPROP),
     "sgd": of("ferrostep.optim.SGD", **SGD),
     "sophia_g": of("ferrostep.optim.SophiaG", **SOPHIA, rho=0.2),
     "sophia_h": of("ferrostep.optim.SophiaH", **SOPHIA, gamma=0.01),

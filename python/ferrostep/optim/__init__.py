@@ -1,7 +1,10 @@
 """Optimizers: ``torch.optim.Optimizer`` classes on Rust kernels."""
 
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
+from ferrostep.optim.adagrad import Adagrad
 from ferrostep.optim.adagrad_norm import AdaGradNorm
+from ferrostep.optim.adam import Adam
+from ferrostep.optim.adamax import Adamax
 from ferrostep.optim.adamw import AdamW
 from ferrostep.optim.auon import AuON
 from ferrostep.optim.diffgrad import DiffGrad
@@ -13,6 +16,8 @@ from ferrostep.optim.muon_adamw import MuonAdamW
 from ferrostep.optim.muon_with_adamw import MuonWithAuxAdamW
 from ferrostep.optim.nigt import NIGT
 from ferrostep.optim.optimistic import OptimisticAdam, OptimisticMD
+from ferrostep.optim.radam import RAdam
+from ferrostep.optim.rmsprop import RMSprop
 from ferrostep.optim.routing import MuonParamGroups, muon_param_groups
 from ferrostep.optim.rules import Rule, RuleOptimizer
 from ferrostep.optim.sam import SAM
@@ -26,7 +31,10 @@ __all__ = [
     "SAM",
     "SGD",
     "AdaGradNorm",
+    "Adagrad",
+    "Adam",
     "AdamW",
+    "Adamax",
     "AuON",
     "DiffGrad",
     "HybridAuON",
@@ -37,6 +45,8 @@ __all__ = [
     "MuonWithAuxAdamW",
     "OptimisticAdam",
     "OptimisticMD",
+    "RAdam",
+    "RMSprop",
     "Rule",
     "RuleOptimizer",
     "SophiaG",

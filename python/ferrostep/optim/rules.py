@@ -66,6 +66,8 @@ class Rule(NamedTuple):
     """Whether the rule depends on the number of the step: a ``step`` tensor is kept then."""
     shapes: Mapping[str, Callable[[Tensor], Sequence[int]]] = MappingProxyType({})
     """Of states that do not have the parameter's shape, the shape that goes with a parameter."""
+    initial: Mapping[str, float] = MappingProxyType({})
+    """What states are full of before the first step, where that is not 0."""
     summed: reference.ReferenceSum | None = None
     """For a rule that is to know a sum before the step: what it sums, in plain torch."""
     scope: Scope = "tensor"
@@ -112,7 +114,11 @@ class Rule(NamedTuple):
             if shards.is_distributed(p):
                 return shards.zeros(shape, dtype, p)
             return torch.zeros(shape, dtype=dtype, device=p.device)
-        return zero_state(name, p, group)
+        state = zero_state(name, p, group)
+        if state is not None and name in self.initial:
+            value = self.initial[name]
+            state.fill_(complex(value, value) if state.is_complex() else value)
+        return state
 
 
 class ElementwiseRule:

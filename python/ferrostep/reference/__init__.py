@@ -5,7 +5,9 @@ They are what the Rust kernels are tested against, what runs on devices other th
 """
 
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
+from ferrostep.reference.adagrad import adagrad
 from ferrostep.reference.adagrad_norm import adagrad_norm, adagrad_norm_sum
+from ferrostep.reference.adamax import adamax
 from ferrostep.reference.adamw import adamw
 from ferrostep.reference.ascent import ascent, ascent_sum
 from ferrostep.reference.auon import auon
@@ -18,6 +20,8 @@ from ferrostep.reference.muon import matrices, muon
 from ferrostep.reference.newton_schulz import newton_schulz
 from ferrostep.reference.nigt import nigt, nigt_sum
 from ferrostep.reference.optimistic import optimistic_adam, optimistic_md
+from ferrostep.reference.radam import radam
+from ferrostep.reference.rmsprop import rmsprop
 from ferrostep.reference.sgd import sgd
 from ferrostep.reference.simplex import on_simplex
 from ferrostep.reference.sophia import hessian_estimate, hessian_product, hessian_square, sophia, unclipped
@@ -26,8 +30,10 @@ from ferrostep.reference.sums import ReferenceSum, sum_of
 __all__ = [
     "ReferenceRule",
     "ReferenceSum",
+    "adagrad",
     "adagrad_norm",
     "adagrad_norm_sum",
+    "adamax",
     "adamw",
     "apply",
     "ascent",
@@ -50,6 +56,8 @@ __all__ = [
     "on_simplex",
     "optimistic_adam",
     "optimistic_md",
+    "radam",
+    "rmsprop",
     "sgd",
     "sophia",
     "sum_of",

@@ -12,7 +12,9 @@ mod sweep;
 mod terms;
 mod tiles;
 
+pub mod adagrad;
 pub mod adagrad_norm;
+pub mod adamax;
 pub mod adamw;
 pub mod ascent;
 pub mod blend;
@@ -23,6 +25,8 @@ pub mod lion;
 pub mod lion_norms;
 pub mod nigt;
 pub mod optimistic;
+pub mod radam;
+pub mod rmsprop;
 pub mod sgd;
 pub mod sophia;
 
@@ -46,7 +50,9 @@ use crate::runtime::pool;
 const ELEMENTS_PER_THREAD: usize = 16_384;
 
 rules! {
+    adagrad::Adagrad,
     adagrad_norm::AdaGradNorm,
+    adamax::Adamax,
     adamw::AdamW,
     adamw::AmsGrad,
     ascent::Ascent,
@@ -68,6 +74,11 @@ rules! {
     nigt::Nigt,
     optimistic::OptimisticMd,
     optimistic::OptimisticAdam,
+    radam::RAdam,
+    rmsprop::RMSprop,
+    rmsprop::RMSpropMomentum,
+    rmsprop::RMSpropCentered,
+    rmsprop::RMSpropCenteredMomentum,
     sgd::Sgd,
     sgd::SgdMomentum,
     sophia::Sophia,

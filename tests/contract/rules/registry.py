@@ -17,7 +17,10 @@ from ferrostep.optim import (
     EGD,
     NIGT,
     SGD,
+    Adagrad,
     AdaGradNorm,
+    Adam,
+    Adamax,
     AdamW,
     AuON,
     DiffGrad,
@@ -28,6 +31,8 @@ from ferrostep.optim import (
     MuonWithAuxAdamW,
     OptimisticAdam,
     OptimisticMD,
+    RAdam,
+    RMSprop,
     SophiaG,
     SophiaH,
 )
@@ -126,6 +131,10 @@ OF_AUON: Any = {"elementwise": False, "complex": False, "state": "momentum_buffe
 EGD_MOMENTUM = {"lr": 3e-3, "momentum": 0.9, "weight_decay": 0.1}
 DESCENT = {"lr": 3e-3, "weight_decay": 0.1}
 MOMENTUM = DESCENT | {"momentum": 0.8, "dampening": 0.3}
+ADAGRAD = DESCENT | {"lr_decay": 0.1, "initial_accumulator_value": 0.5}
+RMSPROP = DESCENT | {"alpha": 0.9}
+CENTERED = RMSPROP | {"centered": True, "momentum": 0.5}
+OF_ADAM = DESCENT | {"betas": (0.8, 0.95), "eps": 1e-7}
 OF_NIGT: Any = {"elementwise": False, "state": "momentum_buffer"}
 LION = {"lr": 3e-3, "betas": (0.9, 0.97), "weight_decay": 0.2}
 
@@ -138,6 +147,9 @@ ENTRIES = (
     Entry("egd", EGD, EGD_MOMENTUM, state="momentum_buffer"),
     Entry("egd-plain", EGD, {"lr": 1e-2, "max_exponent": 1.0}, state=""),
     Entry("egd-adam", EGD, {"lr": 1e-2, "adam": True, "betas": (0.8, 0.95), "eps": 1e-7}),
+    Entry("adam", Adam, ADAMW, partial(torch.optim.Adam, **ADAMW)),
+    Entry("adagrad", Adagrad, ADAGRAD, partial(torch.optim.Adagrad, **ADAGRAD), state="sum"),
+    Entry("adamax", Adamax, OF_ADAM, partial(torch.optim.Adamax, **OF_ADAM)),
     Entry("diffgrad", DiffGrad, ADAMW | {"weight_decay": 0.2}),
     Entry("lion", Lion, LION, partial(lion_pytorch.Lion, **LION)),
     Entry("lion-maximize", Lion, LION | {"maximize": True}),
@@ -176,6 +188,9 @@ ENTRIES = (
     Entry("hybrid-auon-package", HybridAuON, AUON | MUON | {"variant": "package"}, **OF_MUON),
     Entry("optimistic-adam", OptimisticAdam, ADAMW | {"optimism": 0.7}),
     Entry("optimistic-md", OptimisticMD, {"lr": 1e-2, "weight_decay": 0.1}, state="prev_grad"),
+    Entry("radam", RAdam, OF_ADAM, partial(torch.optim.RAdam, **OF_ADAM)),
+    Entry("rmsprop", RMSprop, RMSPROP, partial(torch.optim.RMSprop, **RMSPROP), state="square_avg"),
+    Entry("rmsprop-centered", RMSprop, CENTERED, partial(torch.optim.RMSprop, **CENTERED), state="square_avg"),
     Entry("nigt", NIGT, {"lr": 0.05, "weight_decay": 0.1}, **OF_NIGT),
     Entry("nigt-tensor", NIGT, {"lr": 0.05, "scope": "tensor", "schedule": "n-pg-igt"}, **OF_NIGT),
     Entry("sgd", SGD, MOMENTUM, partial(torch.optim.SGD, **MOMENTUM), state="momentum_buffer"),

@@ -73,7 +73,7 @@ def test_a_bad_parameter_elsewhere_leaves_those_on_the_cpu_unchanged(entry: Entr
     for p in (good, other):
         p.grad = torch.ones_like(p)
     optimizer.step()
-    optimizer.state[other]["exp_avg"] = torch.zeros(5)
+    optimizer.state[other][entry.state] = torch.zeros(5)
     before = Snapshot(optimizer)
     with pytest.raises((RuntimeError, ValueError)):
         optimizer.step()

@@ -1,4 +1,4 @@
-"""AdamW, SGD and Muon through torch's own lists of inputs and error inputs."""
+"""Classes that are torch's, through torch's own lists of inputs and error inputs."""
 
 from __future__ import annotations
 
@@ -11,30 +11,37 @@ import torch
 from torch.testing._internal.common_optimizers import (
     OptimizerErrorEnum,
     optim_db,
+    optim_error_inputs_func_adagrad,
     optim_error_inputs_func_adam,
+    optim_error_inputs_func_adamax,
     optim_error_inputs_func_adamw,
     optim_error_inputs_func_muon,
+    optim_error_inputs_func_radam,
+    optim_error_inputs_func_rmsprop,
     optim_error_inputs_func_sgd,
+    optim_inputs_func_adagrad,
     optim_inputs_func_adam,
+    optim_inputs_func_adamax,
     optim_inputs_func_adamw,
+    optim_inputs_func_radam,
+    optim_inputs_func_rmsprop,
     optim_inputs_func_sgd,
 )
 
-from ferrostep.optim import SGD, AdamW, Muon
+from ferrostep.optim import SGD, Adagrad, Adam, Adamax, AdamW, Muon, RAdam, RMSprop
 from tests.contract.training import assert_close, parameters, set_gradients
 
 SHAPES = ((5, 3), (4,), ())
 
 
-def adam(params: Any, **arguments: Any) -> AdamW:
-    """Adam as a variant of ours, with its default."""
-    return AdamW(params, **{"weight_decay": 0.0, "decoupled_weight_decay": False, **arguments})
-
-
 def inputs() -> list[Any]:
     lists = (
+        (Adagrad, torch.optim.Adagrad, optim_inputs_func_adagrad("cpu")),
+        (Adam, torch.optim.Adam, optim_inputs_func_adam("cpu")),
+        (Adamax, torch.optim.Adamax, optim_inputs_func_adamax("cpu")),
         (AdamW, torch.optim.AdamW, optim_inputs_func_adamw("cpu")),
-        (adam, torch.optim.Adam, optim_inputs_func_adam("cpu")),
+        (RAdam, torch.optim.RAdam, optim_inputs_func_radam("cpu")),
+        (RMSprop, torch.optim.RMSprop, optim_inputs_func_rmsprop("cpu")),
         (SGD, torch.optim.SGD, optim_inputs_func_sgd("cpu")),
     )
     return [
@@ -49,6 +56,8 @@ def inputs() -> list[Any]:
 def test_inputs(
     ours: Any, peer: Any, arguments: dict[str, Any], flags: dict[str, bool], request: pytest.FixtureRequest
 ) -> None:
+    if not flags.keys() <= inspect.signature(peer).parameters.keys():
+        pytest.skip("torch has no such form")
     if flags.get("differentiable"):
         request.getfixturevalue("float64_steps")
     # Differentiable steps change parameters that are no leaves.
@@ -67,8 +76,12 @@ def test_inputs(
 
 def error_inputs() -> list[Any]:
     lists = (
+        (Adagrad, "Adagrad", optim_error_inputs_func_adagrad("cpu", torch.float32)),
+        (Adam, "Adam", optim_error_inputs_func_adam("cpu", torch.float32)),
+        (Adamax, "Adamax", optim_error_inputs_func_adamax("cpu", torch.float32)),
         (AdamW, "AdamW", optim_error_inputs_func_adamw("cpu", torch.float32)),
-        (adam, "Adam", optim_error_inputs_func_adam("cpu", torch.float32)),
+        (RAdam, "RAdam", optim_error_inputs_func_radam("cpu", torch.float32)),
+        (RMSprop, "RMSprop", optim_error_inputs_func_rmsprop("cpu", torch.float32)),
         (SGD, "SGD", optim_error_inputs_func_sgd("cpu", torch.float32)),
         (Muon, "Muon", optim_error_inputs_func_muon("cpu", torch.float32)),
     )
@@ -112,14 +125,16 @@ def test_muons_defaults_are_torchs() -> None:
     assert list(ours)[: len(theirs)] == list(theirs)
 
 
-@pytest.mark.parametrize("cls", [AdamW, SGD])
+@pytest.mark.parametrize("cls", [Adagrad, Adam, Adamax, AdamW, RAdam, RMSprop, SGD])
 def test_arguments_and_defaults_are_torchs(cls: Any) -> None:
     peer = getattr(torch.optim, cls.__name__)
     ours, theirs = cls(parameters([(2,)])).defaults, peer(parameters([(2,)])).defaults
     assert {name: ours[name] for name in theirs} == theirs
 
+    flags = ("foreach", "capturable", "maximize", "differentiable")  # only by name
+
     def positional(cls: Any) -> list[str]:
         own = inspect.signature(cls.__init__).parameters.values()
-        return [each.name for each in own if each.kind is each.POSITIONAL_OR_KEYWORD and each.name != "foreach"]
+        return [each.name for each in own if each.kind is each.POSITIONAL_OR_KEYWORD and each.name not in flags]
 
     assert positional(cls) == positional(peer)
