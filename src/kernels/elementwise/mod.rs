@@ -352,17 +352,15 @@ impl<R: Rule<N>, const N: usize> Work for Updates<R, N> {
 
     fn run(&self, index: usize) -> u32 {
         let (slot, block, part) = self.block(index);
-        match slot.row {
+        let counted = match slot.row {
             Some(row) => self.update_rows(slot, block, &part, row),
-            None => {
-                let counted = self.update(slot, &slot.rule, &part, block);
-                if let Some(disturbance) = &slot.disturbance {
-                    // SAFETY: `push` got buffers valid for `len` elements, within which the part lies.
-                    unsafe { disturbance.run(&part, block as u64) };
-                }
-                counted
-            }
+            None => self.update(slot, &slot.rule, &part, block),
+        };
+        if let Some(disturbance) = &slot.disturbance {
+            // SAFETY: `push` got buffers valid for `len` elements, within which the part lies; nobody else has it.
+            unsafe { disturbance.run(&part, block as u64) };
         }
+        counted
     }
 }
 

@@ -61,6 +61,9 @@ impl<R: Rule<N>, const N: usize> SimplexUpdates<R, N> {
     /// As for [`super::Updates::push`].
     pub unsafe fn push(&mut self, rule: R, buffers: Buffers<N>, row: usize) -> Result<(), Unsupported> {
         let work = buffers.dtype.arithmetic();
+        if R::SUMMED.is_some() {
+            return Err(Unsupported);
+        }
         let in_codes = |state: &State| matches!(state.storage, Storage::Codes(_));
         if buffers.grad_dtype.arithmetic() != work || buffers.state.iter().any(in_codes) {
             return Err(Unsupported);

@@ -246,7 +246,7 @@ def cycled(group: dict[str, Any]) -> float | None:
     """What schedulers cycle beside the learning rate, if there is anything."""
     if not {"momentum", "betas"} & group.keys():
         return None
-    return float(group["momentum"] if "momentum" in group else group["betas"][0])
+    return float(group["betas"][0] if "betas" in group else group["momentum"])
 
 
 def test_all_schedulers_are_tested() -> None:
@@ -259,7 +259,8 @@ def test_schedulers_give_every_class_what_they_give_torchs(entry: Entry, name: s
     params = parameters(entry.shapes)
     optimizer = entry.build([{"params": params[:1]}, {"params": params[1:], "lr": 0.05}])
     groups = [{"params": [Parameter(torch.ones(1))], "lr": group["lr"]} for group in optimizer.param_groups]
-    own = {key: value for key, value in optimizer.param_groups[0].items() if key in ("momentum", "betas")}
+    name_of_cycled = "betas" if "betas" in optimizer.param_groups[0] else "momentum"
+    own = {key: value for key, value in optimizer.param_groups[0].items() if key == name_of_cycled}
     peer = (torch.optim.AdamW if "betas" in own else torch.optim.SGD)(groups, **own)
     step, peer_step = schedule(name, optimizer), schedule(name, peer)
     for number in range(9):

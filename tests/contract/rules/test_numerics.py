@@ -134,7 +134,8 @@ def test_sixteen_bits_after_many_steps_equal_the_reference(
     actual, expected = portable(*arguments), trained(*arguments, "reference")
     for name, tensor in expected.items():
         if name.endswith("param") and entry.elementwise:
-            assert (actual[name].float() - tensor.float()).abs().le(spacing(tensor)).all(), name
+            # What was one spacing apart is two apart once both have shrunk below a power of two.
+            assert (actual[name].float() - tensor.float()).abs().le(2 * spacing(tensor)).all(), name
         elif name.endswith(("exp_avg", "exp_avg_sq")) and state_dtype is None:
             # The gradients are 16-bit numbers, so the states differ as in float32 unless weight decay joins them.
             size = tensor.abs().max() if tensor.numel() else 0.0
