@@ -124,6 +124,7 @@ impl Hyperparameters<2> for EgdAdam {
     type Rule = EgdAdamRule;
 
     const STATES: [&'static str; 2] = ["exp_avg", "exp_avg_sq"];
+    const NEVER_NEGATIVE: &'static [&'static str] = &["exp_avg_sq"];
 
     fn at_step(&self, step: f64) -> EgdAdamRule {
         EgdAdamRule {

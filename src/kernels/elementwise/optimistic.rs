@@ -76,6 +76,7 @@ impl Hyperparameters<3> for OptimisticAdam {
     type Rule = OptimisticAdamRule;
 
     const STATES: [&'static str; 3] = ["exp_avg", "exp_avg_sq", "prev_direction"];
+    const NEVER_NEGATIVE: &'static [&'static str] = &["exp_avg_sq"];
 
     fn at_step(&self, step: f64) -> OptimisticAdamRule {
         OptimisticAdamRule {
