@@ -121,6 +121,9 @@ def lion_k_sum(
         beta1, maximize: as of :func:`lion_k`.
         kappa_param: p; None for 2.
 
+    Returns:
+        The sum, a 0-dim tensor.
+
     Raises:
         RuntimeError: shapes that do not broadcast, as torch.
 
