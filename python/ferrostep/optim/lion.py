@@ -195,7 +195,8 @@ class Lion(RuleOptimizer):
         kappa = group["kappa"]
         if callable(kappa) or kappa not in KERNELS:
             return False
-        return bool(kappa != "lp" or group["kappa_param"] <= LARGEST_SUMMED)
+        p = group["kappa_param"]  # of which the step will say if it is no number
+        return kappa != "lp" or not (isinstance(p, (int, float)) and p > LARGEST_SUMMED)
 
     def _asks_for_sums(self, group: dict[str, Any]) -> bool:
         return group["kappa"] in ("l2", "lp") and self._has_kernel(group)

@@ -111,7 +111,7 @@ def lion_k_sum(
     beta1: float | Tensor,
     kappa_param: float | None,
     maximize: bool,
-    **_others: Any,
+    **others: Any,
 ) -> Tensor:
     """What :func:`lion_k` sums for "l2" and "lp": the p-th powers of what the direction follows from, in float64.
 
@@ -120,6 +120,10 @@ def lion_k_sum(
         state: ``(exp_avg,)``.
         beta1, maximize: as of :func:`lion_k`.
         kappa_param: p; None for 2.
+        **others: hyperparameters that play no part.
+
+    Returns:
+        The sum, a 0-dim tensor.
 
     Raises:
         RuntimeError: shapes that do not broadcast, as torch.
