@@ -164,7 +164,9 @@ fn encode_fractions<V: Single, const SIGNED: bool>(
             let n = (n + NEAREST).to_bits();
             let negative = fraction.to_bits().sar::<31>();
             let from_zero = n.xor(negative).add(negative.and(V::Bits::splat(1)));
-            from_zero.add(V::Bits::splat(book.zero.into()))
+            let code = from_zero.add(V::Bits::splat(book.zero.into()));
+            // There is a code for 1 and none for -1, which would be code -1.
+            code.add(code.shr::<31>())
         } else {
             let least = zero.if_less(magnitude, V::splat(1.0), zero);
             (n.max(least) + NEAREST).to_bits()
