@@ -161,7 +161,9 @@ fn encode_fractions<V: Single, const SIGNED: bool>(
             .to_bits();
         let n = (magnitude * slope.pick(decade) + offset.pick(decade)).min(last.pick(decade));
         let code = if SIGNED {
-            let n = (n + NEAREST).to_bits();
+            let n = (n + NEAREST)
+                .to_bits()
+                .add(V::Bits::splat((NEAREST as f32).to_bits().wrapping_neg()));
             let negative = fraction.to_bits().sar::<31>();
             let from_zero = n.xor(negative).add(negative.and(V::Bits::splat(1)));
             let code = from_zero.add(V::Bits::splat(book.zero.into()));
