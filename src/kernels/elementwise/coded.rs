@@ -161,10 +161,14 @@ fn encode_fractions<V: Single, const SIGNED: bool>(
             .to_bits();
         let n = (magnitude * slope.pick(decade) + offset.pick(decade)).min(last.pick(decade));
         let code = if SIGNED {
-            let n = (n + NEAREST).to_bits();
+            let n = (n + NEAREST)
+                .to_bits()
+                .add(V::Bits::splat((NEAREST as f32).to_bits().wrapping_neg()));
             let negative = fraction.to_bits().sar::<31>();
             let from_zero = n.xor(negative).add(negative.and(V::Bits::splat(1)));
-            from_zero.add(V::Bits::splat(book.zero.into()))
+            let code = from_zero.add(V::Bits::splat(book.zero.into()));
+            // There is a code for 1 and none for -1, which would be code -1.
+            code.add(code.shr::<31>())
         } else {
             let least = zero.if_less(magnitude, V::splat(1.0), zero);
             (n.max(least) + NEAREST).to_bits()
