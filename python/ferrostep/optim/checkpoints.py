@@ -30,7 +30,8 @@ def own_form(saved: Mapping[str, Any], rule: Rule) -> dict[str, Any]:
     state = dict(saved)
     state.update(state.pop(WRAPPED, {}))
     for number, name in enumerate(rule.states, 1):
-        theirs, value = [f"{part}{number}" for part in ("state", "absmax", "qmap")], state.get(name)
+        theirs = [f"{part}{number}" for part in ("state", "absmax", "qmap")]
+        value: Any = state.get(name)
         if state.keys() >= set(theirs):
             codes, scale, values = map(state.pop, theirs)
             size = next((size for size in SIZES if blocks_of(codes.numel(), size) == len(scale)), BLOCK_SIZE)

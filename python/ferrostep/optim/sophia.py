@@ -126,7 +126,7 @@ def _of_rank(number: int, position: int, p: Tensor, hessian: Tensor | Codes, inp
     if not shards.is_distributed(p):
         return Refreshed(position, p, hessian, inputs)
 
-    def shard(name: str, x: Tensor) -> Tensor:
+    def shard(name: str, x: Any) -> Tensor:
         return shards.shard(lambda: f"{name} of parameter {position} in group {number}", x, p)
 
     own = tuple(shard("gradient or estimate", x) for x in inputs)
