@@ -18,7 +18,7 @@ class Codes(NamedTuple):
 
     Example:
         >>> Codes(*encode(torch.tensor([0.5, -2.0, 0.0]), signed=True), signed=True).decode()
-        tensor([ 0.5081, -2.0000,  0.0000])
+        tensor([ 0.4953, -2.0000,  0.0000])
     """
 
     codes: Tensor
@@ -85,7 +85,7 @@ def encode(x: Tensor, *, signed: bool) -> tuple[Tensor, Tensor]:
 
     Example:
         >>> encode(torch.tensor([0.5, -2.0, 0.0]), signed=True)
-        (tensor([ 95, 255, 127], dtype=torch.uint8), tensor([-2.]))
+        (tensor([ 53, 255, 127], dtype=torch.uint8), tensor([-2.]))
     """
     flat = x.detach().float().reshape(-1)
     blocks = pad(flat, (0, -flat.numel() % BLOCK_SIZE)).view(-1, BLOCK_SIZE)
@@ -119,7 +119,7 @@ def decode(codes: Tensor, scale: Tensor, values: Tensor, block_size: int = BLOCK
     Example:
         >>> codes, scale = encode(torch.tensor([0.5, -2.0, 0.0]), signed=True)
         >>> decode(codes, scale, book(signed=True))
-        tensor([ 0.5081, -2.0000,  0.0000])
+        tensor([ 0.4953, -2.0000,  0.0000])
     """
     flat = values.to(codes.device)[codes.reshape(-1).int()]
     blocks = pad(flat, (0, -flat.numel() % block_size)).view(-1, block_size)
