@@ -14,7 +14,7 @@ import pytest
 import ferrostep.numpy
 from ferrostep import _core, optim, reference
 from ferrostep.demo.optimizers import OPTIMIZERS
-from ferrostep.optim import lion, nigt, sam, sophia
+from ferrostep.optim import lion, nigt, rmsprop, sam, sophia
 from ferrostep.optim.arguments import arguments_of
 from ferrostep.optim.rules import Rule, RuleOptimizer
 from tests.contract.rules.registry import ENTRIES, Entry, every_class, every_entry
@@ -36,8 +36,8 @@ OF_OTHERS = {nigt.BLEND.name, sam.ASCENT.name}
 """Those that move parameters from one point to another."""
 
 
-OF_KAPPAS = {*lion.KERNELS.values()}
-"""Those that a maker chooses from."""
+CHOSEN = {*lion.KERNELS.values(), *(rule.name for rule in rmsprop.RULES.values())}
+"""Those of which arguments choose one."""
 
 
 def rule_of(entry: Entry) -> Rule:
@@ -80,7 +80,7 @@ def test_the_demo_knows_the_class(cls: type) -> None:
 
 def test_every_rule_of_rust_is_some_classs() -> None:
     used = {rule_of(entry).kernel for entry in ENTRIES}
-    unused = _core.rules().keys() - used - OF_REFRESHES.keys() - OF_OTHERS - OF_KAPPAS
+    unused = _core.rules().keys() - used - OF_REFRESHES.keys() - OF_OTHERS - CHOSEN
     assert not unused, f"no optimizer of tests/contract/rules/registry.py has Rust's {', '.join(unused)} for its rule"
 
 
