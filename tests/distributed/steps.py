@@ -114,7 +114,7 @@ def lion_k_looks_at_whole_tensors(folder: Path) -> None:
         {"kappa": "lp", "kappa_param": 9.0},
         {"kappa": "row"},
         {"kappa": "topk", "kappa_param": 3},
-        {"kappa": torch.nn.functional.normalize},
+        {"kappa": torch.sign},
     ]
     for own in chosen:
         for dim in (0, 1):

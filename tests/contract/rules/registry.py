@@ -236,4 +236,7 @@ every_elementwise = every(lambda entry: entry.elementwise)
 every_complex = every(lambda entry: entry.complex)
 every_class_of_any_shape = every(lambda entry: entry.any_shape and entry in one_of_each_class())
 every_elementwise_class = every(lambda entry: entry.elementwise and entry in one_of_each_class())
+every_that_subtracts = every(
+    lambda entry: entry.elementwise and entry in one_of_each_class() and entry.optimizer is not EGD
+)
 every_coded_class = every(lambda entry: entry.elementwise and entry.state and entry in one_of_each_class())

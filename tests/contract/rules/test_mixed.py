@@ -9,9 +9,8 @@ import torch
 from torch.nn import Parameter
 
 from ferrostep import _core
-from ferrostep.optim import EGD
 from tests.conftest import ISAS
-from tests.contract.rules.registry import Entry, every, every_class, every_near_the_reference, one_of_each_class
+from tests.contract.rules.registry import Entry, every_class, every_near_the_reference, every_that_subtracts
 from tests.contract.snapshot import Snapshot
 from tests.contract.training import (
     assert_same_bits,
@@ -29,10 +28,6 @@ STEPS = 5
 
 over_backends = pytest.mark.parametrize("backend", ["rust", "reference"])
 over_dtypes = pytest.mark.parametrize("dtype", SIXTEEN_BIT, ids=["bf16", "f16"])
-
-every_that_subtracts = every(
-    lambda entry: entry.elementwise and entry in one_of_each_class() and entry.optimizer is not EGD
-)
 
 
 @pytest.fixture(params=[*ISAS, "reference"])

@@ -18,6 +18,7 @@ from tests.contract.rules.registry import (
     every_class,
     every_elementwise_class,
     every_near_the_reference,
+    every_that_subtracts,
     every_with_state_near_the_reference,
     one_of_each_class,
 )
@@ -236,7 +237,7 @@ def test_split_master_weights_of_a_model_that_becomes_float16_are_refused(entry:
     assert_same_bits(optimizer, before)
 
 
-@every_elementwise_class
+@every_that_subtracts
 @pytest.mark.parametrize("backend", ["rust", "reference"])
 def test_what_is_written_over_split_weights_stands(entry: Entry, backend: str, isa: str) -> None:
     """Within the spacing of bfloat16, whatever the lower halves have been."""
