@@ -116,7 +116,12 @@ def tasks() -> dict[str, Any]:
 
 GUIDES = ("gradients.md", "guidance.md", "muon.md", "projections.md")
 PAGES = ("index.md", "dtypes.md", "threads.md")
-ELSEWHERE = {"distributed.md": "distributed/modules.py", "offload.md": "test_offload.py", "sophia.md": "test_docs.py"}
+ELSEWHERE = {
+    "distributed.md": "distributed/modules.py",
+    "offload.md": "test_offload.py",
+    "sophia.md": "test_docs.py",
+    "lion.md": "test_lion_k.py",
+}
 """Pages that another test runs, and where it is."""
 
 
