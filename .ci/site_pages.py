@@ -53,19 +53,22 @@ def optimizers() -> dict[str, type[optim.RuleOptimizer]]:
     return {
         name: each
         for name, each in public.items()
-        if inspect.isclass(each) and issubclass(each, torch.optim.Optimizer) and each is not optim.RuleOptimizer
+        if inspect.isclass(each) and issubclass(each, optim.RuleOptimizer) and each is not optim.RuleOptimizer
     }
 
 
-def state_bytes(cls: type[optim.RuleOptimizer], group: dict[str, Any], dtype: torch.dtype, options: Any) -> float:
+def state_bytes(cls: type[optim.RuleOptimizer], group: dict[str, Any], dtype: torch.dtype, options: Any) -> str:
     """Bytes of state per element after a step, of a matrix large enough that single numbers do not count."""
     p = torch.nn.Parameter(torch.zeros(64, 64, dtype=dtype))
     p.grad = torch.ones_like(p)
-    optimizer = cls([{"params": [p], **group}], **options)
+    if cls is optim.NIGT and dtype == torch.bfloat16 and "master_weights" not in options:
+        return "refused"
+    rate = {"lr": 1e-3} if cls is optim.NIGT else {}  # it has no default
+    optimizer = cls([{"params": [p], **group}], **rate, **options)
     if cls is optim.SophiaG:
         optimizer.update_hessian(bs=1)
     optimizer.step()
-    return round(sum(each.nbytes for each in optimizer.state[p].values()) / p.numel(), 1)
+    return f"{round(sum(each.nbytes for each in optimizer.state[p].values()) / p.numel(), 1):g}"
 
 
 def optimizer_page(name: str, cls: type[optim.RuleOptimizer]) -> str:
@@ -77,7 +80,7 @@ def optimizer_page(name: str, cls: type[optim.RuleOptimizer]) -> str:
     groups = {" of Muon": {"use_muon": True}, " of AdamW": {"use_muon": False}} if cls in OF_TWO_RULES else {"": {}}
     head = "".join(f" bytes of state per element{whose} |" for whose in groups)
     rows = [
-        f"| {where} |" + "".join(f" {state_bytes(cls, group, *how):g} |" for group in groups.values())
+        f"| {where} |" + "".join(f" {state_bytes(cls, group, *how)} |" for group in groups.values())
         for where, how in STORAGE.items()
     ]
     return "\n".join(
