@@ -5,3 +5,6 @@ Hugging Face's Trainer find them. Most frameworks need nothing: docs/frameworks 
 """
 
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
+
+# isort: split
+from ferrostep import optim  # noqa: F401  (before its parts: threads may meet there)
