@@ -54,6 +54,8 @@ NOT_HIDDEN = ("embedding", "position")
 
 # Options of one rule are the same for every implementation of it. The rates come from a coarse grid on about the
 # default run; Lion's step is a sign, hence the smaller rate and the larger decay (Chen et al. 2023, section 5).
+# Those of Adam, Adagrad, AdaGradNorm, Adamax, diffGrad, EGD, NIGT, OptimisticAdam, OptimisticMD, RAdam and RMSprop are
+# first guesses.
 ADAGRAD_NORM: dict[str, Any] = {"lr": 3.0}
 ADAMW: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
 ADAM: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99)}
