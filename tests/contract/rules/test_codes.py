@@ -17,7 +17,7 @@ import ferrostep.numpy
 from ferrostep import _core
 from ferrostep.optim import AdamW, Muon, SophiaG, SophiaH
 from ferrostep.reference.codes import BLOCK_SIZE, Codes, blocks_of, book, encode
-from tests.contract.rules.registry import Entry, every_coded_class
+from tests.contract.rules.registry import Entry, every, every_coded_class
 from tests.contract.rules.test_layouts import LAYOUTS
 from tests.contract.rules.test_layouts import SHAPE as SHAPE_OF_LAYOUTS
 from tests.contract.rules.test_state_dict import WAYS
@@ -75,6 +75,11 @@ def test_every_instruction_set_gives_the_same_bits(
 def test_both_forms_agree(entry: Entry, dtype: torch.dtype, options: dict[str, Any]) -> None:
     for steps in (1, 3):
         assert_agree(*(trained(entry, dtype, steps, **options, backend=backend) for backend in ("rust", "reference")))
+
+
+@every(lambda entry: entry.sums and entry.state)
+def test_both_forms_sum_what_codes_stand_for(entry: Entry) -> None:
+    assert_agree(*(trained(entry, torch.float32, backend=backend) for backend in ("rust", "reference")))
 
 
 def assert_agree(ours: Optimizer, plain: Optimizer) -> None:
