@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ferrostep.reference.terms import bias_correction, decayed
+from ferrostep.reference.terms import bias_correction, decayed, moments
 
 
 def adamw(
@@ -47,8 +47,7 @@ def adamw(
     """
     m, v, *maximum = state
     p, g = decayed(p, g, lr=lr, weight_decay=weight_decay, decoupled=decoupled_weight_decay, maximize=maximize)
-    m = m * beta1 + g * (1 - beta1)
-    v = v * beta2 + g * (1 - beta2) * g
+    m, v = moments(m, v, g, beta1=beta1, beta2=beta2)
     state = (m, v, torch.maximum(maximum[0], v)) if maximum else (m, v)
     denominator = state[-1].sqrt() / bias_correction(beta2, step) ** 0.5 + eps
     return p - (m * (lr / bias_correction(beta1, step))) / denominator, state

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ferrostep.reference.terms import bias_correction, decayed, moments
+
 
 def diffgrad(
     p: Tensor,
@@ -42,14 +44,8 @@ def diffgrad(
         tensor([0.9378, 1.0881])
     """
     m, v, previous = state
-    if maximize:
-        g = -g
-    if decoupled_weight_decay:
-        p = p * (1 - lr * weight_decay)
-    elif weight_decay != 0:
-        g = g + p * weight_decay
-    m = m * beta1 + g * (1 - beta1)
-    v = v * beta2 + g * (1 - beta2) * g
+    p, g = decayed(p, g, lr=lr, weight_decay=weight_decay, decoupled=decoupled_weight_decay, maximize=maximize)
+    m, v = moments(m, v, g, beta1=beta1, beta2=beta2)
     friction = torch.sigmoid((previous - g).abs())
-    step_size = lr * (1 - beta2**step) ** 0.5 / (1 - beta1**step)
+    step_size = lr * bias_correction(beta2, step) ** 0.5 / bias_correction(beta1, step)
     return p - friction * m * step_size / (v.sqrt() + eps), (m, v, g)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ferrostep.reference.terms import bias_correction, multiplied
+from ferrostep.reference.terms import adams_direction, descended, moments
 
 
 def egd(
@@ -55,11 +55,16 @@ def egd(
         direction = state[0] * momentum + g
         state = (direction,)
     elif state:
-        m = state[0] * beta1 + g * (1 - beta1)
-        v = state[1] * beta2 + g * (1 - beta2) * g
-        direction = (m / bias_correction(beta1, step)) / (v.sqrt() / bias_correction(beta2, step) ** 0.5 + eps)
+        m, v = moments(state[0], state[1], g, beta1=beta1, beta2=beta2)
+        direction = adams_direction(m, v, step, beta1=beta1, beta2=beta2, eps=eps)
         state = (m, v)
-    if not multiplicative:
-        return p * (1 - lr * weight_decay) - direction * lr, state
-    exponent = -(p.sign() * direction * lr + lr * weight_decay)
-    return multiplied(p, exponent.clamp(-max_exponent, max_exponent), min_abs), state
+    p = descended(
+        p,
+        direction,
+        lr=lr,
+        weight_decay=weight_decay,
+        multiplicative=multiplicative,
+        max_exponent=max_exponent,
+        min_abs=min_abs,
+    )
+    return p, state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ferrostep.reference.terms import bias_correction, multiplied
+from ferrostep.reference.terms import adams_direction, descended, moments
 
 
 def optimistic_md(
@@ -46,9 +46,7 @@ def optimistic_md(
     direction = g + (g - state[0]) * optimism if is_foretold else g
     if maximize:
         direction = -direction
-    if multiplicative:
-        return multiplied(p, -(p.sign() * direction * lr + lr * weight_decay)), (g,)
-    return p * (1 - lr * weight_decay) - direction * lr, (g,)
+    return descended(p, direction, lr=lr, weight_decay=weight_decay, multiplicative=multiplicative), (g,)
 
 
 def optimistic_adam(
@@ -89,8 +87,7 @@ def optimistic_adam(
     m, v, before = state
     if maximize:
         g = -g
-    m = m * beta1 + g * (1 - beta1)
-    v = v * beta2 + g * (1 - beta2) * g
-    direction = (m / bias_correction(beta1, step)) / (v.sqrt() / bias_correction(beta2, step) ** 0.5 + eps)
+    m, v = moments(m, v, g, beta1=beta1, beta2=beta2)
+    direction = adams_direction(m, v, step, beta1=beta1, beta2=beta2, eps=eps)
     ahead = direction if step == 1 or optimism == 0 else direction + (direction - before) * optimism
-    return p * (1 - lr * weight_decay) - ahead * lr, (m, v, direction)
+    return descended(p, ahead, lr=lr, weight_decay=weight_decay, multiplicative=False), (m, v, direction)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ferrostep.reference.terms import bias_correction, decayed
+from ferrostep.reference.terms import bias_correction, decayed, moments
 
 
 def radam(
@@ -47,8 +47,7 @@ def radam(
     """
     m, v = state
     p, g = decayed(p, g, lr=lr, weight_decay=weight_decay, decoupled=decoupled_weight_decay, maximize=maximize)
-    m = m * beta1 + g * (1 - beta1)
-    v = v * beta2 + g * (1 - beta2) * g
+    m, v = moments(m, v, g, beta1=beta1, beta2=beta2)
     mean = m / bias_correction(beta1, step)
     rho_inf = 2 / (1 - beta2) - 1
     rho = rho_inf - 2 * step * beta2**step / bias_correction(beta2, step)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,35 @@ def decayed(
     if decoupled:
         return p * (1 - lr * weight_decay), penalized(p, g, 0.0, maximize)
     return p, penalized(p, g, weight_decay, maximize)
+
+
+def moments(m: Tensor, v: Tensor, g: Tensor, *, beta1: float | Tensor, beta2: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The averages of gradients and of their squares, with one more gradient."""
+    return m * beta1 + g * (1 - beta1), v * beta2 + g * (1 - beta2) * g
+
+
+def adams_direction(
+    m: Tensor, v: Tensor, step: float, *, beta1: float | Tensor, beta2: float | Tensor, eps: float
+) -> Tensor:
+    """What Adam takes for the gradient, from both averages."""
+    return (m / bias_correction(beta1, step)) / (v.sqrt() / bias_correction(beta2, step) ** 0.5 + eps)
+
+
+def descended(
+    p: Tensor,
+    direction: Tensor,
+    *,
+    lr: float | Tensor,
+    weight_decay: float,
+    multiplicative: bool,
+    max_exponent: float = math.inf,
+    min_abs: float = 0.0,
+) -> Tensor:
+    """The parameter after a step against ``direction``, with decay: subtracted, or as an exponent multiplied."""
+    if not multiplicative:
+        return p * (1 - lr * weight_decay) - direction * lr
+    exponent = -(p.sign() * direction * lr + lr * weight_decay)
+    return multiplied(p, exponent.clamp(-max_exponent, max_exponent), min_abs)
 
 
 def multiplied(p: Tensor, exponent: Tensor, min_abs: float = 0.0) -> Tensor:

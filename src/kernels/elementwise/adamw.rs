@@ -2,7 +2,7 @@
 //! with AMSGrad (Reddi et al. 2018) as a variant with a third number of state. Bias corrections and the place of eps
 //! are those of torch.optim.AdamW.
 
-use super::terms::{Decay, bias_correction};
+use super::terms::{Decay, bias_correction, moments};
 use super::{Hyperparameters, Rule, hyperparameters};
 use crate::kernels::vector::Vector;
 
@@ -74,11 +74,8 @@ impl AdamWRule {
     fn moments<V: Vector>(&self, p: V, g: V, m: V, v: V) -> (V, V, V) {
         let o = &self.options;
         let (p, g) = self.decay.apply(p, g);
-        (
-            p,
-            m * o.beta1 + g * (1.0 - o.beta1),
-            v * o.beta2 + g * (1.0 - o.beta2) * g,
-        )
+        let (m, v) = moments(m, v, g, o.beta1, o.beta2);
+        (p, m, v)
     }
 
     #[inline(always)]
@@ -89,6 +86,7 @@ impl AdamWRule {
 
 impl Rule<2> for AdamWRule {
     const IN_16_BITS: bool = true;
+
     #[inline(always)]
     fn update<V: Vector>(&self, p: V, g: V, [m, v]: [V; 2]) -> (V, [V; 2]) {
         let (p, m, v) = self.moments(p, g, m, v);

@@ -1,7 +1,7 @@
 //! diffGrad: Adam with each element's step scaled by how much its gradient has changed (Dubey et al. 2019,
 //! arXiv 1909.11015, Algorithm 1). As in the authors' code, eps is added before the correction of the second moment.
 
-use super::terms::{Decay, bias_correction};
+use super::terms::{Decay, bias_correction, moments};
 use super::{Hyperparameters, Rule, hyperparameters};
 use crate::kernels::vector::Vector;
 use crate::kernels::vector::math::exp;
@@ -52,8 +52,7 @@ impl Rule<3> for DiffGradRule {
     fn update<V: Vector>(&self, p: V, g: V, [m, v, previous]: [V; 3]) -> (V, [V; 3]) {
         let o = &self.options;
         let (p, g) = self.decay.apply(p, g);
-        let m = m * o.beta1 + g * (1.0 - o.beta1);
-        let v = v * o.beta2 + g * (1.0 - o.beta2) * g;
+        let (m, v) = moments(m, v, g, o.beta1, o.beta2);
         // The inverse of the friction coefficient: with it, one division does for both.
         let slowing = exp(-(previous - g).abs()) + 1.0;
         (

@@ -3,14 +3,12 @@
 
 use super::egd::multiplied;
 use super::sweep::{Kernel, Span};
+use super::tiles::TILE;
 use super::{Rule, Unsupported, kernel};
 use crate::kernels::storage::{Buffers, Float, Rounding, State};
 use crate::kernels::vector::math::{log, polynomial};
 use crate::kernels::vector::{Arch, Bits, MAX_LANES, Noise, Routine, Single, Vector, dispatch};
 use crate::runtime::Isa;
-
-/// Elements for which numbers are drawn at once: with the parameters they stay in the nearest cache.
-const TILE: usize = 1024;
 
 /// What is done to a parameter after its rule.
 #[derive(Clone, Copy)]

@@ -2,7 +2,7 @@
 //! Warmuth 1997; for weights of either sign Cornford et al. 2024, as in linclab/EG_optimiser). The direction is the
 //! gradient, its momentum or Adam's.
 
-use super::terms::bias_correction;
+use super::terms::{AdamsDirection, moments};
 use super::{Hyperparameters, Rule, Steady, hyperparameters};
 use crate::kernels::vector::Vector;
 use crate::kernels::vector::math::{Format, times_exp};
@@ -37,12 +37,11 @@ hyperparameters! {
     pub struct EgdAdam(Egd);
 }
 
-/// [`EgdAdam`] at a step: the bias corrections are worked out.
+/// [`EgdAdam`] at a step.
 #[derive(Clone, Copy, Debug)]
 pub struct EgdAdamRule {
     options: Egd,
-    inverse_bias1: f64,
-    inverse_sqrt_bias2: f64,
+    direction: AdamsDirection,
 }
 
 /// A step along a direction, which has the sign of a gradient.
@@ -127,10 +126,12 @@ impl Hyperparameters<2> for EgdAdam {
     const NEVER_NEGATIVE: &'static [&'static str] = &["exp_avg_sq"];
 
     fn at_step(&self, step: f64) -> EgdAdamRule {
+        let Egd {
+            beta1, beta2, eps, ..
+        } = self.0;
         EgdAdamRule {
             options: self.0,
-            inverse_bias1: 1.0 / bias_correction(self.0.beta1, step),
-            inverse_sqrt_bias2: 1.0 / bias_correction(self.0.beta2, step).sqrt(),
+            direction: AdamsDirection::at_step(beta1, beta2, eps, step),
         }
     }
 }
@@ -139,10 +140,7 @@ impl Rule<2> for EgdAdamRule {
     #[inline(always)]
     fn update<V: Vector>(&self, p: V, g: V, [m, v]: [V; 2]) -> (V, [V; 2]) {
         let o = &self.options;
-        let g = o.downhill(g);
-        let m = m * o.beta1 + g * (1.0 - o.beta1);
-        let v = v * o.beta2 + g * (1.0 - o.beta2) * g;
-        let direction = (m * self.inverse_bias1) / (v.sqrt() * self.inverse_sqrt_bias2 + o.eps);
-        (o.descent().along(p, direction), [m, v])
+        let (m, v) = moments(m, v, o.downhill(g), o.beta1, o.beta2);
+        (o.descent().along(p, self.direction.of(m, v)), [m, v])
     }
 }

@@ -2,7 +2,7 @@
 //! mirror descent arXiv 2302.04552, as optimistic Adam arXiv 1711.00141).
 
 use super::egd::Descent;
-use super::terms::bias_correction;
+use super::terms::{AdamsDirection, moments};
 use super::{Hyperparameters, Rule, hyperparameters};
 use crate::kernels::vector::Vector;
 
@@ -42,13 +42,12 @@ pub struct OptimisticMdRule {
     maximize: bool,
 }
 
-/// [`OptimisticAdam`] at a step: the bias corrections are worked out.
+/// [`OptimisticAdam`] at a step.
 #[derive(Clone, Copy, Debug)]
 pub struct OptimisticAdamRule {
     options: OptimisticAdam,
     optimism: f64,
-    inverse_bias1: f64,
-    inverse_sqrt_bias2: f64,
+    direction: AdamsDirection,
 }
 
 impl Hyperparameters<1> for OptimisticMd {
@@ -82,8 +81,7 @@ impl Hyperparameters<3> for OptimisticAdam {
         OptimisticAdamRule {
             options: *self,
             optimism: if step == 1.0 { 0.0 } else { self.optimism },
-            inverse_bias1: 1.0 / bias_correction(self.beta1, step),
-            inverse_sqrt_bias2: 1.0 / bias_correction(self.beta2, step).sqrt(),
+            direction: AdamsDirection::at_step(self.beta1, self.beta2, self.eps, step),
         }
     }
 }
@@ -102,9 +100,8 @@ impl Rule<3> for OptimisticAdamRule {
     fn update<V: Vector>(&self, p: V, g: V, [m, v, before]: [V; 3]) -> (V, [V; 3]) {
         let o = &self.options;
         let g = if o.maximize { -g } else { g };
-        let m = m * o.beta1 + g * (1.0 - o.beta1);
-        let v = v * o.beta2 + g * (1.0 - o.beta2) * g;
-        let direction = (m * self.inverse_bias1) / (v.sqrt() * self.inverse_sqrt_bias2 + o.eps);
+        let (m, v) = moments(m, v, g, o.beta1, o.beta2);
+        let direction = self.direction.of(m, v);
         let ahead = foretold(direction, before, self.optimism);
         let p = p * (1.0 - o.lr * o.weight_decay) + ahead * -o.lr;
         (p, [m, v, direction])

@@ -1,7 +1,7 @@
 //! RAdam: Adam whose steps are rectified for the variance of the second moment (Liu et al. 2020, arXiv 1908.03265,
 //! Algorithm 2), with torch.optim.RAdam's place of eps and its 5 for the threshold.
 
-use super::terms::{Decay, bias_correction};
+use super::terms::{Decay, bias_correction, moments};
 use super::{Hyperparameters, Rule, hyperparameters};
 use crate::kernels::vector::Vector;
 
@@ -60,8 +60,7 @@ impl Rule<2> for RAdamRule {
     fn update<V: Vector>(&self, p: V, g: V, [m, v]: [V; 2]) -> (V, [V; 2]) {
         let o = &self.options;
         let (p, g) = self.decay.apply(p, g);
-        let m = m * o.beta1 + g * (1.0 - o.beta1);
-        let v = v * o.beta2 + g * (1.0 - o.beta2) * g;
+        let (m, v) = moments(m, v, g, o.beta1, o.beta2);
         let step = m * -self.step_size;
         let step = if self.is_adaptive {
             step / (v.sqrt() + o.eps)

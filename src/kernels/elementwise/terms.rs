@@ -7,6 +7,36 @@ pub fn bias_correction(beta: f64, step: f64) -> f64 {
     1.0 - beta.powf(step)
 }
 
+/// The averages of gradients and of their squares, with one more gradient.
+#[inline(always)]
+pub fn moments<V: Vector>(m: V, v: V, g: V, beta1: f64, beta2: f64) -> (V, V) {
+    (m * beta1 + g * (1.0 - beta1), v * beta2 + g * (1.0 - beta2) * g)
+}
+
+/// What Adam takes for the gradient at a step: the bias corrections are worked out.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamsDirection {
+    eps: f64,
+    inverse_bias1: f64,
+    inverse_sqrt_bias2: f64,
+}
+
+impl AdamsDirection {
+    pub fn at_step(beta1: f64, beta2: f64, eps: f64, step: f64) -> Self {
+        AdamsDirection {
+            eps,
+            inverse_bias1: 1.0 / bias_correction(beta1, step),
+            inverse_sqrt_bias2: 1.0 / bias_correction(beta2, step).sqrt(),
+        }
+    }
+
+    /// From both averages.
+    #[inline(always)]
+    pub fn of<V: Vector>(&self, m: V, v: V) -> V {
+        (m * self.inverse_bias1) / (v.sqrt() * self.inverse_sqrt_bias2 + self.eps)
+    }
+}
+
 /// The gradient of what is to become less, with the weight decay as an L2 penalty.
 #[inline(always)]
 pub fn penalized<V: Vector>(p: V, g: V, weight_decay: f64, maximize: bool) -> V {
