@@ -32,8 +32,8 @@ enum Place {
     Matrices(usize),
 }
 
-// SAFETY: the pointers are used by `run` and what comes before it only, which has the batch for itself and the memory of the tensors that it
-// keeps. An exception may take a batch to another thread, which drops it.
+// SAFETY: the pointers are used only by `run` and what comes before it, which have the batch for themselves and the memory
+// of the tensors that it keeps. An exception may take a batch to another thread, which drops it.
 unsafe impl Send for Batch {}
 // SAFETY: as above; nothing that is shared is changed.
 unsafe impl Sync for Batch {}

@@ -204,15 +204,13 @@ impl Ledger {
         );
         for (name, list) in lists.states {
             let name: String = name.extract()?;
-            let found = lists
-                .scales
-                .as_ref()
-                .map(|scales| scales.get_item(&name))
-                .transpose()?;
             states.push(column(name.clone(), &list.cast_into::<PyList>()?)?);
-            let found = found.flatten();
-            let found = found.map(|list| column(format!("{name}_scale"), &list.cast_into::<PyList>()?));
-            scales.push(found.transpose()?);
+            let scale = match &lists.scales {
+                Some(all) => all.get_item(&name)?,
+                None => None,
+            };
+            let scale = scale.map(|list| column(format!("{name}_scale"), &list.cast_into::<PyList>()?));
+            scales.push(scale.transpose()?);
         }
         let name = match rounding {
             Rounding::Split => "master_low",

@@ -56,12 +56,17 @@ def agreed(groups: Iterable[ProcessGroup], find: Callable[[], P]) -> P:
     return plan
 
 
+def device_of(group: ProcessGroup) -> str:
+    """Where tensors are to be that the ranks of a group exchange."""
+    return "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+
+
 def _tell(group: ProcessGroup, plan: Plan | None, reason: str | None) -> str | None:
     """Tell the ranks of a group and hear from them; returns why the step cannot be taken, if that is another's news."""
     work = plan.work_of(group) if plan else []
     digest = hashlib.blake2b(repr(work).encode(), digest_size=7).digest()
     state = FAILED if reason is not None else SKIP if plan and plan.skips else GO
-    device = "cuda" if dist.get_backend(group) == "nccl" else "cpu"
+    device = device_of(group)
     own = torch.tensor([state, int.from_bytes(digest, "little")], device=device)
     everyones = torch.empty(dist.get_world_size(group) * 2, dtype=own.dtype, device=device)
     dist.all_gather_into_tensor(everyones, own, group=group)

@@ -78,7 +78,6 @@ class Rule(NamedTuple):
     """What that sum is over."""
     signed: Mapping[str, bool] = MappingProxyType({})
     """The states that can be codes of 8 bits, and whether these are to stand for negative numbers, too."""
-
     noise: float = 0.0
     """Each parameter is multiplied, after the rule, by the exponential of a normal number times this."""
 

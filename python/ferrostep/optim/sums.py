@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ferrostep.optim import shards
+from ferrostep.optim.agreement import device_of
 from ferrostep.reference.sums import Sum, total
 
 if TYPE_CHECKING:
@@ -35,8 +36,7 @@ def over_ranks(sums: Sequence[Sum], params: Sequence[Tensor]) -> list[Sum]:
     whole = list(sums)
     for group in shards.process_groups(params):
         those = [i for i, p in enumerate(params) if group in shards.process_groups([p])]
-        own = torch.tensor([float(whole[i]) for i in those], dtype=torch.float64)
-        own = own.to("cuda" if dist.get_backend(group) == "nccl" else "cpu")
+        own = torch.tensor([float(whole[i]) for i in those], dtype=torch.float64, device=device_of(group))
         everyones = own.new_empty(dist.get_world_size(group) * len(those))
         dist.all_gather_into_tensor(everyones, own, group=group)
         for i, value in zip(those, everyones.view(-1, len(those)).sum(0).tolist(), strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -139,9 +139,7 @@ class Taken:
             parts._replace(factor=native[number]) for parts, number in zip(self._parts, self._added_with, strict=True)
         ]
         for i, factor in enumerate(factors[len(self._added) :]):
-            self._elsewhere[i] = self._elsewhere[i]._replace(
-                gathered=self._elsewhere[i].gathered._replace(factor=factor)
-            )
+            self._tell_elsewhere(i, factor=factor)
         return found
 
     def know(self, threads: int) -> list[tuple[Gathered, list[Sum]]]:
@@ -155,9 +153,13 @@ class Taken:
         self.batch.know([[float(x) for x in own] for own in known[: len(self._added)]])
         for i, own in enumerate(known[len(self._added) :]):
             if own:
-                gathered = self._elsewhere[i].gathered._replace(totals=own)
-                self._elsewhere[i] = self._elsewhere[i]._replace(gathered=gathered)
+                self._tell_elsewhere(i, totals=own)
         return [(gathered, own) for (gathered, _), own in zip(everyone, known, strict=True) if own]
+
+    def _tell_elsewhere(self, i: int, **found: Any) -> None:
+        """Let group ``i`` of those for plain torch know what was found out."""
+        summand = self._elsewhere[i]
+        self._elsewhere[i] = summand._replace(gathered=summand.gathered._replace(**found))
 
     def run(self, threads: int) -> None:
         """Take the step: all of it or, on an error, nothing."""
