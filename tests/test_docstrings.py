@@ -36,6 +36,7 @@ MODULES = (
     "ferrostep.projections",
     "ferrostep.reference",
     "ferrostep.rl",
+    "ferrostep.schedules",
 )
 OF_EXTRAS = ("diffusers", "gymnasium", "h5py", "matplotlib", "rich", "sklearn", "timm")
 """Packages that only extras bring: what needs one is skipped without it."""

@@ -14,13 +14,24 @@ from typing import TYPE_CHECKING, Any
 from ferrostep import _core
 
 if TYPE_CHECKING:
-    from ferrostep import curvature, gradients, guidance, numpy, offload, optim, projections, reference, rl  # noqa: F401
+    from ferrostep import curvature, gradients, guidance, numpy, offload, optim, projections, reference, rl, schedules  # noqa: F401
     from ferrostep.orthogonal import orthogonalize
 
 __all__ = ["__version__", "info", "orthogonalize"]
 
 # Named above for editors, too.
-PACKAGES = ("curvature", "gradients", "guidance", "numpy", "offload", "optim", "projections", "reference", "rl")
+PACKAGES = (
+    "curvature",
+    "gradients",
+    "guidance",
+    "numpy",
+    "offload",
+    "optim",
+    "projections",
+    "reference",
+    "rl",
+    "schedules",
+)
 
 __version__: str = _core.__version__
 
