@@ -23,6 +23,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ferrostep import gradients
+from ferrostep.demo.report import interval
 from ferrostep.gradients.accumulation import METHODS, Method
 from ferrostep.optim import AdamW
 
@@ -89,16 +90,6 @@ def cosine(products: Tensor, weights: Tensor, method: Method, options: dict[str,
     other = CHANGED * (surgery.merge(other) if surgery.merge else other)
     lengths = (weights @ products @ weights) * (other @ products @ other)
     return float(weights @ products @ other / lengths.sqrt())
-
-
-def interval(values: list[float], digits: str) -> str:
-    """The mean and the 95% interval of Student's t for up to ten seeds."""
-    mean, count = float(np.mean(values)), len(values)
-    if count == 1:
-        return format(mean, digits)
-    t = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26][min(count, 10) - 2]
-    half = t * float(np.std(values, ddof=1)) / count**0.5
-    return f"{mean:{digits}} ± {half:{digits}}"
 
 
 def main() -> None:

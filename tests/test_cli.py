@@ -12,6 +12,7 @@ import pytest
 
 from ferrostep.__main__ import main, terminated_as_interrupted
 from ferrostep.demo.optimizers import OPTIMIZERS
+from ferrostep.schedules import RefinedSchedule
 
 SAMPLE = b"def f(x):\n    return [i * i for i in range(x)]\n" * 60
 
@@ -167,6 +168,46 @@ def test_an_end_from_outside_prints_what_there_is(sent: signal.Signals, sample: 
     assert [(run["optimizer"], run["complete"]) for run in runs] == [("torch.adamw", True), ("torch.sgd", False)]
     assert (tmp_path / "compare.png").exists()
     assert re.search(r"^torch\.sgd: step 1 .* \d\d:\d\d left$", before, re.M)
+
+
+RUN = {"norm": "l1", "every": 1, "steps": 5, "norms": [4, 2, 1, 1, 0.5]}
+
+
+def test_refine_writes_the_schedule_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps(RUN))
+    done = ferrostep("refine", tmp_path / "run.json", "--steps", 9, "--smoothing", 0, "--out", tmp_path / "out")
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert done.stdout.startswith("9 steps, highest at step 4; 0 norms were not finite\nWrote ")
+    schedule = RefinedSchedule(**json.loads((tmp_path / "out/schedule.json").read_text()))
+    assert [schedule(step) for step in (0, 4, 8)] == [0.375, 1.0, 0.0]
+    assert (tmp_path / "out/schedule.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read the run 'run.json'"),
+        ("{", "cannot read the run 'run.json': it is no JSON"),
+        ("[]", "it holds a list"),
+        (json.dumps({"norms": [1, 2]}), "is no run that GradNormRecorder.save wrote"),
+        (json.dumps({**RUN, "norms": [1, None]}), "norms has 1 finite numbers"),
+        (json.dumps({**RUN, "norm": "l3"}), "'l3'"),
+    ],
+)
+def test_refine_refuses_what_is_no_run(
+    content: str | None,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    assert main(["refine", "run.json"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("python -m ferrostep refine: error: ") and message in printed
+    assert not (tmp_path / "ferrostep-refine").exists()
 
 
 def test_the_version_is_the_packages() -> None:

@@ -120,6 +120,13 @@ def test_gridworld(tmp_path: Path) -> None:
     assert "best policy" in printed and "orthogonal" in printed
 
 
+def test_schedules(tmp_path: Path) -> None:
+    arguments = ["--steps", "5", "--seeds", "2", "--rates", "2e-3"]
+    printed = run("schedules.py", *arguments, output=tmp_path / "schedules.png")
+    for row in ("linear", "cosine", "constant", "refined"):
+        assert row in printed
+
+
 def test_surgery() -> None:
     example = runpy.run_path(str(EXAMPLES / "surgery.py"))
     for method, keeps in (("upgrad", "rises"), ("nash_mtl", "turns"), ("imtl_g", "parts"), ("mean", None)):

@@ -1,4 +1,4 @@
-"""The command line: `python -m ferrostep compare`, `python -m ferrostep info` and `python -m ferrostep --version`."""
+"""The command line: `python -m ferrostep compare`, `refine`, `info`, and `python -m ferrostep --version`."""
 
 import argparse
 import importlib.util
@@ -49,10 +49,10 @@ def duration(text: str) -> float:
 
 
 def parser() -> Parser:
-    """The arguments of both commands."""
+    """The arguments of all commands."""
     result = Parser(prog="python -m ferrostep", description="Optimizers with Rust kernels for torch and NumPy.")
     result.add_argument("--version", action="version", version=f"ferrostep {__version__}")
-    commands = result.add_subparsers(dest="command", metavar="{compare,info}", required=True)
+    commands = result.add_subparsers(dest="command", metavar="{compare,refine,info}", required=True)
     compare = commands.add_parser(
         "compare",
         help="train a small GPT with several optimizers and compare them",
@@ -84,15 +84,34 @@ def parser() -> Parser:
         metavar="DIR",
         help="folder to write to (default: %(default)s)",
     )
+    add_refine(commands.add_parser("refine", help="make the next run's schedule of a run's gradient norms"))
     commands.add_parser("info", help="print versions, instruction sets and threads")
     return result
 
 
+def add_refine(command: argparse.ArgumentParser) -> None:
+    """The arguments of `refine`."""
+    command.description = (
+        "Turn the gradient norms of a finished run, as ferrostep.schedules.GradNormRecorder.save wrote them, into the "
+        "schedule of the next run (arXiv 2310.07831); write schedule.json and schedule.png."
+    )
+    command.add_argument("run", type=Path, metavar="RUN.json", help="the recorded run")
+    command.add_argument("--steps", type=whole_number(1), help="of the next run (default: those of the recorded one)")
+    command.add_argument(
+        "--smoothing", type=float, default=0.1, help="share of the run that is smoothed over (default: %(default)s)"
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        default=Path("ferrostep-refine"),
+        metavar="DIR",
+        help="folder to write to (default: %(default)s)",
+    )
+
+
 def run_compare(arguments: argparse.Namespace) -> int:
     """Compare as the arguments say; the exit code."""
-    missing = [name for name in ("torch", "rich", "matplotlib") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise DemoError(f'{", ".join(missing)} not installed: pip install "ferrostep[demo]"')
+    need("torch", "rich", "matplotlib")
     names = optimizers.parse(arguments.optimizers)
 
     from rich.console import Console
@@ -105,6 +124,27 @@ def run_compare(arguments: argparse.Namespace) -> int:
     with terminated_as_interrupted():
         completed = compare(names, arguments.text, budget, arguments.seed, arguments.out, Console(highlight=False))
     return 0 if completed else 130
+
+
+def run_refine(arguments: argparse.Namespace) -> int:
+    """Refine as the arguments say; the exit code."""
+    need("torch", "matplotlib")
+
+    from .demo.refine import refine
+
+    schedule = refine(arguments.run, arguments.steps, arguments.smoothing, arguments.out)
+    peak = max(range(schedule.total_steps), key=schedule)
+    print(f"{schedule.total_steps} steps, highest at step {peak}; {schedule.dropped} norms were not finite", end="")
+    print(f", {schedule.floored} next to zero" if schedule.floored else "")
+    print(f"Wrote {arguments.out / 'schedule.json'} and {arguments.out / 'schedule.png'}")
+    return 0
+
+
+def need(*packages: str) -> None:
+    """Raise `DemoError` for packages that are not installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DemoError(f'{", ".join(missing)} not installed: pip install "ferrostep[demo]"')
 
 
 @contextmanager
@@ -122,7 +162,7 @@ def terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run_info() -> int:
+def run_info(_arguments: argparse.Namespace) -> int:
     """Print `ferrostep.info()`, aligned; the exit code."""
     import ferrostep
 
@@ -134,11 +174,14 @@ def run_info() -> int:
     return 0
 
 
+COMMANDS = {"compare": run_compare, "refine": run_refine, "info": run_info}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv`, by default that of the process, and return the exit code."""
     arguments = parser().parse_args(argv)
     try:
-        return run_compare(arguments) if arguments.command == "compare" else run_info()
+        return COMMANDS[arguments.command](arguments)
     except DemoError as error:
         print(f"python -m ferrostep {arguments.command}: error: {error}", file=sys.stderr)
         return 2
