@@ -29,6 +29,7 @@ MODULES = (
     "ferrostep.guidance.diffusers",
     "ferrostep.integrations.timm",
     "ferrostep.integrations.transformers",
+    "ferrostep.nn",
     "ferrostep.numpy",
     "ferrostep.numpy.projections",
     "ferrostep.offload",

@@ -14,7 +14,19 @@ from typing import TYPE_CHECKING, Any
 from ferrostep import _core
 
 if TYPE_CHECKING:
-    from ferrostep import curvature, gradients, guidance, numpy, offload, optim, projections, reference, rl, schedules  # noqa: F401
+    from ferrostep import (  # noqa: F401
+        curvature,
+        gradients,
+        guidance,
+        nn,
+        numpy,
+        offload,
+        optim,
+        projections,
+        reference,
+        rl,
+        schedules,
+    )
     from ferrostep.orthogonal import orthogonalize
 
 __all__ = ["__version__", "info", "orthogonalize"]
@@ -24,6 +36,7 @@ PACKAGES = (
     "curvature",
     "gradients",
     "guidance",
+    "nn",
     "numpy",
     "offload",
     "optim",

@@ -1,0 +1,200 @@
+"""Batch normalization over parts of a batch (Hoffer, Hubara and Soudry 2017, arXiv 1705.08741)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ferrostep.errors import Problem, wrong_choice, wrong_kind
+from ferrostep.numpy.arrays import whole
+
+MomentumPer: TypeAlias = Literal["ghost", "batch"]
+M = TypeVar("M", bound=nn.Module)
+
+
+class _GhostBatchNorm(_BatchNorm):
+    """What the three share."""
+
+    def __init__(
+        self,
+        num_features: int,
+        ghost_size: int = 32,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        *,
+        momentum_per: MomentumPer = "ghost",
+        **options: Any,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
+        self.ghost_size = whole("ghost_size", ghost_size, 1)
+        if momentum_per not in ("ghost", "batch"):
+            raise wrong_choice("momentum_per", momentum_per, "ghost", "batch")
+        self.momentum_per = momentum_per
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize: each ghost by its own statistics in training, all by the running ones in evaluation.
+
+        Args:
+            input: as of torch's layer of the same dimensions.
+
+        Raises:
+            ValueError: another number of dimensions or channels.
+        """
+        count = len(input) // self.ghost_size
+        if count < 2 or not (self.training or self.running_mean is None):
+            return super().forward(input)
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        if input.shape[1] != self.num_features:
+            raise Problem.SHAPE.of("input", list(input.shape), f"{self.num_features} channels")
+        whole_ghosts = (count - 1) * self.ghost_size
+        first, means, variances = self._normalized(input[:whole_ghosts], count - 1)
+        last, *others = self._normalized(input[whole_ghosts:], 1)
+        if self.training and self.track_running_stats:
+            self._update(torch.cat([means, others[0]]), torch.cat([variances, others[1]]))
+        return torch.cat([first, last])
+
+    def _normalized(self, x: Tensor, ghosts: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples of so many ghosts of one size, normalized; and means and variances, of shape (ghosts, channels)."""
+        samples, channels = x.shape[:2]
+        # As more channels of fewer samples: one call of the kernel for all ghosts.
+        apart = x.reshape(ghosts, samples // ghosts, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
+        dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+        statistics = torch.zeros(2, ghosts * channels, dtype=dtype, device=x.device)
+        weight, bias = (None if each is None else each.repeat(ghosts) for each in (self.weight, self.bias))
+        mean, variance = statistics
+        normalized = F.batch_norm(apart, mean, variance, weight, bias, training=True, momentum=1.0, eps=self.eps)
+        together = normalized.view(-1, ghosts, *x.shape[1:]).transpose(0, 1).flatten(0, 1)
+        means, variances = statistics.view(2, ghosts, channels).unbind()
+        return together, means, variances
+
+    @torch.no_grad()
+    def _update(self, means: Tensor, variances: Tensor) -> None:
+        """Take the statistics of the ghosts, one after the other, into the running ones."""
+        assert self.num_batches_tracked is not None
+        before, ghosts = self.num_batches_tracked.clone(), len(means)
+        self.num_batches_tracked += ghosts
+        if self.momentum is None:  # the mean of all ghosts so far
+            kept = (before / self.num_batches_tracked).to(means)
+            shares = (1 / self.num_batches_tracked).to(means).expand(ghosts)
+        else:
+            per_ghost = self.momentum
+            if self.momentum_per == "batch":
+                per_ghost = 1 - (1 - self.momentum) ** (1 / ghosts)
+            powers = (1 - per_ghost) ** torch.arange(ghosts, -1, -1, device=means.device, dtype=torch.float64)
+            kept, shares = powers[0].to(means), (per_ghost * powers[1:]).to(means)
+        for running, own in ((self.running_mean, means), (self.running_var, variances)):
+            assert running is not None
+            running.copy_(running * kept + shares @ own)
+
+    def extra_repr(self) -> str:
+        """What is special about the layer, for its repr."""
+        of_torch = super().extra_repr()  # type: ignore[no-untyped-call]
+        return f"{of_torch}, ghost_size={self.ghost_size}, momentum_per={self.momentum_per!r}"
+
+
+class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):
+    """Ghost batch normalization (Hoffer, Hubara and Soudry 2017, arXiv 1705.08741) in place of ``nn.BatchNorm1d``.
+
+    In training the batch is cut into ghosts of ``ghost_size`` consecutive samples, and each is normalized by its own
+    mean and variance: a large batch is regularized as small ones are. What is left over goes to the last ghost. In
+    evaluation the running statistics count, whatever the batch. The state dict is that of ``nn.BatchNorm1d``, which
+    normalizes batches of less than two ghosts, too.
+
+    Args:
+        num_features: channels, the second dimension of inputs of shape ``(N, C)`` or ``(N, C, L)``, of any float dtype;
+            float16 and bfloat16 take their statistics in float32.
+        ghost_size: samples of a ghost. Default 32.
+        eps, momentum, affine, track_running_stats: as of ``nn.BatchNorm1d``.
+        momentum_per: the running statistics move by ``momentum`` for each ``"ghost"``, one after the other (default; so
+            by ``1 - (1 - momentum) ** n`` in a batch of n), or so that it is that in each ``"batch"``.
+        **options: ``device`` and ``dtype``, as of torch.
+
+    Raises:
+        TypeError, ValueError: ``ghost_size`` is no whole number of at least 1, or ``momentum_per`` none of the words.
+
+    Example:
+        >>> layer = GhostBatchNorm1d(1, ghost_size=2, affine=False)
+        >>> layer(torch.tensor([[1.0], [3.0], [5.0], [11.0]])).flatten()
+        tensor([-1.0000,  1.0000, -1.0000,  1.0000])
+        >>> layer.running_mean
+        tensor([0.9800])
+    """
+
+
+class GhostBatchNorm2d(_GhostBatchNorm, nn.BatchNorm2d):
+    """Ghost batch normalization in place of ``nn.BatchNorm2d``, as :class:`GhostBatchNorm1d`.
+
+    Args:
+        num_features: channels, the second dimension of inputs of shape ``(N, C, H, W)``, of any float dtype.
+        ghost_size, eps, momentum, affine, track_running_stats, momentum_per: as of :class:`GhostBatchNorm1d`.
+        **options: ``device`` and ``dtype``, as of torch.
+
+    Raises:
+        TypeError, ValueError: as of :class:`GhostBatchNorm1d`.
+
+    Example:
+        >>> GhostBatchNorm2d(3, ghost_size=16)(torch.zeros(64, 3, 8, 8)).shape
+        torch.Size([64, 3, 8, 8])
+    """
+
+
+class GhostBatchNorm3d(_GhostBatchNorm, nn.BatchNorm3d):
+    """Ghost batch normalization in place of ``nn.BatchNorm3d``, as :class:`GhostBatchNorm1d`.
+
+    Args:
+        num_features: channels, the second dimension of inputs of shape ``(N, C, D, H, W)``, of any float dtype.
+        ghost_size, eps, momentum, affine, track_running_stats, momentum_per: as of :class:`GhostBatchNorm1d`.
+        **options: ``device`` and ``dtype``, as of torch.
+
+    Raises:
+        TypeError, ValueError: as of :class:`GhostBatchNorm1d`.
+
+    Example:
+        >>> GhostBatchNorm3d(3, ghost_size=16)(torch.zeros(64, 3, 2, 2, 2)).shape
+        torch.Size([64, 3, 2, 2, 2])
+    """
+
+
+GHOSTS: dict[type[_BatchNorm], type[_GhostBatchNorm]] = {
+    nn.BatchNorm1d: GhostBatchNorm1d,
+    nn.BatchNorm2d: GhostBatchNorm2d,
+    nn.BatchNorm3d: GhostBatchNorm3d,
+}
+
+
+def convert_ghost_batchnorm(module: M, ghost_size: int = 32, momentum_per: MomentumPer = "ghost") -> M:
+    """Turn the batch normalizations of a module into ghost ones, in place: parameters and statistics stay.
+
+    Args:
+        module: any module; its layers of the very classes ``nn.BatchNorm1d``, ``2d`` and ``3d`` are converted.
+        ghost_size, momentum_per: as of :class:`GhostBatchNorm1d`; converted layers take them anew.
+
+    Returns:
+        The module.
+
+    Raises:
+        TypeError, ValueError: no module, impossible arguments, or a ``SyncBatchNorm``, whose statistics are those of
+            all ranks; nothing has been changed then.
+
+    Example:
+        >>> convert_ghost_batchnorm(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), ghost_size=8)[1].ghost_size
+        8
+    """
+    if not isinstance(module, nn.Module):
+        raise wrong_kind("module", module, "a torch.nn.Module")
+    like = GhostBatchNorm1d(1, ghost_size, momentum_per=momentum_per)
+    for name, each in module.named_modules():
+        if isinstance(each, nn.SyncBatchNorm):
+            raise TypeError(f"{name or 'module'} is a SyncBatchNorm, which is the opposite: statistics of all ranks")
+    for each in module.modules():
+        if type(each) in GHOSTS:
+            each.__class__ = GHOSTS[type(each)]  # type: ignore[index]
+        if isinstance(each, _GhostBatchNorm):
+            each.ghost_size, each.momentum_per = like.ghost_size, like.momentum_per
+    return module

@@ -1,0 +1,123 @@
+"""Ghost batch normalization against the loop over chunks, closed forms, and torch's layers."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ferrostep.nn import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, convert_ghost_batchnorm
+
+KINDS = [
+    (GhostBatchNorm1d, nn.BatchNorm1d, (5,)),
+    (GhostBatchNorm1d, nn.BatchNorm1d, (5, 4)),
+    (GhostBatchNorm2d, nn.BatchNorm2d, (5, 3, 2)),
+    (GhostBatchNorm3d, nn.BatchNorm3d, (5, 2, 2, 3)),
+]
+
+
+def loop(layer: nn.Module, x: Tensor, size: int) -> Tensor:
+    """Chunk by chunk through torch's layer, the rest with the last."""
+    starts = range(0, len(x) // size * size, size)
+    chunks = [x[start : start + size if start != starts[-1] else len(x)] for start in starts]
+    return torch.cat([layer(chunk) for chunk in chunks])
+
+
+@pytest.mark.parametrize(("kind", "plain", "shape"), KINDS)
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"momentum": None}, {"momentum": 0.01}])
+def test_ghosts_are_the_loop_over_chunks(kind: Any, plain: Any, shape: Any, options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    ghost, other = kind(5, 4, dtype=torch.float64, **options), plain(5, dtype=torch.float64, **options)
+    for count in (8, 16, 19, 5):
+        x = torch.randn(count, *shape, dtype=torch.float64, requires_grad=True)
+        y = x.detach().clone().requires_grad_()
+        weight = torch.randn_like(x)
+        out, expected = ghost(x), loop(other, y, 4)
+        torch.testing.assert_close(out, expected)
+        (out * weight).sum().backward()
+        (expected * weight).sum().backward()
+        torch.testing.assert_close(x.grad, y.grad)
+    torch.testing.assert_close(dict(ghost.state_dict()), dict(other.state_dict()))
+    for ours, theirs in zip(ghost.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_closed_forms() -> None:
+    layer = GhostBatchNorm1d(1, 2, affine=False, dtype=torch.float64)
+    out = layer(torch.tensor([[1.0], [3.0], [5.0], [11.0]], dtype=torch.float64)).flatten()
+    expected = torch.tensor([-0.999995, 0.999995, -0.9999994, 0.9999994], dtype=torch.float64)
+    torch.testing.assert_close(out, expected, atol=5e-8, rtol=0)
+    assert (layer.running_mean.item(), layer.running_var.item()) == pytest.approx((0.98, 2.79))
+    layer = GhostBatchNorm1d(1, 2)
+    layer(torch.tensor([[1.0], [3.0], [5.0], [11.0], [2.0]]))  # the last ghost has three
+    assert (layer.running_mean.item(), layer.running_var.item()) == pytest.approx((0.78, 3.09))
+
+
+def test_momentum_per_batch_is_that_of_the_batch() -> None:
+    layer = GhostBatchNorm1d(1, 2, momentum=0.5, momentum_per="batch")
+    layer(torch.full((8, 1), 3.0))
+    assert layer.running_mean.item() == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize(("kind", "plain", "shape"), KINDS)
+def test_few_samples_and_evaluation_are_those_of_torch(kind: Any, plain: Any, shape: Any) -> None:
+    ghost, other = kind(5, 8), plain(5)
+    other.load_state_dict(ghost.state_dict())
+    x = torch.randn(15, *shape)
+    assert torch.equal(ghost(x), other(x))
+    ghost.eval()
+    other.eval()
+    assert torch.equal(ghost(torch.cat([x, x])), other(torch.cat([x, x]))) and torch.equal(ghost(x[:1]), other(x[:1]))
+    untracked = kind(5, 8, track_running_stats=False).eval()
+    torch.testing.assert_close(untracked(torch.cat([x, x])), loop(other.train(), torch.cat([x, x]), 8))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_have_their_statistics_in_float32(dtype: torch.dtype) -> None:
+    x = torch.randn(64, 3, 4, 4)
+    low, high = GhostBatchNorm2d(3, 16), GhostBatchNorm2d(3, 16)
+    out = low(x.to(dtype))
+    assert out.dtype == dtype and low.running_mean.dtype == torch.float32
+    torch.testing.assert_close(out.float(), high(x.to(dtype).float()), atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(low.running_var, high.running_var, rtol=1e-3, atol=1e-5)
+
+
+def test_conversion_keeps_parameters_and_statistics() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)))
+    model(torch.randn(9, 4))
+    before, parameters = copy.deepcopy(model.state_dict()), list(model.parameters())
+    assert convert_ghost_batchnorm(model, 4, "batch") is model
+    assert isinstance(model[1], GhostBatchNorm1d) and "ghost_size=4, momentum_per='batch'" in repr(model[2][1])
+    torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
+    assert all(ours is theirs for ours, theirs in zip(model.parameters(), parameters, strict=True))
+    convert_ghost_batchnorm(model, 2)
+    assert model[1].ghost_size == 2 and model[1].momentum_per == "ghost"
+    single = convert_ghost_batchnorm(nn.BatchNorm2d(3))
+    assert type(single) is GhostBatchNorm2d
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: GhostBatchNorm1d(3, 0), ValueError, "ghost_size"),
+        (lambda: GhostBatchNorm1d(3, 2.5), TypeError, "ghost_size"),
+        (lambda: GhostBatchNorm1d(3, momentum_per="step"), ValueError, "momentum_per"),
+        (lambda: GhostBatchNorm2d(3, 2)(torch.ones(8, 3)), ValueError, "4D input"),
+        (lambda: GhostBatchNorm2d(3, 2)(torch.ones(8, 4, 2, 2)), ValueError, "input has shape .* expected 3 channels"),
+        (lambda: convert_ghost_batchnorm(torch.ones(3)), TypeError, "module"),
+        (lambda: convert_ghost_batchnorm(nn.BatchNorm1d(3), 0), ValueError, "ghost_size"),
+    ],
+)
+def test_bad_input_is_named(call: Any, error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_synchronized_statistics_are_refused_and_nothing_changes() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.SyncBatchNorm(3))
+    with pytest.raises(TypeError, match="1 is a SyncBatchNorm"):
+        convert_ghost_batchnorm(model)
+    assert type(model[0]) is nn.BatchNorm1d
