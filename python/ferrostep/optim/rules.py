@@ -19,6 +19,7 @@ from ferrostep.optim.base import (
     NewState,
     arithmetic_dtype,
     is_fake,
+    is_in_codes,
     scale_of,
     without_dynamo,
     zero_scale,
@@ -29,6 +30,7 @@ from ferrostep.optim.gathered import COMPENSATIONS, DOUBLE, Found, Gathered, che
 from ferrostep.optim.options import check_max_grad_norm, is_coded
 from ferrostep.optim.sums import Scope
 from ferrostep.optim.taken import Taken
+from ferrostep.reference.codes import SCALE_ITSELF
 from ferrostep.reference.sums import Sum
 
 if TYPE_CHECKING:
@@ -122,8 +124,22 @@ class Rule(NamedTuple):
         state = zero_state(name, p, group)
         if state is not None and name in self.initial:
             value = self.initial[name]
+            if is_in_codes(name, p, group):
+                return state.fill_(SCALE_ITSELF)
             state.fill_(complex(value, value) if state.is_complex() else value)
         return state
+
+    def first_scale(self, name: str, p: Tensor, group: dict[str, Any]) -> Tensor | None:
+        """The scales of what :meth:`zero_state` gives; None where that is no codes.
+
+        Args:
+            name, p, group: as of :meth:`zero_state`.
+
+        Raises:
+            KeyError: the group lacks an option.
+        """
+        scale = zero_scale(name, p, group)
+        return scale.fill_(self.initial[name]) if scale is not None and name in self.initial else scale
 
 
 class ElementwiseRule:
@@ -396,7 +412,7 @@ class RuleOptimizer(InPlaceOptimizer):
                 if self.state.get(p, {}).get(name) is None:
                     new_state.set(p, name, rule.zero_state(name, p, group))
                     if name in rule.signed:
-                        new_state.set(p, scale_of(name), zero_scale(name, p, group))
+                        new_state.set(p, scale_of(name), rule.first_scale(name, p, group))
 
     @staticmethod
     def _own(rule: Rule, state: Mapping[str, Any]) -> dict[str, Any]:
