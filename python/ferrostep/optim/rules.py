@@ -82,6 +82,8 @@ class Rule(NamedTuple):
     """The states that can be codes of 8 bits, and whether these are to stand for negative numbers, too."""
     noise: float = 0.0
     """Each parameter is multiplied, after the rule, by the exponential of a normal number times this."""
+    early: tuple[str, ...] = ()
+    """States that may be there before the others."""
 
     def beginning(self) -> Rule:
         """The rule for the step that makes a parameter's states, where it is another one."""
@@ -146,7 +148,8 @@ class ElementwiseRule:
     """A rule that Rust declares by name, with its form in plain torch.
 
     ``counts_steps`` keeps a ``step`` tensor for a rule that does not depend on the number of the step; ``summed`` is
-    what the rule is to know a sum of.
+    what the rule is to know a sum of. ``early`` may be there before the other states: ``step``, where another rule of
+    the class has none, and these may begin at any step.
     """
 
     def __init__(
@@ -156,10 +159,12 @@ class ElementwiseRule:
         *,
         counts_steps: bool = False,
         summed: reference.ReferenceSum | None = None,
+        early: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.reference = plain
         self.summed = summed
+        self.early = early
         rules = _core.rules()
         if name not in rules:
             raise Problem.NUMBER.of(
@@ -181,8 +186,16 @@ class ElementwiseRule:
         """The rule with a group's hyperparameters: those of the same name, and ``beta1``, ... from ``betas``."""
         group = {**group, BEGINS: False} if self._begins else group
         hyperparameters = _core.hyperparameters(self.name, group)
-        counts_steps, summed, signed = self.counts_steps, self.summed, self.signed
-        return Rule(self.name, self.reference, self.states, hyperparameters, counts_steps, summed=summed, signed=signed)
+        return Rule(
+            self.name,
+            self.reference,
+            self.states,
+            hyperparameters,
+            self.counts_steps,
+            summed=self.summed,
+            signed=self.signed,
+            early=self.early,
+        )
 
 
 def lacking(rule: Rule, state: Mapping[str, Any]) -> list[str]:
@@ -217,9 +230,6 @@ class RuleOptimizer(InPlaceOptimizer):
 
     last_grad_norm: Tensor | None = None
     """The norm that the last step with ``max_grad_norm`` found, 0-dim; NaN where it was left out before."""
-
-    _early_states: tuple[str, ...] = ()
-    """States that may be there before the first step."""
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """The update rule for a parameter group, with the group's present hyperparameters.
@@ -422,7 +432,7 @@ class RuleOptimizer(InPlaceOptimizer):
     def _check_state(self, number: int, position: int, rule: Rule, state: Mapping[str, Any]) -> None:
         """Raise KeyError for a state that has begun, but without all that the rule needs."""
         missing = lacking(rule, state)
-        if missing and not set(state) <= {*missing, *self._early_states, *COMPENSATIONS.values()}:
+        if missing and not set(state) <= {*missing, *rule.early, *COMPENSATIONS.values()}:
             raise KeyError(
                 f"state of parameter {position} in group {number} has {', '.join(map(str, state))}, but no "
                 f"{', '.join(missing)}: it is another rule's, or of before an option was chosen"

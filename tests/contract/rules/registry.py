@@ -107,6 +107,12 @@ class Entry:
         optimizer = self.build([torch.nn.Parameter(torch.zeros(self.shapes[0]))])
         return bool(optimizer._asks_for_sums(optimizer.param_groups[0]))
 
+    @property
+    def begins_late(self) -> bool:
+        """Whether its states may begin after steps without them, which were counted."""
+        optimizer = self.build([torch.nn.Parameter(torch.zeros(self.shapes[0]))])
+        return "step" in optimizer.rule(optimizer.param_groups[0]).early
+
     def build(self, params: Iterable[Any], **changes: Any) -> Optimizer:
         """The optimizer over ``params``, with its arguments and these changes."""
         return self.optimizer(params, **{**self.arguments, **changes})

@@ -267,6 +267,8 @@ FOREIGN: dict[str, Callable[[Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("theirs", FOREIGN)
 def test_states_of_other_optimizers_are_refused(entry: Entry, theirs: str) -> None:
     """As torch does, by a KeyError, but when they are loaded and with nothing changed."""
+    if theirs == "a step count alone" and entry.begins_late:
+        pytest.skip("its momentum begins then, as torch's")
     params = parameters(entry.shapes)
     optimizer = entry.build(params)
     train(optimizer, params, 2)
@@ -342,7 +344,7 @@ def test_sgds_checkpoint_is_refused(entry: Entry, momentum: float) -> None:
         entry.build(params).load_state_dict(sgd.state_dict())
 
 
-@every_class
+@every(lambda entry: entry in one_of_each_class() and not entry.begins_late)
 def test_a_state_that_has_lost_a_part_is_refused(entry: Entry) -> None:
     params = parameters(entry.shapes)
     optimizer = entry.build(params, rounding="stochastic")
