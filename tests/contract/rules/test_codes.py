@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 import ferrostep.numpy
 from ferrostep import _core
 from ferrostep.optim import Adagrad, AdamW, Muon, SophiaG, SophiaH
+from ferrostep.optim.base import SCALARS
 from ferrostep.reference.codes import BLOCK_SIZE, Codes, blocks_of, book, encode
 from tests.contract.rules.registry import Entry, every, every_coded_class
 from tests.contract.rules.test_layouts import LAYOUTS
@@ -108,7 +109,7 @@ def test_what_is_kept(entry: Entry) -> None:
         assert (large[f"{name}_scale"].dtype, large[f"{name}_scale"].shape) == (torch.float32, (16,))
         for state in others:
             assert state[name].dtype == torch.float32 and f"{name}_scale" not in state
-    bytes_of_state = sum(x.nbytes for name, x in large.items() if name != "step")
+    bytes_of_state = sum(x.nbytes for name, x in large.items() if name not in SCALARS)
     assert bytes_of_state == len(names) * (1 + 4 / BLOCK_SIZE) * params[0].numel()
 
 
