@@ -306,6 +306,27 @@ def test_noise_follows_from_the_seed_alone(dtype: torch.dtype, rounding: str) ->
     assert results[0] == results[1] != results[2]
 
 
+@both
+def test_momentum_may_come_later_but_not_adam(backend: str) -> None:
+    """The noise counts steps; a momentum begins at any of them, and Adam's averages only at the first."""
+    (p,), (q,) = params, others = parameters([(9,)]), parameters([(9,)])
+    options = {"lr": 0.1, "noise": 0.5, "backend": backend}
+    optimizer, other = EGD(params, **options), EGD(others, **options, momentum=0.5)
+    train(optimizer, params, 2)
+    other.state[q]["step"] = optimizer.state[p]["step"].clone()
+    q.data.copy_(p)
+    optimizer.param_groups[0]["momentum"] = 0.5
+    other.state[q]["momentum_buffer"] = torch.zeros_like(q)
+    train(optimizer, params, 2, start=2)
+    train(other, others, 2, start=2)
+    assert bits(p) == bits(q)
+    late = EGD(parameters([(9,)]), **options)
+    train(late, late.param_groups[0]["params"], 1)
+    late.param_groups[0]["adam"] = True
+    with pytest.raises(KeyError, match="has step, but no exp_avg, exp_avg_sq"):
+        train(late, late.param_groups[0]["params"], 1)
+
+
 def test_noise_keeps_signs_and_zeros_and_leaves_descent_alone() -> None:
     values = torch.tensor([1e-38, -1e-38, 0.0, -0.0] * 10)
     p = Parameter(values.clone())

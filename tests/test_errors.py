@@ -122,6 +122,15 @@ STEPS: dict[str, Step] = {
     "layout of state": with_state(X.to_sparse()),
     "shape of state": with_state(X[:1]),
 }
+NUMBER = torch.tensor(0.5)
+PRODUCTS: dict[str, Step] = {
+    "kind of product": with_state(0.5, "mu_product"),
+    "several products": with_state(torch.ones(2), "mu_product"),
+    "half a product": with_state(NUMBER.half(), "mu_product"),
+    "negative product": with_state(-NUMBER, "mu_product"),
+    "product above 1": with_state(NUMBER + 1, "mu_product"),
+    "NaN product": with_state(NUMBER * NAN, "mu_product"),
+}
 COUNTS: dict[str, Step] = {
     "kind of step": with_state(3.0, "step"),
     "several steps": with_state(torch.ones(2), "step"),
@@ -132,10 +141,11 @@ COUNTS: dict[str, Step] = {
 }
 
 
-def counts_steps(entry: Entry) -> bool:
-    """Whether a ``step`` is among the states."""
+def steps_of(entry: Entry) -> dict[str, Step]:
+    """The ways to spoil a step of what is among the states."""
     optimizer: Any = entry.build([Parameter(X)])
-    return bool(optimizer.rule(optimizer.param_groups[0]).counts_steps)
+    rule = optimizer.rule(optimizer.param_groups[0])
+    return STEPS | (COUNTS if rule.counts_steps else {}) | (PRODUCTS if rule.product else {})
 
 
 def stepped(entry: Entry, spoil: Step) -> Callable[[Form], object]:
@@ -161,7 +171,7 @@ CASES = [
 OF_OPTIMIZERS = [
     pytest.param(stepped(entry, spoil), elsewhere, id=f"{entry.name}-{name}")
     for entry in one_of_each_class()
-    for name, spoil in (STEPS | (COUNTS if counts_steps(entry) else {})).items()
+    for name, spoil in steps_of(entry).items()
 ]
 
 

@@ -18,9 +18,12 @@ class Rule:
 
     def __init__(self, name: str, hyperparameters: dict[str, Any]) -> None: ...
 
-def rules() -> dict[str, tuple[tuple[str, ...], dict[str, type[float] | type[bool]], bool, tuple[str, ...]]]:
+def rules() -> dict[
+    str, tuple[tuple[str, ...], dict[str, type[float] | type[bool]], bool, tuple[str, ...], str | None]
+]:
     """By name, the rules: the names of their states, their hyperparameters with their types, whether they depend on
-    the number of the step, and the names of the states that are never negative."""
+    the number of the step, the names of the states that are never negative, and the name of the product, if there is
+    one: a number of each parameter that is 1 before the first step, and that every step multiplies."""
 
 class SimplexRule:
     """A rule for parameters of which the rows along ``dim`` are positive and sum up to 1.
@@ -140,6 +143,7 @@ class Batch:
         *,
         steps: list[Any] | None = None,
         step: int = 0,
+        product: tuple[str, list[Any]] | None = None,
         rounding: str = "nearest",
         seed: int = 0,
         compensation: list[Any] | None = None,
@@ -156,7 +160,8 @@ class Batch:
         go together, tensor by tensor: torch tensors or NumPy arrays of equal shape, of dtype float32, float64,
         bfloat16, float16 or complex; gradients of float32 and the 16-bit types go with parameters of any of these.
         ``steps`` are one-element counters that the step advances; without them ``step`` is the number of this step,
-        from 1. ``compensation`` goes with ``rounding="kahan"`` (of the parameter's dtype), ``"split"`` (int16) and
+        from 1. ``product`` goes with a rule that has one: its name, and one-element tensors that the step multiplies.
+        ``compensation`` goes with ``rounding="kahan"`` (of the parameter's dtype), ``"split"`` (int16) and
         ``"master"`` (float32). ``scales`` are by name those of states that are codes (uint8): a float32 for each 256 of
         them in the order of the indices, or None where a state is numbers; rules of matrices take none. ``group`` and
         ``positions`` are the numbers by which error messages name a tensor. With ``skip_nonfinite`` nothing is updated,

@@ -59,7 +59,7 @@ impl Batch {
     }
 
     /// Adds a parameter group; the argument names are those of the error messages. See `_core.pyi`.
-    #[pyo3(signature = (rule, params, grads, states, *, steps=None, step=0, rounding="nearest", seed=0,
+    #[pyo3(signature = (rule, params, grads, states, *, steps=None, step=0, product=None, rounding="nearest", seed=0,
                         compensation=None, scales=None, group=None, positions=None, skip_nonfinite=false,
                         measure=false, noise=0.0))]
     #[allow(clippy::too_many_arguments)] // the Python signature
@@ -71,6 +71,7 @@ impl Batch {
         states: &Bound<'py, PyDict>,
         steps: Option<Bound<'py, PyList>>,
         step: u64,
+        product: Option<(String, Bound<'py, PyList>)>,
         rounding: &str,
         seed: u64,
         compensation: Option<Bound<'py, PyList>>,
@@ -88,6 +89,7 @@ impl Batch {
             scales,
             compensation,
             steps,
+            product,
         };
         let options = Options {
             number: group,
@@ -170,7 +172,7 @@ impl Batch {
         }
         let Ledger {
             call,
-            counters,
+            scalars,
             searched,
             ..
         } = &mut self.ledger;
@@ -181,14 +183,14 @@ impl Batch {
             workspace = std::mem::take(&mut known.workspace);
         }
         let (works, matrices) = (&self.works, &mut self.matrices);
-        let (counters, searched, memory) = (&*counters, &*searched, &mut workspace);
+        let (scalars, searched, memory) = (&*scalars, &*searched, &mut workspace);
         let result = call.run(py, threads, || {
             // SAFETY: the views of all tensors are valid, and nothing that is written is shared: `Call::run` saw to it.
             unsafe {
                 if !elementwise::all_finite(searched, threads) {
                     return None;
                 }
-                counters.iter().for_each(|counter| counter.advance());
+                scalars.iter().for_each(|scalar| scalar.write());
             }
             let counted = elementwise::run(works, threads);
             matrices.iter_mut().for_each(|step| step.run(threads, memory));

@@ -5,7 +5,7 @@ use std::fmt;
 use pyo3::exceptions::{PyRuntimeError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
-use crate::kernels::storage::Dims;
+use crate::kernels::storage::{Buffers, Dims, Float, Rounding, State};
 
 /// Where a tensor stands in the caller's arguments.
 #[derive(Clone, Debug)]
@@ -58,14 +58,29 @@ pub enum Problem {
     Overlaps {
         other: Place,
     },
-    Step {
+    Number {
         value: f64,
+        expected: &'static str,
     },
     Combination {
         param: &'static str,
         states: String,
         rounding: &'static str,
     },
+}
+
+impl Problem {
+    /// Of types that no kernel takes together.
+    pub fn combination<const N: usize>(buffers: &Buffers<N>, rounding: Rounding) -> Problem {
+        let name = |state: &State| state.dtype().map_or("8-bit", Float::name);
+        let mut states: Vec<_> = buffers.state.iter().map(name).collect();
+        states.dedup();
+        Problem::Combination {
+            param: buffers.dtype.name(),
+            states: states.join(", "),
+            rounding: rounding.name(),
+        }
+    }
 }
 
 /// An input that is refused; nothing has been changed.
@@ -133,7 +148,7 @@ impl fmt::Display for Problem {
                 "has elements that share memory (an expanded view?), expected one place for each"
             ),
             Overlaps { other } => write!(f, "shares memory with {other}, expected separate memory"),
-            Step { value } => write!(f, "is {value:?}, expected a whole number of at least 0"),
+            Number { value, expected } => write!(f, "is {value:?}, expected {expected}"),
             Combination {
                 param,
                 states,

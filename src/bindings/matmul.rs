@@ -7,7 +7,6 @@ use pyo3::prelude::*;
 
 use super::call::{Call, Names, Owner, Role};
 use super::errors::Problem;
-use super::parameters::work_dtype;
 use super::view::View;
 use crate::kernels::matmul::{self, Element, Output, Packed, Real};
 use crate::kernels::storage::{Access, DType, Dims, Float};
@@ -47,7 +46,7 @@ pub fn multiply(
         Some(b) => b.shape[1],
         None => a.shape[0],
     };
-    let writes = Role::new(Access::Writes).dtype(work_dtype(&a));
+    let writes = Role::new(Access::Writes).dtype(a.work_dtype());
     let out = matrix(&mut call, 2, out, &writes)?;
     if out.shape[..] != [a.shape[0], cols] || !out.is_contiguous {
         let expected = format!("contiguous [{}, {cols}]", a.shape[0]);

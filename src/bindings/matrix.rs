@@ -10,7 +10,7 @@ use super::arguments::{at_least_zero, choice};
 use super::call::Role;
 use super::errors::Problem;
 use super::orthogonal::{self, Schedule};
-use super::parameters::{Column, Inputs, Ledger, Writes, combination, work_dtype};
+use super::parameters::{Column, Inputs, Ledger, Writes};
 use super::view::View;
 use crate::kernels::elementwise::Visitor;
 use crate::kernels::matrix::{
@@ -191,7 +191,7 @@ pub fn add(
     MatrixRule { rule, layout }: &MatrixRule,
     inputs: &Inputs<'_>,
 ) -> PyResult<Step> {
-    inputs.expect(1 + rule.transforms.row_states().count())?;
+    inputs.expect(1 + rule.transforms.row_states().count(), None)?;
     let writes = Writes {
         param: true,
         states: (!rule.only_moves).into(),
@@ -211,7 +211,7 @@ pub fn add(
         };
         let buffers = ledger.buffers(inputs, i, &tensors, &order, writes);
         if !rule.takes(&buffers) {
-            return Err(ledger.refuse(inputs, i, combination(&buffers, inputs.rounding)));
+            return Err(ledger.refuse(inputs, i, Problem::combination(&buffers, inputs.rounding)));
         }
         parameters.push(Parameter {
             buffers,
@@ -254,7 +254,7 @@ fn row_state(
     shape[columns..].fill(1);
     let role = Role::new(Access::Updates)
         .shape(&shape)
-        .dtype(work_dtype(param))
+        .dtype(param.work_dtype())
         .state();
     let view = ledger.take(inputs, column, i, &role)?;
     Ok(ledger.call.stage(&view, &row_by_row(&view), Access::Updates))

@@ -3,7 +3,6 @@
 mod arguments;
 mod batch;
 mod call;
-mod counter;
 mod dlpack;
 mod errors;
 mod finish;
@@ -18,6 +17,7 @@ mod overlap;
 mod parameters;
 mod reader;
 mod rules;
+mod scalar;
 mod solve;
 mod view;
 

@@ -6,8 +6,8 @@ use pyo3::types::{PyDict, PyList};
 use smallvec::SmallVec;
 
 use super::call::{Call, Names, Owner, Role};
-use super::counter::Counter;
 use super::errors::{Place, Problem};
+use super::scalar::Scalar;
 use super::view::{Elements, View};
 use crate::kernels::elementwise::{Disturbance, Unsupported, Values};
 use crate::kernels::storage::{
@@ -18,7 +18,8 @@ use crate::kernels::vector::Noise;
 /// What a step has taken in so far.
 pub struct Ledger {
     pub call: Call<Groups>,
-    pub counters: Vec<Counter>,
+    /// What the numbers beside the states become.
+    pub scalars: Vec<Scalar>,
     /// The gradients in which to look for NaN and infinity.
     pub searched: Vec<Values>,
     /// The gradients of which the norm is asked for.
@@ -69,6 +70,7 @@ pub struct Inputs<'py> {
     scales: SmallVec<[Option<Column<'py>>; 4]>,
     compensation: Option<Column<'py>>,
     steps: Option<Column<'py>>,
+    product: Option<Column<'py>>,
     /// The number of this step where it is not counted, from 1.
     step: u64,
     /// A stochastic one with the optimizer's seed.
@@ -104,6 +106,7 @@ pub struct Lists<'a, 'py> {
     pub scales: Option<Bound<'py, PyDict>>,
     pub compensation: Option<Bound<'py, PyList>>,
     pub steps: Option<Bound<'py, PyList>>,
+    pub product: Option<(String, Bound<'py, PyList>)>,
 }
 
 /// What a rule writes.
@@ -139,6 +142,8 @@ pub struct Tensors<const N: usize> {
     compensation: Option<View>,
     /// The number of this step, from 1.
     pub step: u64,
+    /// That of a rule which has one, as it is before this step.
+    pub product: Option<Scalar>,
 }
 
 /// A state as it came: numbers, or codes with the book and the scales that say what they stand for.
@@ -162,7 +167,7 @@ impl Ledger {
     pub fn new() -> Ledger {
         Ledger {
             call: Call::new(Groups::default()),
-            counters: Vec::new(),
+            scalars: Vec::new(),
             searched: Vec::new(),
             measured: Vec::new(),
         }
@@ -217,10 +222,13 @@ impl Ledger {
             Rounding::Master => "master_param",
             _ => "kahan_comp",
         };
-        let compensation = lists.compensation.as_ref();
-        let compensation = compensation.map(|list| column(name.into(), list)).transpose()?;
-        let steps = lists.steps.as_ref();
-        let steps = steps.map(|list| column("step".into(), list)).transpose()?;
+        let compensation = lists.compensation.map(|list| column(name.into(), &list));
+        let compensation = compensation.transpose()?;
+        let steps = lists.steps.map(|list| column("step".into(), &list)).transpose()?;
+        let product = lists
+            .product
+            .map(|(name, list)| column(name, &list))
+            .transpose()?;
         let needs_it = matches!(rounding, Rounding::Kahan | Rounding::Split | Rounding::Master);
         if compensation.is_none() && needs_it {
             let message = format!("rounding='{}' needs compensation buffers", rounding.name());
@@ -235,7 +243,7 @@ impl Ledger {
         }
         self.call.reserve(
             count,
-            count * (states.len() + scales.iter().flatten().count() + 2),
+            count * (states.len() + scales.iter().flatten().count() + 3),
         );
         Ok(Inputs {
             group,
@@ -245,6 +253,7 @@ impl Ledger {
             scales,
             compensation,
             steps,
+            product,
             step: options.step,
             rounding,
             disturbed: options.disturbed,
@@ -276,15 +285,22 @@ impl Ledger {
             _ => None,
         };
         let step = match &inputs.steps {
-            Some(column) => self.counter(inputs, column, i)?,
+            Some(column) => {
+                let count = self.scalar(inputs, column, i, Scalar::count)?.plus_one();
+                self.scalars.push(count);
+                count.value() as u64
+            }
             None => inputs.step,
         };
+        let product = inputs.product.as_ref();
+        let product = product.map(|column| self.scalar(inputs, column, i, Scalar::product));
         Ok(Tensors {
             param,
             grad,
             states,
             compensation,
             step,
+            product: product.transpose()?,
         })
     }
 
@@ -356,7 +372,7 @@ impl Ledger {
         let role = Role::new(Access::Updates).shape(&param.shape).state();
         let role = match rounding {
             Rounding::Kahan => role.dtype(param.dtype),
-            Rounding::Master => role.dtype(work_dtype(param)),
+            Rounding::Master => role.dtype(param.work_dtype()),
             Rounding::Split if param.dtype == DType::BF16 => role.elements(LOWER_HALVES),
             // Other halves have no kernel, which the engine says.
             Rounding::Split | Rounding::Nearest | Rounding::Stochastic { .. } => return Ok(None),
@@ -364,23 +380,16 @@ impl Ledger {
         self.take(inputs, column, i, &role).map(Some)
     }
 
-    /// The number of this step, from the count of those before it.
-    fn counter(&mut self, inputs: &Inputs<'_>, column: &Column<'_>, i: usize) -> PyResult<u64> {
+    /// A number beside the states, as `read` finds it.
+    fn scalar(
+        &mut self,
+        inputs: &Inputs<'_>,
+        column: &Column<'_>,
+        i: usize,
+        read: fn(&View) -> Result<Scalar, Problem>,
+    ) -> PyResult<Scalar> {
         let view = self.take(inputs, column, i, &Role::new(Access::Updates).state())?;
-        let problem = match Counter::read(&view) {
-            Some(counter) if counter.value() >= 0.0 && counter.value().fract() == 0.0 => {
-                self.counters.push(counter);
-                return Ok((counter.value() as u64).saturating_add(1));
-            }
-            Some(counter) => Problem::Step {
-                value: counter.value(),
-            },
-            None => Problem::DType {
-                dtype: format!("{} and {} elements", view.dtype.name(), view.len),
-                expected: "one float32 or float64 number".into(),
-            },
-        };
-        Err(self.call.refuse(inputs.owner(column, i), problem))
+        read(&view).map_err(|problem| self.call.refuse(inputs.owner(column, i), problem))
     }
 
     /// The memory of a parameter's tensors with their elements in the order of dimensions `order`.
@@ -463,10 +472,17 @@ impl Inputs<'_> {
         self.params.list.len()
     }
 
-    /// Refuses other numbers of states than a rule has.
-    pub fn expect(&self, states: usize) -> PyResult<()> {
+    /// Refuses other numbers of states than a rule has, and what has no product for a rule of one.
+    pub fn expect(&self, states: usize, product: Option<&str>) -> PyResult<()> {
         if self.states.len() != states {
             let message = format!("the rule has {states} states, got {}", self.states.len());
+            return Err(PyValueError::new_err(message));
+        }
+        if self.product.is_some() != product.is_some() {
+            let message = match product {
+                Some(name) => format!("the rule has the product {name}, got none"),
+                None => "the rule has no product, got one".to_owned(),
+            };
             return Err(PyValueError::new_err(message));
         }
         Ok(())
@@ -479,21 +495,4 @@ impl Inputs<'_> {
             index: i as u32,
         }
     }
-}
-
-/// Why types that no kernel takes together are refused.
-pub fn combination<const N: usize>(buffers: &Buffers<N>, rounding: Rounding) -> Problem {
-    let name = |state: &State| state.dtype().map_or("8-bit", Float::name);
-    let mut states: Vec<_> = buffers.state.iter().map(name).collect();
-    states.dedup();
-    Problem::Combination {
-        param: buffers.dtype.name(),
-        states: states.join(", "),
-        rounding: rounding.name(),
-    }
-}
-
-/// The type that numbers of the arithmetic are kept in.
-pub fn work_dtype(param: &View) -> DType {
-    DType::Float(param.float().arithmetic())
 }

@@ -9,7 +9,7 @@ use pyo3::types::{PyBool, PyDict, PyFloat, PyString, PyTuple};
 use super::arguments::{extract, number, wrong_kind};
 use super::errors::Problem;
 use super::matrix::{self, MatrixRule, Stage};
-use super::parameters::{Inputs, Ledger, Writes, combination};
+use super::parameters::{Inputs, Ledger, Tensors, Writes};
 use crate::kernels::elementwise::{
     self, AnyRule, HyperparameterKind, Hyperparameters, Rule as _, Source, Visitor, Work,
 };
@@ -102,7 +102,7 @@ pub fn hyperparameters<'py>(name: &str, group: &Bound<'py, PyDict>) -> PyResult<
 }
 
 /// By name, the rules that there are: the names of their states, their hyperparameters with their types, whether they
-/// depend on the number of the step, and which states are never negative.
+/// depend on the number of the step, which states are never negative, and what their product is called, if they have one.
 #[pyfunction]
 pub fn rules(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
     let all = PyDict::new(py);
@@ -119,7 +119,13 @@ pub fn rules(py: Python<'_>) -> PyResult<Bound<'_, PyDict>> {
         let never_negative = PyTuple::new(py, rule.never_negative)?;
         all.set_item(
             rule.name,
-            (states, hyperparameters, rule.counts_steps, never_negative),
+            (
+                states,
+                hyperparameters,
+                rule.counts_steps,
+                never_negative,
+                rule.product,
+            ),
         )?;
     }
     Ok(all)
@@ -160,7 +166,7 @@ impl Visitor for Add<'_, '_> {
 
     fn visit<H: Hyperparameters<N>, const N: usize>(self, hyperparameters: H) -> Self::Output {
         let Add { ledger, inputs } = self;
-        inputs.expect(N)?;
+        inputs.expect(N, H::PRODUCT)?;
         let mut batch = elementwise::Updates::with_capacity(inputs.len());
         let (writes, books) = (writes::<H, N>(), H::books());
         let mut latest = Latest::of(hyperparameters);
@@ -171,7 +177,7 @@ impl Visitor for Add<'_, '_> {
                 false => tensors.order(),
             };
             let buffers = ledger.buffers(inputs, i, &tensors, &order, writes);
-            let rule = latest.at_step(tensors.step);
+            let rule = latest.rule_of(ledger, &tensors);
             let disturbance = ledger.disturbance(inputs, i, tensors.step, buffers.dtype);
             // SAFETY: the views are valid while the ledger lives, and its call checks that what is written is not
             // shared.
@@ -182,7 +188,7 @@ impl Visitor for Add<'_, '_> {
                 }
             };
             if disturbance.transpose().and_then(push).is_err() {
-                return Err(ledger.refuse(inputs, i, combination(&buffers, inputs.rounding)));
+                return Err(ledger.refuse(inputs, i, Problem::combination(&buffers, inputs.rounding)));
             }
         }
         Ok(Box::new(batch))
@@ -200,7 +206,7 @@ impl Visitor for AddRows<'_, '_> {
 
     fn visit<H: Hyperparameters<N>, const N: usize>(self, hyperparameters: H) -> Self::Output {
         let AddRows { ledger, inputs, dim } = self;
-        inputs.expect(N)?;
+        inputs.expect(N, H::PRODUCT)?;
         let mut batch = elementwise::SimplexUpdates::with_capacity(inputs.len());
         let (writes, books) = (writes::<H, N>(), H::books());
         let mut latest = Latest::of(hyperparameters);
@@ -217,10 +223,10 @@ impl Visitor for AddRows<'_, '_> {
             order.sort_by_key(|&each| each == dim); // stable
             let row = tensors.param.shape[dim] as usize;
             let buffers = ledger.buffers(inputs, i, &tensors, &order, writes);
-            let rule = latest.at_step(tensors.step);
+            let rule = latest.rule_of(ledger, &tensors);
             // SAFETY: as for `Add`; a tensor with elements has whole rows of them.
             if unsafe { batch.push(rule, buffers, row) }.is_err() {
-                return Err(ledger.refuse(inputs, i, combination(&buffers, inputs.rounding)));
+                return Err(ledger.refuse(inputs, i, Problem::combination(&buffers, inputs.rounding)));
             }
         }
         Ok(Box::new(batch))
@@ -238,7 +244,7 @@ fn writes<H: Hyperparameters<N>, const N: usize>() -> Writes {
 /// two.
 struct Latest<H: Hyperparameters<N>, const N: usize> {
     hyperparameters: H,
-    known: Option<(u64, H::Rule)>,
+    known: Option<((u64, f64), H::Rule)>,
 }
 
 impl<H: Hyperparameters<N>, const N: usize> Latest<H, N> {
@@ -250,12 +256,22 @@ impl<H: Hyperparameters<N>, const N: usize> Latest<H, N> {
         }
     }
 
-    fn at_step(&mut self, step: u64) -> H::Rule {
+    /// The rule for a parameter, of which the ledger then has the new product.
+    fn rule_of(&mut self, ledger: &mut Ledger, tensors: &Tensors<N>) -> H::Rule {
+        let step = tensors.step as f64;
+        let product = tensors
+            .product
+            .map(|before| before.times(self.hyperparameters.factor(step)));
+        ledger.scalars.extend(product);
+        self.at(tensors.step, product.map_or(1.0, |product| product.value()))
+    }
+
+    fn at(&mut self, step: u64, product: f64) -> H::Rule {
         let rule = match self.known {
-            Some((known, rule)) if known == step => rule,
-            _ => self.hyperparameters.at_step(step as f64),
+            Some((known, rule)) if known == (step, product) => rule,
+            _ => H::with_product(self.hyperparameters.at_step(step as f64), product),
         };
-        self.known = Some((step, rule));
+        self.known = Some(((step, product), rule));
         rule
     }
 }

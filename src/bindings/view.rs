@@ -51,6 +51,11 @@ impl View {
         }
     }
 
+    /// The type that numbers of the arithmetic are kept in.
+    pub fn work_dtype(&self) -> DType {
+        DType::Float(self.float().arithmetic())
+    }
+
     /// Whether both are the same elements in the same memory.
     pub fn is(&self, other: &View) -> bool {
         self.data == other.data && self.strides == other.strides

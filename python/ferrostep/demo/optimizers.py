@@ -54,8 +54,8 @@ NOT_HIDDEN = ("embedding", "position")
 
 # Options of one rule are the same for every implementation of it. The rates come from a coarse grid on about the
 # default run; Lion's step is a sign, hence the smaller rate and the larger decay (Chen et al. 2023, section 5).
-# Those of Adam, Adagrad, AdaGradNorm, Adamax, diffGrad, EGD, NIGT, OptimisticAdam, OptimisticMD, RAdam and RMSprop are
-# first guesses.
+# Those of Adam, Adagrad, AdaGradNorm, Adamax, diffGrad, EGD, NAdam, NIGT, OptimisticAdam, OptimisticMD, RAdam and
+# RMSprop are first guesses.
 ADAGRAD_NORM: dict[str, Any] = {"lr": 3.0}
 ADAMW: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
 ADAM: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99)}
@@ -82,6 +82,7 @@ OPTIMIZERS: dict[str, Factory] = {
     "egd": hidden_matrices("ferrostep.optim.EGD", **EGD),
     "lion": of("ferrostep.optim.Lion", **LION),
     "diffgrad": of("ferrostep.optim.DiffGrad", **DIFFGRAD),
+    "nadam": of("ferrostep.optim.NAdam", **ADAM),
     "nigt": of("ferrostep.optim.NIGT", **NIGT),
     "muon": hidden_matrices("ferrostep.optim.MuonWithAuxAdamW", **MUON),
     "muon_adamw": of("ferrostep.optim.MuonAdamW", **ADAMW | {"betas": (0.95, 0.95)}),

@@ -164,7 +164,7 @@ def sgd_(
 
 def _update(name: str, given: dict[str, Any]) -> None:
     """One step of a rule, with the arguments of its function."""
-    states, types, counts_steps, _ = RULES[name]
+    states, types, counts_steps, *_ = RULES[name]
     begins = "begins" in types
     step = whole("step", given["step"], 1 if counts_steps or begins else 0, 2**63)
     if begins:

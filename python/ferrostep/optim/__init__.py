@@ -17,6 +17,7 @@ from ferrostep.optim.lion import Lion
 from ferrostep.optim.muon import Muon
 from ferrostep.optim.muon_adamw import MuonAdamW
 from ferrostep.optim.muon_with_adamw import MuonWithAuxAdamW
+from ferrostep.optim.nadam import NAdam
 from ferrostep.optim.nigt import NIGT
 from ferrostep.optim.optimistic import OptimisticAdam, OptimisticMD
 from ferrostep.optim.radam import RAdam
@@ -46,6 +47,7 @@ __all__ = [
     "MuonAdamW",
     "MuonParamGroups",
     "MuonWithAuxAdamW",
+    "NAdam",
     "OptimisticAdam",
     "OptimisticMD",
     "RAdam",

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _core.adopt_openmp()
 
 SIXTEEN_BIT = (torch.bfloat16, torch.float16)
+SCALARS = ("step", *sorted({product for *_, product in _core.rules().values() if product is not None}))
+"""States that are one number, in torch's default dtype: a step counts it up, or multiplies it."""
 
 # As torch does with what it cannot trace, without loading Dynamo when it is defined.
 without_dynamo = torch._disable_dynamo  # type: ignore[attr-defined]
@@ -154,9 +156,10 @@ class InPlaceOptimizer(Optimizer):
             for name, default in self._group_defaults(group).items():
                 group.setdefault(name, default)
             for p in group["params"]:
-                step = self.state[p].get("step") if p in self.state else None
-                if step is not None and not isinstance(step, Tensor):
-                    self.state[p]["step"] = torch.tensor(float(step), dtype=torch.get_default_dtype())
+                own = self.state.get(p, {})
+                for name in SCALARS:
+                    if own.get(name) is not None and not isinstance(own[name], Tensor):
+                        own[name] = torch.tensor(float(own[name]), dtype=torch.get_default_dtype())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of this class or of torch's class of the same rule.
@@ -287,13 +290,21 @@ def dtype_of(name: str, p: Tensor, group: dict[str, Any]) -> torch.dtype:
     return torch.int16 if name == "master_low" else state_dtype(name, p, group)
 
 
+def scalar(value: float, p: Tensor, group: dict[str, Any]) -> Tensor:
+    """One of :data:`SCALARS` as it is before the first step."""
+    double = torch.get_default_dtype() == torch.float64
+    return torch.full((), value, dtype=torch.float64 if double else torch.float32, device=device_of_scalars(p, group))
+
+
+def device_of_scalars(p: Tensor, group: dict[str, Any]) -> torch.device:
+    """As torch has it: the CPU, unless its flags for other devices ask otherwise."""
+    return p.device if group["capturable"] or group["fused"] else torch.device("cpu")
+
+
 def zero_state(name: str, p: Tensor, group: dict[str, Any]) -> Tensor | None:
     """A state tensor as it is before the first step; None for what a parameter of its dtype does not need."""
     if name == "step":
-        # torch's dtype for it, and like torch's on the CPU, unless its flags for other devices ask otherwise.
-        device = p.device if group["capturable"] or group["fused"] else "cpu"
-        double = torch.get_default_dtype() == torch.float64
-        return torch.zeros((), dtype=torch.float64 if double else torch.float32, device=device)
+        return scalar(0.0, p, group)
     if name in ("kahan_comp", "master_low", "master_param") and not has_16_bits(p):
         return None
     if name == "master_param":
@@ -305,8 +316,10 @@ def loaded_state(name: str, value: Tensor, p: Tensor, group: dict[str, Any]) -> 
     """A copy of a loaded state tensor as this optimizer keeps it."""
     if value.is_meta or value.layout != torch.strided:
         return value.detach().clone()  # the step will name it in its error
-    if name == "step":
-        return value.detach().clone().to(device=p.device if group["capturable"] or group["fused"] else "cpu")
+    if name in SCALARS:
+        # torch rounds all of them but the step to the parameter's dtype when it loads them.
+        dtype = torch.float32 if name != "step" and value.dtype in SIXTEEN_BIT else value.dtype
+        return value.detach().to(device_of_scalars(p, group), dtype, copy=True)
     if name == "second_momentum_buffer":  # small, hence always in the type of the arithmetic
         return value.detach().to(p.device, arithmetic_dtype(p), copy=True)
     if value.shape != p.shape or shards.is_distributed(value) != shards.is_distributed(p):

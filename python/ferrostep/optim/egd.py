@@ -28,7 +28,7 @@ from ferrostep.optim.rules import ElementwiseRule, Rule, RuleOptimizer
 from ferrostep.optim.simplex import check_rows, on_simplex
 
 PLAIN = ElementwiseRule("Egd", reference.egd)
-MOMENTUM = ElementwiseRule("EgdMomentum", reference.egd)
+MOMENTUM = ElementwiseRule("EgdMomentum", reference.egd, early=("step",))
 ADAM = ElementwiseRule("EgdAdam", reference.egd)
 
 

@@ -13,7 +13,7 @@ from ferrostep import _core, reference
 from ferrostep.choices import Backend
 from ferrostep.errors import Problem, wrong_choice
 from ferrostep.optim import shards
-from ferrostep.optim.base import SIXTEEN_BIT, dtype_of, has_16_bits, is_fake, scale_of
+from ferrostep.optim.base import SCALARS, SIXTEEN_BIT, dtype_of, has_16_bits, is_fake, scale_of
 from ferrostep.reference import Codes, checks
 from ferrostep.reference.sums import Sum, squared_norm
 
@@ -78,6 +78,7 @@ class Gathered(NamedTuple):
             self.grads,
             {name: self.columns[name] for name in self.rule.states},
             steps=self.columns.get("step"),
+            product=None if self.rule.product is None else (self.rule.product, self.columns[self.rule.product]),
             rounding=self.rounding,
             seed=self.group["seed"],
             compensation=self.compensation,
@@ -108,6 +109,8 @@ class Gathered(NamedTuple):
                 self._check_compensation(i)
             if "step" in self.columns:
                 checks.counter(self._place("step", i), self.columns["step"][i])
+            if self.rule.product is not None:
+                checks.product(self._place(self.rule.product, i), self.columns[self.rule.product][i])
 
     def _check_state(self, name: str, i: int) -> None:
         p, state, place = self.params[i], self.state(name, i), self._place(name, i)
@@ -152,7 +155,7 @@ class Gathered(NamedTuple):
         def own(name: str, column: list[Any]) -> list[Any]:
             return shards.of_rank(partial(self._place, name), column, self.params)
 
-        columns = {name: x if name == "step" else own(name, x) for name, x in self.columns.items()}
+        columns = {name: x if name in SCALARS else own(name, x) for name, x in self.columns.items()}
         params = own("param", self.params)
         return self._replace(params=params, grads=own("grad", self.grads), columns=columns)
 
@@ -199,7 +202,8 @@ class Gathered(NamedTuple):
             ]
 
     def _number(self, x: Tensor) -> Sum:
-        return x if self.group["differentiable"] or is_fake(x) else x.item()
+        is_recorded = self.group["differentiable"] and x.requires_grad
+        return x if is_recorded or is_fake(x) else x.item()
 
     def updates(self) -> list[tuple[Tensor, Tensor]]:
         """The tensors that plain torch updates, each with its new values."""
@@ -210,8 +214,7 @@ class Gathered(NamedTuple):
         if shards.is_distributed(self.params[i]):
             return self._updates_of_parts(i)
         is_rounded = has_16_bits(self.params[i])
-        counter = self.columns["step"][i] + 1 if "step" in self.columns else None
-        step = 0.0 if counter is None else 1.0 if is_fake(counter) else counter.item()
+        step, scalars = self._scalars(i)
         updates = reference.updates(
             self.rule.reference,
             # Detached, it may be written while autograd records what is written to others.
@@ -225,10 +228,22 @@ class Gathered(NamedTuple):
             seed=self.group["seed"],
             number=self.positions[i] | self.number << 32,
             total=None if self.totals is None else self.totals[i],
+            product=None if self.rule.product is None else self._number(scalars[self.rule.product]),
             factor=self.factor,
             noise=self.rule.noise,
         )
-        return updates if counter is None else [*updates, (self.columns["step"][i], counter)]
+        return [*updates, *((self.columns[name][i], new) for name, new in scalars.items())]
+
+    def _scalars(self, i: int) -> tuple[float, dict[str, Tensor]]:
+        """The number of this step, and what it makes of those of ``SCALARS`` that the parameter has, in their order."""
+        step, scalars = 0.0, {}
+        if "step" in self.columns:
+            scalars["step"] = counter = self.columns["step"][i] + 1
+            step = 1.0 if is_fake(counter) else counter.item()
+        if self.rule.product is not None and self.rule.factor is not None:
+            factor = self.rule.factor(step, **self.rule.hyperparameters)
+            scalars[self.rule.product] = self.columns[self.rule.product][i] * factor
+        return step, scalars
 
     def _updates_of_parts(self, i: int) -> list[tuple[Tensor, Tensor]]:
         """Every rank works out the whole, and keeps its shards."""
@@ -238,7 +253,7 @@ class Gathered(NamedTuple):
             grads=shards.whole(one.grads),
             columns={name: shards.whole(column) for name, column in one.columns.items()},
         )
-        of_step = (COMPENSATIONS.get(self.rounding, ""), "step")
+        of_step = (COMPENSATIONS.get(self.rounding, ""), *SCALARS)
         before = [one.columns[name] for name in self.rule.states]
         after = [one.columns[name] for name in of_step if name in one.columns]
         changed = [x for (x,) in (*before, one.params, *after) if x is not None]

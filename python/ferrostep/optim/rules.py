@@ -15,10 +15,13 @@ from ferrostep.errors import Problem
 from ferrostep.optim import shards
 from ferrostep.optim.agreement import agreed
 from ferrostep.optim.base import (
+    SCALARS,
     InPlaceOptimizer,
     NewState,
     arithmetic_dtype,
     is_fake,
+    is_in_codes,
+    scalar,
     scale_of,
     without_dynamo,
     zero_scale,
@@ -29,6 +32,7 @@ from ferrostep.optim.gathered import COMPENSATIONS, DOUBLE, Found, Gathered, che
 from ferrostep.optim.options import check_max_grad_norm, is_coded
 from ferrostep.optim.sums import Scope
 from ferrostep.optim.taken import Taken
+from ferrostep.reference.codes import SCALE_ITSELF
 from ferrostep.reference.sums import Sum
 
 if TYPE_CHECKING:
@@ -37,7 +41,7 @@ if TYPE_CHECKING:
 MASTER_ROUNDINGS = {"split": "split", "float32": "master"}
 """By ``master_weights``, how results are rounded then."""
 OWN_STATES = {
-    "step",
+    *SCALARS,
     "momentum_buffer",
     "second_momentum_buffer",
     *COMPENSATIONS.values(),
@@ -80,6 +84,17 @@ class Rule(NamedTuple):
     """The states that can be codes of 8 bits, and whether these are to stand for negative numbers, too."""
     noise: float = 0.0
     """Each parameter is multiplied, after the rule, by the exponential of a normal number times this."""
+    product: str | None = None
+    """A state that is one number, 1 before the first step, which every step multiplies by a factor."""
+    factor: reference.ReferenceFactor | None = None
+    """That factor, in plain torch."""
+    early: tuple[str, ...] = ()
+    """States that may be there before the others."""
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The states that a parameter must have all of, once it has begun."""
+        return self.states if self.product is None else (*self.states, self.product)
 
     def beginning(self) -> Rule:
         """The rule for the step that makes a parameter's states, where it is another one."""
@@ -107,13 +122,15 @@ class Rule(NamedTuple):
         """State ``name`` of ``p`` as it is before the first step; None for a compensation that is not needed.
 
         Args:
-            name: one of ``states``, or ``step`` or one of ``COMPENSATIONS``.
+            name: one of ``needed``, or ``step`` or one of ``COMPENSATIONS``.
             p: the parameter, whose shape the state has, but for those in ``shapes``.
             group: the options of its group.
 
         Raises:
             KeyError: the group lacks an option.
         """
+        if name == self.product:
+            return scalar(1.0, p, group)
         if name in self.shapes:  # small, hence always in the type of the arithmetic
             shape, dtype = self.state_shape(name, p), arithmetic_dtype(p)
             if shards.is_distributed(p):
@@ -122,15 +139,30 @@ class Rule(NamedTuple):
         state = zero_state(name, p, group)
         if state is not None and name in self.initial:
             value = self.initial[name]
+            if is_in_codes(name, p, group):
+                return state.fill_(SCALE_ITSELF)
             state.fill_(complex(value, value) if state.is_complex() else value)
         return state
+
+    def first_scale(self, name: str, p: Tensor, group: dict[str, Any]) -> Tensor | None:
+        """The scales of what :meth:`zero_state` gives; None where that is no codes.
+
+        Args:
+            name, p, group: as of :meth:`zero_state`.
+
+        Raises:
+            KeyError: the group lacks an option.
+        """
+        scale = zero_scale(name, p, group)
+        return scale.fill_(self.initial[name]) if scale is not None and name in self.initial else scale
 
 
 class ElementwiseRule:
     """A rule that Rust declares by name, with its form in plain torch.
 
     ``counts_steps`` keeps a ``step`` tensor for a rule that does not depend on the number of the step; ``summed`` is
-    what the rule is to know a sum of.
+    what the rule is to know a sum of, ``factor`` what multiplies its product. ``early`` may be there before the other
+    states: ``step``, where another rule of the class has none, and these may begin at any step.
     """
 
     def __init__(
@@ -140,10 +172,14 @@ class ElementwiseRule:
         *,
         counts_steps: bool = False,
         summed: reference.ReferenceSum | None = None,
+        factor: reference.ReferenceFactor | None = None,
+        early: tuple[str, ...] = (),
     ) -> None:
         self.name = name
         self.reference = plain
         self.summed = summed
+        self.factor = factor
+        self.early = early
         rules = _core.rules()
         if name not in rules:
             raise Problem.NUMBER.of(
@@ -151,7 +187,7 @@ class ElementwiseRule:
                 repr(name),
                 f"one that the extension module was built with: {', '.join(rules)}",
             )
-        self.states, types, depends_on_step, never_negative = rules[name]
+        self.states, types, depends_on_step, never_negative, self.product = rules[name]
         self.signed = {state: state not in never_negative for state in self.states}
         self._begins = BEGINS in types
         self.counts_steps = counts_steps or depends_on_step
@@ -165,13 +201,23 @@ class ElementwiseRule:
         """The rule with a group's hyperparameters: those of the same name, and ``beta1``, ... from ``betas``."""
         group = {**group, BEGINS: False} if self._begins else group
         hyperparameters = _core.hyperparameters(self.name, group)
-        counts_steps, summed, signed = self.counts_steps, self.summed, self.signed
-        return Rule(self.name, self.reference, self.states, hyperparameters, counts_steps, summed=summed, signed=signed)
+        return Rule(
+            self.name,
+            self.reference,
+            self.states,
+            hyperparameters,
+            self.counts_steps,
+            summed=self.summed,
+            signed=self.signed,
+            product=self.product,
+            factor=self.factor,
+            early=self.early,
+        )
 
 
 def lacking(rule: Rule, state: Mapping[str, Any]) -> list[str]:
     """The names of states that are still to be made; old versions of torch keep None in their place."""
-    return [name for name in rule.states if state.get(name) is None]
+    return [name for name in rule.needed if state.get(name) is None]
 
 
 class RuleOptimizer(InPlaceOptimizer):
@@ -201,9 +247,6 @@ class RuleOptimizer(InPlaceOptimizer):
 
     last_grad_norm: Tensor | None = None
     """The norm that the last step with ``max_grad_norm`` found, 0-dim; NaN where it was left out before."""
-
-    _early_states: tuple[str, ...] = ()
-    """States that may be there before the first step."""
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """The update rule for a parameter group, with the group's present hyperparameters.
@@ -357,7 +400,7 @@ class RuleOptimizer(InPlaceOptimizer):
 
     def _gather_part(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> list[Gathered]:
         rule = self.rule(group)
-        names = rule.states
+        names = rule.needed
         masters = group["master_weights"]
         rounding = group["rounding"] if masters is None else MASTER_ROUNDINGS[masters]
         if rule.counts_steps or rounding == "stochastic":
@@ -396,7 +439,7 @@ class RuleOptimizer(InPlaceOptimizer):
                 if self.state.get(p, {}).get(name) is None:
                     new_state.set(p, name, rule.zero_state(name, p, group))
                     if name in rule.signed:
-                        new_state.set(p, scale_of(name), zero_scale(name, p, group))
+                        new_state.set(p, scale_of(name), rule.first_scale(name, p, group))
 
     @staticmethod
     def _own(rule: Rule, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -406,7 +449,7 @@ class RuleOptimizer(InPlaceOptimizer):
     def _check_state(self, number: int, position: int, rule: Rule, state: Mapping[str, Any]) -> None:
         """Raise KeyError for a state that has begun, but without all that the rule needs."""
         missing = lacking(rule, state)
-        if missing and not set(state) <= {*missing, *self._early_states, *COMPENSATIONS.values()}:
+        if missing and not set(state) <= {*missing, *rule.early, *COMPENSATIONS.values()}:
             raise KeyError(
                 f"state of parameter {position} in group {number} has {', '.join(map(str, state))}, but no "
                 f"{', '.join(missing)}: it is another rule's, or of before an option was chosen"
@@ -433,7 +476,7 @@ class RuleOptimizer(InPlaceOptimizer):
             for p in group["params"]:
                 for name, value in tuple(self.state.get(p, {}).items()):
                     other = DOUBLE if p.dtype in SINGLE else SINGLE if p.dtype in DOUBLE else ()
-                    if name not in ("step", *self._numbers) and isinstance(value, Tensor) and value.dtype in other:
+                    if name not in (*SCALARS, *self._numbers) and isinstance(value, Tensor) and value.dtype in other:
                         new_state.set(p, name, self._loaded(name, value, p, group))
                         converted = True
         return converted

@@ -13,7 +13,7 @@ from ferrostep.optim.options import Options
 from ferrostep.optim.rules import ElementwiseRule, Rule, RuleOptimizer
 
 PLAIN = ElementwiseRule("Sgd", reference.sgd)
-WITH_MOMENTUM = ElementwiseRule("SgdMomentum", reference.sgd)
+WITH_MOMENTUM = ElementwiseRule("SgdMomentum", reference.sgd, early=("step",))
 
 
 class SGD(RuleOptimizer):

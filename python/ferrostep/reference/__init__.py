@@ -15,9 +15,10 @@ from ferrostep.reference.blend import blend
 from ferrostep.reference.codes import Codes
 from ferrostep.reference.diffgrad import diffgrad
 from ferrostep.reference.egd import egd
-from ferrostep.reference.engine import ReferenceRule, apply, updates
+from ferrostep.reference.engine import ReferenceFactor, ReferenceRule, apply, updates
 from ferrostep.reference.lion import lion, lion_k, lion_k_sum
 from ferrostep.reference.muon import matrices, muon
+from ferrostep.reference.nadam import nadam, nadam_factor
 from ferrostep.reference.newton_schulz import newton_schulz
 from ferrostep.reference.nigt import nigt, nigt_sum
 from ferrostep.reference.optimistic import optimistic_adam, optimistic_md
@@ -30,6 +31,7 @@ from ferrostep.reference.sums import ReferenceSum, sum_of
 
 __all__ = [
     "Codes",
+    "ReferenceFactor",
     "ReferenceRule",
     "ReferenceSum",
     "adagrad",
@@ -52,6 +54,8 @@ __all__ = [
     "lion_k_sum",
     "matrices",
     "muon",
+    "nadam",
+    "nadam_factor",
     "newton_schulz",
     "nigt",
     "nigt_sum",

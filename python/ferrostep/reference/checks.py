@@ -91,12 +91,21 @@ def alike(tensors: Iterable[tuple[str, Any]], *, pairs: bool = False) -> None:
 
 def counter(name: str, x: Any) -> None:
     """Refuse what does not count steps: one whole number of at least 0."""
+    _scalar(name, x, lambda value: value % 1 == 0 <= value, "a whole number of at least 0")
+
+
+def product(name: str, x: Any) -> None:
+    """Refuse what is no product of factors from 0 to 1."""
+    _scalar(name, x, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
+def _scalar(name: str, x: Any, holds: Callable[[float], bool], expected: str) -> None:
     readable(name, x)
     if x.dtype not in (torch.float32, torch.float64) or x.numel() != 1:
         kind = f"{plain_name(x.dtype)} and {x.numel()} elements"
         raise Problem.DTYPE.of(name, kind, "one float32 or float64 number")
-    if type(x) is Tensor and not x.item() % 1 == 0 <= x.item():
-        raise Problem.VALUE.of(name, x.item(), "a whole number of at least 0")
+    if type(x) is Tensor and not holds(x.item()):
+        raise Problem.VALUE.of(name, x.item(), expected)
 
 
 def plain_name(dtype: torch.dtype) -> str:

@@ -11,6 +11,8 @@ from torch.nn.functional import pad
 
 BLOCK_SIZE = 256
 """Elements that share a scale, in the order of the indices."""
+SCALE_ITSELF = 255
+"""The code of what is the scale."""
 
 
 class Codes(NamedTuple):

@@ -22,8 +22,11 @@ _MASK64 = 0xFFFF_FFFF_FFFF_FFFF
 ReferenceRule = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
 """An update rule: ``rule(p, g, state, step, **hyperparameters)`` returns the new parameter and the new state.
 
-A rule that is to know a sum takes it after ``step``.
+A rule that is to know a sum takes it after ``step``, and one with a product that product.
 """
+
+ReferenceFactor = Callable[..., Sum]
+"""What a step multiplies a rule's product by: ``factor(step, **hyperparameters)``, from 0 to 1."""
 
 
 def apply(
@@ -39,8 +42,8 @@ def apply(
 
     Args:
         rule, param, grad, states, step, hyperparameters: as of :func:`updates`; shapes and dtypes, too.
-        **rounding: ``rounding``, ``compensation``, ``seed``, ``number``, ``total``, ``factor`` and ``noise`` of
-            :func:`updates`.
+        **rounding: ``rounding``, ``compensation``, ``seed``, ``number``, ``total``, ``product``, ``factor`` and
+            ``noise`` of :func:`updates`.
 
     Raises:
         RuntimeError: shapes that do not broadcast, as torch.
@@ -70,6 +73,7 @@ def updates(
     seed: int = 0,
     number: int = 0,
     total: Sum | None = None,
+    product: Sum | None = None,
     factor: Sum = 1.0,
     noise: float = 0.0,
 ) -> list[tuple[Tensor, Tensor]]:
@@ -89,6 +93,7 @@ def updates(
         seed: of stochastic rounding and noise. Default 0.
         number: the tensor's number in the stream of random numbers. Default 0.
         total: the sum that the rule is to know, if it asks for one.
+        product: that of a rule which has one, this step's factor among the others.
         factor: multiplies the gradient. Default 1.
         noise: each parameter is multiplied, after the rule, by the exponential of a normal number times this; default
             0.
@@ -121,7 +126,7 @@ def updates(
     elif rounding == "master" and compensation is not None:
         p = _unless_changed(compensation, param)
     numbers = tuple(s.decode() if isinstance(s, Codes) else s.to(work, copy=copy) for s in states)
-    g, known = scaled(grad.to(work), factor), () if total is None else (total,)
+    g, known = scaled(grad.to(work), factor), [x for x in (total, product) if x is not None]
     p, new_states = rule(p, g, numbers, step, *known, **hyperparameters)
     in_memory = not any(isinstance(state, Codes) for state in states)
     order = _order_in_memory(param) if in_memory else list(range(param.dim()))

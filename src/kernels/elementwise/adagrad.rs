@@ -25,6 +25,7 @@ impl Hyperparameters<1> for Adagrad {
     type Rule = AdagradRule;
 
     const STATES: [&'static str; 1] = ["sum"];
+    const NEVER_NEGATIVE: &'static [&'static str] = &["sum"];
 
     fn at_step(&self, step: f64) -> AdagradRule {
         AdagradRule {

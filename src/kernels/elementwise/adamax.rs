@@ -27,6 +27,7 @@ impl Hyperparameters<2> for Adamax {
     type Rule = AdamaxRule;
 
     const STATES: [&'static str; 2] = ["exp_avg", "exp_inf"];
+    const NEVER_NEGATIVE: &'static [&'static str] = &["exp_inf"];
 
     fn at_step(&self, step: f64) -> AdamaxRule {
         AdamaxRule {

@@ -13,9 +13,21 @@ pub trait Hyperparameters<const N: usize>: Copy {
     const NEVER_NEGATIVE: &'static [&'static str] = &[];
     /// Whether the rule depends on the number of the step.
     const COUNTS_STEPS: bool = true;
+    /// What a number of each parameter is called that is 1 before the first step, and that every step multiplies.
+    const PRODUCT: Option<&'static str> = None;
 
     /// The rule of step `step` (1, 2, ...).
     fn at_step(&self, step: f64) -> Self::Rule;
+
+    /// With `PRODUCT`: what step `step` multiplies it by, from 0 to 1.
+    fn factor(&self, _step: f64) -> f64 {
+        1.0
+    }
+
+    /// With `PRODUCT`: the rule of a step that knows the product, the step's own factor among the others.
+    fn with_product(rule: Self::Rule, _product: f64) -> Self::Rule {
+        rule
+    }
 
     /// What codes of each state stand for, where it is kept in codes.
     fn books() -> [&'static Codebook; N] {
@@ -145,6 +157,7 @@ pub struct Declaration {
     pub never_negative: &'static [&'static str],
     pub hyperparameters: &'static [(&'static str, HyperparameterKind)],
     pub counts_steps: bool,
+    pub product: Option<&'static str>,
 }
 
 impl Declaration {
@@ -155,6 +168,7 @@ impl Declaration {
             never_negative: H::NEVER_NEGATIVE,
             hyperparameters: H::NAMES,
             counts_steps: H::COUNTS_STEPS,
+            product: H::PRODUCT,
         }
     }
 }

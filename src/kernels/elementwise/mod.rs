@@ -24,6 +24,7 @@ pub mod diffgrad;
 pub mod egd;
 pub mod lion;
 pub mod lion_norms;
+pub mod nadam;
 pub mod nigt;
 pub mod optimistic;
 pub mod radam;
@@ -72,6 +73,7 @@ rules! {
     lion_norms::LionL2,
     lion_norms::LionLp,
     lion_norms::LionRow,
+    nadam::NAdam,
     nigt::Nigt,
     optimistic::OptimisticMd,
     optimistic::OptimisticAdam,

@@ -32,6 +32,7 @@ impl Hyperparameters<2> for RAdam {
     type Rule = RAdamRule;
 
     const STATES: [&'static str; 2] = ["exp_avg", "exp_avg_sq"];
+    const NEVER_NEGATIVE: &'static [&'static str] = &["exp_avg_sq"];
 
     fn at_step(&self, step: f64) -> RAdamRule {
         let bias2 = bias_correction(self.beta2, step);

@@ -35,18 +35,22 @@ hyperparameters! {
 
 impl Steady<1> for RMSprop {
     const STATES: [&'static str; 1] = ["square_avg"];
+    const NEVER_NEGATIVE: &'static [&'static str] = &["square_avg"];
 }
 
 impl Steady<2> for RMSpropMomentum {
     const STATES: [&'static str; 2] = ["square_avg", "momentum_buffer"];
+    const NEVER_NEGATIVE: &'static [&'static str] = &["square_avg"];
 }
 
 impl Steady<2> for RMSpropCentered {
     const STATES: [&'static str; 2] = ["square_avg", "grad_avg"];
+    const NEVER_NEGATIVE: &'static [&'static str] = &["square_avg"];
 }
 
 impl Steady<3> for RMSpropCenteredMomentum {
     const STATES: [&'static str; 3] = ["square_avg", "momentum_buffer", "grad_avg"];
+    const NEVER_NEGATIVE: &'static [&'static str] = &["square_avg"];
 }
 
 impl RMSprop {

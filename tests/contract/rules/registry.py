@@ -29,6 +29,7 @@ from ferrostep.optim import (
     Muon,
     MuonAdamW,
     MuonWithAuxAdamW,
+    NAdam,
     OptimisticAdam,
     OptimisticMD,
     RAdam,
@@ -107,6 +108,12 @@ class Entry:
         optimizer = self.build([torch.nn.Parameter(torch.zeros(self.shapes[0]))])
         return bool(optimizer._asks_for_sums(optimizer.param_groups[0]))
 
+    @property
+    def begins_late(self) -> bool:
+        """Whether its states may begin after steps without them, which were counted."""
+        optimizer = self.build([torch.nn.Parameter(torch.zeros(self.shapes[0]))])
+        return "step" in optimizer.rule(optimizer.param_groups[0]).early
+
     def build(self, params: Iterable[Any], **changes: Any) -> Optimizer:
         """The optimizer over ``params``, with its arguments and these changes."""
         return self.optimizer(params, **{**self.arguments, **changes})
@@ -149,6 +156,7 @@ ADAGRAD = DESCENT | {"lr_decay": 0.1, "initial_accumulator_value": 0.5}
 RMSPROP = DESCENT | {"alpha": 0.9}
 CENTERED = RMSPROP | {"centered": True, "momentum": 0.5}
 OF_ADAM = DESCENT | {"betas": (0.8, 0.95), "eps": 1e-7}
+NADAM = OF_ADAM | {"momentum_decay": 0.02, "decoupled_weight_decay": True}
 LION = {"lr": 3e-3, "betas": (0.9, 0.97), "weight_decay": 0.2}
 
 ENTRIES = (
@@ -200,6 +208,7 @@ ENTRIES = (
     Entry("hybrid-auon-package", HybridAuON, AUON | MUON | {"variant": "package"}, **OF_MUON),
     Entry("optimistic-adam", OptimisticAdam, ADAMW | {"optimism": 0.7}),
     Entry("optimistic-md", OptimisticMD, {"lr": 1e-2, "weight_decay": 0.1}, state="prev_grad"),
+    Entry("nadam", NAdam, NADAM, partial(torch.optim.NAdam, **NADAM)),
     Entry("nigt", RoundedNIGT, {"lr": 0.01, "scope": "tensor"}, **OF_NIGT),
     Entry("nigt-global", RoundedNIGT, {"lr": 0.05, "weight_decay": 0.1, "schedule": "n-pg-igt"}, **OF_NIGT),
     Entry("radam", RAdam, OF_ADAM, partial(torch.optim.RAdam, **OF_ADAM)),

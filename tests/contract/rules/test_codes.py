@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 
 import ferrostep.numpy
 from ferrostep import _core
-from ferrostep.optim import AdamW, Muon, SophiaG, SophiaH
+from ferrostep.optim import Adagrad, AdamW, Muon, SophiaG, SophiaH
+from ferrostep.optim.base import SCALARS
 from ferrostep.reference.codes import BLOCK_SIZE, Codes, blocks_of, book, encode
 from tests.contract.rules.registry import Entry, every, every_coded_class
 from tests.contract.rules.test_layouts import LAYOUTS
@@ -108,7 +109,7 @@ def test_what_is_kept(entry: Entry) -> None:
         assert (large[f"{name}_scale"].dtype, large[f"{name}_scale"].shape) == (torch.float32, (16,))
         for state in others:
             assert state[name].dtype == torch.float32 and f"{name}_scale" not in state
-    bytes_of_state = sum(x.nbytes for name, x in large.items() if name != "step")
+    bytes_of_state = sum(x.nbytes for name, x in large.items() if name not in SCALARS)
     assert bytes_of_state == len(names) * (1 + 4 / BLOCK_SIZE) * params[0].numel()
 
 
@@ -160,6 +161,30 @@ def test_a_small_second_moment_does_not_become_zero() -> None:
         optimizer.step()
         assert optimizer.state[p]["exp_avg_sq"].min() == 1
         assert (p - before).abs().max() < 1
+
+
+@every_coded_class
+def test_what_is_never_negative_is_declared_so(entry: Entry) -> None:
+    """Else its codes are those of signed numbers, of which a small positive one becomes zero."""
+    params = parameters(entry.shapes)
+    optimizer: Any = entry.build(params)
+    train(optimizer, params, 3)
+    rule = optimizer.rule(optimizer.param_groups[0])
+    for name in rule.states:
+        is_negative = any((optimizer.state[p][name] < 0).any() for p in params)
+        # The Hessian of SophiaG is that of SophiaH to the rule.
+        assert rule.signed[name] == (is_negative or name == "hessian"), name
+
+
+@over_backends
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_codes_begin_with_the_initial_value(value: float, backend: str) -> None:
+    (p,) = params = parameters([(70, 90)])
+    optimizer = Adagrad(params, **CODES, backend=backend, initial_accumulator_value=value)
+    train(optimizer, params, 1)
+    ((_, _, codes),) = coded(optimizer)
+    expected = value + p.grad**2
+    assert (codes.decode() - expected).norm() <= 0.02 * expected.norm()
 
 
 def test_sophias_refresh_takes_codes() -> None:

@@ -102,7 +102,7 @@ def test_rust_and_plain_torch_have_the_same_hyperparameters(entry: Entry) -> Non
     rule = rule_of(entry)
     assert set(rule.hyperparameters) <= set(hyperparameters_of(rule.reference))
     if isinstance(rule.kernel, str):
-        states, types, depends_on_step, _ = _core.rules()[rule.kernel]
+        states, types, depends_on_step, *_ = _core.rules()[rule.kernel]
         assert rule.states == states
         in_rust, in_torch = list(types), hyperparameters_of(rule.reference)
         assert list(rule.hyperparameters) == in_rust == in_torch, f"Rust has {in_rust}, plain torch {in_torch}"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ferrostep import _core, reference
 from ferrostep.optim import NIGT
+from ferrostep.optim.base import SCALARS
 from tests.contract.rules.registry import (
     ENTRIES,
     Entry,
@@ -108,7 +109,7 @@ def test_states_of_several_dtypes_equal_the_reference(entry: Entry, dtype: torch
     arguments = (entry.name, dtype, (entry.state, torch.bfloat16), "nearest")
     actual = trained(*arguments, isa)
     for name, tensor in actual.items():
-        if not name.endswith(("param", ".step", *NIGT._numbers)):
+        if not name.endswith(("param", *SCALARS, *NIGT._numbers)):
             assert tensor.dtype == (torch.bfloat16 if name.endswith(f".{entry.state}") else torch.float32), name
     assert_close(actual, trained(*arguments, "reference"), 2.0**-7)
     if entry.exact:
@@ -182,7 +183,9 @@ def test_sixteen_bits_are_within_one_rounding_of_the_float32_result(
             noise = exact.abs()
             assert all(before[f"0.{i}.{name}"].dtype == torch.float32 for name in rule.states)
             states = [before[f"0.{i}.{name}"].double() for name in rule.states]
-            reference.apply(rule.reference, exact, p.grad.double(), states, step + 1.0, rule.hyperparameters)
+            product = None if rule.product is None else after[f"0.{i}.{rule.product}"].item()
+            arguments = (exact, p.grad.double(), states, step + 1.0, rule.hyperparameters)
+            reference.apply(rule.reference, *arguments, product=product)
             now = after[f"0.{i}.param"]
             noise = (5e-7 if entry.exact else 2e-6) * (noise + exact.abs())  # of the float32 arithmetic
             allowed = spacing(now) * (1.0 if rounding == "stochastic" else 0.5) + noise

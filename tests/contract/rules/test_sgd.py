@@ -61,9 +61,12 @@ def test_a_loaded_state_without_momentum_begins_as_torchs(backend: str, lost: di
 
 
 @every_backend
-def test_momentum_may_come_later(backend: str) -> None:
+@pytest.mark.parametrize("options", [{}, {"rounding": "stochastic"}, {"rounding": "kahan"}], ids=str)
+def test_momentum_may_come_later(backend: str, options: dict[str, Any]) -> None:
+    """Also where steps without it have left something in the state."""
     ours, theirs = parameters(SHAPES, torch.float64), parameters(SHAPES, torch.float64)
-    for params, each in ((ours, SGD(ours, lr=0.1, backend=backend)), (theirs, torch.optim.SGD(theirs, lr=0.1))):
+    optimizer = SGD(ours, lr=0.1, backend=backend, **options)
+    for params, each in ((ours, optimizer), (theirs, torch.optim.SGD(theirs, lr=0.1))):
         train(each, params, 2)
         each.param_groups[0]["momentum"] = 0.8
         train(each, params, 2, start=2)

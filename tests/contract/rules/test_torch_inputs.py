@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+import re
 import warnings
 from typing import Any
 
@@ -16,6 +18,7 @@ from torch.testing._internal.common_optimizers import (
     optim_error_inputs_func_adamax,
     optim_error_inputs_func_adamw,
     optim_error_inputs_func_muon,
+    optim_error_inputs_func_nadam,
     optim_error_inputs_func_radam,
     optim_error_inputs_func_rmsprop,
     optim_error_inputs_func_sgd,
@@ -23,13 +26,14 @@ from torch.testing._internal.common_optimizers import (
     optim_inputs_func_adam,
     optim_inputs_func_adamax,
     optim_inputs_func_adamw,
+    optim_inputs_func_nadam,
     optim_inputs_func_radam,
     optim_inputs_func_rmsprop,
     optim_inputs_func_sgd,
 )
 
-from ferrostep.optim import SGD, Adagrad, Adam, Adamax, AdamW, Muon, RAdam, RMSprop
-from tests.contract.training import assert_close, parameters, set_gradients
+from ferrostep.optim import SGD, Adagrad, Adam, Adamax, AdamW, Muon, NAdam, RAdam, RMSprop
+from tests.contract.training import assert_close, parameters, set_gradients, train
 
 SHAPES = ((5, 3), (4,), ())
 
@@ -40,6 +44,7 @@ def inputs() -> list[Any]:
         (Adam, torch.optim.Adam, optim_inputs_func_adam("cpu")),
         (Adamax, torch.optim.Adamax, optim_inputs_func_adamax("cpu")),
         (AdamW, torch.optim.AdamW, optim_inputs_func_adamw("cpu")),
+        (NAdam, torch.optim.NAdam, optim_inputs_func_nadam("cpu")),
         (RAdam, torch.optim.RAdam, optim_inputs_func_radam("cpu")),
         (RMSprop, torch.optim.RMSprop, optim_inputs_func_rmsprop("cpu")),
         (SGD, torch.optim.SGD, optim_inputs_func_sgd("cpu")),
@@ -74,12 +79,56 @@ def test_inputs(
     assert_close(*optimizers, 1e-12, least_size=1.0)
 
 
+FLAGS = (False, True)
+DECAY = {"weight_decay": (0.0, 0.1), "maximize": FLAGS}
+ADAMS = DECAY | {"amsgrad": FLAGS}
+CHOICES: dict[Any, dict[str, tuple[Any, ...]]] = {
+    Adagrad: DECAY | {"lr_decay": (0.0, 0.1), "initial_accumulator_value": (0.0, 0.5)},
+    Adam: ADAMS | {"decoupled_weight_decay": FLAGS},
+    Adamax: DECAY,
+    AdamW: ADAMS,
+    NAdam: DECAY | {"decoupled_weight_decay": FLAGS, "momentum_decay": (0.0, 0.02)},
+    RAdam: DECAY | {"decoupled_weight_decay": FLAGS},
+    RMSprop: DECAY | {"momentum": (0.0, 0.8), "centered": FLAGS},
+    SGD: DECAY | {"momentum": (0.0, 0.8), "dampening": (0.0, 0.3), "nesterov": FLAGS},
+}
+"""What may be combined, of each class."""
+
+
+def combinations() -> list[Any]:
+    return [
+        pytest.param(cls, dict(zip(choices, chosen, strict=True)), id=f"{cls.__name__}-{chosen}")
+        for cls, choices in CHOICES.items()
+        for chosen in itertools.product(*choices.values())
+    ]
+
+
+@pytest.mark.parametrize("backend", ["rust", "reference"])
+@pytest.mark.parametrize(("cls", "arguments"), combinations())
+def test_every_combination_of_options_is_torchs(cls: Any, arguments: dict[str, Any], backend: str) -> None:
+    """Numbers and states; or the error, where options exclude each other."""
+    peer = getattr(torch.optim, cls.__name__)
+    options = arguments | {"lr": 0.01}
+    ours, theirs = parameters(SHAPES, torch.float64), parameters(SHAPES, torch.float64)
+    try:
+        expected = peer(theirs, **options)
+    except ValueError as error:
+        with pytest.raises(ValueError, match=re.escape(str(error))):
+            cls(ours, **options, backend=backend)
+        return
+    optimizer = cls(ours, **options, backend=backend)
+    train(optimizer, ours, 6)  # RAdam begins to divide at the 6th
+    train(expected, theirs, 6)
+    assert_close(optimizer, expected, 1e-12, least_size=1.0)
+
+
 def error_inputs() -> list[Any]:
     lists = (
         (Adagrad, "Adagrad", optim_error_inputs_func_adagrad("cpu", torch.float32)),
         (Adam, "Adam", optim_error_inputs_func_adam("cpu", torch.float32)),
         (Adamax, "Adamax", optim_error_inputs_func_adamax("cpu", torch.float32)),
         (AdamW, "AdamW", optim_error_inputs_func_adamw("cpu", torch.float32)),
+        (NAdam, "NAdam", optim_error_inputs_func_nadam("cpu", torch.float32)),
         (RAdam, "RAdam", optim_error_inputs_func_radam("cpu", torch.float32)),
         (RMSprop, "RMSprop", optim_error_inputs_func_rmsprop("cpu", torch.float32)),
         (SGD, "SGD", optim_error_inputs_func_sgd("cpu", torch.float32)),
@@ -125,7 +174,7 @@ def test_muons_defaults_are_torchs() -> None:
     assert list(ours)[: len(theirs)] == list(theirs)
 
 
-@pytest.mark.parametrize("cls", [Adagrad, Adam, Adamax, AdamW, RAdam, RMSprop, SGD])
+@pytest.mark.parametrize("cls", CHOICES)
 def test_arguments_and_defaults_are_torchs(cls: Any) -> None:
     peer = getattr(torch.optim, cls.__name__)
     ours, theirs = cls(parameters([(2,)])).defaults, peer(parameters([(2,)])).defaults
