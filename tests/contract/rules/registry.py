@@ -17,6 +17,7 @@ from ferrostep.optim import (
     EGD,
     NIGT,
     SGD,
+    STORM,
     Adagrad,
     AdaGradNorm,
     Adam,
@@ -36,8 +37,10 @@ from ferrostep.optim import (
     SophiaG,
     SophiaH,
 )
+from ferrostep.optim.base import NewState
 from ferrostep.optim.muon_with_adamw import MUON as MUON_GROUP
-from ferrostep.optim.rules import Rule
+from ferrostep.optim.rules import Rule, RuleOptimizer
+from ferrostep.optim.taken import Taken
 
 SHAPES = ((5, 3), (), (17,), (0, 4), (2, 3, 4, 5), (1000,), (2, 129))
 
@@ -74,6 +77,24 @@ class RoundedNIGT(NIGT):
 
     def _check_precision(self, group: dict[str, Any]) -> None:
         """Take 16-bit parameters without masters, too: what it is warned of is no matter to the contract."""
+
+
+class TransportedSTORM(STORM):
+    __doc__ = STORM.__doc__
+
+    def _check_precision(self, group: dict[str, Any]) -> None:
+        """As RoundedNIGT."""
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """With a closure as of any optimizer."""
+        return RuleOptimizer._step(self, closure)
+
+    def _take(self, new_state: NewState) -> Taken:
+        """Step with a transport of eighths from -3 to 3, each by its element's index: exact in every dtype."""
+        for p in self._begun():
+            eighths = (torch.arange(p.numel()) % 7 - 3).view(p.shape) / 8
+            new_state.set(p, "transport", torch.empty_like(p, requires_grad=False).copy_(eighths))
+        return super()._take(new_state)
 
 
 @dataclass(frozen=True)
@@ -209,6 +230,13 @@ ENTRIES = (
     Entry("sgd-plain", SGD, DESCENT, partial(torch.optim.SGD, **DESCENT), state=""),
     Entry("sophia-g", CurvedSophiaG, LION | {"rho": 0.05, "bs": 32}, complex=False),
     Entry("sophia-h", CurvedSophiaH, LION | {"gamma": 1.6}, complex=False),
+    Entry(
+        "storm",
+        TransportedSTORM,
+        {"lr": 0.01, "correction": "hessian", "scope": "tensor"},
+        **OF_NIGT | {"complex": False},
+    ),
+    Entry("storm-plain", TransportedSTORM, DESCENT | {"normalize": False, "schedule": "harpg"}, **OF_NIGT),
 )
 
 
