@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn import Parameter
@@ -17,6 +20,7 @@ from ferrostep.optim import (
     NIGT,
     SAM,
     SGD,
+    STORM,
     Adagrad,
     AdaGradNorm,
     AdamW,
@@ -193,6 +197,29 @@ def norms_are_those_of_whole_tensors(folder: Path) -> None:
             twins.check(rtol=1e-10, atol=1e-12)
             for each, other in zip(*(t.param_groups for t in twins.optimizers), strict=True):
                 assert each.get("steps") == other.get("steps")
+
+
+@on(2, 4)
+def storm_carries_the_momentum_of_shards(folder: Path) -> None:
+    def closure(params: list[Parameter]) -> Callable[[], Tensor]:
+        def loss() -> Tensor:
+            quartics = ((p**4).sum() / 4 for p in params)
+            return sum(x.full_tensor() if isinstance(x, DTensor) else x for x in quartics)
+
+        return loss
+
+    for own in ({}, {"scope": "tensor", "weight_decay": 0.1}, {"normalize": False, "schedule": "storm"}):
+        for backend in ("auto", "reference"):
+            build = partial(STORM, lr=0.1, backend=backend, **own)
+            twins = Twins(build, ((9, 5), (33, 70), (4, 8)), lambda shape: [Shard(0)], dtype=torch.float64)
+            for _ in range(3):
+                for optimizer, params in zip(twins.optimizers, (twins.whole, twins.parts), strict=True):
+                    optimizer.step(closure(params))
+            twins.check(rtol=1e-10, atol=1e-12)
+    hessian = Twins(partial(STORM, lr=0.1, correction="hessian"), ((9, 5),), lambda shape: [Shard(0)])
+    hessian.optimizers[1].step(closure(hessian.parts))
+    with pytest.raises(NotImplementedError, match="does not support DTensors"):
+        hessian.optimizers[1].step(closure(hessian.parts))
 
 
 @on(2)

@@ -150,11 +150,11 @@ def number(name: str, value: Any) -> float:
     """A group's number, which someone may have written since it was checked.
 
     Raises:
-        TypeError, ValueError: it is none, or beyond all floats.
+        TypeError, ValueError: it is none, or one beyond all floats.
     """
     try:
         return float(value)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise wrong_kind(name, value, "a number") from error
     except OverflowError as error:
         raise Problem.NUMBER.of(name, "int too large", "a number that a float can be") from error

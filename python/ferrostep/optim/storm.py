@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 from ferrostep import _core, reference
 from ferrostep.curvature.diagonal import mean_over_ranks
 from ferrostep.curvature.products import HessianProduct, Loss, evaluated
-from ferrostep.errors import Problem
+from ferrostep.errors import Problem, wrong_kind
 from ferrostep.numpy.arrays import whole
 from ferrostep.optim import shards
 from ferrostep.optim.arguments import AtLeastZero, LearningRate, arguments_of, positive, within
@@ -111,12 +111,12 @@ class STORM(TwoPointOptimizer):
         RuntimeError: a complex parameter with ``"hessian"``.
 
     Example:
-        >>> p = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+        >>> p = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
         >>> optimizer = STORM([p], lr=0.5)
         >>> [optimizer.step(lambda: p.square().sum() / 2).item() for _ in range(2)]
-        [2.5, 1.5139...]
+        [12.5, 10.125]
         >>> p.detach(), optimizer.state[p]["momentum_buffer"]
-        (tensor([0.5528, 1.1056]), tensor([0.7764, 1.5528]))
+        (tensor([2.4000, 3.2000]), tensor([2.7000, 3.6000]))
     """
 
     _rule = NORMALIZED
@@ -423,7 +423,9 @@ class STORM(TwoPointOptimizer):
 
 def check_choices(group: dict[str, Any]) -> None:
     """Raise ValueError for arguments that exclude each other."""
-    schedule, normalize, limit = group["schedule"], bool(group["normalize"]), group["max_grad_norm"]
+    schedule, normalize, limit = group["schedule"], group["normalize"], group["max_grad_norm"]
+    if not isinstance(normalize, bool):
+        raise wrong_kind("normalize", normalize, "a bool")
     if normalize not in SCHEDULES[schedule]:
         raise Problem.NUMBER.of("normalize", normalize, f"{not normalize} (schedule={schedule!r})")
     if schedule == "storm" and group["scope"] != "global":

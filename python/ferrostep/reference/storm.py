@@ -70,7 +70,8 @@ def storm_plain(
     """STORM with steps of ``lr`` times the momentum.
 
     Args:
-        p, g, state, step, lr, weight_decay, eta, difference, maximize, begins: as of :func:`storm`.
+        p, g, state, step, lr, weight_decay, eta, difference, maximize, begins: as of :func:`storm`, of one shape and
+            dtype.
 
     Returns:
         The new parameter and the new state.
@@ -107,7 +108,8 @@ def storm_adaptive(
     """STORM with the paper's steps: of the momentum times ``lr / cbrt(accumulated + total)``.
 
     Args:
-        p, g, state, step, lr, weight_decay, eta, difference, maximize, begins: as of :func:`storm`.
+        p, g, state, step, lr, weight_decay, eta, difference, maximize, begins: as of :func:`storm`, of one shape and
+            dtype.
         total: the sum over all parameters of the squares of the gradient.
         accumulated: that of the steps before, and what it began with.
 
@@ -164,7 +166,7 @@ def storm_adaptive_sum(g: Tensor, state: tuple[Tensor, ...], **_hyperparameters:
     """What :func:`storm_adaptive` is to know of each tensor: the squared norm of the gradient.
 
     Args:
-        g: the gradient.
+        g: the gradient, of any shape.
         state: not used.
         **_hyperparameters: not used.
 

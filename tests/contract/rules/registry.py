@@ -36,8 +36,9 @@ from ferrostep.optim import (
     RMSprop,
     SophiaG,
     SophiaH,
+    shards,
 )
-from ferrostep.optim.base import NewState
+from ferrostep.optim.base import NewState, arithmetic_dtype
 from ferrostep.optim.muon_with_adamw import MUON as MUON_GROUP
 from ferrostep.optim.rules import Rule, RuleOptimizer
 from ferrostep.optim.taken import Taken
@@ -90,11 +91,22 @@ class TransportedSTORM(STORM):
         return RuleOptimizer._step(self, closure)
 
     def _take(self, new_state: NewState) -> Taken:
-        """Step with a transport of eighths from -3 to 3, each by its element's index: exact in every dtype."""
+        """Step with a transport that follows from the parameter's shape."""
         for p in self._begun():
-            eighths = (torch.arange(p.numel()) % 7 - 3).view(p.shape) / 8
-            new_state.set(p, "transport", torch.empty_like(p, requires_grad=False).copy_(eighths))
+            new_state.set(p, "transport", some_1024ths(p))
         return super()._take(new_state)
+
+
+def some_1024ths(p: Tensor) -> Tensor:
+    """From -3 to 3 of them, each by its element's index: exact in every dtype."""
+    whole = torch.empty(p.shape, dtype=p.dtype if p.is_complex() else arithmetic_dtype(p))
+    pairs = torch.view_as_real(whole) if p.is_complex() else whole
+    pairs.copy_((torch.arange(pairs.numel()) % 7 - 3).view(pairs.shape) / 1024)
+    if shards.is_distributed(p):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(whole, p.device_mesh, p.placements)
+    return torch.empty_like(p, dtype=whole.dtype, requires_grad=False).copy_(whole)
 
 
 @dataclass(frozen=True)
@@ -236,7 +248,7 @@ ENTRIES = (
         {"lr": 0.01, "correction": "hessian", "scope": "tensor"},
         **OF_NIGT | {"complex": False},
     ),
-    Entry("storm-plain", TransportedSTORM, DESCENT | {"normalize": False, "schedule": "harpg"}, **OF_NIGT),
+    Entry("storm-adaptive", TransportedSTORM, DESCENT | {"normalize": False, "schedule": "storm"}, **OF_NIGT),
 )
 
 
@@ -264,6 +276,13 @@ every_elementwise = every(lambda entry: entry.elementwise)
 every_complex = every(lambda entry: entry.complex)
 every_class_of_any_shape = every(lambda entry: entry.any_shape and entry in one_of_each_class())
 every_elementwise_class = every(lambda entry: entry.elementwise and entry in one_of_each_class())
+every_class_of_matrices = every(
+    lambda entry: (
+        not entry.elementwise
+        and entry in one_of_each_class()
+        and entry.optimizer not in (RoundedNIGT, TransportedSTORM)  # of a norm over all elements
+    )
+)
 every_that_subtracts = every(
     lambda entry: entry.elementwise and entry in one_of_each_class() and entry.optimizer is not EGD
 )
