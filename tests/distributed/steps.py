@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -220,6 +221,29 @@ def storm_carries_the_momentum_of_shards(folder: Path) -> None:
     hessian.optimizers[1].step(closure(hessian.parts))
     with pytest.raises(NotImplementedError, match="does not support DTensors"):
         hessian.optimizers[1].step(closure(hessian.parts))
+
+
+@on(2)
+def storm_is_one_optimizer_under_ddp(folder: Path) -> None:
+    batch = torch.randn(2, 8, 5)
+    for correction in ("difference", "hessian"):
+        whole = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.Tanh(), torch.nn.Linear(6, 1)).double()
+        inner = copy.deepcopy(whole)
+        outer = DistributedDataParallel(inner, gradient_as_bucket_view=True)
+        one, other = (STORM(model.parameters(), lr=0.1, correction=correction) for model in (whole, inner))
+        own = batch[dist.get_rank()].double()
+        for _ in range(3):
+            one.step(lambda model=whole: model(batch.double()).square().mean())
+            if correction == "difference":
+                other.step(lambda model=outer, own=own: model(own).square().mean())
+                continue
+            with other.other_point():
+                other.transport(inner(own).square().mean())
+            other.zero_grad()
+            outer(own).square().mean().backward()
+            other.step()
+        for p, q in zip(whole.parameters(), inner.parameters(), strict=True):
+            near(q, p, rtol=1e-10, atol=1e-12)
 
 
 @on(2)
