@@ -258,6 +258,18 @@ def test_the_momentum_is_the_gradient_whatever_joins_and_leaves() -> None:
             assert torch.equal(p.grad, gradient)
 
 
+def test_the_noise_is_that_of_an_average() -> None:
+    """Of gradients x + n the momentum is x but for an average of n, whatever way x has gone: here in 2000 chains."""
+    x = Parameter(torch.zeros(2000, dtype=torch.float64))
+    optimizer = STORM([x], lr=0.05, normalize=False)
+    noise = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        n, at = torch.randn(2000, dtype=torch.float64, generator=noise), x.detach().clone()
+        optimizer.step(lambda n=n: (x**2 / 2 + n * x).sum())
+    error = (optimizer.state[x]["momentum_buffer"] - at).square().mean().sqrt().item()
+    assert error == pytest.approx((0.1 / (2 - 0.1)) ** 0.5, rel=0.05)
+
+
 @every_correction
 def test_micro_batches_add_up(correction: Any) -> None:
     ours, theirs = parameters(SHAPES, torch.float64), parameters(SHAPES, torch.float64)
