@@ -267,10 +267,11 @@ def scale_of(name: str) -> str:
 
 
 def zero_scale(name: str, p: Tensor, group: dict[str, Any]) -> Tensor | None:
-    """The scales of a state of zeros; None where it is no codes."""
+    """The scales of a state of zeros, of a DTensor those of this rank's shard; None where it is no codes."""
     if not is_in_codes(name, p, group):
         return None
-    return torch.zeros(blocks_of(p.numel()), dtype=torch.float32, device=p.device)
+    own = shards.local(p) if shards.is_distributed(p) else p
+    return torch.zeros(blocks_of(own.numel()), dtype=torch.float32, device=p.device)
 
 
 def arithmetic_dtype(p: Tensor) -> torch.dtype:
