@@ -436,8 +436,11 @@ class RuleOptimizer(InPlaceOptimizer):
         states = dict(state_dict["state"])
         for number, saved in enumerate(state_dict["param_groups"]):
             keys = saved["params"]
-            params = self.param_groups[number]["params"] if number < len(self.param_groups) else ()
-            for part, positions in self._parts(number, {**self._group_defaults(saved), **saved}, range(len(keys))):
+            group = self.param_groups[number] if number < len(self.param_groups) else {"params": []}
+            params = group["params"]
+            names = {"param_names": group["param_names"]} if "param_names" in group else {}
+            loaded = {**self._group_defaults(saved), **names, **saved, "params": params}
+            for part, positions in self._parts(number, loaded, range(len(keys))):
                 rule = self.rule(part)
                 for position in positions:
                     state = own_form(states.get(keys[position], {}), rule)
