@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from ferrostep.optim import AdamW, AuON, HybridAuON, Muon, MuonAdamW, MuonWithAuxAdamW
+from ferrostep.optim import AdamW, AuON, HybridAuON, Lion, Muon, MuonAdamW, MuonWithAuxAdamW
 from tests.distributed.registry import on
 from tests.distributed.tensors import Twins, line, near, placed
 
@@ -256,3 +256,5 @@ def layouts_that_no_rank_can_own(folder: Path) -> None:
     assert place in message and "skip_zero_grad" in message, message
     message = made(partial(AdamW, differentiable=True), plain, columns)
     assert place in message and "differentiable" in message, message
+    message = made(partial(Lion, kappa="topk", kappa_param=3, state_dtype="int8"), plain, columns)
+    assert place in message and "another state_dtype than 'int8'" in message, message

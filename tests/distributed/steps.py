@@ -70,6 +70,38 @@ def options_of_16_bit_parameters_hold_for_shards(folder: Path) -> None:
 
 
 @on(2, 4)
+def codes_are_those_of_the_ranks_own_shard(folder: Path) -> None:
+    shapes = ((70, 41), (9, 300), (3, 8), (1, 7), (0, 4), (600,))
+    rules: list[tuple[Any, dict[str, Any]]] = [
+        (AdamW, {}),
+        (AdamW, {"amsgrad": True, "backend": "reference"}),
+        (Lion, {}),
+        (SGD, {"momentum": 0.9}),
+        (SophiaG, {}),
+    ]
+    for cls, arguments in rules:
+        for dim in (0, 1):
+            build = partial(cls, **arguments, state_dtype="int8", min_quant_numel=0)
+            twins = Twins(build, shapes, lambda shape, dim=dim: [split(shape, dim)])
+            own = [Parameter(p.to_local().detach().clone()) for p in twins.parts]
+            optimizer = build(own)
+            for _ in range(3):
+                twins.give_gradients()
+                for p, q in zip(own, twins.parts, strict=True):
+                    p.grad = q.grad.to_local().clone()
+                for each in (optimizer, twins.optimizers[1]):
+                    if cls is SophiaG:
+                        each.update_hessian(bs=8)
+                    each.step()
+            for p, q in zip(own, twins.parts, strict=True):
+                near(q.to_local(), p)
+                state = twins.optimizers[1].state[q]
+                assert state.keys() == optimizer.state[p].keys()
+                for name, x in optimizer.state[p].items():
+                    near(state[name].to_local() if isinstance(state[name], DTensor) else state[name], x)
+
+
+@on(2, 4)
 def adamw_is_torchs_fused_on_dtensors(folder: Path) -> None:
     ours = Twins(AdamW, SHAPES, lambda shape: [split(shape, 0)])
     theirs = [Parameter(p.detach().clone()) for p in ours.parts]

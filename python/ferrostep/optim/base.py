@@ -17,6 +17,7 @@ from ferrostep.errors import wrong_kind
 from ferrostep.optim import shards
 from ferrostep.optim.arguments import Argument, check_arguments
 from ferrostep.optim.options import Options, check_options, chosen_dtype, full_options, is_coded
+from ferrostep.optim.roles import is_embedding
 from ferrostep.optim.scratch import Scratch
 from ferrostep.reference.codes import blocks_of
 from ferrostep.suggestions import mistaken_entry
@@ -254,11 +255,9 @@ def is_fake(p: Tensor) -> bool:
 
 
 def state_dtype(name: str, p: Tensor, group: dict[str, Any]) -> torch.dtype:
-    """The dtype of a moment: complex parameters and float64 keep theirs."""
+    """The dtype of a moment that is no codes: complex parameters and float64 keep theirs."""
     if p.is_complex() or p.dtype == torch.float64:
         return p.dtype
-    if is_in_codes(name, p, group):
-        return torch.uint8
     chosen: torch.dtype | None = chosen_dtype(name, group)
     if chosen is not None and not is_coded(name, group):
         return chosen
@@ -267,7 +266,10 @@ def state_dtype(name: str, p: Tensor, group: dict[str, Any]) -> torch.dtype:
 
 def is_in_codes(name: str, p: Tensor, group: dict[str, Any]) -> bool:
     """Whether a new state of this name is codes: not where there is little to save, or much depends on each number."""
-    return is_coded(name, group) and p.ndim > 1 and p.numel() >= group["min_quant_numel"]
+    if not is_coded(name, group) or p.ndim < 2 or p.numel() < group["min_quant_numel"]:
+        return False
+    named = zip(group.get("param_names", ()), group["params"], strict=False)
+    return not any(q is p and is_embedding(name_of_p, p) for name_of_p, q in named)
 
 
 def scale_of(name: str) -> str:
@@ -276,10 +278,11 @@ def scale_of(name: str) -> str:
 
 
 def zero_scale(name: str, p: Tensor, group: dict[str, Any]) -> Tensor | None:
-    """The scales of a state of zeros; None where it is no codes."""
+    """The scales of a state of zeros, of a DTensor those of this rank's shard; None where it is no codes."""
     if not is_in_codes(name, p, group):
         return None
-    return torch.zeros(blocks_of(p.numel()), dtype=torch.float32, device=p.device)
+    own = shards.local(p) if shards.is_distributed(p) else p
+    return torch.zeros(blocks_of(own.numel()), dtype=torch.float32, device=p.device)
 
 
 def arithmetic_dtype(p: Tensor) -> torch.dtype:
@@ -287,13 +290,15 @@ def arithmetic_dtype(p: Tensor) -> torch.dtype:
     return torch.float64 if p.dtype == torch.float64 else torch.float32
 
 
-def dtype_of(name: str, p: Tensor, group: dict[str, Any]) -> torch.dtype:
+def dtype_of(name: str, p: Tensor, group: dict[str, Any], *, is_codes: bool = False) -> torch.dtype:
     """The dtype of a state with the parameter's shape."""
     if name == "kahan_comp":
         return p.dtype
     if name == "master_param":
         return arithmetic_dtype(p)
-    return torch.int16 if name == "master_low" else state_dtype(name, p, group)
+    if name == "master_low":
+        return torch.int16
+    return torch.uint8 if is_codes else state_dtype(name, p, group)
 
 
 def scalar(value: float, p: Tensor, group: dict[str, Any]) -> Tensor:
@@ -315,7 +320,8 @@ def zero_state(name: str, p: Tensor, group: dict[str, Any]) -> Tensor | None:
         return None
     if name == "master_param":
         return p.detach().to(arithmetic_dtype(p), copy=True, memory_format=torch.preserve_format)
-    return torch.zeros_like(p, dtype=dtype_of(name, p, group), memory_format=torch.preserve_format)
+    dtype = dtype_of(name, p, group, is_codes=is_in_codes(name, p, group))
+    return torch.zeros_like(p, dtype=dtype, memory_format=torch.preserve_format)
 
 
 def loaded_state(name: str, value: Tensor, p: Tensor, group: dict[str, Any]) -> Tensor:
@@ -330,5 +336,5 @@ def loaded_state(name: str, value: Tensor, p: Tensor, group: dict[str, Any]) -> 
         return value.detach().to(p.device, arithmetic_dtype(p), copy=True)
     if value.shape != p.shape or shards.is_distributed(value) != shards.is_distributed(p):
         return value.detach().clone()  # as above
-    dtype = dtype_of(name, p, group)
+    dtype = dtype_of(name, p, group, is_codes=value.dtype == torch.uint8)
     return torch.empty_like(p, dtype=dtype, memory_format=torch.preserve_format).copy_(value.detach())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ferrostep.errors import Problem
+from ferrostep.optim import shards
 from ferrostep.optim.base import is_in_codes, scale_of
 from ferrostep.reference.codes import BLOCK_SIZE, Codes, blocks_of, book, decode, encode
 
@@ -62,11 +63,30 @@ def as_kept(saved: Mapping[str, Any], rule: Rule, p: Tensor, group: dict[str, An
         if scale is None and value.dtype == torch.uint8:
             raise KeyError(f"a state has codes in {name}, but no {scale_of(name)} to tell what they stand for")
         if is_in_codes(name, p, group):
-            if scale is None:
-                state[name], state[scale_of(name)] = encode(value, signed=signed)
+            if scale is None and shards.is_distributed(value) == shards.is_distributed(p):
+                state[name], state[scale_of(name)] = _encoded(value, signed)
         elif isinstance(scale, Tensor):
             _check_scale(name, value, scale, BLOCK_SIZE)
             state[name] = Codes(value, state.pop(scale_of(name)), signed).decode()
+    return state
+
+
+def _encoded(x: Tensor, signed: bool) -> tuple[Tensor, Tensor]:
+    """Codes for numbers, and their scales; of a DTensor those of this rank's shard."""
+    if not shards.is_distributed(x):
+        return encode(x, signed=signed)
+    codes, scale = encode(shards.local(x), signed=signed)
+    return shards.of_local(codes, x), scale
+
+
+def for_other_ranks(state: Mapping[str, Any], rule: Rule) -> dict[str, Any]:
+    """The state of a DTensor with numbers for codes, which mean something only to the rank that has their scales."""
+    state = dict(state)
+    for name, signed in rule.signed.items():
+        codes = state.get(name)
+        if scale_of(name) in state and shards.is_distributed(codes):
+            numbers = Codes(shards.local(codes), state.pop(scale_of(name)), signed).decode()
+            state[name] = shards.of_local(numbers, codes)
     return state
 
 

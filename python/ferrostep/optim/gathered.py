@@ -155,7 +155,8 @@ class Gathered(NamedTuple):
         def own(name: str, column: list[Any]) -> list[Any]:
             return shards.of_rank(partial(self._place, name), column, self.params)
 
-        columns = {name: x if name in SCALARS else own(name, x) for name, x in self.columns.items()}
+        of_rank = {*SCALARS, *map(scale_of, self.rule.signed)}  # each rank has its own already
+        columns = {name: x if name in of_rank else own(name, x) for name, x in self.columns.items()}
         params = own("param", self.params)
         return self._replace(params=params, grads=own("grad", self.grads), columns=columns)
 

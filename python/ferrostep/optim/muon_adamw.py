@@ -16,7 +16,8 @@ from ferrostep.optim.adamw import AdamW, adamw_rule
 from ferrostep.optim.arguments import OF_OPTIMIZER, AtLeastZero, Betas, Epsilon, LearningRate, arguments_of, as_tuple
 from ferrostep.optim.given import read_groups, route_groups
 from ferrostep.optim.muon import KELLER, AdjustLr, Muon, check_muon_group, muon_rule
-from ferrostep.optim.options import Options, check_real
+from ferrostep.optim.options import Options, asks_for_codes, check_real, without_codes
+from ferrostep.optim.roles import is_of_embedding
 from ferrostep.optim.routing import Route, Routes
 from ferrostep.optim.rules import Rule, RuleOptimizer
 
@@ -203,8 +204,10 @@ class MuonAdamW(RuleOptimizer):
     def _parts(
         self, number: int, group: dict[str, Any], positions: Sequence[int]
     ) -> Iterator[tuple[dict[str, Any], Sequence[int]]]:
-        layouts = {i: self._route_of(number, i).layout for i in positions}
-        for layout in dict.fromkeys(layouts.values()):
+        routes = {i: self._route_of(number, i) for i in positions}
+        coded = asks_for_codes(group)
+        kinds = {i: (route.layout, coded and is_of_embedding(route.reason)) for i, route in routes.items()}
+        for layout, is_in_full in dict.fromkeys(kinds.values()):
             use_muon = layout is not None
             if group["use_muon"] not in (None, use_muon):
                 raise ValueError(
@@ -212,7 +215,9 @@ class MuonAdamW(RuleOptimizer):
                     "otherwise; make a new optimizer"
                 )
             part = {**group, "use_muon": use_muon, "ndim_policy": layout}
-            yield part, [i for i in positions if layouts[i] == layout]
+            if is_in_full:
+                part["state_dtype"] = without_codes(group["state_dtype"])
+            yield part, [i for i in positions if kinds[i] == (layout, is_in_full)]
 
     def _check_group(self, group: dict[str, Any]) -> None:
         check_muon_group(as_of_muon(group))

@@ -28,8 +28,10 @@ class Options(TypedDict, total=False):
         from names of states to dtypes, such as ``{"exp_avg": torch.bfloat16}``, leaves the others at their default.
         ``"int8"`` keeps the states of element-wise rules as codes of 8 bits (uint8) under their names, beside them a
         float32 scale for each 256 in ``exp_avg_scale`` and so on: 1.016 bytes for each number. States of tensors of
-        one dimension or few elements stay as they would be; for embeddings, say so in a group of their own. Takes
-        float32, bfloat16 and float16 parameters.
+        one dimension or few elements stay as they would be, and those of embeddings, as far as the names tell that come
+        with ``model.named_parameters()`` (``wte``, ``...embed...``) or, in MuonAdamW, the modules; of parameters that
+        came without names, give embeddings a group of their own with ``"state_dtype": None``. Takes float32, bfloat16
+        and float16 parameters.
     min_quant_numel: with ``state_dtype="int8"``, the least number of elements whose states become codes. Default 4096.
     seed: of stochastic rounding, from 0 to 2**64 - 1; default 0.
     master_weights: ``"split"`` keeps the float32 weights of bfloat16 parameters without any loss: the parameter is
@@ -145,6 +147,13 @@ def chosen_dtype(name: str, group: Mapping[str, Any]) -> Any:
     """What ``state_dtype`` says of a state of this name."""
     option = group["state_dtype"]
     return option.get(name) if isinstance(option, Mapping) else option
+
+
+def without_codes(option: Any) -> Any:
+    """What ``state_dtype`` says but for codes."""
+    if not isinstance(option, Mapping):
+        return None if option in get_args(StateCodes) else option
+    return {name: chosen for name, chosen in option.items() if chosen not in get_args(StateCodes)}
 
 
 def asks_for_codes(group: Mapping[str, Any]) -> bool:

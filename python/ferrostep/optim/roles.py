@@ -56,6 +56,8 @@ ADAPTER = "adapter of low rank"
 SINGLE_CHANNELS = "convolution of single channels"
 ONE_ROW = "one row or column"
 EXCLUDED = "excluded by"
+EMBEDDING = "embedding"
+SAID_TO_BE_INPUT = "said by get_input_embeddings()"
 NO_ROLE = (SINGLE_CHANNELS, ONE_ROW, EXCLUDED)
 """Reasons that a layer may have wherever it is in its model."""
 VOCABULARY = 30_000
@@ -154,6 +156,16 @@ def layout_of(each: Named, policy: str | None = None) -> str | None:
     return "flatten" if each.module is None and is_convolution else None
 
 
+def is_embedding(name: str, p: Tensor) -> bool:
+    """Whether a parameter is an embedding, as far as its name tells."""
+    return is_of_embedding(_reason_by_name(Named(name, p), Beside(()), ()))
+
+
+def is_of_embedding(reason: str) -> bool:
+    """Whether it is the reason for an embedding."""
+    return reason.startswith((EMBEDDING, SAID_TO_BE_INPUT))
+
+
 class Beside:
     """What lies beside a parameter, by its name."""
 
@@ -200,7 +212,7 @@ def _reason_by_itself(owned: Sequence[Named], beside: Beside, exclude: Sequence[
 def _reason_by_name(each: Named, beside: Beside, exclude: Sequence[str]) -> str:
     parts = each.parts
     if isinstance(each.module, EMBEDDINGS):
-        return "embedding"
+        return EMBEDDING
     if each.module is None and _matches(parts[-2:], NAMED_EMBEDDINGS):
         return "embedding by its name"
     if NORMS.search(type(each.module).__name__):

@@ -27,7 +27,7 @@ from ferrostep.optim.base import (
     zero_scale,
     zero_state,
 )
-from ferrostep.optim.checkpoints import as_kept, own_form
+from ferrostep.optim.checkpoints import as_kept, for_other_ranks, own_form
 from ferrostep.optim.gathered import COMPENSATIONS, DOUBLE, Found, Gathered, check_place, is_for_plain_torch
 from ferrostep.optim.options import check_max_grad_norm, is_coded
 from ferrostep.optim.sums import Scope
@@ -455,12 +455,35 @@ class RuleOptimizer(InPlaceOptimizer):
                 f"{', '.join(missing)}: it is another rule's, or of before an option was chosen"
             )
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state as torch has it: plain tensors and numbers, DTensors where the parameters are such.
+
+        States of DTensors that are codes of 8 bits stand there as float32 numbers, in shards as the parameter, so that
+        any number of ranks loads them. Where an optimizer with ``state_dtype="int8"`` does, they become codes again;
+        in the same shards the very ones that they were.
+        """
+        state_dict = super().state_dict()
+        for number, (saved, group) in enumerate(zip(state_dict["param_groups"], self.param_groups, strict=True)):
+            coded = [i for i, p in enumerate(group["params"]) if shards.is_distributed(p) and self._has_codes(p)]
+            for part, positions in self._parts(number, group, coded) if coded else ():
+                rule = self.rule(part)
+                for key in (saved["params"][position] for position in positions):
+                    state_dict["state"][key] = for_other_ranks(state_dict["state"][key], rule)
+        return state_dict
+
+    def _has_codes(self, p: Tensor) -> bool:
+        state = self.state.get(p, {})
+        return any(scale_of(name) in state for name in state)
+
     def _adopted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         states = dict(state_dict["state"])
         for number, saved in enumerate(state_dict["param_groups"]):
             keys = saved["params"]
-            params = self.param_groups[number]["params"] if number < len(self.param_groups) else ()
-            for part, positions in self._parts(number, {**self._group_defaults(saved), **saved}, range(len(keys))):
+            group = self.param_groups[number] if number < len(self.param_groups) else {"params": []}
+            params = group["params"]
+            names = {"param_names": group["param_names"]} if "param_names" in group else {}
+            loaded = {**self._group_defaults(saved), **names, **saved, "params": params}
+            for part, positions in self._parts(number, loaded, range(len(keys))):
                 rule = self.rule(part)
                 for position in positions:
                     state = own_form(states.get(keys[position], {}), rule)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ferrostep.errors import Problem, wrong_kind
-from ferrostep.optim.options import asks_for_codes
+from ferrostep.optim.options import is_coded
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -77,6 +77,14 @@ def zeros(shape: Sequence[int], dtype: torch.dtype, p: DTensor) -> DTensor:
     return tensor.zeros(*shape, dtype=dtype, device_mesh=p.device_mesh, placements=p.placements)
 
 
+def of_local(own: Tensor, p: DTensor) -> DTensor:
+    """The DTensor of which this rank has ``own``, placed as a parameter is."""
+    from torch.distributed.tensor import DTensor
+
+    shape, stride = p.shape, p.stride()
+    return DTensor.from_local(own, p.device_mesh, p.placements, run_check=False, shape=shape, stride=stride)
+
+
 def split_dims(p: DTensor) -> dict[int, int]:
     """The dimensions of the mesh over which the parameter is split, each with the dimension of it that is.
 
@@ -132,14 +140,17 @@ def check_placements(place: str, p: DTensor, group: Mapping[str, Any], rule: Rul
     where = f"{place} on rank {torch.distributed.get_rank()}"
     if group["differentiable"]:
         raise NotImplementedError(f"{where} is a DTensor, which differentiable=True does not support")
-    if asks_for_codes(group):
-        raise NotImplementedError(f"{where} is a DTensor, of which state_dtype='int8' cannot keep states yet")
     try:
         dims = split_dims(p)
     except NotImplementedError as error:
         raise NotImplementedError(f"{where} has {error}") from None
     if rule is None or not is_in_parts(p, rule.hyperparameters):
         return
+    if any(is_coded(name, group) for name in rule.signed):
+        raise NotImplementedError(
+            f"{where} is in parts (placements {p.placements}), and this rule looks at all of it; expected another "
+            "state_dtype than 'int8', whose codes each rank has for itself"
+        )
     from torch.distributed.tensor import Shard
 
     if len(dims) != 1 or any(type(p.placements[mesh_dim]) is not Shard for mesh_dim in dims):

@@ -129,7 +129,9 @@ def _of_rank(number: int, position: int, p: Tensor, hessian: Tensor | Codes, inp
         return shards.shard(lambda: f"{name} of parameter {position} in group {number}", x, p)
 
     own = tuple(shard("gradient or estimate", x) for x in inputs)
-    return Refreshed(position, shards.local(p), shard("hessian", hessian), own)
+    is_codes = isinstance(hessian, Codes)
+    numbers = shard("hessian", hessian.codes if is_codes else hessian)
+    return Refreshed(position, shards.local(p), hessian._replace(codes=numbers) if is_codes else numbers, own)
 
 
 def _add_to(

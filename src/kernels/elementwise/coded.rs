@@ -1,7 +1,7 @@
 //! Codes to numbers and back, on the vectors of any instruction set.
 
 use crate::kernels::storage::{CODE_BLOCK, Codebook};
-use crate::kernels::vector::{Arch, Bits, Routine, Single, dispatch};
+use crate::kernels::vector::{Arch, Bits, MAX_LANES, Routine, Single, dispatch};
 use crate::runtime::Isa;
 
 /// Writes the numbers that codes stand for.
@@ -45,15 +45,25 @@ impl Routine for Decode<'_> {
 
     #[inline(always)]
     unsafe fn run<A: Arch>(self) {
+        match self.book.is_signed() {
+            true => self.decode::<A::F32, true>(),
+            false => self.decode::<A::F32, false>(),
+        }
+    }
+}
+
+impl Decode<'_> {
+    #[inline(always)]
+    fn decode<V: Single, const SIGNED: bool>(self) {
         let (codes, last_codes) = self.codes.as_chunks();
         let (blocks, last) = self.to.as_chunks_mut();
         for ((to, codes), &scale) in blocks.iter_mut().zip(codes).zip(self.scales) {
-            decode_block::<A::F32>(self.book, codes, scale, to);
+            decode_block::<V, SIGNED>(self.book, codes, scale, to);
         }
         if let Some(&scale) = self.scales.get(blocks.len()) {
             let (mut codes, mut to) = ([0; CODE_BLOCK], [0.0; CODE_BLOCK]);
             codes[..last.len()].copy_from_slice(last_codes);
-            decode_block::<A::F32>(self.book, &codes, scale, &mut to);
+            decode_block::<V, SIGNED>(self.book, &codes, scale, &mut to);
             last.copy_from_slice(&to[..last.len()]);
         }
     }
@@ -64,15 +74,29 @@ impl Routine for Encode<'_> {
 
     #[inline(always)]
     unsafe fn run<A: Arch>(self) {
+        match self.book.is_signed() {
+            true => self.encode::<A::F32, true>(),
+            false => self.encode::<A::F32, false>(),
+        }
+    }
+}
+
+impl Encode<'_> {
+    #[inline(always)]
+    fn encode<V: Single, const SIGNED: bool>(self) {
         let (blocks, last) = self.from.as_chunks();
         let (codes, last_codes) = self.codes.as_chunks_mut();
+        // All scales first: each takes a while that the others fill.
+        for (from, scale) in blocks.iter().zip(&mut *self.scales) {
+            *scale = greatest::<V, SIGNED>(from);
+        }
         for ((from, codes), scale) in blocks.iter().zip(codes).zip(&mut *self.scales) {
-            *scale = encode_block::<A::F32>(self.book, from, codes);
+            *scale = encode_block::<V, SIGNED>(self.book, from, *scale, codes);
         }
         if let Some(scale) = self.scales.get_mut(blocks.len()) {
             let (mut from, mut codes) = ([0.0; CODE_BLOCK], [0; CODE_BLOCK]);
             from[..last.len()].copy_from_slice(last);
-            *scale = encode_block::<A::F32>(self.book, &from, &mut codes);
+            *scale = encode_block::<V, SIGNED>(self.book, &from, greatest::<V, SIGNED>(&from), &mut codes);
             last_codes.copy_from_slice(&codes[..last.len()]);
         }
     }
@@ -81,126 +105,134 @@ impl Routine for Encode<'_> {
 /// The bits of an f32 below the exponent.
 const FRACTION: u32 = 23;
 const SIGN: u32 = 1 << 31;
-/// A number below plus this, 2^23, has the number in its last bits.
-const WHOLE: u32 = 0x4b00_0000;
-/// 3 * 2^22: a number plus this has the nearest whole number in its last bits, also a negative one.
-const NEAREST: f64 = 12_582_912.0;
 
 /// The numbers of a block.
 #[inline(always)]
-fn decode_block<V: Single>(
+fn decode_block<V: Single, const SIGNED: bool>(
     book: &Codebook,
     codes: &[u8; CODE_BLOCK],
     scale: f32,
     to: &mut [f32; CODE_BLOCK],
 ) {
     let (start, unit) = (V::table(&book.decode.start), V::table(&book.decode.unit));
-    let (odd, zero) = (
-        V::Bits::splat(book.odd.into()),
-        V::Bits::splat(-i32::from(book.zero) as u32),
-    );
+    let (zero, odd) = (-f64::from(book.zero), f64::from(book.odd) / 2.0);
     for i in (0..CODE_BLOCK).step_by(V::LANES) {
         // SAFETY: as many elements as there are lanes, which divide the block, from `i` on.
-        let from_zero = unsafe { V::Bits::load_u8(codes.as_ptr().add(i)) }.add(zero);
-        let negative = from_zero.sar::<31>();
-        let n = from_zero.xor(negative).add(negative.and(V::Bits::splat(1)));
-        let m = V::from_bits(n.shl::<1>().add(odd).or(V::Bits::splat(WHOLE))) + -f64::from(1 << FRACTION);
+        let code = V::of_integers(unsafe { V::Bits::load_u8(codes.as_ptr().add(i)) });
+        let from_zero = if SIGNED { code + zero } else { code };
+        let m = from_zero.abs() + odd;
         let decade = m.to_bits().shr::<FRACTION>();
-        let magnitude = (m * 9.0 - start.pick(decade)) * unit.pick(decade);
-        let fraction = V::from_bits(magnitude.to_bits().xor(negative.and(V::Bits::splat(SIGN))));
-        // Adding zero makes a zero of a negative one, which a negative scale gives.
-        let number = fraction * f64::from(scale) + 0.0;
+        let magnitude = (m * 18.0 - start.pick(decade)) * unit.pick(decade);
+        let number = match SIGNED {
+            // Adding zero makes a zero of a negative one, which a negative scale gives.
+            true => with_sign_of(from_zero, magnitude) * f64::from(scale) + 0.0,
+            false => magnitude * f64::from(scale),
+        };
         // SAFETY: as above.
         unsafe { number.store_f32(to.as_mut_ptr().add(i)) }
     }
 }
 
-/// Writes the codes of a block, which is filled up with zeros, and returns its scale.
+/// `x` if `sign` has none, else `-x`.
 #[inline(always)]
-fn encode_block<V: Single>(book: &Codebook, from: &[f32; CODE_BLOCK], codes: &mut [u8; CODE_BLOCK]) -> f32 {
-    let scale = greatest(from, book.is_signed());
-    if !scale.is_normal() {
-        codes.fill(book.zero);
-        return if scale.is_finite() { 0.0 } else { f32::NAN };
-    }
-    match book.is_signed() {
-        true => encode_fractions::<V, true>(book, from, scale, codes),
-        false => encode_fractions::<V, false>(book, from, scale, codes),
-    }
-    scale
+fn with_sign_of<V: Single>(sign: V, x: V) -> V {
+    V::from_bits(sign.to_bits().and(V::Bits::splat(SIGN)).xor(x.to_bits()))
 }
 
+/// Writes the codes of a block, which is filled up with zeros and has the given greatest number, and returns its scale.
 #[inline(always)]
-fn encode_fractions<V: Single, const SIGNED: bool>(
+fn encode_block<V: Single, const SIGNED: bool>(
     book: &Codebook,
     from: &[f32; CODE_BLOCK],
-    scale: f32,
+    greatest: f32,
     codes: &mut [u8; CODE_BLOCK],
-) {
-    let zero = V::splat(0.0);
-    let [slope, offset, last, next] = [
-        &book.encode.slope,
-        &book.encode.offset,
-        &book.encode.last,
-        &book.encode.next,
-    ]
-    .map(V::table);
-    let inverse = f64::from(1.0 / scale);
-    for i in (0..CODE_BLOCK).step_by(V::LANES) {
-        // SAFETY: as many elements as there are lanes, which divide the block, from `i` on.
-        let fraction = unsafe { V::load_f32(from.as_ptr().add(i)) } * inverse;
-        let magnitude = if SIGNED {
-            fraction.abs()
-        } else {
-            fraction.max(zero)
-        };
-        let below = decade_or_below(magnitude);
-        let above = V::from_bits(below.add(V::Bits::splat(1)));
-        let decade = magnitude
-            .if_less(next.pick(below), V::from_bits(below), above)
-            .to_bits();
-        let n = (magnitude * slope.pick(decade) + offset.pick(decade)).min(last.pick(decade));
-        let code = if SIGNED {
-            let n = (n + NEAREST)
-                .to_bits()
-                .add(V::Bits::splat((NEAREST as f32).to_bits().wrapping_neg()));
-            let negative = fraction.to_bits().sar::<31>();
-            let from_zero = n.xor(negative).add(negative.and(V::Bits::splat(1)));
-            let code = from_zero.add(V::Bits::splat(book.zero.into()));
-            // There is a code for 1 and none for -1, which would be code -1.
-            code.add(code.shr::<31>())
-        } else {
-            let least = zero.if_less(magnitude, V::splat(1.0), zero);
-            (n.max(least) + NEAREST).to_bits()
-        };
+) -> f32 {
+    if !greatest.is_normal() {
+        codes.fill(book.zero);
+        return if greatest.is_finite() { 0.0 } else { f32::NAN };
+    }
+    let inverse = f64::from(1.0 / greatest);
+    let lines = Lines::new(book);
+    for i in (0..CODE_BLOCK).step_by(4 * V::LANES) {
+        let mut four = [V::Bits::splat(0); 4];
+        for (j, codes) in four.iter_mut().enumerate() {
+            // SAFETY: as many elements as there are lanes, four times which divide the block.
+            let number = unsafe { V::load_f32(from.as_ptr().add(i + j * V::LANES)) };
+            *codes = lines.code::<SIGNED>(number * inverse);
+        }
         // SAFETY: as above.
-        unsafe { code.store_last_u8(codes.as_mut_ptr().add(i)) }
+        unsafe { V::Bits::store_saturated_u8(four, codes.as_mut_ptr().add(i)) }
+    }
+    greatest
+}
+
+/// The lines on which the codes of each decade lie.
+struct Lines<V> {
+    begin: V,
+    slope: V,
+    offset: V,
+    last: V,
+    zero: u32,
+}
+
+impl<V: Single> Lines<V> {
+    #[inline(always)]
+    fn new(book: &Codebook) -> Self {
+        Lines {
+            begin: V::table(&book.encode.begin),
+            slope: V::table(&book.encode.slope),
+            offset: V::table(&book.encode.offset),
+            last: V::table(&book.encode.last),
+            zero: book.zero.into(),
+        }
+    }
+
+    /// The codes of fractions of a scale; of -1, for which there is none, the one below that of the least.
+    #[inline(always)]
+    fn code<const SIGNED: bool>(&self, fraction: V) -> V::Bits {
+        let zero = V::splat(0.0);
+        let magnitude = if SIGNED { fraction.abs() } else { fraction };
+        let above = decade_or_above(magnitude);
+        let is_below = (magnitude - self.begin.pick(above)).to_bits().sar::<31>();
+        let decade = above.add(is_below);
+        let n = (magnitude * self.slope.pick(decade) + self.offset.pick(decade)).min(self.last.pick(decade));
+        match SIGNED {
+            true => with_sign_of(fraction, n)
+                .to_integers()
+                .add(V::Bits::splat(self.zero)),
+            false => zero.if_less(magnitude, n.max(V::splat(1.0)), zero).to_integers(),
+        }
     }
 }
 
-/// In the last three bits the decade of a magnitude up to 1, or the one below it; the decades' numbers begin up to their
-/// first part above a power of ten.
+/// In the last three bits the decade of a magnitude up to 1, or the one above it; the decades' numbers begin up to their
+/// first part above a power of ten. The first decade also of what is below zero.
 #[inline(always)]
-fn decade_or_below<V: Single>(magnitude: V) -> V::Bits {
+fn decade_or_above<V: Single>(magnitude: V) -> V::Bits {
+    use std::f64::consts::LOG10_2;
     // The bits of a number, less those of 1, are 2^23 times its logarithm to the base 2 less 0.09 at most.
-    const OF_ONE: f64 = (127 << (FRACTION - 8)) as f64;
-    const PER_OCTAVE: f64 = (1 << (FRACTION - 8)) as f64;
-    let logarithm = V::from_bits(magnitude.to_bits().shr::<8>().or(V::Bits::splat(WHOLE)));
-    let decades = (logarithm + -f64::from(1 << FRACTION)) * (std::f64::consts::LOG10_2 / PER_OCTAVE)
-        + (std::f64::consts::LOG10_2 * (0.09 - OF_ONE / PER_OCTAVE) + 6.0 - 0.5);
-    (decades.max(V::splat(0.0)) + NEAREST).to_bits()
+    let logarithm = V::of_integers(magnitude.to_bits());
+    let decades = logarithm * (LOG10_2 / f64::from(1 << FRACTION)) + (LOG10_2 * (0.09 - 127.0) + 7.0 - 0.5);
+    decades.max(V::splat(0.0)).to_integers()
 }
 
 /// The number of greatest magnitude, the positive one of two such; NaN is greater than all. Without a sign negative
 /// numbers are zero.
 #[inline(always)]
-fn greatest(from: &[f32; CODE_BLOCK], signed: bool) -> f32 {
-    let mut greatest = 0;
-    for &number in from {
-        let number = if !signed & (number < 0.0) { 0.0 } else { number };
+fn greatest<V: Single, const SIGNED: bool>(from: &[f32; CODE_BLOCK]) -> f32 {
+    let mut greatest = V::Bits::splat(0);
+    for i in (0..CODE_BLOCK).step_by(V::LANES) {
+        // SAFETY: as many elements as there are lanes, which divide the block, from `i` on.
+        let number = unsafe { V::load_f32(from.as_ptr().add(i)) };
+        let bits = if SIGNED { number } else { V::splat(0.0).max(number) }.to_bits();
         // The sign goes to the lowest bit, to decide between equal magnitudes only.
-        greatest = greatest.max(number.to_bits().rotate_left(1) ^ 1);
+        let magnitude = bits.shl::<1>().or(bits.shr::<31>()).xor(V::Bits::splat(1));
+        greatest = greatest.max(magnitude);
     }
+    let mut lanes = [0; MAX_LANES];
+    // SAFETY: there is room for the longest vector.
+    unsafe { greatest.store_u32(lanes.as_mut_ptr()) };
+    let greatest = lanes.into_iter().fold(0, u32::max);
     f32::from_bits((greatest ^ 1).rotate_right(1))
 }
 

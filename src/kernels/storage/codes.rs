@@ -39,8 +39,8 @@ pub struct Encoding {
     pub slope: [f32; 8],
     pub offset: [f32; 8],
     pub last: [f32; 8],
-    /// The least magnitude of the next decade's numbers.
-    pub next: [f32; 8],
+    /// The least magnitude of the decade's numbers.
+    pub begin: [f32; 8],
 }
 
 /// Before the greatest, 1.
@@ -68,15 +68,15 @@ impl Codebook {
         let (shift, greatest) = if zero > 0 { (0, 128.0) } else { (1, 255.0) };
         let odd = 2 * shift as u8 + 1;
         // Zero and 1 are the ends of one line.
-        let at = (DECADES + shift) % 8;
+        let at = (DECADES + shift + 7) % 8;
         let (mut start, mut unit) = ([9.0 * f32::from(odd); 8], [0.0; 8]);
         unit[at] = (1.0 / (18.0 * greatest)) as f32;
-        let (mut slope, mut offset, mut last, mut next) = ([0.0; 8], [0.0; 8], [0.0; 8], [f32::INFINITY; 8]);
+        let (mut slope, mut offset, mut last, mut begin) = ([0.0; 8], [0.0; 8], [0.0; 8], [0.0; 8]);
         for i in 0..DECADES {
             let j = i + shift;
             let (parts, of_decade) = (f64::exp2(j as f64), 10_f64.powi(i as i32 - 7));
             let exact = of_decade / (2.0 * parts);
-            (start[j % 8], unit[j % 8]) = ((16.0 * parts) as f32, exact as f32);
+            (start[(j + 7) % 8], unit[(j + 7) % 8]) = ((16.0 * parts) as f32, exact as f32);
             slope[i] = (1.0 / (18.0 * exact)) as f32;
             // Less a half, as what follows rounds to the nearest and the numbers are the middles.
             offset[i] = (16.0 * parts / 18.0 - shift as f64 - 0.5) as f32;
@@ -85,7 +85,7 @@ impl Codebook {
                 of_decade * (10.0 - 4.5 / parts),
                 10.0 * of_decade * (1.0 + 2.25 / parts),
             );
-            next[i] = ((top + if i + 1 < DECADES { above } else { 1.0 }) / 2.0) as f32;
+            begin[i + 1] = ((top + if i + 1 < DECADES { above } else { 1.0 }) / 2.0) as f32;
         }
         if zero > 0 {
             // Half of the least magnitude and more are its code.
@@ -100,7 +100,7 @@ impl Codebook {
                 slope,
                 offset,
                 last,
-                next,
+                begin,
             },
         }
     }

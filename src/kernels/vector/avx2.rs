@@ -284,6 +284,16 @@ impl Single for F32 {
         Self(unsafe { _mm256_castsi256_ps(bits.0) })
     }
     #[inline(always)]
+    fn of_integers(bits: U32) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_cvtepi32_ps(bits.0) })
+    }
+    #[inline(always)]
+    fn to_integers(self) -> U32 {
+        // SAFETY: the CPU has AVX2.
+        U32(unsafe { _mm256_cvtps_epi32(self.0) })
+    }
+    #[inline(always)]
     fn table(eight: &[f32; 8]) -> Self {
         // SAFETY: the CPU has AVX2; there are eight elements.
         Self(unsafe { _mm256_loadu_ps(eight.as_ptr()) })
@@ -359,6 +369,11 @@ impl Bits for U32 {
         Self(unsafe { _mm256_xor_si256(self.0, other.0) })
     }
     #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_max_epu32(self.0, other.0) })
+    }
+    #[inline(always)]
     fn shl<const BY: u32>(self) -> Self {
         // SAFETY: the CPU has AVX2.
         Self(unsafe { _mm256_sll_epi32(self.0, _mm_cvtsi32_si128(BY as i32)) })
@@ -397,14 +412,13 @@ impl Bits for U32 {
         Self(unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.cast())) })
     }
     #[inline(always)]
-    unsafe fn store_last_u8(self, to: *mut u8) {
-        // SAFETY: the CPU has AVX2; the caller's promise covers the eight elements.
+    unsafe fn store_saturated_u8([a, b, c, d]: [Self; 4], to: *mut u8) {
+        // SAFETY: the CPU has AVX2; the caller's promise covers the 32 elements.
         unsafe {
-            // The bytes of each half to its start, then both halves together.
-            let last = _mm_setr_epi8(0, 4, 8, 12, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1);
-            let lower = _mm_shuffle_epi8(_mm256_castsi256_si128(self.0), last);
-            let upper = _mm_shuffle_epi8(_mm256_extracti128_si256::<1>(self.0), last);
-            _mm_storel_epi64(to.cast(), _mm_unpacklo_epi32(lower, upper));
+            let packed = _mm256_packus_epi16(_mm256_packs_epi32(a.0, b.0), _mm256_packs_epi32(c.0, d.0));
+            // Packing works within 128 bits, each of which has four bytes of each vector: put them in order.
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            _mm256_storeu_si256(to.cast(), _mm256_permutevar8x32_epi32(packed, order));
         }
     }
     #[inline(always)]

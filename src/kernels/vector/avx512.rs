@@ -284,6 +284,16 @@ impl Single for F32 {
         Self(unsafe { _mm512_castsi512_ps(bits.0) })
     }
     #[inline(always)]
+    fn of_integers(bits: U32) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_cvtepi32_ps(bits.0) })
+    }
+    #[inline(always)]
+    fn to_integers(self) -> U32 {
+        // SAFETY: the CPU has AVX-512.
+        U32(unsafe { _mm512_cvtps_epi32(self.0) })
+    }
+    #[inline(always)]
     fn table(eight: &[f32; 8]) -> Self {
         // SAFETY: the CPU has AVX-512; there are eight elements.
         Self(unsafe { _mm512_broadcast_f32x8(_mm256_loadu_ps(eight.as_ptr())) })
@@ -359,6 +369,11 @@ impl Bits for U32 {
         Self(unsafe { _mm512_xor_si512(self.0, other.0) })
     }
     #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_max_epu32(self.0, other.0) })
+    }
+    #[inline(always)]
     fn shl<const BY: u32>(self) -> Self {
         // SAFETY: the CPU has AVX-512.
         Self(unsafe { _mm512_sll_epi32(self.0, _mm_cvtsi32_si128(BY as i32)) })
@@ -397,9 +412,14 @@ impl Bits for U32 {
         Self(unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())) })
     }
     #[inline(always)]
-    unsafe fn store_last_u8(self, to: *mut u8) {
-        // SAFETY: the CPU has AVX-512; the caller's promise covers the sixteen elements.
-        unsafe { _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(self.0)) }
+    unsafe fn store_saturated_u8([a, b, c, d]: [Self; 4], to: *mut u8) {
+        // SAFETY: the CPU has AVX-512; the caller's promise covers the 64 elements.
+        unsafe {
+            let packed = _mm512_packus_epi16(_mm512_packs_epi32(a.0, b.0), _mm512_packs_epi32(c.0, d.0));
+            // Packing works within 128 bits, each of which has four bytes of each vector: put them in order.
+            let order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+            _mm512_storeu_si512(to.cast(), _mm512_permutexvar_epi32(order, packed));
+        }
     }
     #[inline(always)]
     unsafe fn load_u16(from: *const u16) -> Self {

@@ -14,6 +14,8 @@ pub trait Bits: Copy {
     fn and(self, other: Self) -> Self;
     fn or(self, other: Self) -> Self;
     fn xor(self, other: Self) -> Self;
+    /// Of unsigned integers.
+    fn max(self, other: Self) -> Self;
     fn shl<const BY: u32>(self) -> Self;
     fn shr<const BY: u32>(self) -> Self;
     /// Of signed integers.
@@ -31,11 +33,11 @@ pub trait Bits: Copy {
     /// # Safety
     /// `from` is valid for reading as many elements as there are lanes.
     unsafe fn load_u8(from: *const u8) -> Self;
-    /// Writes the last 8 bits of each.
+    /// Writes signed integers, one vector after the other, as the nearest ones from 0 to 255.
     ///
     /// # Safety
-    /// `to` is valid for writing as many elements as there are lanes.
-    unsafe fn store_last_u8(self, to: *mut u8);
+    /// `to` is valid for writing as many elements as the four have lanes.
+    unsafe fn store_saturated_u8(four: [Self; 4], to: *mut u8);
     /// Reads 16-bit integers, zero-extended.
     ///
     /// # Safety

@@ -139,6 +139,10 @@ pub trait Single: Vector {
 
     fn to_bits(self) -> Self::Bits;
     fn from_bits(bits: Self::Bits) -> Self;
+    /// The nearest number of each signed integer.
+    fn of_integers(bits: Self::Bits) -> Self;
+    /// The nearest signed integer, ties to even, of each number below 2^22.
+    fn to_integers(self) -> Self::Bits;
     /// Whether any lane of either is NaN.
     fn any_nan(a: Self, b: Self) -> bool;
     /// A table for [`Single::pick`].

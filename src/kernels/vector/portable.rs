@@ -214,6 +214,16 @@ impl Single for F32 {
         bits.map(f32::from_bits)
     }
     #[inline(always)]
+    fn of_integers(bits: U32) -> Self {
+        bits.map(|x| x as i32 as f32)
+    }
+    #[inline(always)]
+    fn to_integers(self) -> U32 {
+        // A number plus 3 * 2^22 has the nearest whole number in its last bits.
+        const WHOLE: f32 = 12_582_912.0;
+        self.map(|x| (x + WHOLE).to_bits().wrapping_sub(WHOLE.to_bits()))
+    }
+    #[inline(always)]
     fn table(eight: &[f32; 8]) -> Self {
         Lanes(*eight)
     }
@@ -280,6 +290,10 @@ impl Bits for U32 {
         self.zip(other, |a, b| a ^ b)
     }
     #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        self.zip(other, u32::max)
+    }
+    #[inline(always)]
     fn shl<const BY: u32>(self) -> Self {
         self.map(|x| x << BY)
     }
@@ -311,9 +325,12 @@ impl Bits for U32 {
         unsafe { Lanes::<u8, SINGLES>::read(from) }.map(u32::from)
     }
     #[inline(always)]
-    unsafe fn store_last_u8(self, to: *mut u8) {
-        // SAFETY: the caller's promise is the same.
-        unsafe { self.map(|x| x as u8).write(to) }
+    unsafe fn store_saturated_u8(four: [Self; 4], to: *mut u8) {
+        for (i, vector) in four.into_iter().enumerate() {
+            let bytes = vector.map(|x| (x as i32).clamp(0, 255) as u8);
+            // SAFETY: the caller's promise covers all four.
+            unsafe { bytes.write(to.add(i * Self::LANES)) }
+        }
     }
     #[inline(always)]
     unsafe fn load_u16(from: *const u16) -> Self {

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 import ferrostep.numpy
 from ferrostep import _core
-from ferrostep.optim import Adagrad, AdamW, Muon, SophiaG, SophiaH
+from ferrostep.optim import Adagrad, AdamW, Muon, MuonAdamW, SophiaG, SophiaH
 from ferrostep.optim.base import SCALARS
 from ferrostep.reference.codes import BLOCK_SIZE, Codes, blocks_of, book, encode
 from tests.contract.rules.registry import Entry, every, every_coded_class
@@ -111,6 +111,55 @@ def test_what_is_kept(entry: Entry) -> None:
             assert state[name].dtype == torch.float32 and f"{name}_scale" not in state
     bytes_of_state = sum(x.nbytes for name, x in large.items() if name not in SCALARS)
     assert bytes_of_state == len(names) * (1 + 4 / BLOCK_SIZE) * params[0].numel()
+
+
+class Language(torch.nn.Module):
+    """An embedding, a hidden matrix and an output layer, the first under a name or in a list."""
+
+    def __init__(self, *, is_named: bool) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([torch.nn.Linear(64, 64, bias=False), torch.nn.Linear(64, 90, bias=False)])
+        table = torch.nn.Embedding(100, 64)
+        if is_named:
+            self.wte = table
+        else:
+            self.layers.insert(0, table)
+
+
+def in_codes(optimizer: Any, model: torch.nn.Module) -> set[str]:
+    return {name for name, p in model.named_parameters() if optimizer.state[p]["exp_avg"].dtype == torch.uint8}
+
+
+def test_embeddings_stay_numbers_where_names_tell() -> None:
+    named, plain = (Language(is_named=True) for _ in range(2))
+    options: dict[str, Any] = {"lr": 1e-2, "state_dtype": "int8"}
+    optimizers = AdamW(named.named_parameters(), **options), AdamW(plain.parameters(), **options)
+    for optimizer, model in zip(optimizers, (named, plain), strict=True):
+        train(optimizer, list(model.parameters()), 2)
+    linear = {"layers.0.weight", "layers.1.weight"}
+    assert in_codes(optimizers[0], named) == linear
+    assert in_codes(optimizers[1], plain) == {"wte.weight", *linear}
+    # Each loads what the other saved: names come along, or are there.
+    loading = AdamW(plain.parameters(), **options), AdamW(named.named_parameters(), **options)
+    for source, saved, other, model in zip(optimizers, (named, plain), loading, (plain, named), strict=True):
+        other.load_state_dict(copy.deepcopy(source.state_dict()))
+        assert in_codes(other, model) == linear
+        state = source.state[saved.wte.weight]
+        codes = "exp_avg_scale" in state
+        expected = Codes(state["exp_avg"], state["exp_avg_scale"], True).decode() if codes else state["exp_avg"]
+        assert bits(other.state[model.wte.weight]["exp_avg"]) == bits(expected)
+        train(other, list(model.parameters()), 1)
+
+
+def test_embeddings_stay_numbers_where_modules_tell() -> None:
+    model = Language(is_named=False)
+    options: dict[str, Any] = {"lr": 1e-2, "state_dtype": {"exp_avg": "int8"}}
+    optimizer, again = (MuonAdamW(model.parameters(), **options) for _ in range(2))
+    train(optimizer, list(model.parameters()), 2)
+    assert "exp_avg_scale" not in optimizer.state[model.layers[0].weight]
+    assert "exp_avg_scale" in optimizer.state[model.layers[2].weight]
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert_same_bits(again, optimizer)
 
 
 @every_coded_class
