@@ -51,7 +51,7 @@ class NAdam(RuleOptimizer):
         >>> p.grad = torch.tensor([0.5, -2.0])
         >>> NAdam([p], lr=0.1).step()
         >>> p.detach()
-        tensor([0.8943, 1.1057])
+        tensor([0.8944, 1.1056])
     """
 
     def __init__(

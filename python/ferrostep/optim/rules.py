@@ -148,7 +148,7 @@ class Rule(NamedTuple):
         """The scales of what :meth:`zero_state` gives; None where that is no codes.
 
         Args:
-            name, p, group: as of :meth:`zero_state`.
+            name, p, group: as of :meth:`zero_state`; a tensor of any shape has one for each block of its elements.
 
         Raises:
             KeyError: the group lacks an option.

@@ -49,7 +49,7 @@ def nadam(
         >>> product = nadam_factor(1, **options)
         >>> flags = {"decoupled_weight_decay": False, "maximize": False}
         >>> nadam(p, g, (zeros, zeros), 1, product, lr=0.1, **options, **flags)[0]
-        tensor([0.8943, 1.1057])
+        tensor([0.8944, 1.1056])
     """
     m, v = state
     p, g = decayed(p, g, lr=lr, weight_decay=weight_decay, decoupled=decoupled_weight_decay, maximize=maximize)
@@ -64,8 +64,11 @@ def nadam_factor(step: float, *, beta1: float | Tensor, momentum_decay: float, *
 
     Args:
         step: counted from 1.
-        beta1, momentum_decay: as of :func:`nadam`.
+        beta1, momentum_decay: as of :func:`nadam`: numbers, or tensors of shape () and a real dtype.
         **_hyperparameters: not used.
+
+    Returns:
+        A number from 0 to 1.
 
     Raises:
         TypeError: what is no number.
