@@ -64,6 +64,7 @@ impl Hyperparameters<1> for OptimisticMd {
                 max_exponent: f64::INFINITY,
                 min_abs: 0.0,
                 multiplicative: self.multiplicative,
+                hypentropy: 0.0,
             },
             optimism: if is_first { 0.0 } else { self.optimism },
             maximize: self.maximize,

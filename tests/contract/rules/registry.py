@@ -163,6 +163,7 @@ ENTRIES = (
     Entry("egd", EGD, EGD_MOMENTUM, state="momentum_buffer"),
     Entry("egd-plain", EGD, {"lr": 1e-2, "max_exponent": 1.0}, state=""),
     Entry("egd-adam", EGD, {"lr": 1e-2, "adam": True, "betas": (0.8, 0.95), "eps": 1e-7}),
+    Entry("egd-free", EGD, EGD_MOMENTUM | {"update": "eg+-", "hypentropy_beta": 0.3}, state="momentum_buffer"),
     Entry("lion", Lion, LION, partial(lion_pytorch.Lion, **LION)),
     Entry("lion-maximize", Lion, LION | {"maximize": True}),
     Entry("lion-huber", Lion, LION | {"kappa": "huber", "kappa_param": 0.5}),
