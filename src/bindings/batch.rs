@@ -180,7 +180,7 @@ impl Batch {
             call.reader.leave(&mut known);
             workspace = std::mem::take(&mut known.workspace);
         }
-        let (works, matrices) = (&self.works, &mut self.matrices);
+        let (works, matrices) = (&mut self.works, &mut self.matrices);
         let (counters, searched, memory) = (&*counters, &*searched, &mut workspace);
         let result = call.run(py, threads, || {
             // SAFETY: the views of all tensors are valid, and nothing that is written is shared: `Call::run` saw to it.
@@ -190,6 +190,7 @@ impl Batch {
                 }
                 counters.iter().for_each(|counter| counter.advance());
             }
+            elementwise::select(works, threads);
             let counted = elementwise::run(works, threads);
             matrices.iter_mut().for_each(|step| step.run(threads, memory));
             Some(counted)

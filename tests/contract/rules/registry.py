@@ -168,6 +168,7 @@ ENTRIES = (
     Entry("lion-maximize", Lion, LION | {"maximize": True}),
     Entry("lion-huber", Lion, LION | {"kappa": "huber", "kappa_param": 0.5}),
     Entry("lion-lp", Lion, LION | {"kappa": "lp", "kappa_param": 1.7}, elementwise=False, complex=False),
+    Entry("lion-topk", Lion, LION | {"kappa": "topk", "kappa_param": 9}, elementwise=False, complex=False),
     Entry("muon", Muon, MUON, **OF_MUON),
     Entry("muon-maximize", Muon, MUON | {"maximize": True}, **OF_MUON),
     Entry(
@@ -201,6 +202,13 @@ ENTRIES = (
     Entry("hybrid-auon-package", HybridAuON, AUON | MUON | {"variant": "package"}, **OF_MUON),
     Entry("optimistic-adam", OptimisticAdam, ADAMW | {"optimism": 0.7}),
     Entry("optimistic-md", OptimisticMD, {"lr": 1e-2, "weight_decay": 0.1}, state="prev_grad"),
+    Entry(
+        "optimistic-md-adaptive",
+        OptimisticMD,
+        {"lr": 0.3, "weight_decay": 0.1, "adaptive": "variation"},
+        elementwise=False,
+        state="prev_grad",
+    ),
     Entry("nigt", RoundedNIGT, {"lr": 0.01, "scope": "tensor"}, **OF_NIGT),
     Entry("nigt-global", RoundedNIGT, {"lr": 0.05, "weight_decay": 0.1, "schedule": "n-pg-igt"}, **OF_NIGT),
     Entry("radam", RAdam, OF_ADAM, partial(torch.optim.RAdam, **OF_ADAM)),
