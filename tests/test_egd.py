@@ -165,13 +165,91 @@ def test_groups_choose_their_update() -> None:
         ({"momentum": 0.5, "adam": True}, "momentum=0.5 and adam=True exclude each other"),
         ({"max_exponent": 0.0}, "Invalid max_exponent value: 0.0; expected a finite number greater than 0"),
         ({"min_abs": -1.0}, "Invalid min_abs value: -1.0"),
-        ({"update": "sgd"}, "Invalid update: 'sgd'; expected 'eg' or 'gd'"),
+        ({"update": "sgd"}, "Invalid update: 'sgd'; expected 'eg', 'eg[+]-' or 'gd'"),
+        ({"hypentropy_beta": 0.0}, "Invalid hypentropy_beta value: 0.0"),
+        ({"update": "eg+-", "simplex_dim": 0}, "simplex_dim=0 and update='eg[+]-' exclude each other"),
+        ({"update": "eg+-", "min_abs": 0.1}, "min_abs=0.1 and update='eg[+]-' exclude each other"),
+        ({"update": "eg+-", "noise": 0.1}, "noise=0.1 and update='eg[+]-' exclude each other"),
     ],
     ids=str,
 )
 def test_impossible_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EGD([torch.ones(2)], **arguments)
+
+
+@pytest.mark.smoke
+@both
+def test_free_signs_by_hand(backend: str) -> None:
+    """From ``p cosh(z) + sqrt(p^2 + beta^2) sinh(z)``: 0 leaves 0, and a small weight changes its sign."""
+    e, beta = math.exp, 0.75
+    moved = stepped((1.0, -1.0, 0.0, 0.1), (1.0, 1.0, -2.0, 4.0), update="eg+-", hypentropy_beta=beta, backend=backend)
+    expected = [
+        math.cosh(0.1) - 1.25 * math.sinh(0.1),
+        -math.cosh(0.1) - 1.25 * math.sinh(0.1),
+        0.75 * math.sinh(0.2),
+        0.1 * math.cosh(0.4) - math.hypot(0.1, 0.75) * math.sinh(0.4),
+    ]
+    assert expected[-1] < 0
+    close(moved, expected)
+    decayed = stepped((1.0,), (1.0,), update="eg+-", hypentropy_beta=beta, weight_decay=0.4, backend=backend)
+    close(decayed, [e(-0.04) * expected[0]])
+    ascended = stepped((1.0,), (-1.0,), update="eg+-", hypentropy_beta=beta, maximize=True, backend=backend)
+    close(ascended, expected[:1])
+
+
+DIRECTIONS: dict[str, dict[str, Any]] = {"plain": {}, "momentum": {"momentum": 0.5}, "adam": {"adam": True}}
+
+
+@both
+@pytest.mark.parametrize("options", DIRECTIONS.values(), ids=DIRECTIONS)
+def test_free_signs_are_those_of_two_weights(options: dict[str, Any], backend: str) -> None:
+    """EG+-: one weight follows EGD, the other the opposite gradients, and the parameter is their difference."""
+    beta, own = 0.3, {"lr": 0.05, "backend": backend, **options}
+    p = Parameter(normal((300,), torch.float64, 1))
+    total = torch.hypot(p.detach(), torch.tensor(beta, dtype=torch.float64))
+    plus, minus = Parameter((total + p.detach()) / 2), Parameter((total - p.detach()) / 2)
+    free = EGD([p], update="eg+-", hypentropy_beta=beta, **own)
+    both_weights = EGD([{"params": [plus]}, {"params": [minus], "maximize": True}], **own)
+    signs = p.detach().sign()
+    for step in range(20):
+        p.grad = normal((300,), torch.float64, 2, step)
+        plus.grad = minus.grad = p.grad
+        free.step()
+        both_weights.step()
+    torch.testing.assert_close(p.detach(), (plus - minus).detach(), rtol=1e-11, atol=1e-13)
+    torch.testing.assert_close((plus * minus).detach(), torch.full_like(p, beta**2 / 4), rtol=1e-11, atol=0)
+    assert (p.detach().sign() != signs).any()
+
+
+@both
+def test_free_signs_lie_between_descent_and_egd(backend: str) -> None:
+    """Weights far below beta move as by gradient descent with ``lr * beta``, those far above as by EGD."""
+    small, large = (1e-9, -2e-9, 0.0), (1e9, -2e9, 3e9)
+    gradient = (1.0, 2.0, -1.0)
+    moved = stepped(small, gradient, lr=1e-10, update="eg+-", hypentropy_beta=1.0, backend=backend)
+    close(moved, torch.tensor(small, dtype=torch.float64) - 1e-10 * torch.tensor(gradient, dtype=torch.float64), 1e-9)
+    moved = stepped(large, gradient, update="eg+-", hypentropy_beta=1.0, backend=backend)
+    close(moved, stepped(large, gradient, backend=backend))
+
+
+@both
+def test_free_signs_at_the_ends_of_the_range(backend: str, isa: str) -> None:
+    inf = math.inf
+    options: dict[str, Any] = {"dtype": torch.float32, "update": "eg+-", "backend": backend}
+    assert stepped([0.5, -0.5, 0.0] * 9, [inf, inf, -inf] * 9, **options).tolist() == [-inf, -inf, inf] * 9
+    assert stepped([1e30, -1e30, 1e-30, 0.0] * 9, [0.0] * 36, **options).tolist() == pytest.approx(
+        [1e30, -1e30, 1e-30, 0.0] * 9, rel=1e-6
+    )
+    limited = stepped([0.0, 1.0], [1e9, -1e9], max_exponent=1.0, **options)
+    close(limited, [-1e-2 * math.sinh(1), math.cosh(1) + math.hypot(1, 1e-2) * math.sinh(1)], 1e-6)
+    assert stepped([1.0], [math.nan], **options).isnan().all()
+
+
+def test_free_signs_warn_of_no_zeros() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        EGD([torch.zeros(3)], update="eg+-")
 
 
 SIMPLEX = torch.tensor([[0.5, 0.3, 0.2], [0.0, 0.9, 0.1]], dtype=torch.float64)

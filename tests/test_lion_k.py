@@ -7,13 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+import ferrostep.numpy
 from ferrostep import _core, choices
+from ferrostep.kappas import KERNELS, LARGEST_SUMMED, NUMBERS
 from ferrostep.optim import Lion
-from ferrostep.optim.lion import KERNELS, NUMBERS
 from tests.contract.training import assert_close, assert_same_bits, bits, normal, parameters, train
 
 GUIDE = Path(__file__).parents[1] / "docs" / "lion.md"
@@ -99,6 +101,22 @@ def test_of_equally_large_elements_the_first_are_taken(backend: str) -> None:
     assert direction(u, kappa="topk", kappa_param=100, backend=backend).tolist() == u.sign().tolist()
     many = direction(torch.ones(100_000), kappa="topk", kappa_param=50_001, backend=backend)
     assert torch.equal(many, torch.cat([torch.ones(50_001), torch.zeros(49_999)]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("k", [1, 2, 97, 40_000, 79_999, 80_000], ids=str)
+def test_the_largest_of_many_with_equal_ones(k: int, dtype: torch.dtype, isa: str) -> None:
+    """Against a sort by size, then by place: of numbers that are often equal, on several threads' parts."""
+    u = (normal((2, 40_000), torch.float64, 5) * 4).round().to(dtype) / 4
+    u[0, 7], u[1, 7] = float("inf"), float("nan")
+    size = u.flatten().abs()
+    size = torch.where(size.isnan(), float("inf"), size)
+    taken = size.sort(descending=True, stable=True).indices[:k]
+    expected = torch.zeros_like(size)
+    expected[taken] = u.flatten()[taken].sign()
+    for backend in ("rust", "reference"):
+        found = direction(u, kappa="topk", kappa_param=k, backend=backend)
+        assert torch.equal(found.flatten(), expected), backend
 
 
 @every_kappa
@@ -197,7 +215,7 @@ def test_a_callable_takes_the_place_of_the_sign() -> None:
     ("chosen", "named"),
     [
         ({"kappa": torch.sign}, "a callable kappa"),
-        ({"kappa": "topk", "kappa_param": 3}, "kappa='topk'"),
+        ({"kappa": "topk", "kappa_param": 3, "state_dtype": "int8"}, "kappa='topk' with state_dtype='int8'"),
         ({"kappa": "lp", "kappa_param": 9.0}, "kappa='lp' with kappa_param=9.0"),
     ],
     ids=str,
@@ -266,6 +284,48 @@ def test_norms_are_of_real_numbers(chosen: dict[str, Any]) -> None:
         Lion(parameters([(3,)], torch.complex64), **chosen)
 
 
+@every_kappa
+@pytest.mark.parametrize("dtype", [np.float64, np.float32], ids=lambda dtype: dtype.__name__)
+def test_arrays_have_the_same_bits(chosen: dict[str, Any], dtype: Any) -> None:
+    if chosen["kappa"] == "lp" and chosen["kappa_param"] > LARGEST_SUMMED:
+        pytest.skip("runs in plain torch")
+    p = torch.nn.Parameter(normal((37, 90), getattr(torch, dtype.__name__), 1))
+    param, exp_avg = p.detach().numpy().copy(), np.zeros((37, 90), dtype)
+    options = {"lr": 0.1, "betas": (0.8, 0.9), "weight_decay": 0.2, **chosen}
+    optimizer = Lion([p], **options)
+    for step in range(3):
+        p.grad = normal((37, 90), p.dtype, 2, step)
+        optimizer.step()
+        ferrostep.numpy.lion_(param, p.grad.numpy(), exp_avg, **options)
+    assert param.tobytes() == bits(p)
+    assert exp_avg.tobytes() == bits(optimizer.state[p]["exp_avg"])
+
+
+@pytest.mark.parametrize(
+    ("chosen", "error", "message"),
+    [
+        *((chosen, error, message) for chosen, error, message in REFUSED if chosen.get("kappa") is not torch.sign),
+        ({"kappa": torch.sign}, TypeError, "kappa is a .*, expected a str, as a callable takes torch's tensors"),
+        ({"kappa": "lp", "kappa_param": 9.0}, ValueError, "Invalid kappa_param: 9.0; expected at most 8.0 for arrays"),
+    ],
+    ids=str,
+)
+def test_arrays_refuse_the_same(chosen: dict[str, Any], error: type[Exception], message: str) -> None:
+    arrays = [np.ones(3, np.float32) for _ in range(3)]
+    with pytest.raises(error, match=message):
+        ferrostep.numpy.lion_(*arrays, **chosen)
+    assert all((array == 1).all() for array in arrays)
+
+
+@pytest.mark.parametrize("chosen", [chosen for chosen in OF_WHOLE if chosen["kappa_param"] != 20.0], ids=str)
+def test_norms_of_arrays_are_of_real_numbers(chosen: dict[str, Any]) -> None:
+    arrays = [np.ones(3, np.complex64) for _ in range(3)]
+    with pytest.raises(
+        TypeError, match=f"param has dtype complex64, expected float32, .* for kappa='{chosen['kappa']}'"
+    ):
+        ferrostep.numpy.lion_(*arrays, **chosen)
+
+
 def test_the_guides_example_runs() -> None:
     (example,) = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.M | re.S)
     exec(compile(example, GUIDE.name, "exec"), {})
@@ -277,5 +337,5 @@ def test_the_guide_has_every_kappa() -> None:
 
 
 def test_every_kappa_has_its_rule_in_rust() -> None:
-    assert set(KERNELS) <= set(get_args(choices.Kappa))
+    assert set(KERNELS) == set(get_args(choices.Kappa))
     assert set(KERNELS.values()) <= set(_core.rules())

@@ -108,12 +108,126 @@ def test_the_hint_is_a_copy_and_waits_for_the_next_gradient(optimizer: Any) -> N
         ({"optimism": -1.0}, "Invalid optimism value: -1.0"),
         ({"geometry": "ball"}, "Invalid geometry: 'ball'; expected"),
         ({"first_hint": None}, "Invalid first_hint: None; expected 'gradient' or 'zero'"),
+        ({"radius": 0.0}, "Invalid radius value: 0.0; expected a finite number greater than 0"),
+        ({"radius": float("inf")}, "Invalid radius value: inf"),
+        ({"adaptive": "norm"}, "Invalid adaptive: 'norm'; expected None or 'variation'"),
+        ({"initial_accumulator_value": 0.0}, "Invalid initial_accumulator_value value: 0.0"),
+        ({"radius": 1.0, "geometry": "eg"}, "radius=1.0 and geometry='eg' exclude each other"),
+        (
+            {"adaptive": "variation", "geometry": "entropic"},
+            "adaptive='variation' and geometry='entropic' exclude each other",
+        ),
     ],
     ids=str,
 )
 def test_impossible_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         OptimisticMD([torch.ones(2)], **arguments)
+
+
+CENTRES = ((0.6, 0.8), (1.2, -0.5))
+STEPS = (0.301511344578, 0.298142397000, 0.288000582100, 0.273374142424)
+PLAYS = ((0.0, 0.0), (0.3597922449, 0.4797229933), (0.6733886834, -0.3330486783), (0.3902098089, 0.5851770037))
+BALL: dict[str, Any] = {"lr": 2.0, "first_hint": "zero", "adaptive": "variation", "initial_accumulator_value": 44.0}
+"""Of diameter 2, with gradients up to 1 and smoothness 1."""
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize(
+    "options",
+    [{"backend": "rust"}, {"backend": "reference"}, {"radius": 1.0}, {"maximize": True}],
+    ids=str,
+)
+def test_rates_that_follow_the_variation(options: dict[str, Any]) -> None:
+    """The spec's plays on ``norm(x - c)^2 / 2`` with two centres in turn; none leaves the ball."""
+    p = Parameter(torch.zeros(2, dtype=torch.float64))
+    optimizer = OptimisticMD([p], **BALL, **options)
+    sign = -1 if options.get("maximize") else 1
+    for t, (step, play) in enumerate(zip(STEPS, PLAYS, strict=True)):
+        variation = optimizer.state[p]["variation"].item() if t else 44.0
+        assert 2 / variation**0.5 == pytest.approx(step, abs=1e-12)
+        close(p.detach(), play, 1e-9)
+        p.grad = sign * (p.detach() - torch.tensor(CENTRES[t % 2], dtype=torch.float64))
+        optimizer.step()
+
+
+@pytest.mark.parametrize("first_hint", ["gradient", "zero"])
+@pytest.mark.parametrize("optimism", [0.0, 0.7, 1.0])
+def test_one_sequence_is_two(optimism: float, first_hint: Any) -> None:
+    """``y <- y - rate * g`` and ``x <- y - rate' * optimism * g``, with one rate for two parameters of a group."""
+    params = parameters([(3, 4), (5,)], torch.float64)
+    optimizer = OptimisticMD(params, lr=0.3, optimism=optimism, first_hint=first_hint, adaptive="variation")
+    y, before, variation = [p.detach().clone() for p in params], [torch.zeros_like(p) for p in params], 1.0
+    for step in range(4):
+        train(optimizer, params, 1, start=step)
+        grads = [p.grad for p in params]
+        if step == 0 and first_hint == "gradient":  # as if it had been there before
+            before = grads
+            y = [a + optimism * 0.3 * g for a, g in zip(y, grads, strict=True)]
+        rate = 0.3 / variation**0.5
+        variation += sum((g - h).square().sum().item() for g, h in zip(grads, before, strict=True))
+        y = [a - rate * g for a, g in zip(y, grads, strict=True)]
+        for p, a, g in zip(params, y, grads, strict=True):
+            torch.testing.assert_close(p.detach(), a - 0.3 / variation**0.5 * optimism * g, rtol=1e-12, atol=1e-12)
+        before = grads
+    assert optimizer.state[params[0]]["variation"].item() == pytest.approx(variation, rel=1e-12)
+    assert "variation" not in optimizer.state[params[1]]
+
+
+def test_the_variation_of_each_group_is_its_own_and_is_saved() -> None:
+    ours, others = parameters([(7,), (4,)]), parameters([(7,), (4,)])
+    one, other = ([{"params": [p]} for p in params] for params in (ours, others))
+    optimizer, resumed = (OptimisticMD(groups, adaptive="variation") for groups in (one, other))
+    train(optimizer, ours, 3)
+    variations = [optimizer.state[p]["variation"].item() for p in ours]
+    assert variations[0] != variations[1]
+    for p, q in zip(ours, others, strict=True):
+        q.data.copy_(p)
+    resumed.load_state_dict(optimizer.state_dict())
+    train(optimizer, ours, 2, start=3)
+    train(resumed, others, 2, start=3)
+    assert [bits(p) for p in ours] == [bits(p) for p in others]
+
+
+@both
+def test_a_step_without_a_finite_variation_is_left_out(backend: str) -> None:
+    (p,) = parameters([(4,)])
+    optimizer = OptimisticMD([p], adaptive="variation", backend=backend)
+    train(optimizer, [p], 1)
+    before, variation = bits(p), optimizer.state[p]["variation"].item()
+    p.grad = torch.tensor([1.0, float("inf"), 0.0, 0.0])
+    optimizer.step()
+    assert bits(p) == before
+    assert optimizer.state[p]["variation"].item() == variation
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64], ids=str)
+def test_a_ball_is_not_left(dtype: torch.dtype) -> None:
+    inside, outside = Parameter(torch.zeros(3, 2, dtype=dtype)), Parameter(torch.full((9,), 5.0, dtype=dtype))
+    optimizer = OptimisticMD([inside, outside], lr=0.5, radius=2.0)
+    for step in range(6):
+        train(optimizer, [inside, outside], 1, start=step)
+        for p in (inside, outside):
+            assert torch.linalg.vector_norm(p.detach()).item() <= 2 * (1 + 4 * torch.finfo(dtype).eps)
+    p = Parameter(torch.zeros(2))
+    p.grad = torch.tensor([-3.0, 4.0])
+    OptimisticMD([p], lr=0.1, radius=10.0).step()  # far from the surface
+    close(p.detach(), (0.3, -0.4), 1e-7)
+    OptimisticMD([p], lr=1.0, radius=2.5).step()
+    close(p.detach(), (1.5, -2.0), 1e-6)
+    with pytest.raises(RuntimeError, match=r"radius=2\.5 runs in plain torch and excludes backend='rust'"):
+        OptimisticMD([p], radius=2.5, backend="rust")
+
+
+def test_a_game_of_balls_has_its_saddle_at_the_surface() -> None:
+    """``min max x * y + a * x - b * y`` on [-1, 1], whose saddle (1, -1) is a corner of the domain."""
+    x, y = (Parameter(torch.zeros(1, dtype=torch.float64)) for _ in range(2))
+    groups = [{"params": [x]}, {"params": [y], "maximize": True}]
+    optimizer = OptimisticMD(groups, lr=0.2, radius=1.0)
+    for _ in range(300):
+        x.grad, y.grad = y.detach() - 2.0, x.detach() - 3.0
+        optimizer.step()
+    close(torch.cat((x, y)).detach(), (1.0, -1.0))
 
 
 def entropic(p: Parameter, **arguments: Any) -> OptimisticMD:

@@ -182,7 +182,7 @@ impl Batch {
             call.reader.leave(&mut known);
             workspace = std::mem::take(&mut known.workspace);
         }
-        let (works, matrices) = (&self.works, &mut self.matrices);
+        let (works, matrices) = (&mut self.works, &mut self.matrices);
         let (scalars, searched, memory) = (&*scalars, &*searched, &mut workspace);
         let result = call.run(py, threads, || {
             // SAFETY: the views of all tensors are valid, and nothing that is written is shared: `Call::run` saw to it.
@@ -192,6 +192,7 @@ impl Batch {
                 }
                 scalars.iter().for_each(|scalar| scalar.write());
             }
+            elementwise::select(works, threads);
             let counted = elementwise::run(works, threads);
             matrices.iter_mut().for_each(|step| step.run(threads, memory));
             Some(counted)

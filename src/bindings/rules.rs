@@ -172,7 +172,7 @@ impl Visitor for Add<'_, '_> {
         let mut latest = Latest::of(hyperparameters);
         for i in 0..inputs.len() {
             let tensors = ledger.tensors(inputs, i, writes, &books)?;
-            let order = match H::Rule::BY_ROW {
+            let order = match H::Rule::BY_ROW || H::Rule::TAKES_LARGEST {
                 true => (0..tensors.param.shape.len()).collect(),
                 false => tensors.order(),
             };

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from ferrostep import _core
-from ferrostep.choices import Rounding
-from ferrostep.errors import wrong_kind
+from ferrostep.choices import Kappa, Rounding
+from ferrostep.errors import NAMED_FLOATS, Problem, wrong_kind
+from ferrostep.kappas import KERNELS, LARGEST_SUMMED, OF_ELEMENTS, check_kappa, check_kappa_param, has_kernel
 from ferrostep.numpy.arrays import Array, check, threads, whole
 
 RULES = _core.rules()
@@ -77,6 +78,8 @@ def lion_(
     lr: float = 1e-4,
     betas: tuple[float, float] = (0.9, 0.99),
     weight_decay: float = 0.0,
+    kappa: Kappa = "sign",
+    kappa_param: float | None = None,
     maximize: bool = False,
     rounding: Rounding = "nearest",
     kahan_comp: Array | None = None,
@@ -86,7 +89,7 @@ def lion_(
     step: int = 0,
     num_threads: int | None = None,
 ) -> None:
-    """Lion (arXiv 2302.06675, Algorithm 2) as :class:`ferrostep.optim.Lion`, on arrays.
+    """Lion (arXiv 2302.06675, Algorithm 2) and Lion-K (arXiv 2310.05898) as :class:`ferrostep.optim.Lion`, on arrays.
 
     Args:
         param: of any shape and dtype of the module's; updated in place.
@@ -94,6 +97,7 @@ def lion_(
             parameter has one of them; only read.
         exp_avg: the momentum, zeros before the first step; updated in place.
         lr, betas, weight_decay, maximize: as of the class.
+        kappa, kappa_param: as of the class, but for callables and "lp" with q > 8. Default "sign" and None.
         rounding, kahan_comp, master_low, master_param, seed: as of :func:`adamw_`.
         step: used by stochastic rounding only: another number for every call. Default 0.
         num_threads: at most; default the CPUs that the process may use.
@@ -107,8 +111,11 @@ def lion_(
         >>> lion_(param, grad, exp_avg, lr=0.1)
         >>> param.round(4)
         array([0.9, 1.1])
+        >>> lion_(param, grad, exp_avg, lr=0.1, betas=(0.0, 0.99), kappa="topk", kappa_param=1)
+        >>> param.round(4)
+        array([0.9, 1.2])
     """
-    _update("Lion", locals())
+    _update(_lion_rule(param, kappa, kappa_param), locals())
 
 
 def sgd_(
@@ -162,6 +169,20 @@ def sgd_(
     _update("Sgd" if momentum_buffer is None else "SgdMomentum", locals())
 
 
+def _lion_rule(param: Array, kappa: Kappa, kappa_param: float | None) -> str:
+    """The name of Lion's rule, checked."""
+    chosen = {"kappa": kappa, "kappa_param": kappa_param}
+    check_kappa("kappa", kappa, chosen)
+    check_kappa_param("kappa_param", kappa_param, chosen)
+    if callable(kappa):
+        raise wrong_kind("kappa", kappa, "a str, as a callable takes torch's tensors")
+    if not has_kernel(kappa, kappa_param):
+        raise Problem.NUMBER.of("kappa_param", kappa_param, f"at most {LARGEST_SUMMED} for arrays")
+    if kappa not in OF_ELEMENTS and getattr(getattr(param, "dtype", None), "kind", None) == "c":
+        raise Problem.NOT_REAL.of("param", param.dtype, f"{NAMED_FLOATS} for kappa={kappa!r}")
+    return KERNELS[kappa]
+
+
 def _update(name: str, given: dict[str, Any]) -> None:
     """One step of a rule, with the arguments of its function."""
     states, types, counts_steps, *_ = RULES[name]
@@ -192,7 +213,9 @@ def _update(name: str, given: dict[str, Any]) -> None:
         seed=whole("seed", given["seed"], 0, 2**64),
         compensation=None if compensation is None else [compensation],
     )
-    batch.run(threads(given["num_threads"]))
+    most = threads(given["num_threads"])
+    batch.know(batch.sums(most))
+    batch.run(most)
 
 
 def _checked(betas: tuple[float, float]) -> tuple[float, float]:

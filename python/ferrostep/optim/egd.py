@@ -44,6 +44,18 @@ class EGD(RuleOptimizer):
     with the map ``sum(abs(p) * log(abs(p)))``; to the first order it moves by ``lr * abs(p) * m``, and trained weights
     tend to be log-normal. Biases that begin at 0, and gains of normalizations, are for groups with ``update="gd"``.
 
+    ``update="eg+-"`` frees the signs: the parameter is the difference of two positive weights, one multiplied by the
+    exponential and one by its inverse (Kivinen and Warmuth's EG+-, without their normalization). Their product stays
+    what it was, ``hypentropy_beta^2 / 4``, so they follow from the parameter and need no state: it is mirror descent
+    with the hypentropy (Ghai, Hazan and Singer 2020, arXiv 1902.01903). With ``z = -lr * m``
+
+    .. code-block:: text
+
+        p <- exp(-lr * weight_decay) * (p * cosh(z) + sqrt(p^2 + hypentropy_beta^2) * sinh(z))
+
+    Weights far above ``hypentropy_beta`` move as by EGD, those far below by ``hypentropy_beta * z``, as by gradient
+    descent, also from 0.
+
     With ``simplex_dim`` the rows along this dimension are positive numbers that sum up to 1, such as mixture weights or
     attention over experts, and each step divides them by their sum: exponentiated gradient as it was first, Hedge.
 
@@ -59,14 +71,16 @@ class EGD(RuleOptimizer):
         lr: learning rate, a float or a 1-element tensor. Default 1e-2.
         momentum: the gradient is summed up with this decay, as by torch's SGD. Default 0: no state.
         weight_decay: every step multiplies by ``exp(-lr * weight_decay)`` besides, whatever the momentum. Default 0.
-        update: ``"eg"`` (default), or ``"gd"``: gradient descent along the same direction,
+        update: ``"eg"`` (default), ``"eg+-"`` as above, or ``"gd"``: gradient descent along the same direction,
             ``p <- p * (1 - lr * weight_decay) - lr * m``.
         adam: take Adam's direction in place of m. Default False.
         betas, eps: of Adam's direction. Default (0.9, 0.999) and 1e-8.
+        hypentropy_beta: of ``"eg+-"``, the size from which on weights are multiplied, from 1e-18 to 1e18. Default 1e-2:
+            below most weights of networks, and far enough from 0 that what is there can leave.
         max_exponent: the greatest size of an exponent, so that no step multiplies by more than its power of e; 1 is a
             good one. Default None: no limit, as in the authors' code.
-        min_abs: a size below which no step takes a weight. Default None: the smallest normal number of float32, for
-            float64 parameters of float64: below it a weight would become 0 and stay it.
+        min_abs: a size below which no step of ``"eg"`` takes a weight. Default None: the smallest normal number of
+            float32, for float64 parameters of float64: below it a weight would become 0 and stay it.
         simplex_dim: the dimension along which numbers sum up to 1. Default None. It excludes ``max_exponent``,
             ``min_abs``, ``noise`` and a weight decay, which would have no effect.
         noise: the volatility: with ``update="eg"`` every step multiplies by ``exp(noise * sqrt(lr) * z)`` besides, z a
@@ -79,11 +93,12 @@ class EGD(RuleOptimizer):
     ``step``, ``exp_avg``, ``exp_avg_sq`` (8 bytes); with ``noise`` ``step``.
 
     Warns:
-        UserWarning: once, if a parameter that is to be multiplied has zeros.
+        UserWarning: once, if a parameter has zeros that no multiplication changes.
 
     Raises:
-        ValueError, TypeError: an impossible or unknown argument, ``momentum`` with ``adam``, or a parameter whose rows
-            are not on the simplex (to within 1e-6) though they are to be; the error names it.
+        ValueError, TypeError: an impossible or unknown argument, ``momentum`` with ``adam``, ``update="eg+-"`` with
+            ``simplex_dim``, ``min_abs`` or ``noise``, or a parameter whose rows are not on the simplex (to within 1e-6)
+            though they are to be; the error names it.
         RuntimeError, IndexError: with ``simplex_dim``, complex or distributed parameters, or ones without the
             dimension.
 
@@ -94,6 +109,11 @@ class EGD(RuleOptimizer):
         >>> EGD([p], lr=0.1).step()
         >>> p.detach()
         tensor([ 0.9048, -1.1052,  0.6107])
+        >>> q = torch.nn.Parameter(torch.tensor([1.0, 0.0]))
+        >>> q.grad = torch.tensor([1.0, 1.0])
+        >>> EGD([q], lr=0.1, update="eg+-").step()
+        >>> q.detach()
+        tensor([ 0.9048, -0.0010])
     """
 
     _warned = False
@@ -105,10 +125,11 @@ class EGD(RuleOptimizer):
         momentum: Annotated[float, within(0.0, 1.0)] = 0.0,
         weight_decay: AtLeastZero = 0.0,
         *,
-        update: Literal["eg", "gd"] = "eg",
+        update: Literal["eg", "eg+-", "gd"] = "eg",
         adam: bool = False,
         betas: Betas = (0.9, 0.999),
         eps: Epsilon = 1e-8,
+        hypentropy_beta: Annotated[float, within(1e-18, 1e18)] = 1e-2,
         max_exponent: Annotated[float | None, if_given(positive())] = None,
         min_abs: Annotated[float | None, if_given(positive())] = None,
         simplex_dim: int | None = None,
@@ -135,7 +156,8 @@ class EGD(RuleOptimizer):
                 **group,
                 "max_exponent": math.inf if group["max_exponent"] is None else group["max_exponent"],
                 "min_abs": 0.0 if group["min_abs"] is None else group["min_abs"],
-                "multiplicative": group["update"] == "eg" and not on_rows,
+                "multiplicative": group["update"] != "gd" and not on_rows,
+                "hypentropy": group["hypentropy_beta"] if group["update"] == "eg+-" else 0.0,
             }
         )
         if on_rows:
@@ -147,6 +169,10 @@ class EGD(RuleOptimizer):
     def _check_group(self, group: dict[str, Any]) -> None:
         if group["adam"] and group["momentum"]:
             raise ValueError(f"momentum={group['momentum']} and adam=True exclude each other: Adam has its betas")
+        if group["update"] == "eg+-":
+            for name, without in (("simplex_dim", None), ("min_abs", None), ("noise", 0.0)):
+                if group[name] != without:
+                    raise ValueError(f"{name}={group[name]} and update='eg+-' exclude each other")
         if group["simplex_dim"] is not None and group["update"] == "eg":
             for name in ("weight_decay", "min_abs", "max_exponent", "noise"):
                 if group[name]:

@@ -2,85 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, NamedTuple, TypeAlias, get_args
+from collections.abc import Callable
+from typing import Annotated, Any, TypeAlias
 
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from ferrostep import _core, choices, reference
-from ferrostep.errors import Problem, wrong_choice, wrong_kind
-from ferrostep.numpy.arrays import whole
+from ferrostep.kappas import KERNELS, OF_ELEMENTS, check_kappa, check_kappa_param, has_kernel
 from ferrostep.optim import shards
 from ferrostep.optim.arguments import AtLeastZero, Betas, LearningRate, arguments_of
-from ferrostep.optim.options import Options, check_real
+from ferrostep.optim.options import Options, check_real, is_coded
 from ferrostep.optim.rules import ElementwiseRule, Rule, RuleOptimizer
 
 LION = ElementwiseRule("Lion", reference.lion)
-KERNELS = {
-    "sign": "Lion",
-    "deadzone": "LionDeadZone",
-    "huber": "LionHuber",
-    "identity": "LionIdentity",
-    "lp": "LionLp",
-    "l2": "LionL2",
-    "row": "LionRow",
-}
-"""The Rust rules; others run in plain torch."""
-OF_ELEMENTS = ("sign", "deadzone", "huber", "identity")
-"""What looks at each element by itself."""
-LARGEST_SUMMED = 8.0
-"""Powers up to this one are summed as they are, in float64; greater ones would leave its range."""
-
-
-class Number(NamedTuple):
-    """What ``kappa_param`` has to be."""
-
-    expected: str
-    holds: Callable[[Any], bool]
-
-
-def a_number(expected: str, low: float, *, above: bool = False) -> Number:
-    """A finite number of at least ``low``, or above it."""
-    return Number(expected, lambda x: x is not None and (low < x if above else low <= x) and x < math.inf)
-
-
-NONE = Number("None", lambda x: x is None)
-# Of the least normal number the inverse is finite, in float32, too.
-NUMBERS = {
-    "lp": a_number("a finite number greater than 1", 1.0, above=True),
-    "deadzone": a_number("a finite number of at least 0", 0.0),
-    "topk": a_number("a whole number of at least 1", 1),
-    "huber": a_number("a finite number of at least 1.2e-38", 1.2e-38),
-}
-
-
-def check_kappa(name: str, value: Any, _group: Mapping[str, Any]) -> Any:
-    """The value; TypeError or ValueError unless it is one of the words, or can be called."""
-    if callable(value):
-        return value
-    if not isinstance(value, str):
-        raise wrong_kind(name, value, "a str or a callable")
-    if value == "nuclear":
-        raise ValueError(f"Invalid {name}: 'nuclear' is Muon's direction; take ferrostep.optim.Muon for matrices")
-    if value not in get_args(choices.Kappa):
-        raise wrong_choice(name, value, *get_args(choices.Kappa))
-    return value
-
-
-def check_kappa_param(name: str, value: Any, group: Mapping[str, Any]) -> Any:
-    """The value; TypeError or ValueError unless it is what the group's ``kappa`` takes."""
-    kappa = group["kappa"]
-    number = NONE if callable(kappa) else NUMBERS.get(kappa, NONE)
-    if kappa == "topk" and value is not None:
-        value = whole(name, value, -math.inf)
-    if not number.holds(value):
-        chosen = "a callable kappa" if callable(kappa) else f"kappa={kappa!r}"
-        raise Problem.NUMBER.of(name, value, f"{number.expected} for {chosen}")
-    return value
-
+OF_WHOLE = ("row", "topk")
+"""What looks at whole tensors, and not by way of sums."""
 
 Kappa: TypeAlias = Annotated[choices.Kappa | Callable[[Tensor], Tensor], check_kappa]
 KappaParam: TypeAlias = Annotated[float | None, check_kappa_param]
@@ -126,7 +64,8 @@ class Lion(RuleOptimizer):
         weight_decay: decoupled, times ``lr``. Default 0.
         kappa: what takes the place of the sign: one of the names above, or a callable that takes the tensor ``u`` (of
             the parameter's shape, in float32 or float64; complex numbers as pairs in a last dimension) and returns one
-            of the same shape. Default "sign". A callable, "topk", and "lp" with q > 8 run in plain torch.
+            of the same shape. Default "sign". A callable, "lp" with q > 8, and "topk" with a state in 8 bits run in
+            plain torch.
         kappa_param: the number e, q or k of the table, where it has one. Default None.
         maximize: ascend instead of descend. Default False.
         **options: see :class:`ferrostep.optim.options.Options`.
@@ -189,24 +128,23 @@ class Lion(RuleOptimizer):
         if group["backend"] == "rust" and not self._has_kernel(group):
             chosen = "a callable kappa" if callable(kappa) else f"kappa={kappa!r}"
             number = f" with kappa_param={group['kappa_param']}" if kappa == "lp" else ""
-            raise RuntimeError(f"{chosen}{number} runs in plain torch and excludes backend='rust'")
+            codes = " with state_dtype='int8'" if kappa == "topk" else ""
+            raise RuntimeError(f"{chosen}{number}{codes} runs in plain torch and excludes backend='rust'")
 
     def _has_kernel(self, group: dict[str, Any]) -> bool:
-        kappa = group["kappa"]
-        if callable(kappa) or kappa not in KERNELS:
+        if group["kappa"] == "topk" and is_coded("exp_avg", group):
             return False
-        p = group["kappa_param"]  # of which the step will say if it is no number
-        return kappa != "lp" or not (isinstance(p, (int, float)) and p > LARGEST_SUMMED)
+        return has_kernel(group["kappa"], group["kappa_param"])
 
     def _asks_for_sums(self, group: dict[str, Any]) -> bool:
         return group["kappa"] in ("l2", "lp") and self._has_kernel(group)
 
     def _takes_matrices(self, group: dict[str, Any]) -> bool:
-        return group["kappa"] == "row" or not self._has_kernel(group)
+        return group["kappa"] in OF_WHOLE or not self._has_kernel(group)
 
     def _is_for_plain_torch(self, group: dict[str, Any]) -> bool:
-        # Of rows that are split over ranks, every one works out the whole.
-        in_parts = group["kappa"] == "row" and any(map(shards.is_distributed, group["params"]))
+        # Of what is split over ranks, every one works out the whole.
+        in_parts = group["kappa"] in OF_WHOLE and any(map(shards.is_distributed, group["params"]))
         return in_parts or not self._has_kernel(group) or super()._is_for_plain_torch(group)
 
 

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Annotated, Any, Literal
 
+import torch
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from ferrostep import reference
-from ferrostep.optim.arguments import AtLeastZero, Betas, Epsilon, LearningRate, arguments_of
+from ferrostep.optim.arguments import (
+    AtLeastZero,
+    Betas,
+    Epsilon,
+    LearningRate,
+    arguments_of,
+    if_given,
+    positive,
+)
+from ferrostep.optim.base import NewState, is_fake
+from ferrostep.optim.gathered import Gathered
 from ferrostep.optim.options import Options
 from ferrostep.optim.rules import ElementwiseRule, Rule, RuleOptimizer
 from ferrostep.optim.simplex import check_rows, on_simplex
+from ferrostep.reference.sums import Sum
+from ferrostep.reference.sums import total as total_of
 
 OPTIMISTIC_MD = ElementwiseRule("OptimisticMd", reference.optimistic_md)
+ADAPTIVE = ElementwiseRule(
+    "OptimisticMdAdaptive", reference.optimistic_md_adaptive, summed=reference.optimistic_md_change
+)
 
 
 class OptimisticMD(RuleOptimizer):
@@ -26,6 +43,23 @@ class OptimisticMD(RuleOptimizer):
         eg:           p <- p * exp(-lr * (sign(p) * u + weight_decay))        as EGD
         entropic:     p <- p * exp(-lr * u), each row divided by its sum
         prev_grad <- g
+
+    With ``adaptive="variation"`` the rate falls as the gradients of a group, one vector together, change:
+
+    .. code-block:: text
+
+        rate' <- lr / sqrt(V + norm(g - prev_grad)^2)   V: those of all steps before, and initial_accumulator_value
+        p <- p * (1 - lr * weight_decay) - rate * (g - optimism * prev_grad) - rate' * optimism * g
+        rate <- rate'
+
+    This is the paper's step for convex losses with ``first_hint="zero"``, the diameter D of the domain as ``lr`` and
+    ``10 * D^2 * L^2 + 4 * G^2`` as ``initial_accumulator_value``, for L-smooth losses with gradients up to G. On real
+    streams that is too careful: small values of the latter did better. A step in which V would be NaN or infinite is
+    left out.
+
+    With ``radius`` every parameter that has left the ball of this radius around 0 is brought back to its surface: one
+    projection a step, as in Malitsky and Tam's forward-reflected-backward method (2020, arXiv 1808.04162). As long as
+    none is far enough outside, that is the paper's, which has two.
 
     It is for games: on ``min max x * y``, where gradient descent diverges for every ``lr``, it converges for
     ``lr`` below 0.57 divided by the greatest singular value of the coupling (give the one that ascends
@@ -43,17 +77,23 @@ class OptimisticMD(RuleOptimizer):
         first_hint: what goes before the first gradient: itself (``"gradient"``, default: the first step is that of
             gradient descent), or ``"zero"``, which makes it twice as long.
         simplex_dim: the dimension along which numbers sum up to 1, for ``"entropic"``. Default -1.
+        radius: of the ball that each parameter stays in, by its norm; for ``"euclidean"``. It runs in plain torch.
+            Default None: everywhere.
+        adaptive: None (default), or ``"variation"`` as above, for ``"euclidean"``.
+        initial_accumulator_value: V before the first step, above 0. Default 1.
         weight_decay: decoupled, times ``lr``; not for ``"entropic"``, where it would have no effect. Default 0.
         maximize: ascend instead of descend. Default False.
         **options: see :class:`ferrostep.optim.options.Options`.
 
-    State per parameter: ``step``, ``prev_grad`` (4 bytes per element in float32). A parameter without a gradient keeps
-    its hint.
+    State per parameter: ``step``, ``prev_grad`` (4 bytes per element in float32); with ``adaptive`` no ``step``, and
+    ``variation``, V as a float64 number, of the group's first parameter. A parameter without a gradient keeps its hint.
 
     Raises:
-        ValueError, TypeError: an impossible or unknown argument, or with ``"entropic"`` a parameter whose rows are not
-            on the simplex (positive, with sum 1 to within 1e-6); the error names it. A 0 stays one.
-        RuntimeError, IndexError: with ``"entropic"``, complex or distributed parameters, or ones without the dimension.
+        ValueError, TypeError: an impossible or unknown argument, ``radius`` or ``adaptive`` with another geometry, or
+            with ``"entropic"`` a parameter whose rows are not on the simplex (positive, with sum 1 to within 1e-6); the
+            error names it. A 0 stays one.
+        RuntimeError, IndexError: ``radius`` with ``backend="rust"``; with ``"entropic"``, complex or distributed
+            parameters, or ones without the dimension.
 
     Example:
         >>> import torch
@@ -67,6 +107,8 @@ class OptimisticMD(RuleOptimizer):
         True
     """
 
+    _numbers = ("variation",)
+
     def __init__(
         self,
         params: ParamsT,
@@ -76,6 +118,9 @@ class OptimisticMD(RuleOptimizer):
         geometry: Literal["euclidean", "entropic", "eg"] = "euclidean",
         first_hint: Literal["gradient", "zero"] = "gradient",
         simplex_dim: int = -1,
+        radius: Annotated[float | None, if_given(positive())] = None,
+        adaptive: Literal["variation"] | None = None,
+        initial_accumulator_value: Annotated[float, positive()] = 1.0,
         weight_decay: AtLeastZero = 0.0,
         maximize: bool = False,
         **options: Unpack[Options],
@@ -86,20 +131,56 @@ class OptimisticMD(RuleOptimizer):
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """Optimistic descent in the group's geometry, with its hyperparameters."""
-        rule = OPTIMISTIC_MD.of(
-            {
-                **group,
-                "hint_is_gradient": group["first_hint"] == "gradient",
-                "multiplicative": group["geometry"] == "eg",
-            }
+        own = {**group, "hint_is_gradient": group["first_hint"] == "gradient"}
+        if group["geometry"] != "euclidean":
+            rule = OPTIMISTIC_MD.of({**own, "multiplicative": group["geometry"] == "eg"})
+            return on_simplex(rule, group["simplex_dim"]) if group["geometry"] == "entropic" else rule
+        if group["adaptive"] is None:
+            rule = OPTIMISTIC_MD.of({**own, "multiplicative": False})
+        else:
+            rule = ADAPTIVE.of({**own, "accumulated": self._variation(group)})._replace(scope="group")
+        if group["radius"] is None:
+            return rule
+        return rule._replace(
+            reference=reference.in_ball(rule.reference),
+            hyperparameters={**rule.hyperparameters, "radius": group["radius"]},
         )
-        return on_simplex(rule, group["simplex_dim"]) if group["geometry"] == "entropic" else rule
+
+    def _variation(self, group: dict[str, Any]) -> float:
+        found = self.state.get(group["params"][0], {}).get("variation") if group["params"] else None
+        return float(group["initial_accumulator_value"] if found is None else found)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         if group["geometry"] == "entropic":
             if group["weight_decay"]:
                 raise ValueError(f"weight_decay={group['weight_decay']} has no effect with geometry='entropic'")
             check_rows(type(self).__name__, group, group["simplex_dim"])
+        if group["geometry"] != "euclidean":
+            for name in ("radius", "adaptive"):
+                if group[name] is not None:
+                    chosen = f"{name}={group[name]!r}"
+                    raise ValueError(f"{chosen} and geometry={group['geometry']!r} exclude each other")
+        if group["radius"] is not None and group["backend"] == "rust":
+            raise RuntimeError(f"radius={group['radius']} runs in plain torch and excludes backend='rust'")
+
+    def _asks_for_sums(self, group: dict[str, Any]) -> bool:
+        return group["adaptive"] is not None
+
+    def _takes_matrices(self, group: dict[str, Any]) -> bool:
+        return group["radius"] is not None
+
+    def _is_for_plain_torch(self, group: dict[str, Any]) -> bool:
+        return group["radius"] is not None or super()._is_for_plain_torch(group)
+
+    def _take_sums(self, sums: list[tuple[Gathered, list[Sum]]], new_state: NewState) -> bool:
+        found = {gathered.number: total for gathered, (total, *_) in sums if not is_fake(gathered.params[0])}
+        if not all(math.isfinite(float(total)) for total in found.values()):
+            return False
+        for number, total in found.items():
+            group = self.param_groups[number]
+            new = torch.as_tensor(total_of((self._variation(group), total)), dtype=torch.float64)
+            new_state.set(group["params"][0], "variation", new.detach().cpu())
+        return True
 
 
 class OptimisticAdam(RuleOptimizer):

@@ -21,7 +21,13 @@ from ferrostep.reference.muon import matrices, muon
 from ferrostep.reference.nadam import nadam, nadam_factor
 from ferrostep.reference.newton_schulz import newton_schulz
 from ferrostep.reference.nigt import nigt, nigt_sum
-from ferrostep.reference.optimistic import optimistic_adam, optimistic_md
+from ferrostep.reference.optimistic import (
+    in_ball,
+    optimistic_adam,
+    optimistic_md,
+    optimistic_md_adaptive,
+    optimistic_md_change,
+)
 from ferrostep.reference.radam import radam
 from ferrostep.reference.rmsprop import rmsprop
 from ferrostep.reference.sgd import sgd
@@ -50,6 +56,7 @@ __all__ = [
     "hessian_estimate",
     "hessian_product",
     "hessian_square",
+    "in_ball",
     "lion",
     "lion_k",
     "lion_k_sum",
@@ -63,6 +70,8 @@ __all__ = [
     "on_simplex",
     "optimistic_adam",
     "optimistic_md",
+    "optimistic_md_adaptive",
+    "optimistic_md_change",
     "radam",
     "rmsprop",
     "sgd",

@@ -22,6 +22,7 @@ def egd(
     max_exponent: float,
     min_abs: float,
     multiplicative: bool,
+    hypentropy: float,
     maximize: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Exponentiated gradient descent for one parameter, as :class:`ferrostep.optim.EGD`.
@@ -34,6 +35,7 @@ def egd(
         max_exponent: the greatest size of an exponent.
         min_abs: the size below which no step takes a parameter; at least the smallest normal number.
         multiplicative: EGD, or gradient descent along the same direction.
+        hypentropy: EG+- with this beta; 0 for EGD.
 
     Returns:
         The new parameter and the new state.
@@ -44,8 +46,8 @@ def egd(
     Example:
         >>> import torch
         >>> options = {"momentum": 0.0, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "max_exponent": float("inf")}
-        >>> options |= {"weight_decay": 0.0, "min_abs": 0.0, "multiplicative": True, "maximize": False}
-        >>> egd(torch.tensor([1.0, -1.0]), torch.ones(2), (), 1, lr=0.1, **options)[0]
+        >>> options |= {"weight_decay": 0.0, "min_abs": 0.0, "multiplicative": True, "hypentropy": 0.0}
+        >>> egd(torch.tensor([1.0, -1.0]), torch.ones(2), (), 1, lr=0.1, maximize=False, **options)[0]
         tensor([ 0.9048, -1.1052])
     """
     if maximize:
@@ -66,5 +68,6 @@ def egd(
         multiplicative=multiplicative,
         max_exponent=max_exponent,
         min_abs=min_abs,
+        hypentropy=hypentropy,
     )
     return p, state

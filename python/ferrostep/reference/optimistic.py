@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
+from ferrostep.reference.engine import ReferenceRule
+from ferrostep.reference.sums import Sum, squared_norm
 from ferrostep.reference.terms import adams_direction, descended, moments
 
 
@@ -47,6 +51,118 @@ def optimistic_md(
     if maximize:
         direction = -direction
     return descended(p, direction, lr=lr, weight_decay=weight_decay, multiplicative=multiplicative), (g,)
+
+
+def optimistic_md_adaptive(
+    p: Tensor,
+    g: Tensor,
+    state: tuple[Tensor, ...],
+    step: float,
+    total: Sum,
+    *,
+    lr: float | Tensor,
+    optimism: float,
+    weight_decay: float,
+    hint_is_gradient: bool,
+    accumulated: float,
+    begins: bool,
+    maximize: bool,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """:func:`optimistic_md` with the rate ``lr / sqrt(V)``, V the gradients' variation so far.
+
+    In two sequences, of which the parameter is x: ``y <- y - rate * g`` and ``x <- y - rate' * optimism * g``, with the
+    rates before and after this gradient's change counts.
+
+    Args:
+        p, g: the parameter and its gradient, of one shape and dtype.
+        state: ``(prev_grad,)``.
+        step: not used.
+        total: what :func:`optimistic_md_change` gives, over all that is one vector.
+        lr, optimism, weight_decay, maximize: hyperparameters.
+        hint_is_gradient: take the first gradient for the one before it, too, and not 0.
+        accumulated: V before this gradient.
+        begins: there was no gradient before.
+
+    Returns:
+        The new parameter and the new state.
+
+    Raises:
+        RuntimeError: shapes that do not broadcast, as torch.
+
+    Example:
+        >>> import torch
+        >>> options = {"optimism": 1.0, "weight_decay": 0.0, "hint_is_gradient": False, "accumulated": 1.0}
+        >>> options |= {"begins": True, "maximize": False}
+        >>> optimistic_md_adaptive(torch.ones(1), torch.ones(1), (torch.zeros(1),), 1, 3.0, lr=0.1, **options)[0]
+        tensor([0.8500])
+    """
+    (before,) = state
+    hint = g if begins and hint_is_gradient else before
+    rate = lr / accumulated**0.5
+    next_rate = lr / (accumulated + total) ** 0.5
+    if isinstance(next_rate, Tensor):
+        next_rate = next_rate.to(p)
+    sign = -1 if maximize else 1
+    y = p * (1 - lr * weight_decay) + hint * (sign * rate * optimism)
+    y = y - g * (sign * rate)
+    return y - g * (sign * next_rate * optimism), (g,)
+
+
+def optimistic_md_change(
+    g: Tensor, state: tuple[Tensor, ...], *, hint_is_gradient: bool, begins: bool, **_hyperparameters: Any
+) -> Tensor:
+    """What :func:`optimistic_md_adaptive` is to know of each gradient: how far it is from the hint, squared.
+
+    Args:
+        g: the gradient.
+        state: ``(prev_grad,)``.
+        hint_is_gradient, begins: as of :func:`optimistic_md_adaptive`.
+        **_hyperparameters: not used.
+
+    Returns:
+        A 0-dim tensor, float64.
+
+    Raises:
+        RuntimeError: shapes that do not broadcast, as torch.
+
+    Example:
+        >>> import torch
+        >>> g, before = torch.tensor([3.0, 5.0]), torch.tensor([0.0, 1.0])
+        >>> optimistic_md_change(g, (before,), hint_is_gradient=True, begins=False)
+        tensor(25., dtype=torch.float64)
+    """
+    (before,) = state
+    return squared_norm(g - (g if begins and hint_is_gradient else before))
+
+
+def in_ball(rule: ReferenceRule) -> ReferenceRule:
+    """The rule with every parameter brought back into a ball around 0, of one more hyperparameter ``radius``.
+
+    Args:
+        rule: of any shapes and dtypes.
+
+    Returns:
+        The rule followed by the projection.
+
+    Raises:
+        TypeError: as the rule that is returned, for a missing ``radius``.
+
+    Example:
+        >>> import torch
+        >>> def descent(p, g, state, step, *, lr):
+        ...     return p - lr * g, state
+        >>> in_ball(descent)(torch.zeros(2), torch.tensor([-3.0, 4.0]), (), 1, lr=1.0, radius=1.0)[0]
+        tensor([ 0.6000, -0.8000])
+    """
+
+    def brought_back(
+        p: Tensor, g: Tensor, state: tuple[Tensor, ...], step: float, *known: Sum, radius: float, **own: Any
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        p, state = rule(p, g, state, step, *known, **own)
+        factor = (radius / squared_norm(p).sqrt()).clamp(max=1)
+        return p * factor.to(p), state
+
+    return brought_back
 
 
 def optimistic_adam(

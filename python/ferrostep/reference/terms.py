@@ -50,12 +50,31 @@ def descended(
     multiplicative: bool,
     max_exponent: float = math.inf,
     min_abs: float = 0.0,
+    hypentropy: float = 0.0,
 ) -> Tensor:
-    """The parameter after a step against ``direction``, with decay: subtracted, or as an exponent multiplied."""
+    """The parameter after a step against ``direction``, with decay: subtracted, or as an exponent multiplied.
+
+    With ``hypentropy``, beta, each of two weights is multiplied, one by the inverse exponential: the parameter is their
+    difference, and their product was ``beta^2 / 4``.
+    """
     if not multiplicative:
         return p * (1 - lr * weight_decay) - direction * lr
+    if hypentropy != 0:
+        up, down = (
+            (-(sign * direction * lr + lr * weight_decay)).clamp(-max_exponent, max_exponent) for sign in (1, -1)
+        )
+        total = torch.hypot(p, torch.full_like(p, hypentropy))
+        larger = (p.abs() + total) / 2
+        smaller = hypentropy**2 / 4 / larger
+        plus, minus = torch.where(p < 0, smaller, larger), torch.where(p < 0, larger, smaller)
+        return p + (_increase(plus, up) - _increase(minus, down))
     exponent = -(p.sign() * direction * lr + lr * weight_decay)
     return multiplied(p, exponent.clamp(-max_exponent, max_exponent), min_abs)
+
+
+def _increase(weight: Tensor, exponent: Tensor) -> Tensor:
+    """What multiplication by an exponential adds to a positive weight."""
+    return torch.where(weight == 0, 0.0, weight * exponent.expm1())
 
 
 def multiplied(p: Tensor, exponent: Tensor, min_abs: float = 0.0) -> Tensor:

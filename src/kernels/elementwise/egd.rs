@@ -1,11 +1,12 @@
 //! Exponentiated gradient descent: multiplication by the exponential of the step, which keeps signs (Kivinen and
-//! Warmuth 1997; for weights of either sign Cornford et al. 2024, as in linclab/EG_optimiser). The direction is the
-//! gradient, its momentum or Adam's.
+//! Warmuth 1997; for weights of either sign Cornford et al. 2024, as in linclab/EG_optimiser). EG+-: the difference of
+//! two such weights, whose product stays the same, by itself (Ghai, Hazan and Singer 2020, arXiv 1902.01903). The
+//! direction is the gradient, its momentum or Adam's.
 
 use super::terms::{AdamsDirection, moments};
 use super::{Hyperparameters, Rule, Steady, hyperparameters};
 use crate::kernels::vector::Vector;
-use crate::kernels::vector::math::{Format, times_exp};
+use crate::kernels::vector::math::{Format, times_exp, times_expm1};
 
 hyperparameters! {
     /// Along the gradient.
@@ -23,6 +24,8 @@ hyperparameters! {
         min_abs: f64,
         /// Multiply by an exponential rather than subtract.
         multiplicative: bool,
+        /// Multiply two weights with this as twice the root of their product; 0 to multiply the parameter.
+        hypentropy: f64,
         maximize: bool,
     }
 }
@@ -52,6 +55,7 @@ pub struct Descent {
     pub max_exponent: f64,
     pub min_abs: f64,
     pub multiplicative: bool,
+    pub hypentropy: f64,
 }
 
 impl Descent {
@@ -60,12 +64,38 @@ impl Descent {
         if !self.multiplicative {
             return p * (1.0 - self.lr * self.weight_decay) + direction * -self.lr;
         }
+        if self.hypentropy != 0.0 {
+            return self.along_hypentropy(p, direction);
+        }
         let against = p.if_less(V::splat(0.0), direction, -direction);
-        let exponent = against * self.lr + -self.lr * self.weight_decay;
+        multiplied(p, self.exponent(against), self.min_abs)
+    }
+
+    /// Of a step along what a weight is to grow with.
+    #[inline(always)]
+    fn exponent<V: Vector>(&self, growth: V) -> V {
+        let exponent = growth * self.lr + -self.lr * self.weight_decay;
+        if self.max_exponent == f64::INFINITY {
+            return exponent;
+        }
         // In this order a NaN stays.
         let exponent = V::splat(-self.max_exponent).max(exponent);
-        let exponent = V::splat(self.max_exponent).min(exponent);
-        multiplied(p, exponent, self.min_abs)
+        V::splat(self.max_exponent).min(exponent)
+    }
+
+    /// The parameter's size is the greater less the lesser weight, and follows from how both change: what is small
+    /// beside a weight is not lost.
+    #[inline(always)]
+    fn along_hypentropy<V: Vector>(&self, p: V, direction: V) -> V {
+        let (zero, size) = (V::splat(0.0), p.abs());
+        let squares = size * size + self.hypentropy * self.hypentropy;
+        let sum = squares.if_less(V::splat(f64::INFINITY), squares.sqrt(), size);
+        let greater = (size + sum) * 0.5;
+        let lesser = V::splat(self.hypentropy * self.hypentropy / 4.0) / greater;
+        let outward = p.if_less(zero, direction, -direction);
+        let more = times_expm1(greater, self.exponent(outward));
+        let size = size + (more - times_expm1(lesser, self.exponent(-outward)));
+        p.if_less(zero, -size, size)
     }
 }
 
@@ -74,7 +104,11 @@ impl Descent {
 pub fn multiplied<V: Vector>(p: V, exponent: V, min_abs: f64) -> V {
     let zero = V::splat(0.0);
     let new = times_exp(p, exponent);
-    let least = V::splat(min_abs.max(V::Lane::LEAST_NORMAL)).min(p.abs());
+    let floor = V::splat(min_abs.max(V::Lane::LEAST_NORMAL));
+    if floor.all_below(new.abs()) {
+        return new; // as what was 0 is not
+    }
+    let least = floor.min(p.abs());
     let new = new.abs().if_less(least, p.if_less(zero, -least, least), new);
     zero.if_less(p.abs(), new, p)
 }
@@ -87,6 +121,7 @@ impl Egd {
             max_exponent: self.max_exponent,
             min_abs: self.min_abs,
             multiplicative: self.multiplicative,
+            hypentropy: self.hypentropy,
         }
     }
 

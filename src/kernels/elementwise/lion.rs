@@ -1,7 +1,7 @@
 //! Lion: the sign of an interpolated momentum (Chen et al. 2023, arXiv 2302.06675, Algorithm 2). Lion-K: another
 //! gradient of a convex function in the place of the sign (Chen et al. 2024, arXiv 2310.05898).
 
-use super::{Rule, Steady, Summed, hyperparameters};
+use super::{Hyperparameters, Rule, Steady, Summed, hyperparameters};
 use crate::kernels::vector::Vector;
 
 hyperparameters! {
@@ -37,6 +37,11 @@ hyperparameters! {
 }
 
 hyperparameters! {
+    /// The signs of so many elements, the largest.
+    pub struct LionTopK(LionK);
+}
+
+hyperparameters! {
     /// The interpolated momentum itself.
     pub struct LionIdentity(Lion);
 }
@@ -48,6 +53,7 @@ pub trait Kappa: Copy + Send + Sync + 'static {
     const IN_16_BITS: bool = false;
     const SUMMED: Option<Summed> = None;
     const BY_ROW: bool = false;
+    const TAKES_LARGEST: bool = false;
 
     fn options(&self) -> Lion;
 
@@ -62,6 +68,14 @@ pub trait Kappa: Copy + Send + Sync + 'static {
     }
 
     fn knowing(self, _sum: f64) -> Self {
+        self
+    }
+
+    fn taken(&self) -> usize {
+        0
+    }
+
+    fn taking_above(self, _size: f64) -> Self {
         self
     }
 }
@@ -95,6 +109,7 @@ impl<K: Kappa> Rule<1> for K {
     const IN_16_BITS: bool = K::IN_16_BITS;
     const SUMMED: Option<Summed> = K::SUMMED;
     const BY_ROW: bool = K::BY_ROW;
+    const TAKES_LARGEST: bool = K::TAKES_LARGEST;
 
     #[inline(always)]
     fn update<V: Vector>(&self, p: V, g: V, [m]: [V; 1]) -> (V, [V; 1]) {
@@ -117,6 +132,14 @@ impl<K: Kappa> Rule<1> for K {
 
     fn knowing(self, sum: f64) -> Self {
         Kappa::knowing(self, sum)
+    }
+
+    fn taken(&self) -> usize {
+        Kappa::taken(self)
+    }
+
+    fn taking_above(self, size: f64) -> Self {
+        Kappa::taking_above(self, size)
     }
 }
 
@@ -148,7 +171,54 @@ impl Kappa for LionDeadZone {
 
     #[inline(always)]
     fn gradient<V: Vector>(&self, u: V) -> V {
-        V::splat(self.0.kappa_param).if_less(u.abs(), u.sign(), V::splat(0.0))
+        sign_beyond(self.0.kappa_param, u)
+    }
+}
+
+#[inline(always)]
+fn sign_beyond<V: Vector>(threshold: f64, u: V) -> V {
+    V::splat(threshold).if_less(u.abs(), u.sign(), V::splat(0.0))
+}
+
+/// [`LionTopK`] with the size that is no longer taken.
+#[derive(Clone, Copy, Debug)]
+pub struct LionTopKRule {
+    options: LionK,
+    limit: f64,
+}
+
+impl Hyperparameters<1> for LionTopK {
+    type Rule = LionTopKRule;
+
+    const STATES: [&'static str; 1] = STATES;
+    const COUNTS_STEPS: bool = false;
+
+    fn at_step(&self, _step: f64) -> LionTopKRule {
+        LionTopKRule {
+            options: self.0,
+            limit: 0.0,
+        }
+    }
+}
+
+impl Kappa for LionTopKRule {
+    const TAKES_LARGEST: bool = true;
+
+    fn options(&self) -> Lion {
+        self.options.options()
+    }
+
+    #[inline(always)]
+    fn gradient<V: Vector>(&self, u: V) -> V {
+        sign_beyond(self.limit, u)
+    }
+
+    fn taken(&self) -> usize {
+        self.options.kappa_param as usize
+    }
+
+    fn taking_above(self, limit: f64) -> Self {
+        LionTopKRule { limit, ..self }
     }
 }
 

@@ -4,9 +4,11 @@
 //! instruction set, storage type, rounding mode and any number of threads.
 
 mod coded;
+mod combinations;
 mod declared;
 mod disturb;
 mod finite;
+mod largest;
 mod simplex;
 mod sums;
 mod sweep;
@@ -35,18 +37,18 @@ pub mod storm;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use half::{bf16, f16};
-
+pub use combinations::is_supported;
+use combinations::kernel;
 pub use declared::{ByName, Declaration, HyperparameterKind, Hyperparameters, Source, Steady, Visitor};
 use declared::{hyperparameters, rules};
 pub use disturb::Disturbance;
 pub use finite::{Values, all_finite};
 pub use simplex::SimplexUpdates;
 pub use sums::{Summed, squared_norms};
-use sweep::{Kahan, Kernel, Master, Nearest, Span, Split, Stochastic, sweep};
+use sweep::{Kernel, Span};
 
-use super::storage::{BLOCK, Buffers, Float, Rounding};
-use super::vector::{Arithmetic, EvenOdd, Halves, InF32, InF64, Noise, Stored, Vector};
+use super::storage::{BLOCK, Buffers, Rounding};
+use super::vector::{Noise, Vector};
 use crate::runtime::pool;
 
 /// Fewer elements than this are not worth waking a thread for: see `benchmarks/README.md`.
@@ -71,12 +73,14 @@ rules! {
     lion::LionDeadZone,
     lion::LionHuber,
     lion::LionIdentity,
+    lion::LionTopK,
     lion_norms::LionL2,
     lion_norms::LionLp,
     lion_norms::LionRow,
     nadam::NAdam,
     nigt::Nigt,
     optimistic::OptimisticMd,
+    optimistic::OptimisticMdAdaptive,
     optimistic::OptimisticAdam,
     radam::RAdam,
     rmsprop::RMSprop,
@@ -105,6 +109,8 @@ pub trait Rule<const N: usize>: Copy + Send + Sync + 'static {
     const SUMMED: Option<Summed> = None;
     /// Whether the sum is over each row of a tensor by itself; a row is all dimensions but the first.
     const BY_ROW: bool = false;
+    /// Whether the rule takes the terms that are largest in their tensor.
+    const TAKES_LARGEST: bool = false;
 
     /// The new parameter and state from the old ones and the gradient.
     fn update<V: Vector>(&self, param: V, grad: V, state: [V; N]) -> (V, [V; N]);
@@ -114,7 +120,7 @@ pub trait Rule<const N: usize>: Copy + Send + Sync + 'static {
         0
     }
 
-    /// With `SUMMED`: what is summed, from the gradient and the old state.
+    /// With `SUMMED` or `TAKES_LARGEST`: what is summed, or compared by size, from the gradient and the old state.
     fn term<V: Vector>(&self, grad: V, _state: [V; N]) -> V {
         grad
     }
@@ -126,6 +132,16 @@ pub trait Rule<const N: usize>: Copy + Send + Sync + 'static {
 
     /// With `SUMMED`: the rule that knows the sum. Rows of one element are updated without it.
     fn knowing(self, _sum: f64) -> Self {
+        self
+    }
+
+    /// With `TAKES_LARGEST`: how many.
+    fn taken(&self) -> usize {
+        0
+    }
+
+    /// With `TAKES_LARGEST`: the rule that takes what is larger than this.
+    fn taking_above(self, _size: f64) -> Self {
         self
     }
 }
@@ -142,6 +158,8 @@ struct Slot<R, const N: usize> {
     /// Elements of a block.
     block: usize,
     disturbance: Option<Disturbance>,
+    /// With [`Rule::TAKES_LARGEST`]: the elements before this one are for the first rule, the others for the slot's.
+    first: Option<(usize, R)>,
     first_block: usize,
 }
 
@@ -225,6 +243,10 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
         if buffers.grad_dtype.arithmetic() != buffers.dtype.arithmetic() {
             return Err(Unsupported);
         }
+        let in_codes = buffers.state.iter().any(|state| state.dtype().is_none());
+        if R::TAKES_LARGEST && in_codes {
+            return Err(Unsupported); // no scale is to be of two rules' elements
+        }
         let direct = buffers
             .state_dtype()
             .and_then(|dtype| kernel(buffers.dtype, dtype, buffers.rounding).ok());
@@ -237,6 +259,7 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
             row,
             block,
             disturbance: None,
+            first: None,
             first_block: self.blocks,
         });
         self.blocks += buffers.len.div_ceil(block);
@@ -255,14 +278,32 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
         (slot, block, part)
     }
 
-    /// Updates a part of a parameter, number `place` of those with a key for their random numbers, by a rule that knows
-    /// what it has to.
-    fn update(&self, slot: &Slot<R, N>, rule: &R, part: &Buffers<N>, place: usize) -> u32 {
+    /// Updates block number `block` by the rules for its elements.
+    fn update_block(&self, slot: &Slot<R, N>, part: &Buffers<N>, block: usize) -> u32 {
+        let by_first = match slot.first {
+            Some((end, _)) => end.saturating_sub(block * slot.block).min(part.len),
+            None => 0,
+        };
+        let (first, others) = (part.part(0, by_first), part.part(by_first, part.len - by_first));
+        let mut counted = 0;
+        if let (Some((_, rule)), 1..) = (&slot.first, first.len) {
+            counted += self.update(slot, rule, &first, block, 0);
+        }
+        if others.len > 0 {
+            counted += self.update(slot, &slot.rule, &others, block, by_first);
+        }
+        counted
+    }
+
+    /// Updates a part of a parameter, element `start` of number `place` of those with a key for their random numbers,
+    /// by a rule that knows what it has to.
+    fn update(&self, slot: &Slot<R, N>, rule: &R, part: &Buffers<N>, place: usize, start: usize) -> u32 {
         let key = match part.rounding {
             Rounding::Stochastic { stream } => Noise::key(stream, place as u64),
             _ => 0,
         };
-        let noise = Noise { key, counter: 0 };
+        let counter = start.next_multiple_of(2) as u32;
+        let noise = Noise { key, counter };
         // SAFETY: `push` got buffers valid for `len` elements and chose the kernel for their types; the part lies
         // within them, and nobody else has it.
         unsafe {
@@ -283,7 +324,7 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
             let part = part.part(i * row, row);
             // SAFETY: `push` got buffers valid for `len` elements, within which the row lies; nobody else has it.
             let sum = unsafe { sums::of_block(&slot.rule, &part, self.scale, &mut room) };
-            self.update(slot, &slot.rule.knowing(sum), &part, first + i)
+            self.update(slot, &slot.rule.knowing(sum), &part, first + i, 0)
         };
         (0..part.len / row).map(of_row).sum()
     }
@@ -292,11 +333,6 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
 /// A combination of types without a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unsupported;
-
-/// Whether parameters of a type can have state in another, and be rounded so. No rule makes a difference.
-pub fn is_supported(param: Float, state: Float, rounding: Rounding) -> bool {
-    any_kernel::<lion::Lion, 1>(param, state, rounding).is_ok()
-}
 
 /// Batches of different rules, to be run together.
 pub trait Work: Send + Sync {
@@ -316,6 +352,8 @@ pub trait Work: Send + Sync {
     }
     /// Tells the rules of the parameters the sums that they are to know.
     fn know(&mut self, _sums: &[f64]) {}
+    /// Tells the rules that take the largest of a tensor where these end.
+    fn select(&mut self, _threads: usize) {}
     /// Updates block `index` and returns what the rule counted; every block is to be run exactly once.
     fn run(&self, index: usize) -> u32;
 }
@@ -356,11 +394,23 @@ impl<R: Rule<N>, const N: usize> Work for Updates<R, N> {
         }
     }
 
+    fn select(&mut self, threads: usize) {
+        if !R::TAKES_LARGEST {
+            return;
+        }
+        for slot in &mut self.slots {
+            // SAFETY: `push` got buffers valid for `len` elements; nobody else has them.
+            let limit = unsafe { largest::limit(&slot.rule, &slot.buffers, self.scale, threads) };
+            slot.first = Some((limit.end, slot.rule.taking_above(limit.below)));
+            slot.rule = slot.rule.taking_above(limit.size);
+        }
+    }
+
     fn run(&self, index: usize) -> u32 {
         let (slot, block, part) = self.block(index);
         let counted = match slot.row {
             Some(row) => self.update_rows(slot, block, &part, row),
-            None => self.update(slot, &slot.rule, &part, block),
+            None => self.update_block(slot, &part, block),
         };
         if let Some(disturbance) = &slot.disturbance {
             // SAFETY: `push` got buffers valid for `len` elements, within which the part lies; nobody else has it.
@@ -402,6 +452,11 @@ pub fn sums(batches: &[Box<dyn Work + '_>], threads: usize) -> Vec<Vec<f64>> {
     of_each
 }
 
+/// Lets rules that take the largest of a tensor know which these are, on up to `threads` threads.
+pub fn select(batches: &mut [Box<dyn Work + '_>], threads: usize) {
+    batches.iter_mut().for_each(|batch| batch.select(threads));
+}
+
 /// Runs all batches on up to `threads` threads and returns what the rules counted: a sum of whole numbers, so the
 /// order in which threads add to it plays no part.
 pub fn run(batches: &[Box<dyn Work + '_>], threads: usize) -> u64 {
@@ -419,64 +474,6 @@ pub fn run(batches: &[Box<dyn Work + '_>], threads: usize) -> u64 {
         }
     });
     counted.into_inner()
-}
-
-/// The code of a rule for a combination of types, if there is some.
-fn kernel<R: Rule<N>, const N: usize>(
-    param: Float,
-    state: Float,
-    rounding: Rounding,
-) -> Result<Kernel<R, N>, Unsupported> {
-    if R::IN_16_BITS {
-        return any_kernel(param, state, rounding);
-    }
-    match (param, state) {
-        (Float::F64, Float::F64) => Ok(sweep::<InF64, f64, f64, Nearest, R, N>),
-        (Float::F32, Float::F32) => Ok(sweep::<InF32<Halves>, f32, f32, Nearest, R, N>),
-        _ => Err(Unsupported),
-    }
-}
-
-/// The code for any combination of types. Parameters in 16 bits may have their state in f32 or in their own type;
-/// f32 parameters in f32 or bf16.
-fn any_kernel<R: Rule<N>, const N: usize>(
-    param: Float,
-    state: Float,
-    rounding: Rounding,
-) -> Result<Kernel<R, N>, Unsupported> {
-    use Float::*;
-    type InHalves = InF32<Halves>;
-    type Apart = InF32<EvenOdd>;
-    Ok(match (param, state, rounding) {
-        (F64, F64, Rounding::Nearest) => sweep::<InF64, f64, f64, Nearest, R, N>,
-        (F32, F32, Rounding::Nearest) => sweep::<InHalves, f32, f32, Nearest, R, N>,
-        (F32, Bf16, Rounding::Nearest) => sweep::<InHalves, f32, bf16, Nearest, R, N>,
-        (Bf16, F32, Rounding::Master) => sweep::<InHalves, bf16, f32, Master, R, N>,
-        (Bf16, Bf16, Rounding::Master) => sweep::<InHalves, bf16, bf16, Master, R, N>,
-        (F16, F32, Rounding::Master) => sweep::<InHalves, f16, f32, Master, R, N>,
-        (F16, F16, Rounding::Master) => sweep::<InHalves, f16, f16, Master, R, N>,
-        (F16, Bf16, Rounding::Master) => sweep::<InHalves, f16, bf16, Master, R, N>,
-        (Bf16, F32, Rounding::Split) => sweep::<InHalves, bf16, f32, Split, R, N>,
-        (Bf16, Bf16, Rounding::Split) => sweep::<Apart, bf16, bf16, Split, R, N>,
-        (Bf16, F32, _) => sixteen_bit::<InHalves, bf16, f32, R, N>(rounding)?,
-        (Bf16, Bf16, _) => sixteen_bit::<Apart, bf16, bf16, R, N>(rounding)?,
-        (F16, F32, _) => sixteen_bit::<InHalves, f16, f32, R, N>(rounding)?,
-        (F16, F16, _) => sixteen_bit::<InHalves, f16, f16, R, N>(rounding)?,
-        (F16, Bf16, _) => sixteen_bit::<InHalves, f16, bf16, R, N>(rounding)?,
-        _ => return Err(Unsupported),
-    })
-}
-
-/// The modes that take either type of 16 bits.
-fn sixteen_bit<F: Arithmetic, P: Stored<F>, S: Stored<F>, R: Rule<N>, const N: usize>(
-    rounding: Rounding,
-) -> Result<Kernel<R, N>, Unsupported> {
-    Ok(match rounding {
-        Rounding::Nearest => sweep::<F, P, S, Nearest, R, N>,
-        Rounding::Kahan => sweep::<F, P, S, Kahan, R, N>,
-        Rounding::Stochastic { .. } => sweep::<F, P, S, Stochastic, R, N>,
-        Rounding::Split | Rounding::Master => return Err(Unsupported),
-    })
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use super::egd::Descent;
 use super::terms::{AdamsDirection, moments};
-use super::{Hyperparameters, Rule, hyperparameters};
+use super::{Hyperparameters, Rule, Summed, hyperparameters};
 use crate::kernels::vector::Vector;
 
 hyperparameters! {
@@ -16,6 +16,21 @@ hyperparameters! {
         hint_is_gradient: bool,
         /// Multiply by an exponential rather than subtract.
         multiplicative: bool,
+        maximize: bool,
+    }
+}
+
+hyperparameters! {
+    /// With a rate that falls as the gradients' variation grows, and is another one for the hint than for the gradient.
+    pub struct OptimisticMdAdaptive {
+        lr: f64,
+        optimism: f64,
+        weight_decay: f64,
+        /// As of [`OptimisticMd`].
+        hint_is_gradient: bool,
+        /// The squared norms of the gradients' changes before this step's.
+        accumulated: f64,
+        begins: bool,
         maximize: bool,
     }
 }
@@ -42,6 +57,14 @@ pub struct OptimisticMdRule {
     maximize: bool,
 }
 
+/// [`OptimisticMdAdaptive`] with the rates of this step and the next.
+#[derive(Clone, Copy, Debug)]
+pub struct OptimisticMdAdaptiveRule {
+    options: OptimisticMdAdaptive,
+    rate: f64,
+    next_rate: f64,
+}
+
 /// [`OptimisticAdam`] at a step.
 #[derive(Clone, Copy, Debug)]
 pub struct OptimisticAdamRule {
@@ -64,9 +87,26 @@ impl Hyperparameters<1> for OptimisticMd {
                 max_exponent: f64::INFINITY,
                 min_abs: 0.0,
                 multiplicative: self.multiplicative,
+                hypentropy: 0.0,
             },
             optimism: if is_first { 0.0 } else { self.optimism },
             maximize: self.maximize,
+        }
+    }
+}
+
+impl Hyperparameters<1> for OptimisticMdAdaptive {
+    type Rule = OptimisticMdAdaptiveRule;
+
+    const STATES: [&'static str; 1] = ["prev_grad"];
+
+    const COUNTS_STEPS: bool = false;
+
+    fn at_step(&self, _step: f64) -> OptimisticMdAdaptiveRule {
+        OptimisticMdAdaptiveRule {
+            options: *self,
+            rate: self.lr / self.accumulated.sqrt(),
+            next_rate: 0.0,
         }
     }
 }
@@ -92,6 +132,41 @@ impl Rule<1> for OptimisticMdRule {
         let ahead = foretold(g, before, self.optimism);
         let direction = if self.maximize { -ahead } else { ahead };
         (self.descent.along(p, direction), [g])
+    }
+}
+
+impl OptimisticMdAdaptiveRule {
+    #[inline(always)]
+    fn hint<V: Vector>(&self, g: V, before: V) -> V {
+        match self.options.begins && self.options.hint_is_gradient {
+            true => g,
+            false => before,
+        }
+    }
+}
+
+impl Rule<1> for OptimisticMdAdaptiveRule {
+    const SUMMED: Option<Summed> = Some(Summed::Squares);
+
+    #[inline(always)]
+    fn term<V: Vector>(&self, g: V, [before]: [V; 1]) -> V {
+        g - self.hint(g, before)
+    }
+
+    fn knowing(self, squared_change: f64) -> Self {
+        let next_rate = self.options.lr / (self.options.accumulated + squared_change).sqrt();
+        OptimisticMdAdaptiveRule { next_rate, ..self }
+    }
+
+    /// The point without the hint goes along the gradient at this step's rate, and from there the parameter along what
+    /// is the hint then, at the next one's; what was the hint until now is taken back.
+    #[inline(always)]
+    fn update<V: Vector>(&self, p: V, g: V, [before]: [V; 1]) -> (V, [V; 1]) {
+        let o = &self.options;
+        let ahead = g * (self.rate + o.optimism * self.next_rate);
+        let step = ahead - self.hint(g, before) * (o.optimism * self.rate);
+        let step = if o.maximize { -step } else { step };
+        (p * (1.0 - o.lr * o.weight_decay) - step, [g])
     }
 }
 

@@ -109,18 +109,9 @@ pub unsafe fn of_block<R: Rule<N>, const N: usize>(
     let mut sum = 0.0;
     for start in (0..block.len).step_by(TILE) {
         let tile = block.part(start, TILE.min(block.len - start));
-        let mut state = [std::ptr::null(); N];
-        // SAFETY: the caller's promise, and the room is large enough for numbers of any type.
+        // SAFETY: the caller's promise.
         unsafe {
-            for ((numbers, state), room) in state.iter_mut().zip(&tile.state).zip(&mut room.0) {
-                *numbers = tiles::load(state, work, tile.len, room.as_mut_ptr().cast()).cast_const();
-            }
-            let elements = Elements {
-                grad_dtype: tile.grad_dtype,
-                grad: tile.grad,
-                state,
-                scale,
-            };
+            let elements = Elements::of(&tile, scale, room);
             sum += match work {
                 Float::F64 => of_tile::<InF64, f64, R, N>(rule, elements, tile.len),
                 _ => of_tile::<InF32<Halves>, f32, R, N>(rule, elements, tile.len),
@@ -128,6 +119,44 @@ pub unsafe fn of_block<R: Rule<N>, const N: usize>(
         }
     }
     sum
+}
+
+/// Hands on the size of each term of some blocks, with its number there: as bits, whose order is that of the sizes. NaN
+/// is as large as infinity.
+///
+/// # Safety
+/// As for [`of_block`].
+pub unsafe fn sizes<R: Rule<N>, const N: usize>(
+    rule: &R,
+    blocks: &Buffers<N>,
+    scale: f64,
+    room: &mut Room<N>,
+    mut each: impl FnMut(usize, u64),
+) {
+    let (mut single, mut double) = ([0.0_f32; TILE], [0.0_f64; TILE]);
+    for start in (0..blocks.len).step_by(TILE) {
+        let tile = blocks.part(start, TILE.min(blocks.len - start));
+        // SAFETY: the caller's promise, and a tile has no more elements than there is room for.
+        unsafe {
+            let elements = Elements::of(&tile, scale, room);
+            match blocks.dtype.arithmetic() {
+                Float::F64 => {
+                    list::<InF64, f64, R, N>(rule, elements, &mut double[..tile.len]);
+                    let infinite = f64::INFINITY.to_bits();
+                    for (i, term) in double[..tile.len].iter().enumerate() {
+                        each(start + i, term.abs().to_bits().min(infinite));
+                    }
+                }
+                _ => {
+                    list::<InF32<Halves>, f32, R, N>(rule, elements, &mut single[..tile.len]);
+                    let infinite = f32::INFINITY.to_bits();
+                    for (i, term) in single[..tile.len].iter().enumerate() {
+                        each(start + i, term.abs().to_bits().min(infinite).into());
+                    }
+                }
+            }
+        }
+    }
 }
 
 /// # Safety
@@ -154,6 +183,28 @@ struct Elements<const N: usize> {
     state: [*const u8; N],
     /// Multiplies the gradient.
     scale: f64,
+}
+
+impl<const N: usize> Elements<N> {
+    /// Those of a tile, with numbers for its states in the type of its arithmetic.
+    ///
+    /// # Safety
+    /// As for [`of_block`]; the tile has no more elements than there is room for.
+    unsafe fn of(tile: &Buffers<N>, scale: f64, room: &mut Room<N>) -> Self {
+        let mut state = [std::ptr::null(); N];
+        for ((numbers, state), room) in state.iter_mut().zip(&tile.state).zip(&mut room.0) {
+            // SAFETY: the caller's promise, and the room is large enough for numbers of any type.
+            let loaded =
+                unsafe { tiles::load(state, tile.dtype.arithmetic(), tile.len, room.as_mut_ptr().cast()) };
+            *numbers = loaded.cast_const();
+        }
+        Elements {
+            grad_dtype: tile.grad_dtype,
+            grad: tile.grad,
+            state,
+            scale,
+        }
+    }
 }
 
 /// Elements whose arithmetic is `F` and whose states and terms are of type `T`.
@@ -193,6 +244,57 @@ where
             unsafe { part.store_f64(lanes.as_mut_ptr()) };
         }
         all.iter().sum()
+    }
+}
+
+/// Writes the terms of a tile.
+///
+/// # Safety
+/// The pointers are valid for reading as many elements, the states of type `T`.
+unsafe fn list<F, T, R, const N: usize>(rule: &R, elements: Elements<N>, to: &mut [T])
+where
+    F: Arithmetic,
+    T: Stored<F> + Widened,
+    R: Rule<N>,
+{
+    let list = List::<F, T, N> {
+        elements,
+        to,
+        arithmetic: PhantomData,
+    };
+    dispatch(Isa::current(), (*rule, list))
+}
+
+/// Where the terms of elements are to go.
+struct List<'a, F, T, const N: usize> {
+    elements: Elements<N>,
+    to: &'a mut [T],
+    arithmetic: PhantomData<F>,
+}
+
+impl<F, T, R, const N: usize> Routine for (R, List<'_, F, T, N>)
+where
+    F: Arithmetic,
+    T: Stored<F> + Widened,
+    R: Rule<N>,
+{
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<A: Arch>(self) {
+        let (rule, List { elements, to, .. }) = self;
+        let len = to.len();
+        for (i, to) in to.chunks_mut(MAX_LANES).enumerate() {
+            let start = i * MAX_LANES;
+            // SAFETY: the chunk lies within the elements.
+            let terms = unsafe {
+                match to.len() {
+                    MAX_LANES => terms::<F, T, R, A, N>(&rule, &elements, start),
+                    _ => terms_of_rest::<F, T, R, A, N>(&rule, &elements, start, len - start),
+                }
+            };
+            to.copy_from_slice(&terms[..to.len()]);
+        }
     }
 }
 
@@ -296,131 +398,4 @@ fn to_power<V: Vector>(x: V, power: u32) -> V {
 }
 
 #[cfg(test)]
-mod tests {
-    use half::bf16;
-
-    use super::*;
-    use crate::kernels::elementwise::tests::{Number, numbers, one_at_a_time};
-    use crate::kernels::storage::{BLOCK, State};
-
-    /// Sums `(state / 2 + gradient)^2`, or that without the square.
-    #[derive(Clone, Copy)]
-    struct Half<const SQUARES: bool>;
-
-    impl<const SQUARES: bool> Rule<1> for Half<SQUARES> {
-        const SUMMED: Option<Summed> = Some(if SQUARES { Summed::Squares } else { Summed::Terms });
-
-        fn update<V: Vector>(&self, param: V, _: V, state: [V; 1]) -> (V, [V; 1]) {
-            (param, state)
-        }
-
-        #[inline(always)]
-        fn term<V: Vector>(&self, grad: V, [state]: [V; 1]) -> V {
-            state * 0.5 + grad
-        }
-    }
-
-    /// The sums of a rule over two tensors, with the gradient times 2.
-    fn sums<P: Number, S: Number, R: Rule<1>>(rule: R, lens: [usize; 2], threads: usize) -> Vec<f64> {
-        let mut updates = Updates::with_capacity(2);
-        let mut memory: Vec<(Vec<P>, Vec<S>)> = vec![];
-        for len in lens {
-            let grad = numbers(len, 1)
-                .into_iter()
-                .map(|x| P::of((x * 16.0).round()))
-                .collect();
-            let state = numbers(len, 2)
-                .into_iter()
-                .map(|x| S::of((x * 16.0).round()))
-                .collect();
-            memory.push((grad, state));
-        }
-        for (grad, state) in &mut memory {
-            let buffers = Buffers {
-                dtype: P::DTYPE,
-                len: grad.len(),
-                param: std::ptr::null_mut(),
-                grad_dtype: P::DTYPE,
-                grad: grad.as_ptr().cast(),
-                state: [State::float(state.as_mut_ptr().cast(), S::DTYPE)],
-                rounding: Rounding::Nearest,
-                compensation: std::ptr::null_mut(),
-            };
-            // SAFETY: only the sums are asked for, which read the vectors, and these outlive the updates.
-            unsafe { updates.push(rule, buffers) }.unwrap();
-        }
-        updates.scale(2.0);
-        let updates: Box<dyn Work> = Box::new(updates);
-        super::sums(&[updates], threads).remove(0)
-    }
-
-    /// Whole numbers are summed without rounding, in whatever order.
-    fn check<P: Number, S: Number>() {
-        for lens in [
-            [1, 0],
-            [31, 33],
-            [TILE + 1, BLOCK + 7],
-            [0, 2 * BLOCK + TILE + 63],
-        ] {
-            for isa in Isa::supported() {
-                isa.select();
-                let expected = lens.map(|len| {
-                    let pairs = numbers(len, 1).into_iter().zip(numbers(len, 2));
-                    let terms = pairs.map(|(g, s)| (s * 16.0).round() * 0.5 + 2.0 * (g * 16.0).round());
-                    let terms: Vec<f64> = terms.collect();
-                    (
-                        terms.iter().sum::<f64>(),
-                        terms.iter().map(|x| x * x).sum::<f64>(),
-                    )
-                });
-                let [plain, squared] = [expected.map(|(x, _)| x), expected.map(|(_, x)| x)];
-                assert_eq!(
-                    sums::<P, S, _>(Half::<false>, lens, 2),
-                    plain,
-                    "{isa:?}, {lens:?}"
-                );
-                assert_eq!(
-                    sums::<P, S, _>(Half::<true>, lens, 2),
-                    squared,
-                    "{isa:?}, {lens:?}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn sums_are_those_of_the_formula() {
-        let _turn = one_at_a_time();
-        check::<f64, f64>();
-        check::<f32, f32>();
-        check::<f32, bf16>();
-        check::<bf16, bf16>();
-        check::<bf16, f32>();
-    }
-
-    #[test]
-    fn neither_threads_nor_instruction_sets_change_a_bit() {
-        let _turn = one_at_a_time();
-        let norms = |threads| {
-            let wide = numbers(3 * BLOCK + 45, 7);
-            let single: Vec<f32> = wide.iter().map(|&x| x as f32).collect();
-            let tensor = |dtype, data: *const u8| Values {
-                dtype,
-                len: wide.len(),
-                data,
-            };
-            let tensors = [
-                tensor(Float::F64, wide.as_ptr().cast()),
-                tensor(Float::F32, single.as_ptr().cast()),
-            ];
-            // SAFETY: the vectors are alive.
-            unsafe { squared_norms(&tensors, threads) }
-        };
-        let mut all = vec![];
-        for isa in Isa::supported() {
-            isa.select();
-            all.extend([1, 2, 3].map(norms));
-        }
-        assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "{all:?}");
-    }
-}
+mod tests;

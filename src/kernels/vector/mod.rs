@@ -64,6 +64,11 @@ pub trait Vector:
     fn finite_or(self, other: Self) -> Self;
     /// The number of lanes in which `self` is less than `other`.
     fn count_below(self, other: Self) -> u32;
+    /// Whether `self` is less than `other` in all lanes.
+    #[inline(always)]
+    fn all_below(self, other: Self) -> bool {
+        self.count_below(other) == Self::LANES as u32
+    }
     /// 2 to the power of `self`: a whole number that is the exponent of a normal one.
     fn pow2(self) -> Self;
     /// `(m, e)` with `self = m * 2^e`, a whole e, and m from sqrt(1/2) up to sqrt(2), of a positive normal number. Of any

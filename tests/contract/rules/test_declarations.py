@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 import ferrostep.numpy
-from ferrostep import _core, optim, reference
+from ferrostep import _core, kappas, optim, reference
 from ferrostep.demo.optimizers import OPTIMIZERS
-from ferrostep.optim import lion, points, rmsprop, sam, sophia, storm
+from ferrostep.optim import points, rmsprop, sam, sophia, storm
 from ferrostep.optim.arguments import arguments_of
 from ferrostep.optim.rules import Rule, RuleOptimizer
 from tests.contract.rules.registry import ENTRIES, Entry, every_class, every_entry
@@ -36,7 +36,7 @@ OF_OTHERS = {points.BLEND.name, sam.ASCENT.name}
 """Those that move parameters from one point to another."""
 
 
-CHOSEN = {*lion.KERNELS.values(), *(rule.name for rule in (*rmsprop.RULES.values(), *storm.RULES))}
+CHOSEN = {*kappas.KERNELS.values(), *(rule.name for rule in (*rmsprop.RULES.values(), *storm.RULES))}
 """Those of which arguments choose one."""
 
 

@@ -25,6 +25,9 @@ pub use pow::pow;
 
 use super::Vector;
 
+/// Below this, less than ln(2) / 2, nothing is to be taken from an exponent.
+const EXP_AT_ONCE: f64 = 0.34;
+
 /// e to the power of `x`: infinite where that is too large, and 0 where it is too small.
 #[inline(always)]
 pub fn exp<V: Vector>(x: V) -> V {
@@ -36,6 +39,9 @@ pub fn exp<V: Vector>(x: V) -> V {
 /// product is too large or too small is it infinite or 0, whatever the power is. A 0 stays one, times infinity, too.
 #[inline(always)]
 pub fn times_exp<V: Vector>(value: V, x: V) -> V {
+    if x.abs().all_below(V::splat(EXP_AT_ONCE)) {
+        return value + value * expm1_at_once(x); // the same bits as below
+    }
     // Nothing is so small, or so large, that what is beyond twice these would not make it infinite, or 0.
     let x = V::splat(2.0 * V::Lane::EXP_LEAST).max(x);
     let x = V::splat(-2.0 * V::Lane::EXP_LEAST).min(x);
@@ -45,6 +51,23 @@ pub fn times_exp<V: Vector>(value: V, x: V) -> V {
     let factor = quarter.pow2();
     let last = (exponent - quarter * 3.0).pow2();
     (value + value * more) * factor * factor * factor * last
+}
+
+/// `value * (e^x - 1)`: what [`times_exp`] adds to a value.
+#[inline(always)]
+pub fn times_expm1<V: Vector>(value: V, x: V) -> V {
+    let near = value * expm1_at_once(x);
+    let (size, bound) = (x.abs(), V::splat(EXP_AT_ONCE));
+    if size.all_below(bound) {
+        return near;
+    }
+    size.if_less(bound, near, times_exp(value, x) - value)
+}
+
+/// `e^x - 1`, of an x below [`EXP_AT_ONCE`].
+#[inline(always)]
+fn expm1_at_once<V: Vector>(x: V) -> V {
+    x + x * x * polynomial(V::Lane::EXP, x)
 }
 
 /// The natural logarithm: minus infinity of 0, NaN of what is less.

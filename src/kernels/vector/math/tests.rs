@@ -19,6 +19,7 @@ mod twice;
 enum Function {
     Exp,
     TimesExp,
+    TimesExpm1,
     Log,
     Log1p,
     Tanh,
@@ -28,21 +29,27 @@ enum Function {
 use Function::*;
 
 /// The bounds on the error, of f32 and of f64: somewhat above the module's table.
-const BOUNDS: [(Function, f64, f64); 6] = [
+const BOUNDS: [(Function, f64, f64); 7] = [
     (Exp, 0.75, 0.75),
     (TimesExp, 1.5, 1.5),
+    (TimesExpm1, 5.0, 5.0),
     (Log, 0.8, 0.8),
     (Log1p, 0.85, 0.85),
     (Tanh, 0.85, 0.85),
     (Sigmoid, 0.85, 0.85),
 ];
 
-/// What [`times_exp`] is tried with: the product with a power of e is rounded once more.
+/// What [`times_exp`] and [`times_expm1`] are tried with: the product with a power of e is rounded once more.
 const FACTOR: f64 = 1.375;
 
 #[inline(always)]
 fn factor_times_exp<V: Vector>(x: V) -> V {
     times_exp(V::splat(FACTOR), x)
+}
+
+#[inline(always)]
+fn factor_times_expm1<V: Vector>(x: V) -> V {
+    times_expm1(V::splat(FACTOR), x)
 }
 
 /// Replaces values by a function of them. No function of its own: another one's call, handed in, is not inlined.
@@ -71,6 +78,7 @@ impl<F: Arithmetic, T: Stored<F>> Routine for Map<'_, F, T> {
         match self.function {
             Exp => each!(exp, self.values, A, F),
             TimesExp => each!(factor_times_exp, self.values, A, F),
+            TimesExpm1 => each!(factor_times_expm1, self.values, A, F),
             Log => each!(log, self.values, A, F),
             Log1p => each!(log1p, self.values, A, F),
             Tanh => each!(tanh, self.values, A, F),
@@ -116,6 +124,7 @@ impl Function {
         match self {
             Exp => x.exp(),
             TimesExp => (x + FACTOR.ln()).exp(),
+            TimesExpm1 => FACTOR * x.exp_m1(),
             Log => x.ln(),
             Log1p => x.ln_1p(),
             Tanh => x.tanh(),
@@ -129,6 +138,7 @@ impl Function {
         match self {
             Exp => twice::exp(x),
             TimesExp => twice::exp(x).times(FACTOR),
+            TimesExpm1 => twice::expm1(x).times(FACTOR),
             Log => Scaled::from(twice::log(x)),
             Log1p => Scaled::from(twice::log1p(x)),
             Tanh => Scaled::from(twice::tanh(x)),
@@ -220,6 +230,7 @@ macro_rules! check_every_f32 {
 check_every_f32!(
     exp_of_every_f32: Exp,
     times_exp_of_every_f32: TimesExp,
+    times_expm1_of_every_f32: TimesExpm1,
     log_of_every_f32: Log,
     log1p_of_every_f32: Log1p,
     tanh_of_every_f32: Tanh,
@@ -274,7 +285,7 @@ fn f64_functions_are_within_their_bounds() {
 const INFINITE: f64 = f64::INFINITY;
 
 /// What comes of what.
-const SPECIAL: [(Function, &[(f64, f64)]); 6] = [
+const SPECIAL: [(Function, &[(f64, f64)]); 7] = [
     (
         Exp,
         &[
@@ -295,6 +306,17 @@ const SPECIAL: [(Function, &[(f64, f64)]); 6] = [
             (-INFINITE, 0.0),
             (1e30, INFINITE),
             (-1e30, 0.0),
+        ],
+    ),
+    (
+        TimesExpm1,
+        &[
+            (0.0, 0.0),
+            (-0.0, -0.0),
+            (INFINITE, INFINITE),
+            (-INFINITE, -FACTOR),
+            (1e30, INFINITE),
+            (-1e30, -FACTOR),
         ],
     ),
     (

@@ -129,6 +129,14 @@ pub fn exp_of(x: Twice) -> Scaled {
     }
 }
 
+pub fn expm1(x: f64) -> Scaled {
+    match x {
+        x if x.abs() < 1e-30 => Twice::from(x).into(),
+        x if x > 100.0 => exp(x),
+        x => Scaled::from(exp(x).rounded() - ONE),
+    }
+}
+
 pub fn log(x: f64) -> Twice {
     // Away from where 1 / x leaves the range.
     let scaled = |power: i32| {
