@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
+from ferrostep import _core
 from ferrostep.errors import wrong_kind
 from ferrostep.numpy.arrays import whole
-from ferrostep.optim.base import NewState
+from ferrostep.optim.base import NewState, arithmetic_dtype
+from ferrostep.optim.gathered import Gathered
 from ferrostep.optim.options import check_has_shape
 from ferrostep.optim.release import BYTES_AT_ONCE
 from ferrostep.optim.rules import RuleOptimizer
@@ -261,10 +263,21 @@ def scratch_of(optimizer: Optimizer) -> int:
         with optimizer.on_host() as inner:
             return scratch_of(inner)
     if isinstance(optimizer, RuleOptimizer):
-        optimizer._take(NewState(optimizer.state))
-        return 0
+        taken = optimizer._take(NewState(optimizer.state))
+        return max(map(working_memory, taken.elsewhere), default=0)
     optimizer.step()
     return 0
+
+
+def working_memory(gathered: Gathered) -> int:
+    """The bytes that the Rust rule of some parameters works in."""
+    rule = gathered.rule.native()
+    if not isinstance(rule, _core.MatrixRule):
+        return 0
+    (momentum, *_) = (gathered.columns[name] for name in gathered.rule.states)
+    pairs = zip(gathered.params, momentum, strict=True)
+    params = [([*p.shape], arithmetic_dtype(p).itemsize, state.itemsize) for p, state in pairs]
+    return rule.working_memory(params, torch.get_num_threads())
 
 
 def attached_gradients(optimizer: Optimizer, sizes: Sequence[int]) -> int | None:
