@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -44,7 +43,8 @@ from ferrostep.optim import (
     memory_plan,
 )
 
-SHAPES = [(512, 512), (700, 512), (512, 700), (600_000,)]
+SHAPES = [(640, 640), (768, 640), (640, 768), (600_000,)]
+"""Of matrices so large that Muon takes one after the other: else threads take what comes, not always the same."""
 MATRICES = SHAPES[:3]
 PR_SET_THP_DISABLE, M_MMAP_THRESHOLD = 41, -3
 

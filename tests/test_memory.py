@@ -32,7 +32,12 @@ can_be_measured = pytest.mark.skipif(
 def measured() -> dict[str, Any]:
     """What training steps took in a process of their own."""
     output = subprocess.run(
-        [sys.executable, "-m", "tests.measured_memory"], cwd=ROOT, check=True, capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "tests.measured_memory"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=120,
     ).stdout
     found: dict[str, Any] = json.loads(output)
     return found

@@ -87,8 +87,8 @@ def parser() -> Parser:
     plan = commands.add_parser(
         "plan",
         help="print the memory that training a model takes with several optimizers",
-        description="Print, for each optimizer, the GiB that weights, gradients, state and scratch memory take, without "
-        "activations, and in total between attach() and detach(). Nothing of it is allocated.",
+        description="Print, for each optimizer, the GiB that weights, gradients, state and scratch memory take, "
+        "activations aside, and in total between attach() and detach(). Nothing of it is allocated.",
     )
     model = plan.add_mutually_exclusive_group(required=True)
     model.add_argument("--model", metavar="NAME", help=f"one of {', '.join(plans.MODELS)}")

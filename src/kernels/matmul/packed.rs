@@ -112,6 +112,7 @@ impl Packed {
         self.kernel = Some(TypeId::of::<K>());
         let lines = self.needed::<K>();
         if self.lines.len() < lines {
+            self.lines = Vec::new(); // what is there is not needed: room for both at once would be
             self.lines.resize(lines, Line([0; 8]));
         }
     }
