@@ -1,6 +1,7 @@
 """`python -m ferrostep` as a user runs it: in a process of its own."""
 
 import json
+import math
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import pytest
 
 from ferrostep.__main__ import main, terminated_as_interrupted
 from ferrostep.demo.optimizers import OPTIMIZERS
+from ferrostep.plans import DEFAULT, MODELS, model_of, of_config, of_transformers
 from ferrostep.schedules import RefinedSchedule
 
 SAMPLE = b"def f(x):\n    return [i * i for i in range(x)]\n" * 60
@@ -223,6 +225,114 @@ def test_help_names_every_optimizer(capsys: pytest.CaptureFixture[str]) -> None:
     assert stop.value.code == 0
     printed = re.sub(r"-\n +", "-", capsys.readouterr().out)  # argparse breaks lines at hyphens
     assert all(name in printed for name in OPTIMIZERS)
+
+
+@pytest.mark.parametrize(
+    ("model", "elements"),
+    [
+        ("gpt2", 124_439_808),
+        ("gpt2-medium", 354_823_168),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
+        ("llama-1b", 1_235_814_400),
+        ("llama-3b", 3_212_749_824),
+        ("llama-8b", 8_030_261_248),
+    ],
+)
+def test_models_have_their_numbers_of_parameters(model: str, elements: int) -> None:
+    assert set(MODELS) == {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl", "llama-1b", "llama-3b", "llama-8b"}
+    _, shapes = model_of(model, None)
+    assert sum(math.prod(shape) for shape in shapes.values()) == elements
+
+
+def test_plan_prints_a_table() -> None:
+    arguments = ["--model", "gpt2", "--dtype", "bfloat16", "--optimizer", "adamw", "--optimizer", "torch.AdamW"]
+    done = ferrostep("plan", *arguments, "--optimizer", "lion:state_dtype=int8,rounding=kahan,lr=1e-4")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    title, _, head, *rows = done.stdout.splitlines()
+    assert title == "gpt2: 124,439,808 parameters of bfloat16; GiB without activations"
+    assert head.split() == ["optimizer", "weights", "gradients", "state", "scratch", "total", "attached"]
+    assert [row.split() for row in rows] == [
+        ["adamw", "0.23", "0.23", "0.93", "0.00", "1.39", "1.24"],
+        ["torch.AdamW", "0.23", "0.23", "0.46", "0.00", "0.93", "-"],
+        ["lion:state_dtype=int8,rounding=kahan,lr=1e-4", "0.23", "0.23", "0.35", "0.00", "0.81", "0.66"],
+    ]
+
+
+def test_plan_takes_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = {**MODELS["llama-1b"], "num_hidden_layers": 2, "attention_bias": True, "tie_word_embeddings": False}
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    assert main(["plan", "--config", str(path)]) == 0
+    title, _, _, *rows = capsys.readouterr().out.splitlines()
+    elements = sum(math.prod(shape) for shape in of_config(config).values())
+    assert title == f"llama: {elements:,} parameters of float32; GiB without activations"
+    assert [row.split()[0] for row in rows] == list(DEFAULT)
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize(
+    "config",
+    [
+        MODELS["gpt2"],
+        {**MODELS["llama-1b"], "num_hidden_layers": 2, "attention_bias": True, "mlp_bias": True},
+        {**MODELS["llama-8b"], "num_hidden_layers": 2},
+    ],
+    ids=["gpt2", "llama with biases", "llama with a head"],
+)
+def test_models_are_those_of_transformers(config: dict[str, object]) -> None:
+    pytest.importorskip("transformers")
+    architecture = {"gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM"}[str(config["model_type"])]
+    theirs = of_transformers({**config, "architectures": [architecture]})
+    expected = {name: tuple(p.shape) for name, p in theirs.named_parameters()}
+    assert of_config(dict(config)) == expected
+
+
+MISTAKES_OF_PLAN = [
+    (["--model", "gtp2"], "unknown model 'gtp2' (did you mean 'gpt2'?); known: gpt2, "),
+    (["--model", "gpt2", "--optimizer", "lyon"], "unknown optimizer 'lyon' (did you mean 'lion'?)"),
+    (["--model", "gpt2", "--optimizer", "adamw:lr"], "adamw:lr: expected option=value, got 'lr'"),
+    (["--model", "gpt2", "--optimizer", "adamw:lr=-1"], "adamw:lr=-1: Invalid learning rate: -1"),
+    (["--model", "gpt2", "--optimizer", "adamw:betaz=1"], "adamw:betaz=1: AdamW() got an unexpected"),
+    (["--model", "gpt2", "--optimizer", "muon"], "muon: "),
+    (["--model", "gpt2", "--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
+    (["--config", "nowhere.json"], "cannot read the config 'nowhere.json'"),
+    (["--config", "list.json"], "'list.json' is no config.json of transformers: it has no model_type"),
+    (["--config", "short.json"], "the config of a 'gpt2' model cannot be used: KeyError: 'n_embd'"),
+    (["--model", "gpt2", "--config", "short.json"], "not allowed with argument"),
+    ([], "one of the arguments --model --config is required"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), MISTAKES_OF_PLAN)
+def test_a_mistake_in_a_plan_is_one_line_and_code_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "short.json").write_text('{"model_type": "gpt2"}')
+    monkeypatch.chdir(tmp_path)
+    try:
+        code: object = main(["plan", *arguments])
+    except SystemExit as stop:
+        code = stop.code
+    printed = capsys.readouterr()
+    assert code == 2
+    assert message in printed.err and printed.err.startswith("python -m ferrostep plan: error: ")
+    assert printed.err.count("\n") == 1 and printed.out == ""
+
+
+def test_a_kind_of_model_that_needs_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert main(["plan", "--config", str(tmp_path / "config.json")]) == 2
+    assert "'bert' models need transformers; without it: gpt2, llama" in capsys.readouterr().err
 
 
 @pytest.mark.smoke

@@ -1,4 +1,4 @@
-"""The command line: `python -m ferrostep compare`, `refine`, `info`, and `python -m ferrostep --version`."""
+"""The command line: `python -m ferrostep compare`, `refine`, `plan`, `info` and `--version`."""
 
 import argparse
 import importlib.util
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from . import __version__
+from . import __version__, plans
 from .demo import DemoError, optimizers
 
 DEFAULT_STEPS = 400
@@ -52,7 +52,7 @@ def parser() -> Parser:
     """The arguments of all commands."""
     result = Parser(prog="python -m ferrostep", description="Optimizers with Rust kernels for torch and NumPy.")
     result.add_argument("--version", action="version", version=f"ferrostep {__version__}")
-    commands = result.add_subparsers(dest="command", metavar="{compare,refine,info}", required=True)
+    commands = result.add_subparsers(dest="command", metavar="{compare,refine,plan,info}", required=True)
     compare = commands.add_parser(
         "compare",
         help="train a small GPT with several optimizers and compare them",
@@ -85,8 +85,35 @@ def parser() -> Parser:
         help="folder to write to (default: %(default)s)",
     )
     add_refine(commands.add_parser("refine", help="make the next run's schedule of a run's gradient norms"))
+    add_plan(commands.add_parser("plan", help="print the memory that training a model takes with several optimizers"))
     commands.add_parser("info", help="print versions, instruction sets and threads")
     return result
+
+
+def add_plan(command: argparse.ArgumentParser) -> None:
+    """The arguments of `plan`."""
+    command.description = (
+        "Print, for each optimizer, the GiB that weights, gradients, state and scratch memory take, activations aside, "
+        "and in total between attach() and detach(). Nothing of it is allocated."
+    )
+    model = command.add_mutually_exclusive_group(required=True)
+    model.add_argument("--model", metavar="NAME", help=f"one of {', '.join(plans.MODELS)}")
+    model.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help=f"the config.json of a model of transformers, which has to be installed but for {', '.join(plans.KNOWN)}",
+    )
+    command.add_argument(
+        "--optimizer",
+        action="append",
+        metavar="NAME[:OPTION=VALUE,...]",
+        help="a class of ferrostep.optim, or as torch.NAME one of torch.optim; may be given several times "
+        f"(default: {' '.join(plans.DEFAULT)})",
+    )
+    command.add_argument(
+        "--dtype", choices=plans.DTYPES, default="float32", help="of weights and gradients (default: %(default)s)"
+    )
 
 
 def add_refine(command: argparse.ArgumentParser) -> None:
@@ -162,6 +189,21 @@ def terminated_as_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def run_plan(arguments: argparse.Namespace) -> int:
+    """Print plans as the arguments say; the exit code."""
+    if importlib.util.find_spec("torch") is None:
+        raise DemoError('torch not installed: pip install "ferrostep[torch]"')
+    import torch
+
+    name, model = plans.model_of(arguments.model, arguments.config)
+    dtype = getattr(torch, arguments.dtype)
+    chosen = dict.fromkeys(arguments.optimizer or plans.DEFAULT)
+    found = {optimizer: plans.plan_of(optimizer, model, dtype) for optimizer in chosen}
+    elements = next(iter(found.values())).elements
+    print(f"{name}: {elements:,} parameters of {arguments.dtype}; GiB without activations\n\n{plans.table(found)}")
+    return 0
+
+
 def run_info(_arguments: argparse.Namespace) -> int:
     """Print `ferrostep.info()`, aligned; the exit code."""
     import ferrostep
@@ -174,7 +216,7 @@ def run_info(_arguments: argparse.Namespace) -> int:
     return 0
 
 
-COMMANDS = {"compare": run_compare, "refine": run_refine, "info": run_info}
+COMMANDS = {"compare": run_compare, "refine": run_refine, "plan": run_plan, "info": run_info}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

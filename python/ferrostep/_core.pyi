@@ -100,6 +100,12 @@ class MatrixRule:
     def states(self) -> list[str]:
         """The names of the states, in their order."""
 
+    def working_memory(self, params: list[tuple[list[int], int, int]], threads: int) -> int:
+        """The bytes that a step works in, and the next one after it, in :class:`Known`.
+
+        ``params`` are shapes, each with the bytes of a number of the arithmetic and of one of the momentum.
+        """
+
     def stages(self) -> tuple[Stage, MatrixRule, Stage]:
         """The rule in three, for parameters that lie in parts.
 

@@ -14,8 +14,8 @@ use super::parameters::{Column, Inputs, Ledger, Writes};
 use super::view::View;
 use crate::kernels::elementwise::Visitor;
 use crate::kernels::matrix::{
-    self, AdjustLr, AlongMove, Apply, Chain, ComingDirection, DivideByCosh, Layout, Momentum, Normalize,
-    NormalizeRows, Orthogonalize, Parameter, Part, Step,
+    self, AdjustLr, AlongMove, Apply, Chain, Coming, ComingDirection, DivideByCosh, Layout, Momentum,
+    Normalize, NormalizeRows, Orthogonalize, Parameter, Part, Step,
 };
 use crate::kernels::storage::Access;
 
@@ -151,6 +151,23 @@ impl MatrixRule {
     fn states(&self) -> Vec<&'static str> {
         let of_transforms = self.rule.transforms.row_states();
         std::iter::once("momentum_buffer").chain(of_transforms).collect()
+    }
+
+    /// The bytes that a step works in; see `_core.pyi`.
+    fn working_memory(&self, params: Vec<(Vec<usize>, usize, usize)>, threads: usize) -> PyResult<usize> {
+        let mut matrices = Vec::new();
+        for (shape, work, state) in params {
+            let parts = self.layout.parts(&shape);
+            let parts = parts.map_err(|mismatch| PyValueError::new_err(format!("expected {mismatch}")))?;
+            matrices.extend(parts.into_iter().map(|Part { rows, cols }| Coming {
+                rows,
+                cols,
+                work,
+                state,
+            }));
+        }
+        matrices.retain(|matrix| matrix.rows * matrix.cols > 0);
+        Ok(self.rule.working_memory(&matrices, threads))
     }
 
     /// The rule in three, for parameters that lie in parts; see `_core.pyi`.

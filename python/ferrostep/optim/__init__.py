@@ -14,6 +14,7 @@ from ferrostep.optim.diffgrad import DiffGrad
 from ferrostep.optim.egd import EGD
 from ferrostep.optim.hybrid_auon import HybridAuON
 from ferrostep.optim.lion import Lion
+from ferrostep.optim.memory import MemoryPart, MemoryPlan, memory_plan
 from ferrostep.optim.muon import Muon
 from ferrostep.optim.muon_adamw import MuonAdamW
 from ferrostep.optim.muon_with_adamw import MuonWithAuxAdamW
@@ -45,6 +46,8 @@ __all__ = [
     "DiffGrad",
     "HybridAuON",
     "Lion",
+    "MemoryPart",
+    "MemoryPlan",
     "Muon",
     "MuonAdamW",
     "MuonParamGroups",
@@ -58,5 +61,6 @@ __all__ = [
     "RuleOptimizer",
     "SophiaG",
     "SophiaH",
+    "memory_plan",
     "muon_param_groups",
 ]

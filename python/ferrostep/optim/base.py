@@ -17,6 +17,7 @@ from ferrostep.errors import wrong_kind
 from ferrostep.optim import shards
 from ferrostep.optim.arguments import Argument, check_arguments
 from ferrostep.optim.options import Options, check_options, chosen_dtype, full_options, is_coded
+from ferrostep.optim.release import Release, refusal
 from ferrostep.optim.roles import is_embedding
 from ferrostep.optim.scratch import Scratch
 from ferrostep.reference.codes import blocks_of
@@ -47,6 +48,8 @@ class InPlaceOptimizer(Optimizer):
 
     _numbers: tuple[str, ...] = ()
     """States that are one float64 number, whatever the parameter."""
+
+    _release: Release | None = None
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], options: Options) -> None:
         if self._arguments:
@@ -80,6 +83,8 @@ class InPlaceOptimizer(Optimizer):
         super().add_param_group(param_group)
         try:
             self._check(self.param_groups[-1])
+            if self._release is not None:
+                self._release.add(len(self.param_groups) - 1, self.param_groups[-1])
         except BaseException as error:
             self.param_groups.pop()
             if isinstance(error, (TypeError, ValueError, RuntimeError)):
@@ -138,8 +143,77 @@ class InPlaceOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._update()
+        if self._release is None:
+            self._update()
+        else:
+            self._release.end()
         return loss
+
+    def attach(self) -> Release:
+        """Step parameters within the backward pass, each as soon as its gradient is there, which is freed then.
+
+        A hook of each parameter does it. Small gradients wait until they are 8 MiB together, so that there are never
+        more than these and the largest one. :meth:`step`, to be called after each backward pass as usual, steps with
+        those that still wait; hooks of the optimizer run then, once. The numbers are those of whole steps, bit for bit.
+
+        The step is no longer all or nothing: where an error comes up, which ``backward`` raises, parameters have been
+        stepped or not, each as a whole. Gradients that were not used are still there; :meth:`zero_grad` drops them, and
+        the next backward pass begins anew. What looks at ``grad`` after the backward pass finds None, clipping too.
+        ``detach`` ends it all, and so does the end of ``with optimizer.attach():``.
+
+        Returns:
+            A context manager, which detaches.
+
+        Raises:
+            RuntimeError: it is attached already, or a step needs all gradients at once: ``max_grad_norm``,
+                ``skip_nonfinite``, ``differentiable``, DTensors, several processes, or the class. Later, within
+                ``backward``: a parameter's second gradient before :meth:`step`, as where gradients of several passes
+                are added up; by ``GradScaler.step``: it.
+
+        Example:
+            >>> from ferrostep.optim import AdamW
+            >>> model = torch.nn.Linear(3, 2)
+            >>> optimizer = AdamW(model.parameters())
+            >>> with optimizer.attach():
+            ...     model(torch.ones(3)).sum().backward()
+            ...     optimizer.step()
+            >>> model.weight.grad is None, optimizer.state[model.weight]["step"].item()
+            (True, 1.0)
+        """
+        if self._release is not None:
+            raise RuntimeError("attach() was called twice without detach()")
+        self._release = Release(self)
+        return self._release
+
+    def detach(self) -> None:
+        """Leave gradients to :meth:`step` again, those that wait, too; nothing if :meth:`attach` was not called."""
+        if self._release is not None:
+            self._release.remove()
+            self._release = None
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients.
+
+        Args:
+            set_to_none: drop gradients (True, default) or fill those that parameters have with zeros.
+
+        Raises:
+            RuntimeError: a gradient that cannot be written, as torch.
+        """
+        super().zero_grad(set_to_none)
+        if self._release is not None:
+            self._release.forget()
+
+    def _needs_all_gradients(self, _group: dict[str, Any]) -> str | None:
+        """Why the parameters of a group cannot be stepped one after the other, if they cannot."""
+        return None
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """What GradScaler asks for before it lets an optimizer step."""
+        if self._release is not None:
+            raise refusal("GradScaler", "gradients have been used, as they were scaled, before it could unscale them")
+        return False
 
     def _update(self) -> None:
         """Update all groups, or none: what can fail comes before the first change."""

@@ -44,6 +44,9 @@ class TwoPointOptimizer(RuleOptimizer):
         self._check_precision(group)
         self.rule(group)
 
+    def _needs_all_gradients(self, _group: dict[str, Any]) -> str | None:
+        return "its groups count the steps, of which each is to move all parameters"
+
     def _check_precision(self, group: dict[str, Any]) -> None:
         for i, p in enumerate(group["params"]):
             if has_16_bits(p) and group["master_weights"] is None:

@@ -349,6 +349,11 @@ class RuleOptimizer(InPlaceOptimizer):
         """Whether the rule of a group is to know a sum."""
         return getattr(self, "_rule", None) is not None and self._rule.summed is not None
 
+    def _needs_all_gradients(self, group: dict[str, Any]) -> str | None:
+        if any(rule.summed is not None and rule.scope != "tensor" for rule in self._rules(group)):
+            return "its rule is to know a sum over the gradients of several parameters"
+        return None
+
     def _who_agree(self) -> list[ProcessGroup]:
         """The process groups whose ranks can only step together.
 

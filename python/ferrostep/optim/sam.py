@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ferrostep import _core, reference
 from ferrostep.errors import wrong_kind
 from ferrostep.optim.base import without_dynamo
 from ferrostep.optim.gathered import Found, Gathered, check_place
+from ferrostep.optim.release import refusal
 from ferrostep.optim.rules import ElementwiseRule
 from ferrostep.optim.scratch import Scratch
 from ferrostep.optim.taken import Taken
@@ -161,6 +162,7 @@ class SAM(Optimizer):
         """
         if closure is None:
             raise TypeError("SAM.step needs a closure, as it takes two gradients; or call first_step and second_step")
+        self._check_not_attached()
         evaluate = torch.enable_grad()(closure)
         self.zero_grad()
         loss = evaluate()
@@ -185,6 +187,7 @@ class SAM(Optimizer):
                 changed then.
             ValueError, TypeError: also such a tensor.
         """
+        self._check_not_attached()
         if self._weights:
             raise RuntimeError("first_step was called twice without second_step")
         self._ascend()
@@ -208,6 +211,19 @@ class SAM(Optimizer):
         self.base_optimizer.step()
         if zero_grad:
             self.zero_grad()
+
+    def attach(self) -> NoReturn:
+        """Not for SAM.
+
+        Raises:
+            RuntimeError: always, and says why.
+        """
+        raise refusal("SAM", "a step takes the gradients of two backward passes, and the first is to know their norm")
+
+    def _check_not_attached(self) -> None:
+        """Raise RuntimeError where the base optimizer would take the first gradients for its own."""
+        if getattr(self.base_optimizer, "_release", None) is not None:
+            self.attach()
 
     @without_dynamo
     def _ascend(self) -> None:

@@ -104,6 +104,9 @@ class SophiaG(Sophia):
 
     _arguments = arguments_of(__init__)
 
+    def _needs_all_gradients(self, _group: dict[str, Any]) -> str | None:
+        return "update_hessian takes the gradients of a backward pass by itself"
+
     def rule(self, group: dict[str, Any]) -> Rule:
         """Sophia with the group's hyperparameters and the batch size in force."""
         bs = group["bs"] if self._bs_of_step is None else self._bs_of_step

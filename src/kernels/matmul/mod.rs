@@ -243,6 +243,9 @@ pub trait Engine<T: Element>: Sync {
         threads: usize,
     );
 
+    /// Bytes that a matrix of this shape takes when it is packed.
+    fn packed_bytes(&self, rows: usize, cols: usize, sides: Sides) -> usize;
+
     /// `a * bᵀ`, finished into `c`. Both factors packed by this engine, for their sides.
     fn product(
         &self,
@@ -282,6 +285,10 @@ impl<T: Element, K: Takes<T> + Kernel<Acc = T::Acc>> Engine<T> for On<K> {
         threads: usize,
     ) {
         into.fill::<K, T>(source, symmetry, sides, self.round, threads);
+    }
+
+    fn packed_bytes(&self, rows: usize, cols: usize, sides: Sides) -> usize {
+        Packed::bytes::<K>(rows, cols, sides)
     }
 
     fn product(

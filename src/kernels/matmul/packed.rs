@@ -90,12 +90,29 @@ impl Packed {
         }
     }
 
+    /// Lines for all panels.
+    fn needed<K: Kernel>(&self) -> usize {
+        let units = self.right_start::<K>() + self.side::<K>();
+        (units * size_of::<K::Unit>()).div_ceil(size_of::<Line>())
+    }
+
+    /// Bytes that a matrix of this shape takes.
+    pub(super) fn bytes<K: Kernel>(rows: usize, depth: usize, sides: Sides) -> usize {
+        let packed = Packed {
+            rows,
+            depth,
+            sides,
+            ..Packed::default()
+        };
+        packed.needed::<K>() * size_of::<Line>()
+    }
+
     fn reserve<K: Kernel>(&mut self, rows: usize, depth: usize, sides: Sides) {
         (self.rows, self.depth, self.sides) = (rows, depth, sides);
         self.kernel = Some(TypeId::of::<K>());
-        let units = self.right_start::<K>() + self.side::<K>();
-        let lines = (units * size_of::<K::Unit>()).div_ceil(size_of::<Line>());
+        let lines = self.needed::<K>();
         if self.lines.len() < lines {
+            self.lines = Vec::new(); // what is there is not needed: room for both at once would be
             self.lines.resize(lines, Line([0; 8]));
         }
     }

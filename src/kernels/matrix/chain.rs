@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::piece::Piece;
 use super::{Matrix, Transform, Workspace};
+use crate::kernels::orthogonal::Room;
 
 /// Transforms that run one after the other.
 #[derive(Clone)]
@@ -55,6 +56,13 @@ impl Chain {
             .rev()
             .find_map(|transform| transform.squared_norm(rows, cols));
         told.unwrap_or(1.0)
+    }
+
+    /// Makes room for the transforms of matrices.
+    pub fn make_room(&self, shapes: &[(usize, usize)], wide: bool, room: &mut Room, threads: usize) {
+        for transform in &self.0 {
+            transform.make_room(shapes, wide, room, threads);
+        }
     }
 
     /// Transforms the matrix of every piece.

@@ -22,6 +22,7 @@ mod normalize;
 mod normalize_rows;
 mod orthogonalize;
 mod piece;
+mod room;
 mod stages;
 mod step;
 
@@ -37,6 +38,7 @@ pub use normalize::Normalize;
 pub use normalize_rows::NormalizeRows;
 pub use orthogonalize::Orthogonalize;
 pub use piece::Parameter;
+pub use room::Coming;
 pub use stages::{AlongMove, ComingDirection};
 pub use step::{MatrixRule, Step};
 
@@ -54,6 +56,16 @@ pub trait Transform: Send + Sync {
     /// The square of the norm of what it gives, or about that, where the shape alone tells.
     fn squared_norm(&self, _rows: usize, _cols: usize) -> Option<f64> {
         None
+    }
+
+    /// Makes room for what `run` takes of the workspace for matrices of such numbers and shapes.
+    fn make_room(
+        &self,
+        _shapes: &[(usize, usize)],
+        _wide: bool,
+        _room: &mut orthogonal::Room,
+        _threads: usize,
+    ) {
     }
 
     /// Transforms every matrix, on up to `threads` threads. What it gives depends neither on how many nor on what other

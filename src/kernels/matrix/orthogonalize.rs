@@ -1,7 +1,7 @@
 //! Muon's transform.
 
 use super::{Matrix, Transform, Workspace};
-use crate::kernels::orthogonal::{Operand, Options, orthogonalize};
+use crate::kernels::orthogonal::{Operand, Options, Room, orthogonalize};
 
 /// The approximate polar factor of the direction, by Newton-Schulz; see [`crate::kernels::orthogonal`].
 pub struct Orthogonalize(pub Options);
@@ -13,6 +13,10 @@ impl Transform for Orthogonalize {
 
     fn squared_norm(&self, rows: usize, cols: usize) -> Option<f64> {
         Some(rows.min(cols) as f64)
+    }
+
+    fn make_room(&self, shapes: &[(usize, usize)], wide: bool, room: &mut Room, threads: usize) {
+        room.add(shapes, wide, &self.0, threads);
     }
 
     fn run(&self, matrices: &mut [Matrix<'_>], workspace: &mut Workspace, threads: usize) {

@@ -72,15 +72,10 @@ impl Piece {
     /// Bytes of scratch memory for the direction in the momentum's type, where that is not the arithmetic's, and in the
     /// arithmetic's.
     fn scratch(&self) -> (usize, usize) {
-        let (state, work) = (self.state_type(), self.work_type());
-        let narrow = if state == work {
-            0
-        } else {
-            self.buffers.len * state.size()
-        };
-        (
-            narrow.next_multiple_of(64),
-            (self.buffers.len * work.size()).next_multiple_of(64),
+        scratch(
+            self.buffers.len,
+            self.state_type().size(),
+            self.work_type().size(),
         )
     }
 
@@ -102,6 +97,12 @@ impl Piece {
             state: None,
         }
     }
+}
+
+/// [`Piece::scratch`] of so many elements, by the bytes of one in either type.
+pub fn scratch(len: usize, state: usize, work: usize) -> (usize, usize) {
+    let narrow = if state == work { 0 } else { len * state };
+    (narrow.next_multiple_of(64), (len * work).next_multiple_of(64))
 }
 
 /// Where a matrix's direction lies in the momentum's type, and where in the arithmetic's.

@@ -57,7 +57,10 @@ impl Step {
         }
         let mut rest = &pieces[..];
         while !rest.is_empty() {
-            let (now, later) = rest.split_at(self.rule.how_many_at_once(rest));
+            let (now, later) = rest.split_at(
+                self.rule
+                    .how_many_at_once(rest.iter().map(|piece| piece.buffers.len)),
+            );
             self.rule.update(now, threads, workspace);
             rest = later;
         }
@@ -81,13 +84,14 @@ impl MatrixRule {
             && elementwise::is_supported(dtype, dtype.arithmetic(), rounding)
     }
 
-    fn how_many_at_once(&self, pieces: &[Piece]) -> usize {
+    /// Of matrices with so many elements, the number of those that are stepped together.
+    pub(super) fn how_many_at_once(&self, lens: impl ExactSizeIterator<Item = usize>) -> usize {
         if !self.transforms.writes() {
-            return pieces.len();
+            return lens.len();
         }
         let mut elements = 0;
-        let fitting = pieces.iter().take_while(|piece| {
-            elements += piece.buffers.len;
+        let fitting = lens.take_while(|len| {
+            elements += len;
             elements <= ELEMENTS_AT_ONCE
         });
         fitting.count().max(1)

@@ -9,6 +9,7 @@ mod newton_schulz;
 mod normalize;
 mod operand;
 mod plan;
+mod room;
 mod schedule;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ use newton_schulz::{Iteration, Scratch};
 use normalize::Norm;
 pub use operand::{Input, Numbers, Operand};
 use plan::Plan;
+pub use room::Room;
 pub use schedule::{Schedule, ScheduleError, Triple};
 
 /// The form of the iteration. Both evaluate the same polynomials.
@@ -178,13 +180,19 @@ fn locked<T: ?Sized>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
+/// Proportional to the time of one step.
+fn cost(rows: usize, cols: usize) -> f64 {
+    let (rows, cols) = (rows as f64, cols as f64);
+    rows.min(cols).powi(2) * (rows + cols)
+}
+
 /// How many of the largest operands to split over all threads, one after the other, before the rest are spread, one
 /// thread each: those that are large, and as few more as leave a rest that spreads evenly.
 fn operands_to_split(descending: &[f64], threads: usize) -> usize {
     /// From here on, a matrix and what is made of it leave a core's own cache: two threads on one matrix were 8 to 10%
     /// faster than each on its own (768 x 768 to 768 x 3072 on a Zen 5 CPU).
     const LARGE: f64 = 5e8;
-    /// Below this, threads wait longer for each other than they work. In units of [`Operand::cost`].
+    /// Below this, threads wait longer for each other than they work. In units of [`cost`].
     const SMALL: f64 = 1e6;
     /// How much longer than evenly spread work the longest thread may take: splitting costs about as much.
     const UNEVEN: f64 = 1.1;
@@ -253,10 +261,8 @@ impl Operand<'_> {
         Ok(())
     }
 
-    /// Proportional to the time of one step.
     fn cost(&self) -> f64 {
-        let (rows, cols) = (self.rows as f64, self.cols as f64);
-        rows.min(cols).powi(2) * (rows + cols)
+        cost(self.rows, self.cols)
     }
 
     fn run(&mut self, options: &Options, isa: Isa, workspace: &Workspace, lane: usize, threads: usize) {

@@ -34,10 +34,14 @@ struct Symmetric<S> {
 }
 
 impl<S: Real> Symmetric<S> {
-    fn reserve(&mut self, size: usize) {
+    fn stride_of(size: usize) -> usize {
         let per_line = 64 / size_of::<S>();
         // An odd number of cache lines: rows of a block then do not compete for the same places in a cache.
-        self.stride = (size.div_ceil(per_line) | 1) * per_line;
+        (size.div_ceil(per_line) | 1) * per_line
+    }
+
+    fn reserve(&mut self, size: usize) {
+        self.stride = Self::stride_of(size);
         self.size = size;
         if self.values.len() < size * self.stride {
             self.values.resize(size * self.stride, S::ZERO);
@@ -75,6 +79,23 @@ impl<S: Real> Symmetric<S> {
             .sum();
         self.move_to_shift(S::from_f64(sum / self.size as f64));
     }
+}
+
+/// Bytes of the buffers of [`Scratch`] that [`Iteration::run`] makes for a matrix: those of every form, of the Gram form,
+/// and the packed ones.
+pub fn bytes<S: Element<Acc = S> + Real>(plan: &Plan<S>, rows: usize, cols: usize) -> [usize; 5] {
+    let (n, m) = (rows.min(cols), rows.max(cols));
+    let two = 2 * n * Symmetric::<S>::stride_of(n) * size_of::<S>();
+    let square = |sides| {
+        let engines = (0..plan.triples.len()).map(|i| plan.engine(i));
+        let of_each = engines.map(|engine| engine.packed_bytes(n, n, sides));
+        of_each.max().unwrap_or(0)
+    };
+    let of_x = |rows, cols, sides| plan.outer.packed_bytes(rows, cols, sides);
+    let of_gram = |bytes| if plan.gram { bytes } else { 0 };
+    let left = of_x(n, m, Sides::Both).max(square(Sides::Both));
+    let right = of_x(m, n, Sides::Right).max(of_gram(square(Sides::Left)));
+    [two, of_gram(two), left, right, of_gram(square(Sides::Right))]
 }
 
 /// One matrix on its way.
