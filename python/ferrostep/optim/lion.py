@@ -15,7 +15,7 @@ from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.numpy.arrays import whole
 from ferrostep.optim import shards
 from ferrostep.optim.arguments import AtLeastZero, Betas, LearningRate, arguments_of
-from ferrostep.optim.options import Options, check_real
+from ferrostep.optim.options import Options, asks_for_codes, check_real
 from ferrostep.optim.rules import ElementwiseRule, Rule, RuleOptimizer
 
 LION = ElementwiseRule("Lion", reference.lion)
@@ -126,7 +126,8 @@ class Lion(RuleOptimizer):
         weight_decay: decoupled, times ``lr``. Default 0.
         kappa: what takes the place of the sign: one of the names above, or a callable that takes the tensor ``u`` (of
             the parameter's shape, in float32 or float64; complex numbers as pairs in a last dimension) and returns one
-            of the same shape. Default "sign". A callable, "topk", and "lp" with q > 8 run in plain torch.
+            of the same shape. Default "sign". A callable, "topk", "lp" with q > 8, and "row" with 8-bit states run in
+            plain torch.
         kappa_param: the number e, q or k of the table, where it has one. Default None.
         maximize: ascend instead of descend. Default False.
         **options: see :class:`ferrostep.optim.options.Options`.
@@ -194,6 +195,8 @@ class Lion(RuleOptimizer):
     def _has_kernel(self, group: dict[str, Any]) -> bool:
         kappa = group["kappa"]
         if callable(kappa) or kappa not in KERNELS:
+            return False
+        if kappa == "row" and asks_for_codes(group):
             return False
         p = group["kappa_param"]  # of which the step will say if it is no number
         return kappa != "lp" or not (isinstance(p, (int, float)) and p > LARGEST_SUMMED)

@@ -15,14 +15,24 @@ from torch.optim import Optimizer
 
 import ferrostep.numpy
 from ferrostep import _core
-from ferrostep.optim import AdamW, Muon, SophiaG, SophiaH
+from ferrostep.optim import AdamW, Lion, Muon, SophiaG, SophiaH
 from ferrostep.reference.codes import BLOCK_SIZE, Codes, blocks_of, book, encode
 from tests.contract.rules.registry import Entry, every, every_coded_class
 from tests.contract.rules.test_layouts import LAYOUTS
 from tests.contract.rules.test_layouts import SHAPE as SHAPE_OF_LAYOUTS
 from tests.contract.rules.test_state_dict import WAYS
 from tests.contract.snapshot import Snapshot
-from tests.contract.training import assert_same_bits, bits, contents, copies, normal, parameters, set_gradients, train
+from tests.contract.training import (
+    assert_close,
+    assert_same_bits,
+    bits,
+    contents,
+    copies,
+    normal,
+    parameters,
+    set_gradients,
+    train,
+)
 
 CODES = {"state_dtype": "int8", "min_quant_numel": 1}
 SHAPES = ((5, 3), (), (300,), (0, 4), (16, 16), (2, 3, 4, 65), (1, 257), (70, 90))
@@ -269,6 +279,21 @@ def test_parameters_that_become_float64_are_refused(entry: Entry) -> None:
 def test_rules_of_matrices_have_no_codes() -> None:
     with pytest.raises(ValueError, match="Invalid state_dtype: momentum_buffer cannot be 'int8'"):
         Muon(parameters([(3, 4)]), state_dtype="int8")
+
+
+@pytest.mark.parametrize(
+    ("kappa", "kappa_param"), [("row", None), ("l2", None), ("topk", 3), (torch.tanh, None)], ids=str
+)
+def test_a_kappa_of_more_than_elements_takes_codes(kappa: Any, kappa_param: Any) -> None:
+    """What has no kernel for them runs in plain torch."""
+    ends = []
+    for backend in ("auto", "reference"):
+        params = parameters(SHAPES)
+        optimizer = Lion(params, kappa=kappa, kappa_param=kappa_param, backend=backend, **CODES)
+        train(optimizer, params, 3)
+        assert optimizer.state[params[0]]["exp_avg"].dtype == torch.uint8
+        ends.append({f"{i}.param": p.detach() for i, p in enumerate(params)})
+    assert_close(*ends, 1e-5)
 
 
 def test_codes_are_not_differentiable() -> None:
