@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 import ferrostep.numpy
 from ferrostep import _core
-from ferrostep.optim import AdamW, Lion, Muon, SophiaG, SophiaH
+from ferrostep.optim import EGD, AdamW, Lion, Muon, OptimisticMD, SophiaG, SophiaH
 from ferrostep.reference.codes import BLOCK_SIZE, Codes, blocks_of, book, encode
 from tests.contract.rules.registry import Entry, every, every_coded_class
 from tests.contract.rules.test_layouts import LAYOUTS
@@ -296,6 +296,20 @@ def test_a_kappa_of_more_than_elements_takes_codes(kappa: Any, kappa_param: Any)
     assert_close(*ends, 1e-5)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda params: EGD(params, simplex_dim=-1, momentum=0.9, state_dtype="int8"),
+        lambda params: EGD(params, simplex_dim=-1, adam=True, state_dtype={"exp_avg": "int8"}),
+        lambda params: OptimisticMD(params, geometry="entropic", state_dtype="int8"),
+    ],
+    ids=["EGD", "EGD-adam", "OptimisticMD"],
+)
+def test_rows_on_the_simplex_have_no_codes(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"Invalid state_dtype: \w+ cannot be 'int8'; expected an element-wise rule"):
+        make([Parameter(torch.full((3, 4), 0.25))])
+
+
 def test_codes_are_not_differentiable() -> None:
     with pytest.raises(RuntimeError, match="state_dtype='int8' does not support `differentiable`"):
         AdamW(parameters([(3, 4)]), state_dtype="int8", differentiable=True)
@@ -345,6 +359,18 @@ def test_scales_of_another_block_size_are_refused(entry: Entry) -> None:
     saved["state"][7][f"{entry.state}_scale"] = torch.ones(50)
     with pytest.raises(ValueError, match=rf"{entry.state}_scale has shape \[50\], expected \[25\]"):
         loaded(entry, saved, optimizer)
+
+
+@every_coded_class
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float32], ids=str)
+@pytest.mark.parametrize("options", [{}, CODES], ids=["to numbers", "to codes"])
+def test_scales_of_no_codes_are_refused(entry: Entry, dtype: torch.dtype, options: dict[str, Any]) -> None:
+    """Such as torch's own class makes of a state of codes: it takes every state to the parameter's dtype."""
+    optimizer = trained(entry, torch.float32)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][7][entry.state] = saved["state"][7][entry.state].to(dtype)
+    with pytest.raises(ValueError, match=f"{entry.state} has dtype {dtype}, expected torch.uint8: codes, as there is"):
+        loaded(entry, saved, optimizer, **options)
 
 
 @every_coded_class
