@@ -37,6 +37,7 @@ STORAGE: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
 }
 """Parameters' dtypes with options, of which the pages say how much state they take."""
 OF_TWO_RULES = (optim.MuonAdamW, optim.MuonWithAuxAdamW)
+OF_TWO_POINTS = (optim.NIGT, optim.STORM)
 BESIDE_PACKAGES = {
     "ferrostep.optim": ["ferrostep.optim.options.Options"],
     "ferrostep.integrations": [
@@ -61,9 +62,9 @@ def state_bytes(cls: type[optim.RuleOptimizer], group: dict[str, Any], dtype: to
     """Bytes of state per element after a step, of a matrix large enough that single numbers do not count."""
     p = torch.nn.Parameter(torch.zeros(64, 64, dtype=dtype))
     p.grad = torch.ones_like(p)
-    if cls is optim.NIGT and dtype == torch.bfloat16 and "master_weights" not in options:
+    if cls in OF_TWO_POINTS and dtype == torch.bfloat16 and "master_weights" not in options:
         return "refused"
-    rate = {"lr": 1e-3} if cls is optim.NIGT else {}  # it has no default
+    rate = {"lr": 1e-3} if cls in OF_TWO_POINTS else {}  # it has no default
     optimizer = cls([{"params": [p], **group}], **rate, **options)
     if cls is optim.SophiaG:
         optimizer.update_hessian(bs=1)

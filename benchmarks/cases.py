@@ -28,6 +28,21 @@ class Refresh(ferrostep.optim.SophiaG):
         self.update_hessian()
 
 
+class Transported(ferrostep.optim.STORM):
+    """Takes only the steps, from gradients at the point before that stay as they are."""
+
+    def __init__(self, params: Sequence[Tensor], **options: Any) -> None:
+        super().__init__(params, **options)
+        self.before = [torch.rand_like(p) for p in self._params()]
+
+    def step(self, closure: Any = None) -> None:
+        """Step."""
+        for p, before in zip(self._params(), self.before, strict=True):
+            if p in self.state:
+                self.state[p]["transport"] = before
+        super().step()
+
+
 class Storage(NamedTuple):
     """The dtypes of parameters (with their gradients) and of the optimizer's state."""
 
@@ -67,6 +82,8 @@ ADAGRAD = Rule("Adagrad", (3, 2), "torch fused")
 LION_BY_NORM = Rule("Lion-K by a norm", (4, 3), "plain torch")
 # Gradient and momentum twice, as the norm comes before the step.
 NIGT = Rule("NIGT", (4, 3), "plain torch")
+# As NIGT, and the gradient at the point before as often.
+STORM = Rule("STORM", (6, 3), "plain torch")
 # The Hessian's estimate is only read.
 EGD = Rule("EGD", (3, 0), "plain torch")
 OPTIMISTIC_MD = Rule("OptimisticMD", (3, 2), "plain torch, foreach")
@@ -202,6 +219,8 @@ CASES: list[Case] = [
     *peer(LION_BY_NORM, "plain torch", ferrostep.optim.Lion, (F32,), weight_decay=0.01, kappa=plain.direction),
     *ours(NIGT, ferrostep.optim.NIGT, lr=1e-3)[:1],
     *peer(NIGT, "plain torch", plain.NIGT, (F32,), lr=1e-3, momentum=0.9),
+    *ours(STORM, Transported, lr=1e-3)[:1],
+    *peer(STORM, "plain torch", plain.STORM, (F32,), lr=1e-3, momentum=0.9),
     *ours(EGD, ferrostep.optim.EGD),
     *peer(EGD, "plain torch", plain.EGD, lr=1e-2),
     *ours(OPTIMISTIC_MD, ferrostep.optim.OptimisticMD),

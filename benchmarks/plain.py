@@ -82,6 +82,26 @@ class NIGT(Optimizer):
             torch._foreach_add_(params, momenta, alpha=-scale / (1 - beta))  # and as far beyond the next
 
 
+class STORM(Optimizer):
+    """Normalized STORM with a constant rate, by torch's functions for lists, from gradients that stay as they are."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float, momentum: float) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum})
+        self.before = [torch.rand_like(p) for p in self.param_groups[0]["params"]]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Step."""
+        for group in self.param_groups:
+            params, grads = group["params"], [p.grad for p in group["params"]]
+            momenta = [self.state[p].setdefault("momentum_buffer", p.grad.clone()) for p in params]
+            torch._foreach_sub_(momenta, self.before)
+            torch._foreach_mul_(momenta, group["momentum"])
+            torch._foreach_add_(momenta, grads)
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(momenta))).item()
+            torch._foreach_add_(params, momenta, alpha=-group["lr"] / norm)
+
+
 class EGD(Optimizer):
     """Exponentiated gradient descent, tensor by tensor."""
 

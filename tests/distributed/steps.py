@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn import Parameter
@@ -17,6 +21,7 @@ from ferrostep.optim import (
     NIGT,
     SAM,
     SGD,
+    STORM,
     Adagrad,
     AdaGradNorm,
     AdamW,
@@ -193,6 +198,52 @@ def norms_are_those_of_whole_tensors(folder: Path) -> None:
             twins.check(rtol=1e-10, atol=1e-12)
             for each, other in zip(*(t.param_groups for t in twins.optimizers), strict=True):
                 assert each.get("steps") == other.get("steps")
+
+
+@on(2, 4)
+def storm_carries_the_momentum_of_shards(folder: Path) -> None:
+    def closure(params: list[Parameter]) -> Callable[[], Tensor]:
+        def loss() -> Tensor:
+            quartics = ((p**4).sum() / 4 for p in params)
+            return sum(x.full_tensor() if isinstance(x, DTensor) else x for x in quartics)
+
+        return loss
+
+    for own in ({}, {"scope": "tensor", "weight_decay": 0.1}, {"normalize": False, "schedule": "storm"}):
+        for backend in ("auto", "reference"):
+            build = partial(STORM, lr=0.1, backend=backend, **own)
+            twins = Twins(build, ((9, 5), (33, 70), (4, 8)), lambda shape: [Shard(0)], dtype=torch.float64)
+            for _ in range(3):
+                for optimizer, params in zip(twins.optimizers, (twins.whole, twins.parts), strict=True):
+                    optimizer.step(closure(params))
+            twins.check(rtol=1e-10, atol=1e-12)
+    hessian = Twins(partial(STORM, lr=0.1, correction="hessian"), ((9, 5),), lambda shape: [Shard(0)])
+    hessian.optimizers[1].step(closure(hessian.parts))
+    with pytest.raises(NotImplementedError, match="does not support DTensors"):
+        hessian.optimizers[1].step(closure(hessian.parts))
+
+
+@on(2)
+def storm_is_one_optimizer_under_ddp(folder: Path) -> None:
+    batch = torch.randn(2, 8, 5)
+    for correction in ("difference", "hessian"):
+        whole = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.Tanh(), torch.nn.Linear(6, 1)).double()
+        inner = copy.deepcopy(whole)
+        outer = DistributedDataParallel(inner, gradient_as_bucket_view=True)
+        one, other = (STORM(model.parameters(), lr=0.1, correction=correction) for model in (whole, inner))
+        own = batch[dist.get_rank()].double()
+        for _ in range(3):
+            one.step(lambda model=whole: model(batch.double()).square().mean())
+            if correction == "difference":
+                other.step(lambda model=outer, own=own: model(own).square().mean())
+                continue
+            with other.other_point():
+                other.transport(inner(own).square().mean())
+            other.zero_grad()
+            outer(own).square().mean().backward()
+            other.step()
+        for p, q in zip(whole.parameters(), inner.parameters(), strict=True):
+            near(q, p, rtol=1e-10, atol=1e-12)
 
 
 @on(2)

@@ -54,8 +54,8 @@ NOT_HIDDEN = ("embedding", "position")
 
 # Options of one rule are the same for every implementation of it. The rates come from a coarse grid on about the
 # default run; Lion's step is a sign, hence the smaller rate and the larger decay (Chen et al. 2023, section 5).
-# Those of Adam, Adagrad, AdaGradNorm, Adamax, diffGrad, EGD, NIGT, OptimisticAdam, OptimisticMD, RAdam and RMSprop are
-# first guesses.
+# Those of Adam, Adagrad, AdaGradNorm, Adamax, diffGrad, EGD, NIGT, OptimisticAdam, OptimisticMD, RAdam, RMSprop and
+# STORM are first guesses.
 ADAGRAD_NORM: dict[str, Any] = {"lr": 3.0}
 ADAMW: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
 ADAM: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99)}
@@ -72,6 +72,7 @@ SOPHIA: dict[str, Any] = {"lr": 2.5e-4, "betas": (0.965, 0.99), "weight_decay": 
 ADAGRAD: dict[str, Any] = {"lr": 0.03}
 RMSPROP: dict[str, Any] = {"lr": 1e-3}
 SGD: dict[str, Any] = {"lr": 0.3, "momentum": 0.9}
+STORM: dict[str, Any] = {"lr": 0.3}
 
 OPTIMIZERS: dict[str, Factory] = {
     "adagrad": of("ferrostep.optim.Adagrad", **ADAGRAD),
@@ -94,6 +95,7 @@ OPTIMIZERS: dict[str, Factory] = {
     "sgd": of("ferrostep.optim.SGD", **SGD),
     "sophia_g": of("ferrostep.optim.SophiaG", **SOPHIA, rho=0.2),
     "sophia_h": of("ferrostep.optim.SophiaH", **SOPHIA, gamma=0.01),
+    "storm": of("ferrostep.optim.STORM", **STORM),
     "torch.adamw": of("torch.optim.AdamW", **ADAMW, fused=True),
     "torch.adamw-foreach": of("torch.optim.AdamW", **ADAMW, foreach=True),
     "torch.muon": hidden_matrices("torch.optim.Muon", **MUON),

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from ferrostep.curvature import sampled_cross_entropy
-from ferrostep.optim import SophiaG, SophiaH
+from ferrostep.optim import STORM, SophiaG, SophiaH
 
 from . import optimizers
 from .model import GPT
@@ -54,7 +54,10 @@ class Run:
 
     @property
     def optimizer_ms(self) -> float:
-        """Median milliseconds of `optimizer.step()`; Sophia's estimates, every tenth step, are only in the share."""
+        """Median milliseconds of `optimizer.step()`, with STORM's second gradients.
+
+        Sophia's estimates, every tenth step, are only in the share.
+        """
         return 1e3 * median(step.optimizer_seconds for step in self.steps)
 
     @property
@@ -103,6 +106,7 @@ def train(run: Run, model: GPT, text: Text, budget: Budget, seed: int, after_ste
         refresh = time.perf_counter()
         if len(run.steps) % REFRESH_EVERY == 0:
             refresh_hessian(optimizer, model, batch)
+        find_transport(optimizer, model, batch)
         refreshed = time.perf_counter() - refresh
         loss = model.loss(batch)
         optimizer.zero_grad()
@@ -127,6 +131,13 @@ def refresh_hessian(optimizer: torch.optim.Optimizer, model: GPT, batch: Tensor)
     elif isinstance(optimizer, SophiaH):
         optimizer.estimate_hessian(lambda: model.loss(batch))
         optimizer.update_hessian()
+
+
+def find_transport(optimizer: torch.optim.Optimizer, model: GPT, batch: Tensor) -> None:
+    """Give STORM the batch's gradient at the point before; nothing for all other optimizers."""
+    if isinstance(optimizer, STORM):
+        with optimizer.other_point():
+            optimizer.transport(model.loss(batch))
 
 
 @torch.no_grad()

@@ -27,12 +27,14 @@ from ferrostep.optim.sam import SAM
 from ferrostep.optim.sgd import SGD
 from ferrostep.optim.sophia_g import SophiaG
 from ferrostep.optim.sophia_h import SophiaH
+from ferrostep.optim.storm import STORM
 
 __all__ = [
     "EGD",
     "NIGT",
     "SAM",
     "SGD",
+    "STORM",
     "AdaGradNorm",
     "Adagrad",
     "Adam",

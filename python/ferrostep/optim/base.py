@@ -222,8 +222,14 @@ class NewState:
         self.before.append((p, name, self.state.get(p, {}).get(name)))
         self.state[p][name] = new
 
+    def remove(self, p: Tensor, name: str) -> None:
+        """Take the parameter's state of this name away, if there is one."""
+        before = self.state.get(p, {}).pop(name, None)
+        if before is not None:
+            self.before.append((p, name, before))
+
     def discard(self) -> None:
-        """Take back what was set."""
+        """Take back what was set and removed."""
         for p, name, before in reversed(self.before):
             if before is not None:
                 self.state[p][name] = before

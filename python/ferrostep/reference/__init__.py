@@ -26,6 +26,7 @@ from ferrostep.reference.rmsprop import rmsprop
 from ferrostep.reference.sgd import sgd
 from ferrostep.reference.simplex import on_simplex
 from ferrostep.reference.sophia import hessian_estimate, hessian_product, hessian_square, sophia, unclipped
+from ferrostep.reference.storm import storm, storm_adaptive, storm_adaptive_sum, storm_plain, storm_sum
 from ferrostep.reference.sums import ReferenceSum, sum_of
 
 __all__ = [
@@ -62,6 +63,11 @@ __all__ = [
     "rmsprop",
     "sgd",
     "sophia",
+    "storm",
+    "storm_adaptive",
+    "storm_adaptive_sum",
+    "storm_plain",
+    "storm_sum",
     "sum_of",
     "unclipped",
     "updates",

@@ -265,6 +265,11 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 15)
 
 
+def fraction(seed: int, step: int) -> float:
+    """A random number in [0, 1) for a step: 53 bits."""
+    return (_key(_key(seed, _MASK64 - 1), step) >> 11) * 2.0**-53  # a stream of its own
+
+
 def _key(stream: int, index: int) -> int:
     """The key of block ``index`` of a stream: splitmix64."""
     z = (stream + (index + 1) * 0x9E37_79B9_7F4A_7C15) & _MASK64

@@ -30,6 +30,7 @@ pub mod radam;
 pub mod rmsprop;
 pub mod sgd;
 pub mod sophia;
+pub mod storm;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -83,6 +84,9 @@ rules! {
     sgd::Sgd,
     sgd::SgdMomentum,
     sophia::Sophia,
+    storm::Storm,
+    storm::StormPlain,
+    storm::StormAdaptive,
 }
 
 /// What happens to one element that has `N` numbers of state.

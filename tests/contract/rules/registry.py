@@ -17,6 +17,7 @@ from ferrostep.optim import (
     EGD,
     NIGT,
     SGD,
+    STORM,
     Adagrad,
     AdaGradNorm,
     Adam,
@@ -35,9 +36,12 @@ from ferrostep.optim import (
     RMSprop,
     SophiaG,
     SophiaH,
+    shards,
 )
+from ferrostep.optim.base import NewState, arithmetic_dtype
 from ferrostep.optim.muon_with_adamw import MUON as MUON_GROUP
-from ferrostep.optim.rules import Rule
+from ferrostep.optim.rules import Rule, RuleOptimizer
+from ferrostep.optim.taken import Taken
 
 SHAPES = ((5, 3), (), (17,), (0, 4), (2, 3, 4, 5), (1000,), (2, 129))
 
@@ -74,6 +78,35 @@ class RoundedNIGT(NIGT):
 
     def _check_precision(self, group: dict[str, Any]) -> None:
         """Take 16-bit parameters without masters, too: what it is warned of is no matter to the contract."""
+
+
+class TransportedSTORM(STORM):
+    __doc__ = STORM.__doc__
+
+    def _check_precision(self, group: dict[str, Any]) -> None:
+        """As RoundedNIGT."""
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """With a closure as of any optimizer."""
+        return RuleOptimizer._step(self, closure)
+
+    def _take(self, new_state: NewState) -> Taken:
+        """Step with a transport that follows from the parameter's shape."""
+        for p in self._begun():
+            new_state.set(p, "transport", some_1024ths(p))
+        return super()._take(new_state)
+
+
+def some_1024ths(p: Tensor) -> Tensor:
+    """From -3 to 3 of them, each by its element's index: exact in every dtype."""
+    whole = torch.empty(p.shape, dtype=p.dtype if p.is_complex() else arithmetic_dtype(p))
+    pairs = torch.view_as_real(whole) if p.is_complex() else whole
+    pairs.copy_((torch.arange(pairs.numel()) % 7 - 3).view(pairs.shape) / 1024)
+    if shards.is_distributed(p):
+        from torch.distributed.tensor import distribute_tensor
+
+        return distribute_tensor(whole, p.device_mesh, p.placements)
+    return torch.empty_like(p, dtype=whole.dtype, requires_grad=False).copy_(whole)
 
 
 @dataclass(frozen=True)
@@ -209,6 +242,13 @@ ENTRIES = (
     Entry("sgd-plain", SGD, DESCENT, partial(torch.optim.SGD, **DESCENT), state=""),
     Entry("sophia-g", CurvedSophiaG, LION | {"rho": 0.05, "bs": 32}, complex=False),
     Entry("sophia-h", CurvedSophiaH, LION | {"gamma": 1.6}, complex=False),
+    Entry(
+        "storm",
+        TransportedSTORM,
+        {"lr": 0.01, "correction": "hessian", "scope": "tensor"},
+        **OF_NIGT | {"complex": False},
+    ),
+    Entry("storm-adaptive", TransportedSTORM, DESCENT | {"normalize": False, "schedule": "storm"}, **OF_NIGT),
 )
 
 
@@ -236,6 +276,13 @@ every_elementwise = every(lambda entry: entry.elementwise)
 every_complex = every(lambda entry: entry.complex)
 every_class_of_any_shape = every(lambda entry: entry.any_shape and entry in one_of_each_class())
 every_elementwise_class = every(lambda entry: entry.elementwise and entry in one_of_each_class())
+every_class_of_matrices = every(
+    lambda entry: (
+        not entry.elementwise
+        and entry in one_of_each_class()
+        and entry.optimizer not in (RoundedNIGT, TransportedSTORM)  # of a norm over all elements
+    )
+)
 every_that_subtracts = every(
     lambda entry: entry.elementwise and entry in one_of_each_class() and entry.optimizer is not EGD
 )

@@ -20,9 +20,9 @@ from ferrostep.optim import Lion
 from tests.bad_inputs.torch_cases import CASES, STEP_CASES, Case, Trial
 from tests.contract.rules.registry import (
     Entry,
-    RoundedNIGT,
     every,
     every_class,
+    every_class_of_matrices,
     every_elementwise_class,
     one_of_each_class,
 )
@@ -118,7 +118,7 @@ def test_a_live_edit_to_an_unknown_word_changes_nothing(entry: Entry, value: obj
         before.assert_unchanged()
 
 
-@every(lambda entry: not entry.elementwise and entry in one_of_each_class() and entry.optimizer is not RoundedNIGT)
+@every_class_of_matrices
 def test_a_live_edit_to_a_number_stands_for_a_truth_value(entry: Entry) -> None:
     """As in the constructor; element-wise rules name it."""
     for name in ("maximize", "nesterov", "cautious_weight_decay", "skip_zero_grad"):
@@ -133,7 +133,7 @@ def test_a_live_edit_to_a_number_stands_for_a_truth_value(entry: Entry) -> None:
         assert_same_bits(*ends)
 
 
-@every(lambda entry: not entry.elementwise and entry in one_of_each_class() and entry.optimizer is not RoundedNIGT)
+@every_class_of_matrices
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
 def test_a_live_edit_to_an_impossible_eps_changes_nothing(entry: Entry, value: float) -> None:
     params = parameters(entry.shapes)

@@ -14,7 +14,7 @@ import pytest
 import ferrostep.numpy
 from ferrostep import _core, optim, reference
 from ferrostep.demo.optimizers import OPTIMIZERS
-from ferrostep.optim import lion, nigt, rmsprop, sam, sophia
+from ferrostep.optim import lion, points, rmsprop, sam, sophia, storm
 from ferrostep.optim.arguments import arguments_of
 from ferrostep.optim.rules import Rule, RuleOptimizer
 from tests.contract.rules.registry import ENTRIES, Entry, every_class, every_entry
@@ -32,11 +32,11 @@ OF_REFRESHES: dict[str, Callable[..., Any]] = {
 }
 """Rules that are no optimizer's step."""
 
-OF_OTHERS = {nigt.BLEND.name, sam.ASCENT.name}
+OF_OTHERS = {points.BLEND.name, sam.ASCENT.name}
 """Those that move parameters from one point to another."""
 
 
-CHOSEN = {*lion.KERNELS.values(), *(rule.name for rule in rmsprop.RULES.values())}
+CHOSEN = {*lion.KERNELS.values(), *(rule.name for rule in (*rmsprop.RULES.values(), *storm.RULES))}
 """Those of which arguments choose one."""
 
 

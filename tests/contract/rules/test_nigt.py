@@ -185,6 +185,16 @@ def test_16_bit_parameters_with_masters_are_float32_ones_rounded(master_weights:
     assert all(torch.equal(a, b) for a, b in zip(*momenta, strict=True))
 
 
+def test_a_momentum_of_codes() -> None:
+    """x is the point of the numbers that codes stand for."""
+    params = parameters([(64, 80)])
+    optimizer = NIGT(params, lr=1.0, state_dtype="int8")
+    train(optimizer, params, 1)
+    z = params[0].detach().clone()
+    (x,) = at_x(optimizer)
+    assert (x - z).norm().item() == pytest.approx(9.0, rel=1e-2)
+
+
 def test_plain_torch_and_rust_share_a_norm() -> None:
     ours, theirs = parameters([(40,), (5, 7)]), parameters([(40,), (5, 7)])
     optimizer = NIGT([{"params": ours[:1]}, {"params": ours[1:], "backend": "reference"}], lr=0.01)

@@ -173,7 +173,10 @@ def test_loading_takes_the_layout_of_the_parameter(entry: Entry) -> None:
     assert all(t.is_contiguous(memory_format=torch.channels_last) for t in tensors)
     train(optimizer, [p], 2, start=2)
     train(other, [last], 2, start=2)
-    assert_same_bits(other, optimizer)
+    if entry.sums:  # in the order of the memory
+        assert_close(other, optimizer, 1e-6)
+    else:
+        assert_same_bits(other, optimizer)
 
 
 @every(

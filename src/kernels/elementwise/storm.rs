@@ -1,0 +1,195 @@
+//! STORM: momentum that is carried along from the point before (Cutkosky and Orabona 2019, arXiv 1905.10018) by the
+//! difference of a batch's gradients at both points or, as (N-)HARPG has it (arXiv 2302.01734), by a product of the
+//! Hessian with the way between them.
+
+use super::{Hyperparameters, Rule, Summed, hyperparameters};
+use crate::kernels::vector::Vector;
+
+hyperparameters! {
+    /// Steps of length `lr`.
+    pub struct Storm {
+        lr: f64,
+        weight_decay: f64,
+        /// The gradient's share in the momentum.
+        eta: f64,
+        /// Whether the second state is the gradient at the point before, and not the product of the Hessian.
+        difference: bool,
+        maximize: bool,
+        /// The momentum has no past.
+        begins: bool,
+    }
+}
+
+hyperparameters! {
+    /// Steps of `lr` times the momentum.
+    pub struct StormPlain(Storm);
+}
+
+hyperparameters! {
+    /// The paper's steps: of the momentum times `lr` over the cube root of the sum of all gradients' squares.
+    pub struct StormAdaptive {
+        lr: f64,
+        weight_decay: f64,
+        eta: f64,
+        difference: bool,
+        maximize: bool,
+        /// What the sum begins with, and the squares of before.
+        accumulated: f64,
+        begins: bool,
+    }
+}
+
+/// A step with what is worked out once.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    options: Storm,
+    /// Multiplies the momentum.
+    scale: f64,
+    /// Multiplies the weight decay.
+    rate: f64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Normalized(Step);
+
+#[derive(Clone, Copy, Debug)]
+pub struct Plain(Step);
+
+#[derive(Clone, Copy, Debug)]
+pub struct Adaptive {
+    accumulated: f64,
+    step: Step,
+}
+
+/// The second one is there for one step only.
+const STATES: [&str; 2] = ["momentum_buffer", "transport"];
+
+impl Storm {
+    fn step(self) -> Step {
+        Step {
+            options: self,
+            scale: self.lr,
+            rate: self.lr,
+        }
+    }
+
+    /// The new momentum.
+    #[inline(always)]
+    fn momentum<V: Vector>(&self, g: V, [d, transport]: [V; 2]) -> V {
+        let (g, transport) = if self.maximize {
+            (-g, -transport)
+        } else {
+            (g, transport)
+        };
+        match (self.begins, self.difference) {
+            (true, _) => g,
+            (_, true) => (d - transport) * (1.0 - self.eta) + g,
+            (_, false) => (d + transport) * (1.0 - self.eta) + g * self.eta,
+        }
+    }
+}
+
+impl Step {
+    #[inline(always)]
+    fn update<V: Vector>(&self, x: V, g: V, [d, transport]: [V; 2]) -> (V, [V; 2]) {
+        let d = self.options.momentum(g, [d, transport]);
+        let x = x * (1.0 - self.rate * self.options.weight_decay) + d * -self.scale;
+        (x, [d, transport])
+    }
+}
+
+impl Hyperparameters<2> for Storm {
+    type Rule = Normalized;
+
+    const STATES: [&'static str; 2] = STATES;
+    const COUNTS_STEPS: bool = false;
+
+    fn at_step(&self, _step: f64) -> Normalized {
+        Normalized(self.step())
+    }
+}
+
+impl Hyperparameters<2> for StormPlain {
+    type Rule = Plain;
+
+    const STATES: [&'static str; 2] = STATES;
+    const COUNTS_STEPS: bool = false;
+
+    fn at_step(&self, _step: f64) -> Plain {
+        Plain(self.0.step())
+    }
+}
+
+impl Hyperparameters<2> for StormAdaptive {
+    type Rule = Adaptive;
+
+    const STATES: [&'static str; 2] = STATES;
+    const COUNTS_STEPS: bool = false;
+
+    fn at_step(&self, _step: f64) -> Adaptive {
+        let options = Storm {
+            lr: self.lr,
+            weight_decay: self.weight_decay,
+            eta: self.eta,
+            difference: self.difference,
+            maximize: self.maximize,
+            begins: self.begins,
+        };
+        Adaptive {
+            accumulated: self.accumulated,
+            step: options.step(),
+        }
+    }
+}
+
+impl Rule<2> for Normalized {
+    const WRITES_STATES: usize = 1;
+    const SUMMED: Option<Summed> = Some(Summed::Squares);
+
+    #[inline(always)]
+    fn term<V: Vector>(&self, g: V, state: [V; 2]) -> V {
+        self.0.options.momentum(g, state)
+    }
+
+    fn knowing(self, squared_norm: f64) -> Self {
+        let scale = match squared_norm {
+            0.0 => 0.0,
+            other => self.0.options.lr / other.sqrt(),
+        };
+        Normalized(Step { scale, ..self.0 })
+    }
+
+    #[inline(always)]
+    fn update<V: Vector>(&self, x: V, g: V, state: [V; 2]) -> (V, [V; 2]) {
+        self.0.update(x, g, state)
+    }
+}
+
+impl Rule<2> for Plain {
+    const WRITES_STATES: usize = 1;
+
+    #[inline(always)]
+    fn update<V: Vector>(&self, x: V, g: V, state: [V; 2]) -> (V, [V; 2]) {
+        self.0.update(x, g, state)
+    }
+}
+
+impl Rule<2> for Adaptive {
+    const WRITES_STATES: usize = 1;
+    const SUMMED: Option<Summed> = Some(Summed::Squares);
+
+    fn knowing(self, squared_norm: f64) -> Self {
+        let rate = self.step.options.lr / (self.accumulated + squared_norm).cbrt();
+        let step = Step {
+            scale: rate,
+            rate,
+            ..self.step
+        };
+        Adaptive { step, ..self }
+    }
+
+    #[inline(always)]
+    fn update<V: Vector>(&self, x: V, g: V, state: [V; 2]) -> (V, [V; 2]) {
+        self.step.update(x, g, state)
+    }
+}
