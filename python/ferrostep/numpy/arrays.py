@@ -44,8 +44,8 @@ def whole(name: str, value: int, low: float, high: float = math.inf) -> int:
 def check(name: str, value: float, low: float, high: float = math.inf) -> None:
     """Raise TypeError or ValueError unless it is a number from ``low`` to below ``high``."""
     try:
-        fits = low <= value < high
-    except TypeError:
+        fits = bool(low <= value < high)
+    except (TypeError, ValueError, RuntimeError):  # also an array of several
         raise wrong_kind(name, value, "a number") from None
     if not fits:
         raise Problem.NUMBER.of(name, value, f"{low} <= {name} < {high}")

@@ -62,6 +62,8 @@ def as_kept(saved: Mapping[str, Any], rule: Rule, p: Tensor, group: dict[str, An
             continue  # the step will name it in its error
         if scale is None and value.dtype == torch.uint8:
             raise KeyError(f"a state has codes in {name}, but no {scale_of(name)} to tell what they stand for")
+        if isinstance(scale, Tensor) and value.dtype != torch.uint8:
+            raise Problem.DTYPE.of(name, value.dtype, f"torch.uint8: codes, as there is {scale_of(name)}")
         if is_in_codes(name, p, group):
             if scale is None and shards.is_distributed(value) == shards.is_distributed(p):
                 state[name], state[scale_of(name)] = _encoded(value, signed)

@@ -17,6 +17,8 @@ from ferrostep.optim.options import Options, check_real, is_coded
 from ferrostep.optim.rules import ElementwiseRule, Rule, RuleOptimizer
 
 LION = ElementwiseRule("Lion", reference.lion)
+OF_NUMBERS = ("row", "topk")
+"""Those that have no kernel for a state in codes."""
 OF_WHOLE = ("row", "topk")
 """What looks at whole tensors, and not by way of sums."""
 
@@ -64,8 +66,8 @@ class Lion(RuleOptimizer):
         weight_decay: decoupled, times ``lr``. Default 0.
         kappa: what takes the place of the sign: one of the names above, or a callable that takes the tensor ``u`` (of
             the parameter's shape, in float32 or float64; complex numbers as pairs in a last dimension) and returns one
-            of the same shape. Default "sign". A callable, "lp" with q > 8, and "topk" with a state in 8 bits run in
-            plain torch.
+            of the same shape. Default "sign". A callable, "lp" with q > 8, and "topk" and "row" with a state in 8 bits
+            run in plain torch.
         kappa_param: the number e, q or k of the table, where it has one. Default None.
         maximize: ascend instead of descend. Default False.
         **options: see :class:`ferrostep.optim.options.Options`.
@@ -128,11 +130,11 @@ class Lion(RuleOptimizer):
         if group["backend"] == "rust" and not self._has_kernel(group):
             chosen = "a callable kappa" if callable(kappa) else f"kappa={kappa!r}"
             number = f" with kappa_param={group['kappa_param']}" if kappa == "lp" else ""
-            codes = " with state_dtype='int8'" if kappa == "topk" else ""
+            codes = " with state_dtype='int8'" if kappa in OF_NUMBERS else ""
             raise RuntimeError(f"{chosen}{number}{codes} runs in plain torch and excludes backend='rust'")
 
     def _has_kernel(self, group: dict[str, Any]) -> bool:
-        if group["kappa"] == "topk" and is_coded("exp_avg", group):
+        if group["kappa"] in OF_NUMBERS and is_coded("exp_avg", group):
             return False
         return has_kernel(group["kappa"], group["kappa_param"])
 

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from ferrostep.choices import Backend, MasterWeights, Rounding, StateCodes
 from ferrostep.errors import Problem, wrong_kind
-from ferrostep.numpy.arrays import whole
+from ferrostep.numpy.arrays import number, whole
 from ferrostep.suggestions import unexpected
 
 
@@ -175,9 +175,7 @@ def check_max_grad_norm(value: Any) -> None:
     """Raise for what is neither None nor a number of at least 0."""
     if value is None:
         return
-    if not hasattr(value, "__float__"):
-        raise wrong_kind("max_grad_norm", value, "a number or None")
-    if not value >= 0:
+    if not number("max_grad_norm", value.detach() if isinstance(value, Tensor) else value) >= 0:
         raise Problem.NUMBER.of("max_grad_norm value", value, "a number of at least 0, or None")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -52,7 +53,8 @@ class SAM(Optimizer):
         rho: the distance of w' from w. Default 0.05; with ``adaptive`` ten times as much is usual.
         adaptive: ASAM: the way scales with the weights. Default False.
 
-    ``rho`` and ``adaptive`` are attributes that may be changed between steps. Between the first and the second step a
+    ``rho`` and ``adaptive`` are attributes that may be changed between steps. Hooks of steps and of state dicts may be
+    registered here or with the base optimizer. Between the first and the second step a
     copy of the weights is kept; nothing else.
 
     Raises:
@@ -75,16 +77,25 @@ class SAM(Optimizer):
     def __init__(self, base_optimizer: Optimizer, rho: float = 0.05, adaptive: bool = False) -> None:
         if not isinstance(base_optimizer, Optimizer):
             raise wrong_kind("base_optimizer", base_optimizer, "a torch.optim.Optimizer")
-        checks.at_least_zero(rho=rho)
         self.rho = rho
         self.adaptive = bool(adaptive)
-        self._weights: dict[Tensor, Tensor] = {}
+        self._weights: dict[Tensor, Tensor] | None = None  # between both steps the weights to go back to
         self._base: Optimizer | None = None
         super().__init__([dict(group) for group in base_optimizer.param_groups], base_optimizer.defaults)
         self._base = base_optimizer
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.base_optimizer, self.rho, self.adaptive)
+        return type(self), (self.base_optimizer, self.rho, self.adaptive), {"_weights": self._weights}
+
+    @property
+    def rho(self) -> float:
+        """The distance of w' from w."""
+        return self._rho
+
+    @rho.setter
+    def rho(self, rho: float) -> None:
+        checks.at_least_zero(rho=rho)
+        self._rho = rho
 
     @property
     def base_optimizer(self) -> Optimizer:
@@ -132,7 +143,12 @@ class SAM(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's."""
-        return self.base_optimizer.state_dict()
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        state_dict = self.base_optimizer.state_dict()
+        for after in self._optimizer_state_dict_post_hooks.values():
+            state_dict = after(self, state_dict) or state_dict
+        return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of the base optimizer's class.
@@ -143,7 +159,12 @@ class SAM(Optimizer):
         Raises:
             ValueError, KeyError: as the base optimizer does.
         """
+        state_dict = state_dict.copy()
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
         self.base_optimizer.load_state_dict(state_dict)
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step with the gradients that ``closure`` finds at the weights and near them.
@@ -157,23 +178,31 @@ class SAM(Optimizer):
 
         Raises:
             TypeError: there is no closure.
+            RuntimeError: the second step of before is missing.
             Exception: what the closure or the base optimizer raises; the weights are as they were before then, unless
                 the latter has changed them.
         """
         if closure is None:
             raise TypeError("SAM.step needs a closure, as it takes two gradients; or call first_step and second_step")
         self._check_not_attached()
+        self._check_is_at_the_weights()
         evaluate = torch.enable_grad()(closure)
         self.zero_grad()
         loss = evaluate()
-        self.first_step(zero_grad=True)
-        try:
-            evaluate()
-        except BaseException:
-            self._restore()
-            raise
-        self.second_step()
+        error = _core.complete(partial(self._look_around, evaluate), self._restore)
+        if error is not None:
+            raise error
+        self.base_optimizer.step()
         return loss
+
+    def _look_around(self, evaluate: Callable[[], Any]) -> BaseException | None:
+        """Take the gradient near the weights. What comes in between is returned: the weights are to come back first."""
+        try:
+            self.first_step(zero_grad=True)
+            evaluate()
+            return None
+        except BaseException as error:
+            return error
 
     @torch.no_grad()
     def first_step(self, zero_grad: bool = False) -> None:
@@ -188,8 +217,7 @@ class SAM(Optimizer):
             ValueError, TypeError: also such a tensor.
         """
         self._check_not_attached()
-        if self._weights:
-            raise RuntimeError("first_step was called twice without second_step")
+        self._check_is_at_the_weights()
         self._ascend()
         if zero_grad:
             self.zero_grad()
@@ -205,10 +233,11 @@ class SAM(Optimizer):
             RuntimeError: the first step is missing.
             Exception: what the base optimizer raises; the weights are back then.
         """
-        if not self._weights:
-            raise RuntimeError("second_step was called without first_step, or that found no gradient")
+        if self._weights is None:
+            raise RuntimeError("second_step was called without first_step")
         self._restore()
         self.base_optimizer.step()
+        self._opt_called = True  # without `step`, schedulers would warn that there was none
         if zero_grad:
             self.zero_grad()
 
@@ -224,6 +253,10 @@ class SAM(Optimizer):
         """Raise RuntimeError where the base optimizer would take the first gradients for its own."""
         if getattr(self.base_optimizer, "_release", None) is not None:
             self.attach()
+
+    def _check_is_at_the_weights(self) -> None:
+        if self._weights is not None:
+            raise RuntimeError("first_step was called twice without second_step")
 
     @without_dynamo
     def _ascend(self) -> None:
@@ -248,7 +281,7 @@ class SAM(Optimizer):
             taken.run(threads)
         finally:
             if not taken.batch.finished:
-                self._weights = {}
+                self._weights = None
 
     def _gather(self, number: int, group: dict[str, Any], found: Found) -> Gathered:
         hyperparameters = {"rho": self.rho, "adaptive": self.adaptive}
@@ -257,7 +290,7 @@ class SAM(Optimizer):
         return Gathered(number, group, rule, "nearest", *found, {"old_p": weights})
 
     @torch.no_grad()
-    def _restore(self) -> None:
-        for p, weights in self._weights.items():
+    def _restore(self, _error: object = None) -> None:
+        for p, weights in (self._weights or {}).items():
             p.copy_(weights)
-        self._weights = {}
+        self._weights = None

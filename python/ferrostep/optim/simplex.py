@@ -28,6 +28,7 @@ def on_simplex(rule: Rule, dim: int) -> Rule:
         kernel=native,
         reference=reference.on_simplex(rule.reference),
         hyperparameters={**rule.hyperparameters, "simplex_dim": dim},
+        signed={},  # there are no kernels for codes
     )
 
 

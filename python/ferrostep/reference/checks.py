@@ -43,7 +43,7 @@ def share(**numbers: float | Tensor) -> None:
 
 def _where(numbers: dict[str, float | Tensor], holds: Callable[[Any], Any], expected: str) -> None:
     for name, x in numbers.items():
-        if not hasattr(x, "__float__"):
+        if not hasattr(x, "__float__") or (isinstance(x, Tensor) and x.numel() != 1):
             raise wrong_kind(name, x, "a number")
         if not holds(x):
             raise Problem.NUMBER.of(name, x, expected)

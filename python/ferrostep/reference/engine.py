@@ -127,7 +127,9 @@ def updates(
         p = _unless_changed(compensation, param)
     numbers = tuple(s.decode() if isinstance(s, Codes) else s.to(work, copy=copy) for s in states)
     g, known = scaled(grad.to(work), factor), [x for x in (total, product) if x is not None]
-    p, new_states = rule(p, g, numbers, step, *known, **hyperparameters)
+    # A parameter without dimensions would take those and the dtype of a number that is a tensor.
+    told = {name: x.squeeze().to(work) if isinstance(x, Tensor) else x for name, x in hyperparameters.items()}
+    p, new_states = rule(p, g, numbers, step, *known, **told)
     in_memory = not any(isinstance(state, Codes) for state in states)
     order = _order_in_memory(param) if in_memory else list(range(param.dim()))
     stream = _key(_key(seed, number), int(step))

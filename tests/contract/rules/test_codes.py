@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 import ferrostep.numpy
 from ferrostep import _core
-from ferrostep.optim import Adagrad, AdamW, Muon, MuonAdamW, SophiaG, SophiaH
+from ferrostep.optim import EGD, Adagrad, AdamW, Lion, Muon, MuonAdamW, OptimisticMD, SophiaG, SophiaH
 from ferrostep.optim.base import SCALARS
 from ferrostep.reference.codes import BLOCK_SIZE, Codes, blocks_of, book, encode
 from tests.contract.rules.registry import Entry, every, every_coded_class
@@ -23,7 +23,17 @@ from tests.contract.rules.test_layouts import LAYOUTS
 from tests.contract.rules.test_layouts import SHAPE as SHAPE_OF_LAYOUTS
 from tests.contract.rules.test_state_dict import WAYS
 from tests.contract.snapshot import Snapshot
-from tests.contract.training import assert_same_bits, bits, contents, copies, normal, parameters, set_gradients, train
+from tests.contract.training import (
+    assert_close,
+    assert_same_bits,
+    bits,
+    contents,
+    copies,
+    normal,
+    parameters,
+    set_gradients,
+    train,
+)
 
 CODES = {"state_dtype": "int8", "min_quant_numel": 1}
 SHAPES = ((5, 3), (), (300,), (0, 4), (16, 16), (2, 3, 4, 65), (1, 257), (70, 90))
@@ -345,6 +355,35 @@ def test_rules_of_matrices_have_no_codes() -> None:
         Muon(parameters([(3, 4)]), state_dtype="int8")
 
 
+@pytest.mark.parametrize(
+    ("kappa", "kappa_param"), [("row", None), ("l2", None), ("topk", 3), (torch.tanh, None)], ids=str
+)
+def test_a_kappa_of_more_than_elements_takes_codes(kappa: Any, kappa_param: Any) -> None:
+    """What has no kernel for them runs in plain torch."""
+    ends = []
+    for backend in ("auto", "reference"):
+        params = parameters(SHAPES)
+        optimizer = Lion(params, kappa=kappa, kappa_param=kappa_param, backend=backend, **CODES)
+        train(optimizer, params, 3)
+        assert optimizer.state[params[0]]["exp_avg"].dtype == torch.uint8
+        ends.append({f"{i}.param": p.detach() for i, p in enumerate(params)})
+    assert_close(*ends, 1e-5)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda params: EGD(params, simplex_dim=-1, momentum=0.9, state_dtype="int8"),
+        lambda params: EGD(params, simplex_dim=-1, adam=True, state_dtype={"exp_avg": "int8"}),
+        lambda params: OptimisticMD(params, geometry="entropic", state_dtype="int8"),
+    ],
+    ids=["EGD", "EGD-adam", "OptimisticMD"],
+)
+def test_rows_on_the_simplex_have_no_codes(make: Any) -> None:
+    with pytest.raises(ValueError, match=r"Invalid state_dtype: \w+ cannot be 'int8'; expected an element-wise rule"):
+        make([Parameter(torch.full((3, 4), 0.25))])
+
+
 def test_codes_are_not_differentiable() -> None:
     with pytest.raises(RuntimeError, match="state_dtype='int8' does not support `differentiable`"):
         AdamW(parameters([(3, 4)]), state_dtype="int8", differentiable=True)
@@ -394,6 +433,18 @@ def test_scales_of_another_block_size_are_refused(entry: Entry) -> None:
     saved["state"][7][f"{entry.state}_scale"] = torch.ones(50)
     with pytest.raises(ValueError, match=rf"{entry.state}_scale has shape \[50\], expected \[25\]"):
         loaded(entry, saved, optimizer)
+
+
+@every_coded_class
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float32], ids=str)
+@pytest.mark.parametrize("options", [{}, CODES], ids=["to numbers", "to codes"])
+def test_scales_of_no_codes_are_refused(entry: Entry, dtype: torch.dtype, options: dict[str, Any]) -> None:
+    """Such as torch's own class makes of a state of codes: it takes every state to the parameter's dtype."""
+    optimizer = trained(entry, torch.float32)
+    saved = copy.deepcopy(optimizer.state_dict())
+    saved["state"][7][entry.state] = saved["state"][7][entry.state].to(dtype)
+    with pytest.raises(ValueError, match=f"{entry.state} has dtype {dtype}, expected torch.uint8: codes, as there is"):
+        loaded(entry, saved, optimizer, **options)
 
 
 @every_coded_class

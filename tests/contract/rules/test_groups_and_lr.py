@@ -152,11 +152,16 @@ def test_live_edits_of_the_learning_rate(entry: Entry) -> None:
 @every_class
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_learning_rate_may_be_a_tensor(entry: Entry, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    ours, theirs = parameters(entry.shapes), parameters(entry.shapes)
-    optimizer = entry.build(ours, lr=torch.full(shape, 0.125, dtype=dtype))
+@pytest.mark.parametrize("backend", ["rust", "reference"])
+def test_the_learning_rate_may_be_a_tensor(
+    entry: Entry, shape: tuple[int, ...], dtype: torch.dtype, backend: str
+) -> None:
+    of_parameters = torch.float32 if backend == "rust" else torch.bfloat16
+    ours, theirs = parameters(entry.shapes, of_parameters), parameters(entry.shapes, of_parameters)
+    options = {"rounding": "stochastic", "backend": backend}
+    optimizer = entry.build(ours, lr=torch.full(shape, 0.125, dtype=dtype), **options)
     train(optimizer, ours, 3)
-    expected = entry.build(theirs, lr=0.125)
+    expected = entry.build(theirs, lr=0.125, **options)
     train(expected, theirs, 3)
     assert_same_bits(optimizer, expected)
 

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 import ferrostep
 from ferrostep import gradients, guidance
-from ferrostep.optim import SophiaG, SophiaH
+from ferrostep.optim import SAM, AdamW, SophiaG, SophiaH
 from ferrostep.optim.gathered import Gathered
 from tests.contract.rules.registry import Entry, every_class
 from tests.contract.snapshot import Snapshot
@@ -120,6 +120,35 @@ def test_a_step_whose_plain_torch_part_fails_has_not_begun(entry: Entry, monkeyp
     expected = mixed(entry)
     expected.step()
     assert_same_bits(optimizer, expected)
+
+
+def test_a_sharpness_aware_step_that_is_interrupted_is_at_the_weights() -> None:
+    def build() -> tuple[SAM, Callable[[], object]]:
+        params = parameters([(3, 2), (4,)])
+        optimizer = SAM(AdamW([{"params": params[:1]}, {"params": params[1:], "backend": "reference"}]), rho=0.5)
+
+        def closure() -> torch.Tensor:
+            loss = torch.stack([p.square().sum() for p in params]).sum()
+            loss.backward()
+            return loss
+
+        return optimizer, lambda: optimizer.step(closure)
+
+    counting = Interrupts()
+    optimizer, step = build()
+    untouched = copies(optimizer)
+    counting.run(step)
+    expected = copies(optimizer)
+    ends = set()
+    for at in range(1, counting.passed, 29):
+        optimizer, step = build()
+        with suppress(KeyboardInterrupt):
+            Interrupts(at).run(step)
+        now = copies(optimizer)
+        ends.add(len(now))
+        assert_same_bits(now, expected if now.keys() != untouched.keys() else untouched)
+        step()
+    assert ends == {len(untouched), len(expected)}
 
 
 @pytest.mark.parametrize("optimizer_class", [SophiaG, SophiaH])

@@ -345,6 +345,8 @@ def test_bad_input_changes_nothing(twin: Twin, case: Case) -> None:
         ("lr", float("nan"), ValueError, "^Invalid lr: nan"),
         ("lr", "1e-3", TypeError, "^lr is a str, expected a number$"),
         ("lr", None, TypeError, "^lr is a NoneType, expected a number$"),
+        ("lr", np.ones(2), TypeError, "^lr is a ndarray, expected a number$"),
+        ("lr", torch.ones(2), TypeError, "^lr is a Tensor, expected a number$"),
         ("betas", (0.9, 1.0), ValueError, r"^Invalid betas\[1\]: 1.0"),
         ("betas", (0.9, "x"), TypeError, r"^betas\[1\] is a str, expected a number$"),
         ("betas", 0.9, TypeError, "^betas is 0.9, expected two numbers$"),

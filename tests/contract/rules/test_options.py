@@ -39,6 +39,7 @@ IMPOSSIBLE: tuple[tuple[dict[str, Any], str], ...] = (
     ({"seed": 2**64}, "Invalid seed value"),
     ({"max_grad_norm": -1.0}, "Invalid max_grad_norm value: -1.0; expected a number of at least 0, or None"),
     ({"max_grad_norm": float("nan")}, "Invalid max_grad_norm value: nan"),
+    ({"max_grad_norm": 10**400}, "Invalid max_grad_norm: int beyond all floats"),
 )
 IMPOSSIBLE_BETAS: tuple[tuple[Any, str], ...] = (
     ((1.0, 0.9), "Invalid beta parameter at index 0: 1.0"),
@@ -166,7 +167,9 @@ def test_a_functions_misspelt_keyword_names_the_nearest() -> None:
         ({"min_quant_numel": 0.5}, "^min_quant_numel is a float, expected an integer$"),
         ({"seed": None}, "^seed is a NoneType, expected an integer$"),
         ({"skip_nonfinite": "no"}, "^skip_nonfinite is a str, expected a bool$"),
-        ({"max_grad_norm": "1"}, "^max_grad_norm is a str, expected a number or None$"),
+        ({"max_grad_norm": "1"}, "^max_grad_norm is a str, expected a number$"),
+        ({"max_grad_norm": torch.ones(2)}, "^max_grad_norm is a Tensor, expected a number$"),
+        ({"max_grad_norm": torch.ones((), device="meta")}, "^max_grad_norm is a Tensor, expected a number$"),
     ],
     ids=str,
 )

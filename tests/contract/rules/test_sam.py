@@ -149,6 +149,64 @@ def test_schedulers_checkpoints_and_copies_see_the_base_optimizer(base: Any) -> 
     assert len(optimizer.base_optimizer.param_groups) == 2
 
 
+def test_the_hooks_of_checkpoints_are_called() -> None:
+    optimizer, calls = SAM(AdamW(parameters([(3,)]))), []
+
+    def seen(name: str) -> Callable[..., None]:
+        return lambda owner, *_state_dict: calls.append((name, owner))
+
+    optimizer.register_state_dict_pre_hook(seen("before saving"))
+    optimizer.register_state_dict_post_hook(seen("after saving"))
+    optimizer.register_load_state_dict_pre_hook(seen("before loading"))
+    optimizer.register_load_state_dict_post_hook(seen("after loading"))
+    optimizer.load_state_dict(optimizer.state_dict())
+    names = ["before saving", "after saving", "before loading", "after loading"]
+    assert calls == [(name, optimizer) for name in names]
+
+
+def test_a_copy_between_both_steps_knows_the_way_back() -> None:
+    params = parameters([(30,), (5, 7)])
+    optimizer = SAM(AdamW(params), rho=0.5)
+    closure_of(params)()
+    optimizer.first_step(zero_grad=True)
+    others, other = copy.deepcopy((params, optimizer))
+    for each, own in ((optimizer, params), (other, others)):
+        closure_of(own)()
+        each.second_step()
+    assert_same_bits(other, optimizer)
+
+
+def test_schedulers_take_the_second_step_for_a_step(recwarn: pytest.WarningsRecorder) -> None:
+    params = parameters([(3,)])
+    optimizer = SAM(AdamW(params))
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    set_gradients(params, 0)
+    optimizer.first_step()
+    optimizer.second_step()
+    scheduler.step()
+    assert not recwarn
+
+
+@every_base
+def test_a_step_without_any_gradient_leaves_the_weights(base: Any) -> None:
+    """As torch's: all parameters may be frozen for a while."""
+    params = parameters([(3,), (4,)])
+    optimizer = SAM(base(params))
+    before = copies(optimizer)
+    assert optimizer.step(lambda: 1.5) == 1.5
+    assert_same_bits(optimizer, before)
+    optimizer.step(closure_of(params))
+    assert bits(params[0]) != bits(before["0.0.param"])
+
+
+@pytest.mark.parametrize("rho", [-0.1, float("nan"), float("inf"), "1", None, torch.ones(2)], ids=str)
+def test_an_impossible_rho_between_steps_is_refused(rho: Any) -> None:
+    optimizer = SAM(AdamW(parameters([(3,)])), rho=0.5)
+    with pytest.raises((TypeError, ValueError), match="rho"):
+        optimizer.rho = rho
+    assert optimizer.rho == 0.5
+
+
 def test_a_base_of_matrices() -> None:
     params = parameters([(6, 5)])
     optimizer = SAM(Muon(params, lr=0.01))
