@@ -25,8 +25,8 @@ from rich.table import Table
 
 from ferrostep.demo.model import GPT, Shape
 from ferrostep.demo.report import interval
-from ferrostep.demo.text import Text, windows
-from ferrostep.demo.training import BATCH, held_out_loss
+from ferrostep.demo.task import NextByte
+from ferrostep.demo.text import Text
 from ferrostep.optim import AdamW
 from ferrostep.schedules import GradNormRecorder, LinearDecay, Schedule, ScheduleLR, refine_schedule
 
@@ -64,21 +64,21 @@ class Cosine(Constant):
         return super().__call__(step) * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * fall)))
 
 
-def train(text: Text, schedule: Schedule, lr: float, seed: int) -> Run:
+def train(task: NextByte, schedule: Schedule, lr: float, seed: int) -> Run:
     """Train a model of the seed on the batches of the seed."""
     torch.manual_seed(seed)
     model, batches = GPT(SHAPE), torch.Generator().manual_seed(seed)
     optimizer = AdamW(model.parameters(), lr=lr, weight_decay=0.1)
     scheduler, recorder, losses = ScheduleLR(optimizer, schedule), GradNormRecorder(optimizer), []
     for _ in range(schedule.total_steps):
-        loss = model.loss(windows(text.train, BATCH, SHAPE.context + 1, batches))
+        loss = task.loss(model, task.batch(batches))
         optimizer.zero_grad()
         loss.backward()
         recorder.record()
         optimizer.step()
         scheduler.step()
         losses.append(loss.item())
-    return Run(held_out_loss(model, text), losses, recorder.norms)
+    return Run(task.held_out_loss(model), losses, recorder.norms)
 
 
 def draw(path: Path, schedules: dict[str, Schedule], runs: dict[str, list[Run]]) -> None:
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("schedules.png"), help="the figure (default: %(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    text = Text.load(None, SHAPE.context)
+    task = NextByte(Text.load(None, SHAPE.context), SHAPE.context)
     warm_up = max(1, round(WARM_UP * arguments.steps))
     schedules: dict[str, Schedule] = {
         "linear": LinearDecay(arguments.steps, warm_up),
@@ -117,7 +117,7 @@ def main() -> None:
         for name in (*schedules, "refined"):
             if name == "refined":
                 schedules[name] = refine_schedule(runs["linear"][0].norms)
-            one = partial(train, text, schedules[name])
+            one = partial(train, task, schedules[name])
             tried = {}
             for lr in arguments.rates:
                 tried[lr] = one(lr, 0)

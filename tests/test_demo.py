@@ -7,7 +7,8 @@ import torch
 
 from ferrostep.demo import DemoError, optimizers, report, text, training
 from ferrostep.demo.model import GPT, Shape
-from ferrostep.optim import SophiaG
+from ferrostep.demo.task import NextByte
+from ferrostep.optim import NIGT, SophiaG
 
 TINY = Shape(context=16, width=16, heads=2, layers=1)
 
@@ -17,9 +18,9 @@ def tiny_model() -> GPT:
     return GPT(TINY)
 
 
-def tiny_text(length: int = 2000) -> text.Text:
-    tokens = torch.arange(length).remainder(7).to(torch.uint8)
-    return text.Text("sevens", tokens[: length * 9 // 10], tokens[length * 9 // 10 :])
+def tiny_task() -> NextByte:
+    tokens = torch.arange(2000).remainder(7).to(torch.uint8)
+    return NextByte(text.Text("sevens", tokens[:1800], tokens[1800:]), TINY.context)
 
 
 def run_of(losses: list[float]) -> training.Run:
@@ -51,7 +52,7 @@ def test_training_learns_and_is_the_same_for_a_seed() -> None:
     for _ in range(2):
         run = training.Run("torch.adamw")
         shares: list[float] = []
-        training.train(run, tiny_model(), tiny_text(), training.Budget(steps=60), 3, shares.append)
+        training.train(run, tiny_model(), tiny_task(), training.Budget(steps=60), 3, shares.append)
         assert shares == pytest.approx([step / 60 for step in range(1, 61)])
         runs.append(run)
     first, second = runs
@@ -66,15 +67,35 @@ def test_sophia_g_sees_the_gradient_of_sampled_labels_alone(monkeypatch: pytest.
     model = tiny_model()
     optimizer = SophiaG(model.parameters())
     monkeypatch.setattr(optimizers, "build", lambda name, model: optimizer)
-    monkeypatch.setattr(training, "sampled_cross_entropy", lambda logits: (0 * logits.sum(), 1))
-    training.train(training.Run("x"), model, tiny_text(), training.Budget(steps=11), 0, lambda used: None)
+    monkeypatch.setattr(NextByte, "sampled_loss", lambda task, model, batch: (0 * model(batch[:, 1:]).sum(), 1))
+    training.train(training.Run("x"), model, tiny_task(), training.Budget(steps=11), 0)
     assert all(not state["hessian"].any() for state in optimizer.state.values())
+
+
+def test_nigt_is_evaluated_at_its_own_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    optimizer = NIGT(model.parameters(), lr=0.1)
+    monkeypatch.setattr(optimizers, "build", lambda name, model: optimizer)
+    run = training.Run("x")
+    training.train(run, model, tiny_task(), training.Budget(steps=5), 0)
+    optimizer.train()
+    assert tiny_task().held_out_loss(model) != run.held_out_loss
+    optimizer.eval()
+    assert tiny_task().held_out_loss(model) == run.held_out_loss
+
+
+def test_a_factor_multiplies_every_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setitem(optimizers.OPTIMIZERS, "x", lambda model: made.append(muon(model)) or made[-1])
+    muon = optimizers.OPTIMIZERS["muon"]
+    training.train(training.Run("x"), tiny_model(), tiny_task(), training.Budget(steps=2), 0, rate_factor=3.0)
+    assert [group["initial_lr"] for group in made[0].param_groups] == pytest.approx([3 * 0.02, 3 * 3e-3])
 
 
 def test_batches_depend_on_the_seed_alone() -> None:
     def first_losses(name: str, seed: int) -> list[float]:
         run = training.Run(name)
-        training.train(run, tiny_model(), tiny_text(), training.Budget(steps=1), seed, lambda used: None)
+        training.train(run, tiny_model(), tiny_task(), training.Budget(steps=1), seed)
         return [step.loss for step in run.steps]
 
     assert first_losses("torch.adamw", 0) == first_losses("torch.sgd", 0)
@@ -84,7 +105,7 @@ def test_batches_depend_on_the_seed_alone() -> None:
 def test_a_budget_of_seconds_ends() -> None:
     run = training.Run("torch.sgd")
     shares: list[float] = []
-    training.train(run, tiny_model(), tiny_text(), training.Budget(seconds=0.2), 0, shares.append)
+    training.train(run, tiny_model(), tiny_task(), training.Budget(seconds=0.2), 0, shares.append)
     assert shares == sorted(shares) and shares[-1] >= 1 and all(share < 1 for share in shares[:-1])
     assert run.held_out_loss is not None
 
@@ -152,9 +173,9 @@ def test_every_optimizer_trains(name: str) -> None:
     if name == "lion-pytorch":
         pytest.importorskip("lion_pytorch")
     run = training.Run(name)
-    training.train(run, tiny_model(), tiny_text(), training.Budget(steps=40), 0, lambda used: None)
+    training.train(run, tiny_model(), tiny_task(), training.Budget(steps=40), 0)
     assert run.train_loss < 0.95 * run.steps[0].loss
-    assert run.state_bytes > 0
+    assert (run.state_bytes > 0) == (name != "gd")
 
 
 def test_a_missing_package_is_an_error_only_if_asked_for(monkeypatch) -> None:

@@ -13,8 +13,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from . import DemoError, optimizers, report
 from .model import GPT, Shape
+from .task import BATCH, NextByte
 from .text import Text
-from .training import BATCH, Budget, Run, train
+from .training import Budget, Run, train
 
 LOG_SECONDS = 10.0  # between lines of progress where the output is not a terminal
 
@@ -28,6 +29,7 @@ def compare(names: Sequence[str], text: Path | None, budget: Budget, seed: int, 
     """
     shape = Shape()
     loaded = Text.load(text, shape.context)
+    task = NextByte(loaded, shape.context)
     torch.manual_seed(seed)
     start = GPT(shape)
     for name in names:
@@ -43,7 +45,7 @@ def compare(names: Sequence[str], text: Path | None, budget: Budget, seed: int, 
         with Display(console, names) as display:
             for name in names:
                 runs.append(Run(name))
-                train(runs[-1], copy.deepcopy(start), loaded, budget, seed, display.follow(runs[-1]))
+                train(runs[-1], copy.deepcopy(start), task, budget, seed, display.follow(runs[-1]))
     except KeyboardInterrupt:
         completed = False
         console.print("Stopped. So far:")

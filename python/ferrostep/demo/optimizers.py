@@ -31,6 +31,17 @@ def of(path: str, **options: Any) -> Factory:
     return make
 
 
+def around(base: Factory) -> Factory:
+    """A factory of `SAM` around what `base` makes."""
+
+    def make(model: nn.Module) -> Optimizer:
+        from ferrostep.optim import SAM
+
+        return SAM(base(model))
+
+    return make
+
+
 def hidden_matrices(path: str, **options: Any) -> Factory:
     """A factory that gives hidden matrices to the class at `path` and the rest to AdamW."""
     module, name = path.rsplit(".", 1)
@@ -44,8 +55,8 @@ def hidden_matrices(path: str, **options: Any) -> Factory:
         cls = getattr(importlib.import_module(module), name)
         if cls is MuonWithAuxAdamW:
             return MuonWithAuxAdamW(groups)
-        hidden, rest = ([p for _, p in group["params"]] for group in groups)
-        return Chain(cls(hidden, **options), AdamW(rest, **ADAMW))
+        hidden, rest = ([group for group in groups if group["use_muon"] is whether] for whether in (True, False))
+        return Chain(cls(hidden, **options), AdamW(rest))
 
     return make
 
@@ -54,14 +65,18 @@ NOT_HIDDEN = ("embedding", "position")
 
 # Options of one rule are the same for every implementation of it. The rates come from a coarse grid on about the
 # default run; Lion's step is a sign, hence the smaller rate and the larger decay (Chen et al. 2023, section 5).
-# Those of Adam, Adagrad, AdaGradNorm, Adamax, diffGrad, EGD, NAdam, NIGT, OptimisticAdam, OptimisticMD, RAdam, RMSprop
-# and STORM are first guesses.
+# Those of Adam, Adagrad, AdaGradNorm, Adamax, diffGrad, EGD, Lion-K, NAdam, NIGT, OptimisticAdam, OptimisticMD, RAdam,
+# RMSprop and STORM are first guesses.
 ADAGRAD_NORM: dict[str, Any] = {"lr": 3.0}
 ADAMW: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
 ADAM: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99)}
 DIFFGRAD: dict[str, Any] = ADAMW | {"lr": 6e-3, "decoupled_weight_decay": True}
 EGD: dict[str, Any] = {"lr": 1.0}
+EGD_ADAM: dict[str, Any] = {"lr": 0.03, "adam": True}
+GD: dict[str, Any] = {"lr": 1.0}
 LION: dict[str, Any] = {"lr": 3e-4, "betas": (0.95, 0.98), "weight_decay": 1.0}
+LION_NORM: dict[str, Any] = LION | {"lr": 0.03, "weight_decay": 0.01}
+LION_ROW: dict[str, Any] = LION | {"lr": 3e-3, "weight_decay": 0.1}
 MUON: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1}
 AUON: dict[str, Any] = {"lr": 5e-3}
 HYBRID_AUON: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1}
@@ -80,12 +95,21 @@ OPTIMIZERS: dict[str, Factory] = {
     "adamax": of("ferrostep.optim.Adamax", **ADAM),
     "adamw": of("ferrostep.optim.AdamW", **ADAMW),
     "adagrad_norm": of("ferrostep.optim.AdaGradNorm", **ADAGRAD_NORM),
+    "adamw_int8": of("ferrostep.optim.AdamW", **ADAMW, state_dtype="int8"),
     "egd": hidden_matrices("ferrostep.optim.EGD", **EGD),
+    "egd_adam": hidden_matrices("ferrostep.optim.EGD", **EGD_ADAM),
+    "gd": of("ferrostep.optim.SGD", **GD),
     "lion": of("ferrostep.optim.Lion", **LION),
+    "lion_deadzone": of("ferrostep.optim.Lion", **LION, kappa="deadzone", kappa_param=1e-3),
+    "lion_huber": of("ferrostep.optim.Lion", **LION, kappa="huber", kappa_param=1e-3),
+    "lion_l2": of("ferrostep.optim.Lion", **LION_NORM, kappa="l2"),
+    "lion_lp": of("ferrostep.optim.Lion", **LION_NORM, kappa="lp", kappa_param=1.5),
+    "lion_row": of("ferrostep.optim.Lion", **LION_ROW, kappa="row"),
     "diffgrad": of("ferrostep.optim.DiffGrad", **DIFFGRAD),
     "nadam": of("ferrostep.optim.NAdam", **ADAM),
     "nigt": of("ferrostep.optim.NIGT", **NIGT),
     "muon": hidden_matrices("ferrostep.optim.MuonWithAuxAdamW", **MUON),
+    "normuon": hidden_matrices("ferrostep.optim.MuonWithAuxAdamW", **MUON, normalize="normuon"),
     "muon_adamw": of("ferrostep.optim.MuonAdamW", **ADAMW | {"betas": (0.95, 0.95)}),
     "auon": hidden_matrices("ferrostep.optim.AuON", **AUON),
     "hybrid_auon": hidden_matrices("ferrostep.optim.HybridAuON", **HYBRID_AUON),
@@ -93,6 +117,8 @@ OPTIMIZERS: dict[str, Factory] = {
     "rmsprop": of("ferrostep.optim.RMSprop", **RMSPROP),
     "optimistic_adam": of("ferrostep.optim.OptimisticAdam", **OPTIMISTIC_ADAM),
     "optimistic_md": of("ferrostep.optim.OptimisticMD", **OPTIMISTIC_MD),
+    "sam_adamw": around(of("ferrostep.optim.AdamW", **ADAMW)),
+    "sam_sgd": around(of("ferrostep.optim.SGD", **SGD)),
     "sgd": of("ferrostep.optim.SGD", **SGD),
     "sophia_g": of("ferrostep.optim.SophiaG", **SOPHIA, rho=0.2),
     "sophia_h": of("ferrostep.optim.SophiaH", **SOPHIA, gamma=0.01),

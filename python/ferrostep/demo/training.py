@@ -1,5 +1,7 @@
 """Training one model with one optimizer, and what is measured meanwhile."""
 
+from __future__ import annotations
+
 import math
 import time
 from collections.abc import Callable
@@ -8,25 +10,24 @@ from statistics import fmean, median
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from ferrostep.curvature import sampled_cross_entropy
-from ferrostep.optim import STORM, SophiaG, SophiaH
+from ferrostep.optim import NIGT, SAM, STORM, SophiaG, SophiaH
 
 from . import optimizers
-from .model import GPT
-from .text import Text, windows
+from .task import Task
 
-BATCH = 8
-HELD_OUT_BATCHES = 32
 WARM_UP = 0.1  # share of the budget in which the rate rises
 REFRESH_EVERY = 10  # steps, of Sophia's estimate (Liu et al. 2023)
 LAST_RATE = 0.1  # share of the highest rate at which the cosine ends
 
 
 class Step(NamedTuple):
-    """One training step: the loss before the update, and seconds in all and in the optimizer with its estimates."""
+    """One training step: the loss before the update, and seconds in all and in the optimizer with what only it needs.
+
+    That are Sophia's estimates, and the second gradient of `SAM`.
+    """
 
     loss: float
     seconds: float
@@ -86,66 +87,87 @@ def rate(used: float) -> float:
     return LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * fall))
 
 
-def train(run: Run, model: GPT, text: Text, budget: Budget, seed: int, after_step: Callable[[float], None]) -> None:
+def train(
+    run: Run,
+    model: nn.Module,
+    task: Task,
+    budget: Budget,
+    seed: int,
+    after_step: Callable[[float], None] = lambda used: None,
+    *,
+    rate_factor: float = 1.0,
+) -> None:
     """Train `model` in place and record it in `run`, step by step; an interrupted run keeps what it has.
 
-    The batches depend on `seed` alone. `after_step` gets the share of the budget that is used.
+    The batches depend on `seed` alone. `after_step` gets the share of the budget that is used. Learning rates are those
+    of `optimizers.OPTIMIZERS` times `rate_factor`.
     """
     torch.manual_seed(seed)  # for optimizers that draw numbers of their own
     batches = torch.Generator().manual_seed(seed)
     optimizer = optimizers.build(run.name, model)
+    for group in optimizer.param_groups:
+        group["lr"] *= rate_factor
     started = time.perf_counter()
 
     def used(steps: int) -> float:
         return budget.used(steps, time.perf_counter() - started)
 
-    schedule = LambdaLR(optimizer, lambda done: rate(used(done + 1)))
+    schedule = LambdaLR(stepping(optimizer), lambda done: rate(used(done + 1)))
     while used(len(run.steps)) < 1:
         begin = time.perf_counter()
-        batch = windows(text.train, BATCH, model.shape.context + 1, batches)
+        batch = task.batch(batches)
         refresh = time.perf_counter()
         if len(run.steps) % REFRESH_EVERY == 0:
-            refresh_hessian(optimizer, model, batch)
-        find_transport(optimizer, model, batch)
+            refresh_hessian(optimizer, model, task, batch)
+        find_transport(optimizer, model, task, batch)
         refreshed = time.perf_counter() - refresh
-        loss = model.loss(batch)
+        loss = task.loss(model, batch)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         before = time.perf_counter()
-        optimizer.step()
+        take_step(optimizer, model, task, batch)
         after = time.perf_counter()
         schedule.step()
         run.steps.append(Step(loss.item(), time.perf_counter() - begin, refreshed + after - before))
         run.state_bytes = state_bytes(optimizer)
         after_step(used(len(run.steps)))
-    run.held_out_loss = held_out_loss(model, text)
+    if isinstance(optimizer, NIGT):
+        optimizer.eval()
+    run.held_out_loss = task.held_out_loss(model)
 
 
-def refresh_hessian(optimizer: torch.optim.Optimizer, model: GPT, batch: Tensor) -> None:
+def stepping(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer whose `step` is called: that which `SAM` is around."""
+    return optimizer.base_optimizer if isinstance(optimizer, SAM) else optimizer
+
+
+def refresh_hessian(optimizer: torch.optim.Optimizer, model: nn.Module, task: Task, batch: Tensor) -> None:
     """Give Sophia a new estimate of the curvature; nothing for all other optimizers."""
     if isinstance(optimizer, SophiaG):
         optimizer.zero_grad()  # of the training step before, which the sampled one must not be added to
-        loss, labels = sampled_cross_entropy(model(batch[:, :-1]))
+        loss, labels = task.sampled_loss(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.update_hessian(bs=labels)
     elif isinstance(optimizer, SophiaH):
-        optimizer.estimate_hessian(lambda: model.loss(batch))
+        optimizer.estimate_hessian(lambda: task.loss(model, batch))
         optimizer.update_hessian()
 
 
-def find_transport(optimizer: torch.optim.Optimizer, model: GPT, batch: Tensor) -> None:
+def find_transport(optimizer: torch.optim.Optimizer, model: nn.Module, task: Task, batch: Tensor) -> None:
     """Give STORM the batch's gradient at the point before; nothing for all other optimizers."""
     if isinstance(optimizer, STORM):
         with optimizer.other_point():
-            optimizer.transport(model.loss(batch))
+            optimizer.transport(task.loss(model, batch))
 
 
-@torch.no_grad()
-def held_out_loss(model: GPT, text: Text) -> float:
-    """Mean loss over the same held-out windows for every call."""
-    places = torch.Generator().manual_seed(0)
-    length = model.shape.context + 1
-    return fmean(model.loss(windows(text.held_out, BATCH, length, places)).item() for _ in range(HELD_OUT_BATCHES))
+def take_step(optimizer: torch.optim.Optimizer, model: nn.Module, task: Task, batch: Tensor) -> None:
+    """Step with the gradients that there are, and for `SAM` those of the same batch nearby."""
+    if isinstance(optimizer, SAM):
+        optimizer.first_step(zero_grad=True)
+        task.loss(model, batch).backward()  # type: ignore[no-untyped-call]
+        optimizer.second_step()
+    else:
+        optimizer.step()
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
