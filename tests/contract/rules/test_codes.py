@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 import ferrostep.numpy
 from ferrostep import _core
-from ferrostep.optim import Adagrad, AdamW, Muon, SophiaG, SophiaH
+from ferrostep.optim import Adagrad, AdamW, Muon, RMSprop, SophiaG, SophiaH
 from ferrostep.optim.base import SCALARS
 from ferrostep.reference.codes import BLOCK_SIZE, Codes, blocks_of, book, encode
 from tests.contract.rules.registry import Entry, every, every_coded_class
@@ -294,6 +294,17 @@ def test_parameters_that_become_float64_are_refused(entry: Entry) -> None:
 def test_rules_of_matrices_have_no_codes() -> None:
     with pytest.raises(ValueError, match="Invalid state_dtype: momentum_buffer cannot be 'int8'"):
         Muon(parameters([(3, 4)]), state_dtype="int8")
+
+
+@pytest.mark.parametrize("given", ["int8", {"square_avg": "int8"}, {"grad_avg": "int8"}], ids=str)
+def test_averages_of_which_a_difference_is_taken_have_no_codes(given: Any) -> None:
+    """Where it is below their rounding, a step would be lr / eps."""
+    params = parameters([(70, 90)])
+    with pytest.raises(ValueError, match=r"(square|grad)_avg cannot be 'int8'; expected momentum_buffer alone"):
+        RMSprop(params, centered=True, momentum=0.5, state_dtype=given)
+    optimizer = RMSprop(params, centered=True, momentum=0.5, state_dtype={"momentum_buffer": "int8"})
+    train(optimizer, params, 2)
+    assert [name for _, name, _ in coded(optimizer)] == ["momentum_buffer"]
 
 
 def test_codes_are_not_differentiable() -> None:
