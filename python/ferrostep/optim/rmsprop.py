@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 
 from ferrostep import reference
 from ferrostep.optim.arguments import AtLeastZero, Epsilon, LearningRate, arguments_of
-from ferrostep.optim.options import Options
+from ferrostep.optim.options import Options, is_coded
 from ferrostep.optim.rules import ElementwiseRule, Rule, RuleOptimizer
 
 RULES = {
@@ -44,7 +44,8 @@ class RMSprop(RuleOptimizer):
         eps: added to the denominator. Default 1e-8.
         weight_decay: an L2 penalty, not decoupled. Default 0.
         momentum: what is kept of m. Default 0.
-        centered: divide by the deviation from the mean gradient. Default False.
+        centered: divide by the deviation from the mean gradient. Default False. Of the averages in 8 bits, ``v - a^2``
+            would be the rounding: ``state_dtype`` may say ``"int8"`` of ``momentum_buffer`` alone then.
         maximize: ascend instead of descend. Default False.
         **options: see :class:`ferrostep.optim.options.Options`.
 
@@ -80,6 +81,12 @@ class RMSprop(RuleOptimizer):
         super().__init__(params, locals(), options)
 
     _arguments = arguments_of(__init__)
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        for name in ("square_avg", "grad_avg") if group["centered"] else ():
+            if is_coded(name, group):
+                expected = "momentum_buffer alone with centered=True, which divides by a difference of the averages"
+                raise ValueError(f"Invalid state_dtype: {name} cannot be 'int8'; expected {expected}")
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """RMSprop with the group's hyperparameters, with momentum or without, centered or not."""

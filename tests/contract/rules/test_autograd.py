@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from ferrostep.optim import AdamW
+from ferrostep.optim import AdamW, NAdam
 from tests.contract.rules.registry import ADAMW, Entry, every, every_class, every_complex, every_near_the_reference
 from tests.contract.training import assert_close, assert_same_bits, bits, normal, parameters, set_gradients, train
 
@@ -170,10 +170,10 @@ def compare_derivatives(entry: Entry, steps: int) -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
-@every(lambda entry: entry.optimizer is AdamW and entry.arguments.get("decoupled_weight_decay", True))
+@every(lambda entry: entry.optimizer in (AdamW, NAdam))
 @pytest.mark.usefixtures("float64_steps")
 def test_differentiable_steps_have_the_derivatives_of_finite_differences(entry: Entry) -> None:
-    # Not torch's: its amsgrad cannot be differentiated over several steps.
+    # Not torch's: its amsgrad and its NAdam cannot be differentiated over several steps.
     def trained(start: Tensor, grads: Tensor, lr: Tensor) -> Tensor:
         p = start.clone()
         optimizer = entry.build([p], lr=lr, differentiable=True)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 import ferrostep.numpy
 from ferrostep import _core
-from ferrostep.optim import EGD, Adagrad, AdamW, Lion, Muon, MuonAdamW, OptimisticMD, SophiaG, SophiaH
+from ferrostep.optim import EGD, Adagrad, AdamW, Lion, Muon, MuonAdamW, OptimisticMD, RMSprop, SophiaG, SophiaH
 from ferrostep.optim.base import SCALARS
 from ferrostep.reference.codes import BLOCK_SIZE, Codes, blocks_of, book, encode
 from tests.contract.rules.registry import Entry, every, every_coded_class
@@ -382,6 +382,17 @@ def test_a_kappa_of_more_than_elements_takes_codes(kappa: Any, kappa_param: Any)
 def test_rows_on_the_simplex_have_no_codes(make: Any) -> None:
     with pytest.raises(ValueError, match=r"Invalid state_dtype: \w+ cannot be 'int8'; expected an element-wise rule"):
         make([Parameter(torch.full((3, 4), 0.25))])
+
+
+@pytest.mark.parametrize("given", ["int8", {"square_avg": "int8"}, {"grad_avg": "int8"}], ids=str)
+def test_averages_of_which_a_difference_is_taken_have_no_codes(given: Any) -> None:
+    """Where it is below their rounding, a step would be lr / eps."""
+    params = parameters([(70, 90)])
+    with pytest.raises(ValueError, match=r"(square|grad)_avg cannot be 'int8'; expected momentum_buffer alone"):
+        RMSprop(params, centered=True, momentum=0.5, state_dtype=given)
+    optimizer = RMSprop(params, centered=True, momentum=0.5, state_dtype={"momentum_buffer": "int8"})
+    train(optimizer, params, 2)
+    assert [name for _, name, _ in coded(optimizer)] == ["momentum_buffer"]
 
 
 def test_codes_are_not_differentiable() -> None:
