@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from torch.optim.optimizer import ParamsT
@@ -13,7 +14,7 @@ from ferrostep.errors import Problem
 from ferrostep.numpy.arrays import whole
 from ferrostep.optim.arguments import AtLeastZero, LearningRate, arguments_of, within
 from ferrostep.optim.options import Options
-from ferrostep.optim.points import Factors, TwoPointOptimizer, number
+from ferrostep.optim.points import POINT, Factors, TwoPointOptimizer, number
 from ferrostep.optim.rules import ElementwiseRule, Rule
 from ferrostep.reference.nigt import inverse, point_of, scale_of, shares
 
@@ -68,9 +69,10 @@ class NIGT(TwoPointOptimizer):
         tensor([-2., -2.])
     """
 
-    _numbers = ("eta", "of_param", "of_momentum")
+    _numbers = POINT
     _start = (1.0, 1.0, 0.0)
     _rounds = "z"
+    _counted = MappingProxyType({"steps": 0, "train_mode": True})
     _rule = ElementwiseRule("Nigt", reference.nigt, summed=reference.nigt_sum)
 
     def __init__(
@@ -88,10 +90,6 @@ class NIGT(TwoPointOptimizer):
         super().__init__(params, locals(), options)
 
     _arguments = arguments_of(__init__)
-
-    def _check_group(self, group: dict[str, Any]) -> None:
-        group.setdefault("train_mode", True)
-        super()._check_group(group)
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """NIGT with the group's hyperparameters, at its first step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import torch
@@ -18,6 +19,8 @@ from ferrostep.reference import Codes
 from ferrostep.reference.sums import Sum
 
 BLEND = ElementwiseRule("Blend", reference.blend)
+POINT = ("eta", "of_param", "of_momentum")
+"""What states keep besides the momentum."""
 Factors: TypeAlias = tuple[float, float]
 """What multiplies the parameter and its momentum in a point."""
 
@@ -28,24 +31,30 @@ class TwoPointOptimizer(RuleOptimizer):
     A parameter's second point is ``of_param * p + of_momentum * momentum_buffer``, with numbers that its state keeps.
     """
 
-    _numbers: tuple[str, ...] = ("of_param", "of_momentum")
-    """What a parameter's state has besides the momentum."""
+    _numbers: tuple[str, ...] = POINT[1:]
     _start: tuple[float, ...] = (1.0, 0.0)
     """Its values before the first step."""
     _rounds = ""
     """What rounding to 16 bits would spoil."""
+
+    _counted: Mapping[str, Any] = MappingProxyType({"steps": 0})
+    """What groups keep besides the arguments, as it is before the first step."""
 
     def _numbers_after(self, rule: Rule, total: float) -> tuple[float, ...]:
         """The numbers that the state is to have after a step with a rule that knows a sum."""
         raise NotImplementedError
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        group.setdefault("steps", 0)
+        for name, value in self._counted.items():
+            group.setdefault(name, value)
         self._check_precision(group)
         self.rule(group)
 
     def _needs_all_gradients(self, _group: dict[str, Any]) -> str | None:
         return "its groups count the steps, of which each is to move all parameters"
+
+    def _group_defaults(self, group: dict[str, Any]) -> dict[str, Any]:
+        return {**self._counted, **super()._group_defaults(group)}
 
     def _check_precision(self, group: dict[str, Any]) -> None:
         for i, p in enumerate(group["params"]):
@@ -59,6 +68,9 @@ class TwoPointOptimizer(RuleOptimizer):
             missing = [name for name in self._numbers if name not in state]
             if "momentum_buffer" in state and missing:
                 raise KeyError(f"state of parameter {key} has no {', '.join(missing)}: it is another rule's")
+            foreign = [name for name in POINT if name in state and name not in self._numbers]
+            if foreign:
+                raise KeyError(f"state of parameter {key} has {', '.join(foreign)}: it is another rule's")
         return adopted
 
     def _by_point(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -120,6 +121,7 @@ class STORM(TwoPointOptimizer):
     """
 
     _rule = NORMALIZED
+    _counted = MappingProxyType({"steps": 0, "squares": 0.0})
     _rounds = "x, from which the point before follows,"
     _kept: dict[Tensor, list[tuple[Tensor, Tensor]]] | None = None
     """Within `other_point`: by parameter, what is moved and copies of it."""
@@ -156,7 +158,6 @@ class STORM(TwoPointOptimizer):
                 raise ValueError(f"{name} is one for all groups: got {new[name]!r}, expected {first[name]!r}")
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        group.setdefault("squares", 0.0)
         if group["correction"] == "hessian" and any(p.is_complex() for p in group["params"]):
             raise RuntimeError("STORM with correction='hessian' does not support complex parameters")
         super()._check_group(group)

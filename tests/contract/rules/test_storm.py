@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from ferrostep.optim import STORM
+from ferrostep.optim import NIGT, STORM
 from tests.contract.rules.registry import TransportedSTORM
 from tests.contract.rules.test_interrupts import Interrupts, places
 from tests.contract.rules.test_nigt import B, H, every_backend
@@ -465,6 +465,25 @@ def test_impossible_parameters_and_groups() -> None:
         storm(parameters([(3,)], torch.complex64), correction="hessian")
     with pytest.raises(ValueError, match="normalize is one for all groups: got False, expected True"):
         STORM([{"params": parameters([(3,)])}, {"params": parameters([(2,)]), "normalize": False}], lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda params: NIGT(params, lr=0.1), "state of parameter 0 has eta: it is another rule's"),
+        (lambda params: torch.optim.SGD(params, lr=0.1, momentum=0.9), "state of parameter 0 has no of_param, of_mom"),
+        (lambda params: torch.optim.AdamW(params), "has step, exp_avg, exp_avg_sq, but no momentum_buffer"),
+    ],
+    ids=["NIGT", "SGD", "AdamW"],
+)
+def test_a_checkpoint_of_another_rule_is_refused(other: Any, message: str) -> None:
+    params = parameters([(3,)])
+    theirs = other(params)
+    train(theirs, params, 1)
+    optimizer = storm(params)
+    with pytest.raises(KeyError, match=message):
+        optimizer.load_state_dict(theirs.state_dict())
+    assert not optimizer.state
 
 
 def test_measuring_the_norm_is_no_clipping() -> None:
