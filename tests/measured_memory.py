@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,9 +60,10 @@ class Case(NamedTuple):
 
 
 def both_steps(optimizer: Any) -> None:
-    """As SAM takes them, with the gradients that there are."""
-    optimizer.first_step()
-    optimizer.second_step()
+    """As SAM takes them, with the gradients that there are; twice, as there is no state beside the first copy."""
+    for _ in range(2):
+        optimizer.first_step()
+        optimizer.second_step()
 
 
 def groups(params: Any) -> list[dict[str, Any]]:
@@ -117,20 +119,24 @@ def status(name: str) -> int:
 
 
 def prepare() -> None:
-    """Have the memory of tensors come from the system in whole pages, and go back there."""
+    """Have the memory of tensors come from the system in whole pages, and go back there.
+
+    On one CPU, of which the system counts the pages: it adds those of several up with some delay.
+    """
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    torch.set_num_threads(1)
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0)
     libc.mallopt(M_MMAP_THRESHOLD, 1 << 15)
 
 
 def training(case: Case) -> None:
-    """Weights, gradients and two steps: SAM has a copy of the weights, but no state yet in the first."""
+    """Weights, gradients and a step."""
     params = [Parameter(torch.full(tuple(shape), 0.5, dtype=case.dtype)) for shape in case.shapes]
     for p in params:
         p.grad = torch.full_like(p, 0.01).add_(torch.eye(*p.shape) if p.ndim == 2 else 0.0)
     optimizer = case.make(params)
-    for _ in range(2):
-        case.step(optimizer)
+    case.step(optimizer)
 
 
 def measured(call: Callable[[], object]) -> int:

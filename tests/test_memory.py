@@ -37,7 +37,7 @@ def measured() -> dict[str, Any]:
         check=True,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     ).stdout
     found: dict[str, Any] = json.loads(output)
     return found
