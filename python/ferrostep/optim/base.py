@@ -287,11 +287,12 @@ _observed_step = Optimizer.profile_hook_step(_step_of)
 
 
 class NewState:
-    """The state tensors that a step has made, to be taken back if the step fails."""
+    """The state tensors and the numbers of groups that a step has made, to be taken back if the step fails."""
 
     def __init__(self, state: dict[Tensor, dict[str, Any]]) -> None:
         self.state = state
         self.before: list[tuple[Tensor, str, Tensor | None]] = []
+        self.of_groups: list[tuple[dict[str, Any], str, Any]] = []
 
     def set(self, p: Tensor, name: str, new: Tensor | None) -> None:
         """Make ``new`` the parameter's state of this name; nothing without one."""
@@ -300,6 +301,11 @@ class NewState:
         self.before.append((p, name, self.state.get(p, {}).get(name)))
         self.state[p][name] = new
 
+    def write(self, group: dict[str, Any], name: str, new: Any) -> None:
+        """Make ``new`` the group's value of this name."""
+        self.of_groups.append((group, name, group[name]))
+        group[name] = new
+
     def remove(self, p: Tensor, name: str) -> None:
         """Take the parameter's state of this name away, if there is one."""
         before = self.state.get(p, {}).pop(name, None)
@@ -307,7 +313,9 @@ class NewState:
             self.before.append((p, name, before))
 
     def discard(self) -> None:
-        """Take back what was set and removed."""
+        """Take back what was set, written and removed."""
+        for group, name, value in reversed(self.of_groups):
+            group[name] = value
         for p, name, before in reversed(self.before):
             if before is not None:
                 self.state[p][name] = before

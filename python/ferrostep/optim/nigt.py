@@ -140,6 +140,4 @@ class NIGT(TwoPointOptimizer):
             of_x = group["of_param"], group["of_momentum"]
             return inverse(*of_x) if to_train else of_x
 
-        self._move(factors)
-        for group in self.param_groups:
-            group["train_mode"] = to_train
+        self._move(factors, train_mode=to_train)

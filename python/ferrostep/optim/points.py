@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from ferrostep import _core, reference
+from ferrostep import reference
 from ferrostep.errors import Problem, wrong_kind
 from ferrostep.optim.base import NewState, has_16_bits, is_fake, without_dynamo
 from ferrostep.optim.gathered import COMPENSATIONS, Gathered, is_for_plain_torch
@@ -109,20 +109,47 @@ class TwoPointOptimizer(RuleOptimizer):
         for name, value in zip(self._numbers, numbers, strict=True):
             new_state.set(p, name, value)
 
-    def _after_update(self, batch: _core.Batch, elsewhere: list[Gathered]) -> None:
-        for group in self.param_groups:
-            group["steps"] += 1
+    def _is_to_run(self, taken: Taken, new_state: NewState) -> bool:
+        runs = super()._is_to_run(taken, new_state)
+        for group in self.param_groups if runs else ():
+            new_state.write(group, "steps", group["steps"] + 1)
+        return runs
 
     @without_dynamo
     def _move(
-        self, factors: Callable[[dict[str, Any]], Factors | None], into: Mapping[Tensor, Tensor] | None = None
+        self,
+        factors: Callable[[dict[str, Any]], Factors | None],
+        into: Mapping[Tensor, Tensor] | None = None,
+        **of_groups: Any,
     ) -> None:
         """Move the parameters that have begun to another point.
 
         Args:
             factors: from a group with the numbers of a state, those of the point; None for what is to stay.
             into: by parameter, a copy that is to be moved instead.
+            **of_groups: what groups are to say then.
         """
+        new_state = NewState(self.state)
+        taken = None
+        try:
+            try:
+                taken = self._take_moves(factors, into)
+            except ValueError:
+                if not self._convert_states(new_state):
+                    raise
+                taken = self._take_moves(factors, into)
+            for group in self.param_groups:
+                for name, value in of_groups.items():
+                    new_state.write(group, name, value)
+            taken.run(torch.get_num_threads())
+        finally:
+            if taken is None or not taken.batch.finished:
+                new_state.discard()
+
+    def _take_moves(
+        self, factors: Callable[[dict[str, Any]], Factors | None], into: Mapping[Tensor, Tensor] | None
+    ) -> Taken:
+        """Check what is to be moved."""
         taken = Taken(self._known, self._scratch)
         for number, group in enumerate(self.param_groups):
             begun = [i for i, p in enumerate(group["params"]) if self._has_begun(p)]
@@ -131,7 +158,7 @@ class TwoPointOptimizer(RuleOptimizer):
                 if chosen is not None:
                     add = taken.add_elsewhere if is_elsewhere(part, positions) else taken.add
                     add(self._moved(number, part, positions, chosen, into), needs_matrices=False)
-        taken.run(torch.get_num_threads())
+        return taken
 
     def _moved(
         self,

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from ferrostep import _core, reference
+from ferrostep import reference
 from ferrostep.curvature.diagonal import mean_over_ranks
 from ferrostep.curvature.products import HessianProduct, Loss, evaluated
 from ferrostep.errors import Problem, wrong_kind
@@ -238,10 +238,11 @@ class STORM(TwoPointOptimizer):
                 return False
         return super()._take_sums(sums, new_state)
 
-    def _after_update(self, batch: _core.Batch, elsewhere: list[Gathered]) -> None:
-        super()._after_update(batch, elsewhere)
-        for group in self.param_groups:
-            group["squares"] += self._squares
+    def _is_to_run(self, taken: Taken, new_state: NewState) -> bool:
+        runs = super()._is_to_run(taken, new_state)
+        for group in self.param_groups if runs else ():
+            new_state.write(group, "squares", group["squares"] + self._squares)
+        return runs
 
     def _update(self) -> None:
         super()._update()

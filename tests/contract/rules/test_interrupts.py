@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 import ferrostep
 from ferrostep import gradients, guidance
-from ferrostep.optim import SAM, AdamW, SophiaG, SophiaH
+from ferrostep.optim import NIGT, SAM, AdamW, SophiaG, SophiaH
 from ferrostep.optim.gathered import Gathered
 from tests.contract.rules.registry import Entry, every_class
 from tests.contract.snapshot import Snapshot
@@ -72,6 +72,11 @@ def params_of(optimizer: Optimizer) -> list[Any]:
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
+def of_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """What groups say and count."""
+    return [{name: group[name] for name in group if name != "params"} for group in optimizer.param_groups]
+
+
 @every_class
 @pytest.mark.parametrize("steps_before", [0, 1])
 def test_a_step_that_is_interrupted_is_whole_or_has_not_begun(entry: Entry, steps_before: int) -> None:
@@ -99,6 +104,7 @@ def test_a_step_that_is_interrupted_is_whole_or_has_not_begun(entry: Entry, step
             before.assert_unchanged()
             optimizer.step()
         assert_same_bits(optimizer, expected)
+        assert of_groups(optimizer) == of_groups(expected)
     assert seen == {False, True}
 
 
@@ -120,6 +126,34 @@ def test_a_step_whose_plain_torch_part_fails_has_not_begun(entry: Entry, monkeyp
     expected = mixed(entry)
     expected.step()
     assert_same_bits(optimizer, expected)
+
+
+@pytest.mark.parametrize("to_train", [False, True], ids=["eval", "train"])
+def test_a_way_to_the_second_point_that_is_interrupted_is_whole_or_has_not_begun(to_train: bool) -> None:
+    def build() -> NIGT:
+        params = parameters([(3, 2), (4,)])
+        optimizer = NIGT([{"params": params[:1]}, {"params": params[1:], "backend": "reference"}], lr=0.1)
+        train(optimizer, params, 2)
+        if to_train:
+            optimizer.eval()
+        return optimizer
+
+    def move(optimizer: NIGT) -> None:
+        (optimizer.train if to_train else optimizer.eval)()
+
+    counting = Interrupts()
+    expected = build()
+    counting.run(lambda: move(expected))
+    modes = set()
+    for at in places(counting.passed):
+        optimizer = build()
+        before = copies(optimizer)
+        with suppress(KeyboardInterrupt):
+            Interrupts(at).run(lambda optimizer=optimizer: move(optimizer))
+        (mode,) = {group["train_mode"] for group in optimizer.param_groups}
+        modes.add(mode)
+        assert_same_bits(optimizer, expected if mode is to_train else before)
+    assert modes == {False, True}
 
 
 def test_a_sharpness_aware_step_that_is_interrupted_is_at_the_weights() -> None:

@@ -162,6 +162,25 @@ def test_a_checkpoint_in_evaluation_mode_resumes() -> None:
     assert other.param_groups[0]["steps"] == 5
 
 
+@pytest.mark.parametrize("in_evaluation", [False, True])
+@pytest.mark.parametrize(("before", "after"), [(torch.float32, torch.float64), (torch.float64, torch.float32)], ids=str)
+def test_parameters_that_become_others_go_on(before: torch.dtype, after: torch.dtype, in_evaluation: bool) -> None:
+    """As steps do, the ways to x and back convert states then."""
+    params = parameters([(40,), (5, 7)], before)
+    optimizer = NIGT(params, lr=0.01)
+    train(optimizer, params, 3)
+    if in_evaluation:
+        optimizer.eval()
+    for p in params:
+        p.grad = None
+        p.data = p.data.to(after)
+    optimizer.eval()
+    x = [p.detach().clone() for p in params]
+    optimizer.train()
+    train(optimizer, params, 1, start=3)
+    assert all(p.dtype == after and not torch.equal(p, own) for p, own in zip(params, x, strict=True))
+
+
 @pytest.mark.parametrize("master_weights", ["split", "float32"])
 def test_16_bit_parameters_with_masters_are_float32_ones_rounded(master_weights: Any) -> None:
     params = parameters([(300,), (5, 7)], torch.bfloat16)
