@@ -220,20 +220,35 @@ fn decade_or_above<V: Single>(magnitude: V) -> V::Bits {
 /// numbers are zero.
 #[inline(always)]
 fn greatest<V: Single, const SIGNED: bool>(from: &[f32; CODE_BLOCK]) -> f32 {
+    let greatest = greatest_bits::<V, SIGNED>(from);
+    match SIGNED {
+        true => f32::from_bits((greatest ^ 1).rotate_right(1)),
+        false if greatest < SIGN => f32::from_bits(greatest),
+        false => {
+            let or_nan = |greatest, &x: &f32| if x > greatest || x.is_nan() { x } else { greatest };
+            from.iter().fold(0.0, or_nan)
+        }
+    }
+}
+
+/// The greatest of the numbers' bits, which are in the order of the numbers where none is negative; with a sign, of these
+/// bits with that in the lowest place, where it decides between equal magnitudes only.
+#[inline(always)]
+fn greatest_bits<V: Single, const SIGNED: bool>(from: &[f32; CODE_BLOCK]) -> u32 {
     let mut greatest = V::Bits::splat(0);
     for i in (0..CODE_BLOCK).step_by(V::LANES) {
         // SAFETY: as many elements as there are lanes, which divide the block, from `i` on.
-        let number = unsafe { V::load_f32(from.as_ptr().add(i)) };
-        let bits = if SIGNED { number } else { V::splat(0.0).max(number) }.to_bits();
-        // The sign goes to the lowest bit, to decide between equal magnitudes only.
-        let magnitude = bits.shl::<1>().or(bits.shr::<31>()).xor(V::Bits::splat(1));
-        greatest = greatest.max(magnitude);
+        let bits = unsafe { V::load_f32(from.as_ptr().add(i)) }.to_bits();
+        let key = match SIGNED {
+            true => bits.shl::<1>().or(bits.shr::<31>()).xor(V::Bits::splat(1)),
+            false => bits,
+        };
+        greatest = greatest.max(key);
     }
     let mut lanes = [0; MAX_LANES];
     // SAFETY: there is room for the longest vector.
     unsafe { greatest.store_u32(lanes.as_mut_ptr()) };
-    let greatest = lanes.into_iter().fold(0, u32::max);
-    f32::from_bits((greatest ^ 1).rotate_right(1))
+    lanes.into_iter().fold(0, u32::max)
 }
 
 #[cfg(test)]

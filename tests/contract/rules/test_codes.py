@@ -207,6 +207,30 @@ def test_the_number_of_threads_does_not_matter(entry: Entry) -> None:
     assert_same_bits(results[2], results[0])
 
 
+@every_coded_class
+def test_training_goes_as_with_numbers(entry: Entry) -> None:
+    """A loss whose curvature, hence gradients and their squares, differ by orders of magnitude within a block.
+
+    Most rules are within 2% of the way; Adagrad's sum and slow momenta lose what a step adds to small numbers.
+    """
+    curvature = torch.logspace(-1.5, 0, 256).view(4, 64)
+    losses = []
+    for options in ({}, CODES):
+        p = Parameter(normal((4, 64), torch.float32, 1))
+        optimizer = entry.build([p], **options)
+        for _ in range(30):
+            optimizer.zero_grad()
+            loss = (curvature * (p - 0.5) ** 2).sum()
+            loss.backward()
+            losses.append(loss.item())
+            optimizer.step()
+    numbers, codes = losses[:30], losses[30:]
+    assert codes[0] == numbers[0] > numbers[-1]
+    assert abs(codes[-1] - numbers[-1]) < 0.15 * (numbers[0] - numbers[-1])
+    for _, name, state in coded(optimizer):
+        assert state.signed or state.codes.min() > 0, name  # no second moment has become zero
+
+
 def test_a_small_second_moment_does_not_become_zero() -> None:
     """Divided by the root of nothing, the momentum that is left would throw the weight off (arXiv 2309.01507)."""
     for backend in ("rust", "reference"):
