@@ -61,6 +61,10 @@ pub enum Problem {
     Step {
         value: f64,
     },
+    Selection {
+        found: String,
+        expected: String,
+    },
     Combination {
         param: &'static str,
         states: String,
@@ -134,6 +138,7 @@ impl fmt::Display for Problem {
             ),
             Overlaps { other } => write!(f, "shares memory with {other}, expected separate memory"),
             Step { value } => write!(f, "is {value:?}, expected a whole number of at least 0"),
+            Selection { found, expected } => write!(f, "is {found}, expected {expected}"),
             Combination {
                 param,
                 states,

@@ -61,6 +61,7 @@ ADAMW: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
 ADAM: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99)}
 DIFFGRAD: dict[str, Any] = ADAMW | {"lr": 6e-3, "decoupled_weight_decay": True}
 EGD: dict[str, Any] = {"lr": 1.0}
+FRUGAL: dict[str, Any] = ADAMW | {"lr": 1e-3}
 LION: dict[str, Any] = {"lr": 3e-4, "betas": (0.95, 0.98), "weight_decay": 1.0}
 MUON: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1}
 AUON: dict[str, Any] = {"lr": 5e-3}
@@ -80,6 +81,7 @@ OPTIMIZERS: dict[str, Factory] = {
     "adamw": of("ferrostep.optim.AdamW", **ADAMW),
     "adagrad_norm": of("ferrostep.optim.AdaGradNorm", **ADAGRAD_NORM),
     "egd": hidden_matrices("ferrostep.optim.EGD", **EGD),
+    "frugal": of("ferrostep.optim.FRUGAL", **FRUGAL),
     "lion": of("ferrostep.optim.Lion", **LION),
     "diffgrad": of("ferrostep.optim.DiffGrad", **DIFFGRAD),
     "nigt": of("ferrostep.optim.NIGT", **NIGT),

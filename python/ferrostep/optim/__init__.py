@@ -12,6 +12,8 @@ from ferrostep.optim.adamw import AdamW
 from ferrostep.optim.auon import AuON
 from ferrostep.optim.diffgrad import DiffGrad
 from ferrostep.optim.egd import EGD
+from ferrostep.optim.frugal import FRUGAL
+from ferrostep.optim.frugal_routing import FrugalParamGroups, frugal_param_groups
 from ferrostep.optim.hybrid_auon import HybridAuON
 from ferrostep.optim.lion import Lion
 from ferrostep.optim.muon import Muon
@@ -30,6 +32,7 @@ from ferrostep.optim.sophia_h import SophiaH
 
 __all__ = [
     "EGD",
+    "FRUGAL",
     "NIGT",
     "SAM",
     "SGD",
@@ -40,6 +43,7 @@ __all__ = [
     "Adamax",
     "AuON",
     "DiffGrad",
+    "FrugalParamGroups",
     "HybridAuON",
     "Lion",
     "Muon",
@@ -54,5 +58,6 @@ __all__ = [
     "RuleOptimizer",
     "SophiaG",
     "SophiaH",
+    "frugal_param_groups",
     "muon_param_groups",
 ]

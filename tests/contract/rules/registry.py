@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from ferrostep.optim import (
     EGD,
+    FRUGAL,
     NIGT,
     SGD,
     Adagrad,
@@ -149,6 +150,9 @@ ADAGRAD = DESCENT | {"lr_decay": 0.1, "initial_accumulator_value": 0.5}
 RMSPROP = DESCENT | {"alpha": 0.9}
 CENTERED = RMSPROP | {"centered": True, "momentum": 0.5}
 OF_ADAM = DESCENT | {"betas": (0.8, 0.95), "eps": 1e-7}
+FRUGAL_ADAMW = ADAMW | {"update_gap": 2, "state_free_lr_scale": 0.5}
+FRUGAL_SGDM = FRUGAL_ADAMW | {"selection": "randk", "inner": "sgdm", "state_free": "sgd"}
+OF_FRUGAL: Any = {"elementwise": False, "complex": False, "state": ""}
 LION = {"lr": 3e-3, "betas": (0.9, 0.97), "weight_decay": 0.2}
 
 ENTRIES = (
@@ -163,6 +167,8 @@ ENTRIES = (
     Entry("egd", EGD, EGD_MOMENTUM, state="momentum_buffer"),
     Entry("egd-plain", EGD, {"lr": 1e-2, "max_exponent": 1.0}, state=""),
     Entry("egd-adam", EGD, {"lr": 1e-2, "adam": True, "betas": (0.8, 0.95), "eps": 1e-7}),
+    Entry("frugal", FRUGAL, FRUGAL_ADAMW, **OF_FRUGAL),
+    Entry("frugal-randk", FRUGAL, FRUGAL_SGDM, **OF_FRUGAL),
     Entry("lion", Lion, LION, partial(lion_pytorch.Lion, **LION)),
     Entry("lion-maximize", Lion, LION | {"maximize": True}),
     Entry("lion-huber", Lion, LION | {"kappa": "huber", "kappa_param": 0.5}),
