@@ -240,5 +240,5 @@ def random_directions(of: int, rank: int, generator: torch.Generator) -> Tensor:
 
 
 ITERATIONS = 3
-"""Of the subspace, twice along the Gram matrix each: with a fourth of the directions more than are asked for, that holds
-99 % of what the exact one does even of white noise, where there is least to find."""
+"""Of the subspace, twice along the Gram matrix each: with a fourth of the directions more than are asked for, that
+holds 99 % of what the exact one does even of white noise, where there is least to find."""

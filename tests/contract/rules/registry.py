@@ -99,6 +99,8 @@ class Entry:
     exact: bool = True
     """Whether every instruction set gives the same bits, which products of matrices do not, and the reference the same
     but for a few roundings."""
+    has_one_rule: bool = True
+    """Whether all parameters of a group have the same rule, and their states from the first step on."""
     amplifies: bool = False
     """Whether it amplifies roundings by so much that the reference's numbers are only near."""
 
@@ -152,7 +154,7 @@ CENTERED = RMSPROP | {"centered": True, "momentum": 0.5}
 OF_ADAM = DESCENT | {"betas": (0.8, 0.95), "eps": 1e-7}
 FRUGAL_ADAMW = ADAMW | {"update_gap": 2, "state_free_lr_scale": 0.5}
 FRUGAL_SGDM = FRUGAL_ADAMW | {"selection": "randk", "inner": "sgdm", "state_free": "sgd"}
-OF_FRUGAL: Any = {"elementwise": False, "complex": False, "state": ""}
+OF_FRUGAL: Any = {"elementwise": False, "complex": False, "state": "", "has_one_rule": False}
 LION = {"lr": 3e-3, "betas": (0.9, 0.97), "weight_decay": 0.2}
 
 ENTRIES = (
