@@ -34,6 +34,25 @@ class SimplexRule:
 
     def __init__(self, rule: Rule, dim: int) -> None: ...
 
+class SelectedRule:
+    """A rule for parameters of 2 or more dimensions, of which ``inner`` updates the selected elements and ``rest`` the
+    others; without a ``rest`` they stay.
+
+    A parameter is a matrix of its first dimension against all others. ``of`` says of what the last state has the rising
+    numbers, in int32: ``"rows"`` or ``"columns"``, which makes matrices of the other states, of the selected rows or
+    columns; or it is ``"entries"``: a bit for each element, in uint8, the lowest first, and the others have one
+    dimension. ``rest`` has no states.
+    """
+
+    def __init__(self, inner: Rule, rest: Rule | None, of: str) -> None: ...
+
+def sample(of: int, count: int, seed: int, number: int, as_bits: bool) -> bytes:
+    """``count`` of the numbers below ``of``, chosen at random from a seed and a number beside it.
+
+    As rising int32 numbers, or as bits, the lowest of a byte first. ValueError for more than there are, or for 2**31
+    numbers or more.
+    """
+
 def hyperparameters(name: str, group: dict[str, Any]) -> dict[str, Any]:
     """The hyperparameters of a rule in a parameter group: those of the same name, and beta1, beta2, ... from its betas.
 
@@ -142,7 +161,7 @@ class Batch:
     def __init__(self, known: Known | None = None) -> None: ...
     def add(
         self,
-        rule: Rule | SimplexRule | MatrixRule | Stage,
+        rule: Rule | SimplexRule | SelectedRule | MatrixRule | Stage,
         params: list[Any],
         grads: list[Any],
         states: dict[str, list[Any]],

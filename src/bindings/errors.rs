@@ -62,6 +62,10 @@ pub enum Problem {
         value: f64,
         expected: &'static str,
     },
+    Selection {
+        found: String,
+        expected: String,
+    },
     Combination {
         param: &'static str,
         states: String,
@@ -149,6 +153,7 @@ impl fmt::Display for Problem {
             ),
             Overlaps { other } => write!(f, "shares memory with {other}, expected separate memory"),
             Number { value, expected } => write!(f, "is {value:?}, expected {expected}"),
+            Selection { found, expected } => write!(f, "is {found}, expected {expected}"),
             Combination {
                 param,
                 states,

@@ -18,6 +18,7 @@ mod parameters;
 mod reader;
 mod rules;
 mod scalar;
+mod selected;
 mod solve;
 mod view;
 
@@ -51,6 +52,8 @@ mod _core {
     use super::rules::{PyRule, SimplexRule, hyperparameters, rules};
     #[pymodule_export]
     use super::runtime::{adopt_openmp, available_cpus, isa, supported_isas, use_isa};
+    #[pymodule_export]
+    use super::selected::{SelectedRule, sample};
     #[pymodule_export]
     use super::solve::{Report, cagrad, min_norm, nash_mtl, pcgrad, upgrad};
 

@@ -10,6 +10,7 @@ use super::arguments::{extract, number, wrong_kind};
 use super::errors::Problem;
 use super::matrix::{self, MatrixRule, Stage};
 use super::parameters::{Inputs, Ledger, Tensors, Writes};
+use super::selected::{self, SelectedRule};
 use crate::kernels::elementwise::{
     self, AnyRule, HyperparameterKind, Hyperparameters, Rule as _, Source, Visitor, Work,
 };
@@ -17,7 +18,7 @@ use crate::kernels::matrix::Step;
 
 /// An element-wise update rule with its hyperparameters.
 #[pyclass(frozen, name = "Rule", module = "ferrostep._core")]
-pub struct PyRule(AnyRule);
+pub struct PyRule(pub(super) AnyRule);
 
 #[pymethods]
 impl PyRule {
@@ -145,6 +146,9 @@ pub fn add(ledger: &mut Ledger, rule: &Bound<'_, PyAny>, inputs: &Inputs<'_>) ->
     if let Ok(rule) = rule.cast::<SimplexRule>() {
         let SimplexRule { rule, dim } = *rule.get();
         return rule.visit(AddRows { ledger, inputs, dim }).map(Update::Elements);
+    }
+    if let Ok(rule) = rule.cast::<SelectedRule>() {
+        return selected::add(ledger, rule.get(), inputs).map(Update::Elements);
     }
     if let Ok(rule) = rule.cast::<MatrixRule>() {
         return matrix::add(ledger, rule.get(), inputs).map(Update::Matrices);

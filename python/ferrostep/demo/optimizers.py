@@ -73,6 +73,7 @@ ADAM: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99)}
 DIFFGRAD: dict[str, Any] = ADAMW | {"lr": 6e-3, "decoupled_weight_decay": True}
 EGD: dict[str, Any] = {"lr": 1.0}
 EGD_ADAM: dict[str, Any] = {"lr": 0.03, "adam": True}
+FRUGAL: dict[str, Any] = ADAMW | {"lr": 1e-3}
 GD: dict[str, Any] = {"lr": 1.0}
 LION: dict[str, Any] = {"lr": 3e-4, "betas": (0.95, 0.98), "weight_decay": 1.0}
 LION_NORM: dict[str, Any] = LION | {"lr": 0.03, "weight_decay": 0.01}
@@ -98,6 +99,7 @@ OPTIMIZERS: dict[str, Factory] = {
     "adamw_int8": of("ferrostep.optim.AdamW", **ADAMW, state_dtype="int8"),
     "egd": hidden_matrices("ferrostep.optim.EGD", **EGD),
     "egd_adam": hidden_matrices("ferrostep.optim.EGD", **EGD_ADAM),
+    "frugal": of("ferrostep.optim.FRUGAL", **FRUGAL),
     "gd": of("ferrostep.optim.SGD", **GD),
     "lion": of("ferrostep.optim.Lion", **LION),
     "lion_deadzone": of("ferrostep.optim.Lion", **LION, kappa="deadzone", kappa_param=1e-3),

@@ -12,6 +12,8 @@ from ferrostep.optim.adamw import AdamW
 from ferrostep.optim.auon import AuON
 from ferrostep.optim.diffgrad import DiffGrad
 from ferrostep.optim.egd import EGD
+from ferrostep.optim.frugal import FRUGAL
+from ferrostep.optim.frugal_routing import FrugalParamGroups, frugal_param_groups
 from ferrostep.optim.hybrid_auon import HybridAuON
 from ferrostep.optim.lion import Lion
 from ferrostep.optim.memory import MemoryPart, MemoryPlan, memory_plan
@@ -33,6 +35,7 @@ from ferrostep.optim.storm import STORM
 
 __all__ = [
     "EGD",
+    "FRUGAL",
     "NIGT",
     "SAM",
     "SGD",
@@ -44,6 +47,7 @@ __all__ = [
     "Adamax",
     "AuON",
     "DiffGrad",
+    "FrugalParamGroups",
     "HybridAuON",
     "Lion",
     "MemoryPart",
@@ -61,6 +65,7 @@ __all__ = [
     "RuleOptimizer",
     "SophiaG",
     "SophiaH",
+    "frugal_param_groups",
     "memory_plan",
     "muon_param_groups",
 ]

@@ -117,6 +117,11 @@ class Gathered(NamedTuple):
         if isinstance(state, Codes):
             checks.codes(place, state, p, scale=self._place(scale_of(name), i))
             return
+        if name in self.rule.whole_numbers:
+            checks.tensor(place, state)
+            dtype = self.rule.whole_numbers[name]
+            checks.like(place, state, p, shape=self.rule.state_shape(name, p), dtype=dtype)
+            return
         checks.readable(place, state, pairs=p.is_complex())
         checks.like(place, state, p, shape=self.rule.state_shape(name, p), dtype=p.dtype if p.is_complex() else None)
         if (state.dtype in DOUBLE) != (p.dtype in DOUBLE):

@@ -36,7 +36,18 @@ class Routes(tuple[Route, ...]):
         return "\n".join("  ".join([*(x.ljust(w) for x, w in zip(row, widths, strict=False)), row[3]]) for row in rows)
 
 
-class MuonParamGroups(list[dict[str, Any]]):
+class RoutedGroups(list[dict[str, Any]]):
+    """Parameter groups with the routes that made them; printed, a table of who goes where."""
+
+    def __init__(self, groups: Iterable[dict[str, Any]], routes: Sequence[Route]) -> None:
+        super().__init__(groups)
+        self.routes = Routes(routes)
+
+    def __str__(self) -> str:
+        return str(self.routes)
+
+
+class MuonParamGroups(RoutedGroups):
     """Parameter groups for :class:`ferrostep.optim.MuonWithAuxAdamW`; printed, a table of who goes where.
 
     Args:
@@ -52,13 +63,6 @@ class MuonParamGroups(list[dict[str, Any]]):
         weight     2x4    Muon       matrix
         bias       2      AdamW      bias, position or token
     """
-
-    def __init__(self, groups: Iterable[dict[str, Any]], routes: Sequence[Route]) -> None:
-        super().__init__(groups)
-        self.routes = Routes(routes)
-
-    def __str__(self) -> str:
-        return str(self.routes)
 
 
 @suggesting

@@ -82,6 +82,8 @@ class Rule(NamedTuple):
     """What that sum is over."""
     signed: Mapping[str, bool] = MappingProxyType({})
     """The states that can be codes of 8 bits, and whether these are to stand for negative numbers, too."""
+    whole_numbers: Mapping[str, torch.dtype] = MappingProxyType({})
+    """States that are no numbers of the arithmetic, with their dtype."""
     noise: float = 0.0
     """Each parameter is multiplied, after the rule, by the exponential of a normal number times this."""
     product: str | None = None

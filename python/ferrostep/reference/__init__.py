@@ -16,6 +16,7 @@ from ferrostep.reference.codes import Codes
 from ferrostep.reference.diffgrad import diffgrad
 from ferrostep.reference.egd import egd
 from ferrostep.reference.engine import ReferenceFactor, ReferenceRule, apply, updates
+from ferrostep.reference.frugal import averaged_descent, descent, frugal, only_decay, sign_descent
 from ferrostep.reference.lion import lion, lion_k, lion_k_sum
 from ferrostep.reference.muon import matrices, muon
 from ferrostep.reference.nadam import nadam, nadam_factor
@@ -50,9 +51,12 @@ __all__ = [
     "ascent",
     "ascent_sum",
     "auon",
+    "averaged_descent",
     "blend",
+    "descent",
     "diffgrad",
     "egd",
+    "frugal",
     "hessian_estimate",
     "hessian_product",
     "hessian_square",
@@ -68,6 +72,7 @@ __all__ = [
     "nigt",
     "nigt_sum",
     "on_simplex",
+    "only_decay",
     "optimistic_adam",
     "optimistic_md",
     "optimistic_md_adaptive",
@@ -75,6 +80,7 @@ __all__ = [
     "radam",
     "rmsprop",
     "sgd",
+    "sign_descent",
     "sophia",
     "storm",
     "storm_adaptive",

@@ -125,7 +125,7 @@ def updates(
         p = _joined(param, compensation)
     elif rounding == "master" and compensation is not None:
         p = _unless_changed(compensation, param)
-    numbers = tuple(s.decode() if isinstance(s, Codes) else s.to(work, copy=copy) for s in states)
+    numbers = tuple(_as_numbers(s, work, copy=copy) for s in states)
     g, known = scaled(grad.to(work), factor), [x for x in (total, product) if x is not None]
     # A parameter without dimensions would take those and the dtype of a number that is a tensor.
     told = {name: x.squeeze().to(work) if isinstance(x, Tensor) else x for name, x in hyperparameters.items()}
@@ -139,7 +139,7 @@ def updates(
         pair
         for state, old, new in zip(states, numbers, new_states, strict=True)
         for pair in stored(state, new)
-        if new is not old or isinstance(state, Tensor)  # codes that are only read stay as they are
+        if new is not old or (isinstance(state, Tensor) and state.is_floating_point())  # what is only read stays
     ]
     if rounding == "stochastic":
         return [*changed, (param, _round_stochastically(p, param.dtype, order, stream))]
@@ -149,6 +149,13 @@ def updates(
         return [*changed, (param, p.to(param.dtype)), (compensation, p)]
     rounded, rest = _split(p) if rounding == "split" else _rounded_with_loss(p, param.dtype)
     return [*changed, (param, rounded), (compensation, rest)]
+
+
+def _as_numbers(state: Tensor | Codes, work: torch.dtype, *, copy: bool) -> Tensor:
+    """A state as a rule takes it: in the arithmetic's type, unless it is of whole numbers."""
+    if isinstance(state, Codes):
+        return state.decode()
+    return state.to(work, copy=copy) if state.is_floating_point() else state
 
 
 def stored(state: Tensor | Codes, new: Tensor) -> list[tuple[Tensor, Tensor]]:

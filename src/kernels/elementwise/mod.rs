@@ -9,6 +9,7 @@ mod declared;
 mod disturb;
 mod finite;
 mod largest;
+mod selected;
 mod simplex;
 mod sums;
 mod sweep;
@@ -24,6 +25,7 @@ pub mod blend;
 pub mod diagonal;
 pub mod diffgrad;
 pub mod egd;
+pub mod frugal;
 pub mod lion;
 pub mod lion_norms;
 pub mod nadam;
@@ -43,6 +45,7 @@ pub use declared::{ByName, Declaration, HyperparameterKind, Hyperparameters, Sou
 use declared::{hyperparameters, rules};
 pub use disturb::Disturbance;
 pub use finite::{Values, all_finite};
+pub use selected::{Bits, Piece, SelectedUpdates, Selection, piece, sample};
 pub use simplex::SimplexUpdates;
 pub use sums::{Summed, squared_norms};
 use sweep::{Kernel, Span};
@@ -69,6 +72,10 @@ rules! {
     egd::Egd,
     egd::EgdMomentum,
     egd::EgdAdam,
+    frugal::AveragedDescent,
+    frugal::Descent,
+    frugal::OnlyDecay,
+    frugal::SignDescent,
     lion::Lion,
     lion::LionDeadZone,
     lion::LionHuber,
@@ -146,12 +153,49 @@ pub trait Rule<const N: usize>: Copy + Send + Sync + 'static {
     }
 }
 
-/// One parameter with the rule for it and the code for its types.
-struct Slot<R, const N: usize> {
-    rule: R,
+/// The code of a rule for a parameter's types.
+#[derive(Clone, Copy)]
+struct Code<R, const N: usize> {
     kernel: Kernel<R, N>,
     /// Whether the kernel is one for [`tiles`].
     in_tiles: bool,
+}
+
+impl<R: Rule<N>, const N: usize> Code<R, N> {
+    fn of(buffers: &Buffers<N>) -> Result<Self, Unsupported> {
+        if buffers.grad_dtype.arithmetic() != buffers.dtype.arithmetic() {
+            return Err(Unsupported);
+        }
+        let direct = buffers
+            .state_dtype()
+            .and_then(|dtype| kernel(buffers.dtype, dtype, buffers.rounding).ok());
+        Ok(Code {
+            kernel: direct.map_or_else(|| tiles::kernel_of(buffers), Ok)?,
+            in_tiles: direct.is_none(),
+        })
+    }
+
+    /// Updates a part of a parameter and returns what the rule counted.
+    ///
+    /// # Safety
+    /// The buffers are valid for `len` elements of the types that the code is for, and nobody else has them.
+    unsafe fn run(&self, rule: &R, part: &Buffers<N>, scale: f64, noise: Noise) -> u32 {
+        // SAFETY: the caller's promise is the same.
+        unsafe {
+            if self.in_tiles {
+                tiles::run(self.kernel, rule, part, scale, noise)
+            } else {
+                let state = part.state.map(|state| state.data);
+                (self.kernel)(rule, &Span::new(part, state, scale, noise))
+            }
+        }
+    }
+}
+
+/// One parameter with the rule for it and the code for its types.
+struct Slot<R, const N: usize> {
+    rule: R,
+    code: Code<R, N>,
     buffers: Buffers<N>,
     /// Elements of a row that is summed by itself, if rows are.
     row: Option<usize>,
@@ -240,21 +284,13 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
         row: Option<usize>,
         block: usize,
     ) -> Result<(), Unsupported> {
-        if buffers.grad_dtype.arithmetic() != buffers.dtype.arithmetic() {
-            return Err(Unsupported);
-        }
         let in_codes = buffers.state.iter().any(|state| state.dtype().is_none());
         if R::TAKES_LARGEST && in_codes {
             return Err(Unsupported); // no scale is to be of two rules' elements
         }
-        let direct = buffers
-            .state_dtype()
-            .and_then(|dtype| kernel(buffers.dtype, dtype, buffers.rounding).ok());
-        let kernel = direct.map_or_else(|| tiles::kernel_of(&buffers), Ok)?;
         self.slots.push(Slot {
             rule,
-            kernel,
-            in_tiles: direct.is_none(),
+            code: Code::of(&buffers)?,
             buffers,
             row,
             block,
@@ -304,16 +340,9 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
         };
         let counter = start.next_multiple_of(2) as u32;
         let noise = Noise { key, counter };
-        // SAFETY: `push` got buffers valid for `len` elements and chose the kernel for their types; the part lies
-        // within them, and nobody else has it.
-        unsafe {
-            if slot.in_tiles {
-                tiles::run(slot.kernel, rule, part, self.scale, noise)
-            } else {
-                let state = part.state.map(|state| state.data);
-                (slot.kernel)(rule, &Span::new(part, state, self.scale, noise))
-            }
-        }
+        // SAFETY: `push` got buffers valid for `len` elements and chose the code for their types; the part lies within
+        // them, and nobody else has it.
+        unsafe { slot.code.run(rule, part, self.scale, noise) }
     }
 
     /// Sums and updates the rows of a block one by one, while each is in the cache.

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from ferrostep.optim import (
     EGD,
+    FRUGAL,
     NIGT,
     SGD,
     STORM,
@@ -132,6 +133,8 @@ class Entry:
     exact: bool = True
     """Whether every instruction set gives the same bits, which products of matrices do not, and the reference the same
     but for a few roundings."""
+    has_one_rule: bool = True
+    """Whether all parameters of a group have the same rule, and their states from the first step on."""
     amplifies: bool = False
     """Whether it amplifies roundings by so much that the reference's numbers are only near."""
 
@@ -189,7 +192,10 @@ ADAGRAD = DESCENT | {"lr_decay": 0.1, "initial_accumulator_value": 0.5}
 RMSPROP = DESCENT | {"alpha": 0.9}
 CENTERED = RMSPROP | {"centered": True, "momentum": 0.5}
 OF_ADAM = DESCENT | {"betas": (0.8, 0.95), "eps": 1e-7}
+FRUGAL_ADAMW = ADAMW | {"update_gap": 2, "state_free_lr_scale": 0.5}
+FRUGAL_SGDM = FRUGAL_ADAMW | {"selection": "randk", "inner": "sgdm", "state_free": "sgd"}
 NADAM = OF_ADAM | {"momentum_decay": 0.02, "decoupled_weight_decay": True}
+OF_FRUGAL: Any = {"elementwise": False, "complex": False, "state": "", "has_one_rule": False}
 LION = {"lr": 3e-3, "betas": (0.9, 0.97), "weight_decay": 0.2}
 
 ENTRIES = (
@@ -205,6 +211,8 @@ ENTRIES = (
     Entry("egd-plain", EGD, {"lr": 1e-2, "max_exponent": 1.0}, state=""),
     Entry("egd-adam", EGD, {"lr": 1e-2, "adam": True, "betas": (0.8, 0.95), "eps": 1e-7}),
     Entry("egd-free", EGD, EGD_MOMENTUM | {"update": "eg+-", "hypentropy_beta": 0.3}, state="momentum_buffer"),
+    Entry("frugal", FRUGAL, FRUGAL_ADAMW, **OF_FRUGAL),
+    Entry("frugal-randk", FRUGAL, FRUGAL_SGDM, **OF_FRUGAL),
     Entry("lion", Lion, LION, partial(lion_pytorch.Lion, **LION)),
     Entry("lion-maximize", Lion, LION | {"maximize": True}),
     Entry("lion-huber", Lion, LION | {"kappa": "huber", "kappa_param": 0.5}),

@@ -1,0 +1,446 @@
+//! Matrices of which one rule updates selected elements, with states for these only, and a rule without states the
+//! others: in one pass, a stretch of the parameter at a time, while it is in the cache.
+
+use super::{BLOCK, Code, Rule, Unsupported, Work};
+use crate::kernels::storage::{Buffers, Rounding, State};
+use crate::kernels::vector::Noise;
+
+/// Elements that are visited at once where single elements are gathered: with the gathered ones they stay in the nearest
+/// caches.
+const STRETCH: usize = 8192;
+
+/// A rule with the code for a parameter's types, whatever its number of states.
+pub trait Piece: Send + Sync {
+    /// # Safety
+    /// The buffers and states, as many as the rule has, are valid for `len` elements of the types that the piece was
+    /// made for, and nobody else has them.
+    unsafe fn run(&self, part: &Buffers<0>, states: &[State], scale: f64, noise: Noise);
+}
+
+struct OfTypes<R, const N: usize> {
+    rule: R,
+    code: Code<R, N>,
+}
+
+/// A rule for the types of a parameter and its states. Refuses other numbers of states, combinations of types that have
+/// no kernel, and rules that take more than elements.
+pub fn piece<R: Rule<N>, const N: usize>(
+    rule: R,
+    buffers: &Buffers<0>,
+    states: &[State],
+) -> Result<Box<dyn Piece>, Unsupported> {
+    let states: [State; N] = states.try_into().map_err(|_| Unsupported)?;
+    if R::SUMMED.is_some() || R::COUNTS {
+        return Err(Unsupported);
+    }
+    let code = Code::of(&buffers.with_states(states))?;
+    Ok(Box::new(OfTypes { rule, code }))
+}
+
+impl<R: Rule<N>, const N: usize> Piece for OfTypes<R, N> {
+    unsafe fn run(&self, part: &Buffers<0>, states: &[State], scale: f64, noise: Noise) {
+        let states: [State; N] = states.try_into().expect("as many states as the rule has");
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.code.run(&self.rule, &part.with_states(states), scale, noise) };
+    }
+}
+
+/// Which elements of a matrix are selected.
+pub enum Selection {
+    /// Whole rows, by rising numbers.
+    Rows(Vec<u32>),
+    /// Whole columns, by rising numbers.
+    Columns(Vec<u32>),
+    /// Single elements, by their bits.
+    Entries(Bits),
+}
+
+/// A bit for each element, the lowest of a byte first.
+pub struct Bits {
+    data: *const u8,
+    /// For each block, how many are set before it.
+    before: Vec<usize>,
+}
+
+impl Bits {
+    /// The bits of `len` elements at `data`, with the number of those that are set. None if bits beyond are set.
+    ///
+    /// # Safety
+    /// `data` is valid for reading a bit for each element, now and while the bits live.
+    pub unsafe fn new(data: *const u8, len: usize) -> Option<(Bits, usize)> {
+        let bytes = match len {
+            0 => &[][..],
+            // SAFETY: the caller's promise.
+            _ => unsafe { std::slice::from_raw_parts(data, len.div_ceil(8)) },
+        };
+        if !len.is_multiple_of(8) && bytes.last().is_some_and(|last| last >> (len % 8) != 0) {
+            return None;
+        }
+        let (mut before, mut count) = (Vec::with_capacity(len / BLOCK + 1), 0);
+        for block in bytes.chunks(BLOCK / 8) {
+            before.push(count);
+            count += block.iter().map(|byte| byte.count_ones() as usize).sum::<usize>();
+        }
+        Some((Bits { data, before }, count))
+    }
+
+    /// Puts the places, within the stretch, of the elements that are set from `start`, a multiple of 8, on.
+    fn places(&self, start: usize, len: usize, places: &mut Vec<u32>) {
+        places.clear();
+        // SAFETY: the maker's promise.
+        let bytes = unsafe { std::slice::from_raw_parts(self.data.add(start / 8), len.div_ceil(8)) };
+        for (first, &byte) in (0..).step_by(8).zip(bytes) {
+            let mut left = byte;
+            while left != 0 {
+                places.push(first + left.trailing_zeros());
+                left &= left - 1;
+            }
+        }
+    }
+}
+
+struct Slot {
+    inner: Box<dyn Piece>,
+    rest: Option<Box<dyn Piece>>,
+    selection: Selection,
+    buffers: Buffers<0>,
+    /// Those of the selected elements, one after the other.
+    states: Vec<State>,
+    columns: usize,
+    /// Elements of a block: whole rows, unless single elements are selected.
+    block: usize,
+    first_block: usize,
+}
+
+// SAFETY: the pointers are used by `run` only, for disjoint blocks, while the maker of the updates keeps them valid.
+unsafe impl Send for Slot {}
+// SAFETY: as above.
+unsafe impl Sync for Slot {}
+
+/// Matrices about to be updated.
+#[derive(Default)]
+pub struct SelectedUpdates {
+    slots: Vec<Slot>,
+    blocks: usize,
+    elements: usize,
+    /// Multiplies the gradients; 1 where nothing is said.
+    scale: Option<f64>,
+}
+
+impl SelectedUpdates {
+    /// Adds a matrix of so many columns: `inner` is for the selected elements, `rest`, if there is one, for the others.
+    ///
+    /// # Safety
+    /// As for [`super::Updates::push`], and the states are valid for the selected elements. These lie within the matrix;
+    /// both pieces are for the types of the buffers, and `inner` has these states.
+    pub unsafe fn push(
+        &mut self,
+        inner: Box<dyn Piece>,
+        rest: Option<Box<dyn Piece>>,
+        selection: Selection,
+        buffers: Buffers<0>,
+        states: Vec<State>,
+        columns: usize,
+    ) {
+        let block = match selection {
+            Selection::Entries(_) => BLOCK,
+            _ => (BLOCK / columns.max(1)).max(1) * columns.max(1),
+        };
+        self.slots.push(Slot {
+            inner,
+            rest,
+            selection,
+            buffers,
+            states,
+            columns,
+            block,
+            first_block: self.blocks,
+        });
+        self.blocks += buffers.len.div_ceil(block);
+        self.elements += buffers.len;
+    }
+}
+
+impl Work for SelectedUpdates {
+    fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    fn elements(&self) -> usize {
+        self.elements
+    }
+
+    fn scale(&mut self, factor: f64) {
+        self.scale = Some(factor);
+    }
+
+    fn first_blocks(&self) -> Vec<usize> {
+        self.slots.iter().map(|slot| slot.first_block).collect()
+    }
+
+    fn run(&self, index: usize) -> u32 {
+        let slot = &self.slots[self.slots.partition_point(|slot| slot.first_block <= index) - 1];
+        let block = index - slot.first_block;
+        let start = block * slot.block;
+        let visit = Visit {
+            slot,
+            start,
+            end: (start + slot.block).min(slot.buffers.len),
+            scale: self.scale.unwrap_or(1.0),
+        };
+        // SAFETY: `push` got what is valid; the block lies within it, and nobody else has it.
+        unsafe {
+            match &slot.selection {
+                Selection::Rows(rows) => visit.rows(rows),
+                Selection::Columns(columns) => visit.columns(columns),
+                Selection::Entries(bits) => visit.entries(bits, bits.before[block]),
+            }
+        }
+        0
+    }
+}
+
+/// A block on its way through.
+struct Visit<'a> {
+    slot: &'a Slot,
+    start: usize,
+    end: usize,
+    scale: f64,
+}
+
+/// Safety of all: the block is valid, and nobody else has it.
+impl Visit<'_> {
+    unsafe fn rows(&self, selected: &[u32]) {
+        let columns = self.slot.columns;
+        let (mut row, end) = (self.start / columns, self.end / columns);
+        let mut rank = selected.partition_point(|&each| (each as usize) < row);
+        while row < end {
+            let (first, before) = (row, rank);
+            while row < end && selected.get(rank).is_some_and(|&each| each as usize == row) {
+                (row, rank) = (row + 1, rank + 1);
+            }
+            if row > first {
+                let part = self.slot.buffers.part(first * columns, (row - first) * columns);
+                // SAFETY: the caller's promise; so many rows before these have states.
+                unsafe { self.inner(&part, before * columns, first * columns) };
+                continue;
+            }
+            row = selected.get(rank).map_or(end, |&each| end.min(each as usize));
+            // SAFETY: the caller's promise.
+            unsafe { self.rest(first * columns, row * columns) };
+        }
+    }
+
+    unsafe fn columns(&self, selected: &[u32]) {
+        let columns = self.slot.columns;
+        let mut room = Room::default();
+        let stretch = (STRETCH / columns).max(1) * columns;
+        for start in (self.start..self.end).step_by(stretch) {
+            let end = self.end.min(start + stretch);
+            let rank = start / columns * selected.len();
+            // SAFETY: the caller's promise.
+            unsafe { self.stretch(start, end, columns, selected, rank, &mut room) };
+        }
+    }
+
+    unsafe fn entries(&self, bits: &Bits, mut rank: usize) {
+        let (mut room, mut places) = (Room::default(), Vec::new());
+        for start in (self.start..self.end).step_by(STRETCH) {
+            let end = self.end.min(start + STRETCH);
+            bits.places(start, end - start, &mut places);
+            // SAFETY: the caller's promise.
+            unsafe { self.stretch(start, end, end - start, &places, rank, &mut room) };
+            rank += places.len();
+        }
+    }
+
+    /// Updates elements from `start` to `end`, of whose rows, of so many elements, those at `places` are selected; there
+    /// are `rank` selected ones before them.
+    unsafe fn stretch(
+        &self,
+        start: usize,
+        end: usize,
+        row: usize,
+        places: &[u32],
+        rank: usize,
+        room: &mut Room,
+    ) {
+        let part = self.slot.buffers.part(start, end - start);
+        let places = Places {
+            of_row: places,
+            row,
+            rows: (end - start) / row,
+        };
+        // SAFETY: the caller's promise; the room is made large enough.
+        unsafe {
+            let gathered = room.gather(&part, &places);
+            self.rest(start, end);
+            self.inner(&gathered, rank, start);
+            room.scatter(&part, &places);
+        }
+    }
+
+    /// Random numbers that no other part of the parameter has, for the part from element `start` on.
+    fn noise(&self, start: u64) -> Noise {
+        match self.slot.buffers.rounding {
+            Rounding::Stochastic { stream } => Noise {
+                key: Noise::key(stream, start),
+                counter: 0,
+            },
+            _ => Noise::NONE,
+        }
+    }
+
+    unsafe fn inner(&self, part: &Buffers<0>, rank: usize, start: usize) {
+        let noise = self.noise(!(start as u64));
+        let mut states = [State::float(std::ptr::null_mut(), part.dtype); MOST_STATES];
+        for (state, own) in states.iter_mut().zip(&self.slot.states) {
+            *state = own.from(rank);
+        }
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.slot
+                .inner
+                .run(part, &states[..self.slot.states.len()], self.scale, noise)
+        };
+    }
+
+    unsafe fn rest(&self, start: usize, end: usize) {
+        let noise = self.noise(start as u64);
+        if let Some(rest) = &self.slot.rest {
+            // SAFETY: the caller's promise.
+            unsafe {
+                rest.run(
+                    &self.slot.buffers.part(start, end - start),
+                    &[],
+                    self.scale,
+                    noise,
+                )
+            };
+        }
+    }
+}
+
+/// States of a rule, at most.
+const MOST_STATES: usize = 4;
+
+/// Which elements of a stretch are selected: the same of each row.
+struct Places<'a> {
+    of_row: &'a [u32],
+    row: usize,
+    rows: usize,
+}
+
+/// Where the selected elements of a stretch lie one after the other.
+#[derive(Default)]
+struct Room {
+    param: Vec<u64>,
+    grad: Vec<u64>,
+    compensation: Vec<u64>,
+}
+
+impl Room {
+    /// # Safety
+    /// The part is valid for reading.
+    unsafe fn gather(&mut self, part: &Buffers<0>, places: &Places<'_>) -> Buffers<0> {
+        let kept = size_of_kept(part);
+        // SAFETY: the caller's promise.
+        unsafe {
+            Buffers {
+                len: places.of_row.len() * places.rows,
+                param: gathered(part.param, part.dtype.size(), places, &mut self.param),
+                grad: gathered(part.grad, part.grad_dtype.size(), places, &mut self.grad),
+                compensation: gathered(part.compensation, kept, places, &mut self.compensation),
+                ..*part
+            }
+        }
+    }
+
+    /// # Safety
+    /// The part is valid for writing, and nobody else has it.
+    unsafe fn scatter(&self, part: &Buffers<0>, places: &Places<'_>) {
+        let kept = size_of_kept(part);
+        // SAFETY: the caller's promise.
+        unsafe {
+            scattered(&self.param, part.param, part.dtype.size(), places);
+            scattered(&self.compensation, part.compensation, kept, places);
+        }
+    }
+}
+
+/// The bytes of an element that makes up for rounding.
+fn size_of_kept(part: &Buffers<0>) -> usize {
+    match part.rounding {
+        Rounding::Nearest | Rounding::Stochastic { .. } => 0,
+        rounding => rounding.compensation_size(part.dtype),
+    }
+}
+
+/// # Safety
+/// `from` is valid for reading elements of `size` bytes at the places.
+unsafe fn gathered(from: *const u8, size: usize, places: &Places<'_>, room: &mut Vec<u64>) -> *mut u8 {
+    let bytes = places.of_row.len() * places.rows * size;
+    room.resize(room.len().max(bytes.div_ceil(8)), 0);
+    let to = room.as_mut_ptr().cast();
+    // SAFETY: the caller's promise, and there is room.
+    unsafe {
+        match size {
+            2 => move_elements::<u16, true>(from.cast_mut().cast(), to as *mut u16, places),
+            4 => move_elements::<u32, true>(from.cast_mut().cast(), to as *mut u32, places),
+            8 => move_elements::<u64, true>(from.cast_mut().cast(), to as *mut u64, places),
+            _ => debug_assert_eq!(size, 0, "no elements have such a size"),
+        }
+    }
+    room.as_mut_ptr().cast()
+}
+
+/// # Safety
+/// `to` is valid for writing elements of `size` bytes at the places, and `room` holds as many.
+unsafe fn scattered(room: &[u64], to: *mut u8, size: usize, places: &Places<'_>) {
+    let from = room.as_ptr().cast_mut();
+    // SAFETY: the caller's promise.
+    unsafe {
+        match size {
+            2 => move_elements::<u16, false>(to.cast(), from.cast(), places),
+            4 => move_elements::<u32, false>(to.cast(), from.cast(), places),
+            8 => move_elements::<u64, false>(to.cast(), from.cast(), places),
+            _ => debug_assert_eq!(size, 0, "no elements have such a size"),
+        }
+    }
+}
+
+/// Copies elements from their places to where they are together, or back.
+///
+/// # Safety
+/// `apart` is valid at the places and `together` for as many elements.
+unsafe fn move_elements<T: Copy, const GATHERS: bool>(
+    apart: *mut T,
+    mut together: *mut T,
+    places: &Places<'_>,
+) {
+    for row in 0..places.rows {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let apart = apart.add(row * places.row);
+            for (i, &place) in places.of_row.iter().enumerate() {
+                match GATHERS {
+                    true => *together.add(i) = *apart.add(place as usize),
+                    false => *apart.add(place as usize) = *together.add(i),
+                }
+            }
+            together = together.add(places.of_row.len());
+        }
+    }
+}
+
+/// `count` of the numbers below `of`, rising: each such choice is as likely as any other. It depends on the key alone.
+/// Knuth's selection sampling (The Art of Computer Programming, 3.4.2, Algorithm S).
+pub fn sample(of: u64, count: u64, key: u64) -> impl Iterator<Item = u64> {
+    let mut missing = count;
+    (0..of).filter(move |&number| {
+        let drawn = u128::from(Noise::key(key, number));
+        let is_chosen = (drawn * u128::from(of - number)) >> 64 < u128::from(missing);
+        missing -= u64::from(is_chosen);
+        is_chosen
+    })
+}
