@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from ferrostep import _core
 from ferrostep.optim import Adam, NAdam
 from tests.contract.rules.registry import NADAM
 from tests.contract.training import assert_close, assert_same_bits, bits, copies, parameters, set_gradients, train
@@ -94,6 +95,20 @@ def test_adams_state_has_no_product() -> None:
     with pytest.raises(KeyError, match="has exp_avg, exp_avg_sq, step, but no mu_product: it is another rule's"):
         optimizer.load_state_dict(adam.state_dict())
     assert not optimizer.state
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [("NAdam", None, "has the product mu_product, got none"), ("RAdam", "mu_product", "has no product, got one")],
+)
+def test_a_rule_gets_the_product_that_it_has(name: str, given: str | None, message: str) -> None:
+    group = {"lr": 0.1, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.0, "momentum_decay": 0.0}
+    flags = {"decoupled_weight_decay": False, "maximize": False}
+    rule = _core.Rule(name, _core.hyperparameters(name, group | flags))
+    p, g, m, v = torch.ones(4, 3).unbind()
+    product = None if given is None else (given, [torch.ones(())])
+    with pytest.raises(ValueError, match=message):
+        _core.Batch().add(rule, [p], [g], {"exp_avg": [m], "exp_avg_sq": [v]}, step=1, product=product)
 
 
 def checkpoint(changed: Any) -> tuple[Any, dict[str, Any]]:
