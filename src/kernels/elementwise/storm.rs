@@ -39,24 +39,27 @@ hyperparameters! {
     }
 }
 
-/// A step with what is worked out once.
+/// A step with what is worked out once, of `scale` times the momentum.
 #[derive(Clone, Copy, Debug)]
 pub struct Step {
-    options: Storm,
-    /// Multiplies the momentum.
+    of_transport: f64,
+    /// Multiplies the momentum of before with its transport.
+    of_past: f64,
+    of_grad: f64,
     scale: f64,
     /// Multiplies the weight decay.
     rate: f64,
+    weight_decay: f64,
 }
 
+/// Knows the momentum's norm.
 #[derive(Clone, Copy, Debug)]
 pub struct Normalized(Step);
 
-#[derive(Clone, Copy, Debug)]
-pub struct Plain(Step);
-
+/// Knows the gradients' squares.
 #[derive(Clone, Copy, Debug)]
 pub struct Adaptive {
+    lr: f64,
     accumulated: f64,
     step: Step,
 }
@@ -66,35 +69,28 @@ const STATES: [&str; 2] = ["momentum_buffer", "transport"];
 
 impl Storm {
     fn step(self) -> Step {
+        let sign = if self.maximize { -1.0 } else { 1.0 };
+        let (of_past, share) = match (self.begins, self.difference) {
+            (true, _) => (0.0, 1.0),
+            (_, true) => (1.0 - self.eta, 1.0), // the past loses the gradient that it would keep
+            (_, false) => (1.0 - self.eta, self.eta),
+        };
         Step {
-            options: self,
+            of_transport: if self.difference { -sign } else { sign },
+            of_past,
+            of_grad: sign * share,
             scale: self.lr,
             rate: self.lr,
-        }
-    }
-
-    /// The new momentum.
-    #[inline(always)]
-    fn momentum<V: Vector>(&self, g: V, [d, transport]: [V; 2]) -> V {
-        let (g, transport) = if self.maximize {
-            (-g, -transport)
-        } else {
-            (g, transport)
-        };
-        match (self.begins, self.difference) {
-            (true, _) => g,
-            (_, true) => (d - transport) * (1.0 - self.eta) + g,
-            (_, false) => (d + transport) * (1.0 - self.eta) + g * self.eta,
+            weight_decay: self.weight_decay,
         }
     }
 }
 
 impl Step {
+    /// The new momentum.
     #[inline(always)]
-    fn update<V: Vector>(&self, x: V, g: V, [d, transport]: [V; 2]) -> (V, [V; 2]) {
-        let d = self.options.momentum(g, [d, transport]);
-        let x = x * (1.0 - self.rate * self.options.weight_decay) + d * -self.scale;
-        (x, [d, transport])
+    fn momentum<V: Vector>(&self, g: V, [d, transport]: [V; 2]) -> V {
+        (d + transport * self.of_transport) * self.of_past + g * self.of_grad
     }
 }
 
@@ -110,13 +106,13 @@ impl Hyperparameters<2> for Storm {
 }
 
 impl Hyperparameters<2> for StormPlain {
-    type Rule = Plain;
+    type Rule = Step;
 
     const STATES: [&'static str; 2] = STATES;
     const COUNTS_STEPS: bool = false;
 
-    fn at_step(&self, _step: f64) -> Plain {
-        Plain(self.0.step())
+    fn at_step(&self, _step: f64) -> Step {
+        self.0.step()
     }
 }
 
@@ -136,9 +132,21 @@ impl Hyperparameters<2> for StormAdaptive {
             begins: self.begins,
         };
         Adaptive {
+            lr: self.lr,
             accumulated: self.accumulated,
             step: options.step(),
         }
+    }
+}
+
+impl Rule<2> for Step {
+    const WRITES_STATES: usize = 1;
+
+    #[inline(always)]
+    fn update<V: Vector>(&self, x: V, g: V, state: [V; 2]) -> (V, [V; 2]) {
+        let d = self.momentum(g, state);
+        let x = x * (1.0 - self.rate * self.weight_decay) + d * -self.scale;
+        (x, [d, state[1]])
     }
 }
 
@@ -148,25 +156,16 @@ impl Rule<2> for Normalized {
 
     #[inline(always)]
     fn term<V: Vector>(&self, g: V, state: [V; 2]) -> V {
-        self.0.options.momentum(g, state)
+        self.0.momentum(g, state)
     }
 
     fn knowing(self, squared_norm: f64) -> Self {
         let scale = match squared_norm {
             0.0 => 0.0,
-            other => self.0.options.lr / other.sqrt(),
+            other => self.0.rate / other.sqrt(),
         };
         Normalized(Step { scale, ..self.0 })
     }
-
-    #[inline(always)]
-    fn update<V: Vector>(&self, x: V, g: V, state: [V; 2]) -> (V, [V; 2]) {
-        self.0.update(x, g, state)
-    }
-}
-
-impl Rule<2> for Plain {
-    const WRITES_STATES: usize = 1;
 
     #[inline(always)]
     fn update<V: Vector>(&self, x: V, g: V, state: [V; 2]) -> (V, [V; 2]) {
@@ -179,7 +178,7 @@ impl Rule<2> for Adaptive {
     const SUMMED: Option<Summed> = Some(Summed::Squares);
 
     fn knowing(self, squared_norm: f64) -> Self {
-        let rate = self.step.options.lr / (self.accumulated + squared_norm).cbrt();
+        let rate = self.lr / (self.accumulated + squared_norm).cbrt();
         let step = Step {
             scale: rate,
             rate,
