@@ -29,6 +29,7 @@ from ferrostep.optim import (
     HybridAuON,
     Lion,
     Muon,
+    OptimisticMD,
     SophiaG,
     SophiaH,
 )
@@ -158,6 +159,15 @@ def lion_k_looks_at_whole_tensors(folder: Path) -> None:
             twins = Twins(partial(Lion, lr=0.1, **own), SHAPES[:5], lambda shape, dim=dim: [split(shape, dim)])
             twins.step()
             twins.check(rtol=1e-5, atol=1e-6)
+
+
+@on(2)
+def optimistic_descent_keeps_whole_tensors_in_their_balls(folder: Path) -> None:
+    for adaptive in (None, "variation"):
+        build = partial(OptimisticMD, lr=0.1, radius=0.5, adaptive=adaptive)
+        twins = Twins(build, SHAPES[:5], lambda shape: [split(shape, 0)])
+        twins.step()
+        twins.check(rtol=1e-5, atol=1e-6)
 
 
 @on(2)

@@ -200,7 +200,8 @@ class Gathered(NamedTuple):
         """What the rule sums over each parameter, in plain torch."""
         if self.rule.summed is None:
             return []
-        of_each = zip(self.params, self.grads, *map(self.numbers, self.rule.states), strict=True)
+        states = (shards.whole(self.numbers(name)) for name in self.rule.states)
+        of_each = zip(self.params, shards.whole(self.grads), *states, strict=True)
         with torch.set_grad_enabled(self.group["differentiable"]):
             return [
                 self._number(reference.sum_of(self.rule.summed, p, g, s, self.rule.hyperparameters, factor=self.factor))

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard};
 use half::{bf16, f16};
 
 use super::*;
-use crate::kernels::storage::State;
+use crate::kernels::storage::{Float, State};
 use crate::runtime::Isa;
 
 /// The instruction set is global; tests that switch it take turns.

@@ -312,7 +312,7 @@ const SPECIAL: [(Function, &[(f64, f64)]); 7] = [
         TimesExpm1,
         &[
             (0.0, 0.0),
-            (-0.0, -0.0),
+            (-0.0, 0.0),
             (INFINITE, INFINITE),
             (-INFINITE, -FACTOR),
             (1e30, INFINITE),

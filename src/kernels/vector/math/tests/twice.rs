@@ -133,7 +133,8 @@ pub fn expm1(x: f64) -> Scaled {
     match x {
         x if x.abs() < 1e-30 => Twice::from(x).into(),
         x if x > 100.0 => exp(x),
-        x => Scaled::from(exp(x).rounded() - ONE),
+        x if x < -100.0 => (-ONE).into(),
+        x => (exp(x).rounded() - ONE).into(),
     }
 }
 
