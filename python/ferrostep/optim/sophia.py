@@ -130,9 +130,11 @@ def _of_rank(number: int, position: int, p: Tensor, hessian: Tensor | Codes, inp
         return shards.shard(lambda: f"{name} of parameter {position} in group {number}", x, p)
 
     own = tuple(shard("gradient or estimate", x) for x in inputs)
-    is_codes = isinstance(hessian, Codes)
-    numbers = shard("hessian", hessian.codes if is_codes else hessian)
-    return Refreshed(position, shards.local(p), hessian._replace(codes=numbers) if is_codes else numbers, own)
+    if isinstance(hessian, Codes):
+        hessian = hessian._replace(codes=shard("hessian", hessian.codes))
+    else:
+        hessian = shard("hessian", hessian)
+    return Refreshed(position, shards.local(p), hessian, own)
 
 
 def _add_to(
