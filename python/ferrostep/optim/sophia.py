@@ -45,9 +45,10 @@ class Refreshed(NamedTuple):
 class Sophia(RuleOptimizer):
     """The common part of :class:`SophiaG` and :class:`SophiaH`."""
 
+    _early_states = ("hessian",)
     _counted: tuple[tuple[int | Tensor, int], ...] = ()
 
-    _rule = ElementwiseRule("Sophia", reference.sophia, counts_steps=True, early=("hessian",))
+    _rule = ElementwiseRule("Sophia", reference.sophia, counts_steps=True)
 
     def _check_group(self, group: dict[str, Any]) -> None:
         if any(p.is_complex() for p in group["params"]):  # their curvature is no number per element
@@ -63,8 +64,7 @@ class Sophia(RuleOptimizer):
         return sum(int(count) for count, _ in self._counted) / total if total else math.nan
 
     def _after_update(self, batch: _core.Batch, elsewhere: list[Gathered]) -> None:
-        is_continued = self._release is not None and self._release.has_stepped
-        counted = [*(self._counted if is_continued else ()), batch.counted()]
+        counted: list[tuple[int | Tensor, int]] = [batch.counted()]
         for gathered in elsewhere:
             with torch.no_grad():
                 moments = zip(gathered.numbers("exp_avg"), gathered.numbers("hessian"), strict=True)
@@ -131,10 +131,10 @@ def _of_rank(number: int, position: int, p: Tensor, hessian: Tensor | Codes, inp
 
     own = tuple(shard("gradient or estimate", x) for x in inputs)
     if isinstance(hessian, Codes):
-        own_hessian: Tensor | Codes = hessian._replace(codes=shard("hessian", hessian.codes))
+        hessian = hessian._replace(codes=shard("hessian", hessian.codes))
     else:
-        own_hessian = shard("hessian", hessian)
-    return Refreshed(position, shards.local(p), own_hessian, own)
+        hessian = shard("hessian", hessian)
+    return Refreshed(position, shards.local(p), hessian, own)
 
 
 def _add_to(
