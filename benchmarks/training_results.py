@@ -14,8 +14,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
@@ -72,25 +74,47 @@ def train_once(runs: Runs, workload: Workload, data: Task, exponent: float, seed
     return loss if loss is not None and math.isfinite(loss) else math.inf
 
 
-def complete(record: Record, names: Sequence[str], tasks: Sequence[str], fresh: bool, console: Console) -> None:
-    """Do the runs that are missing, and save after each."""
-    data = {task: WORKLOADS[task].data() for task in tasks}
-    pairs = [(task, name) for name in names for task in tasks]
-    for task, name in track(pairs, "Training", console=console, disable=not console.is_terminal):
-        workload = WORKLOADS[task]
-        lr = optimizers.build(name, workload.model()).param_groups[0]["lr"]
-        runs = record.of(task, name, lr, fresh=fresh)
+@functools.cache
+def data_of(task: str) -> Task:
+    """The task's data, loaded once."""
+    return WORKLOADS[task].data()
 
-        def loss(exponent: float, seed: int, runs: Runs = runs, workload: Workload = workload) -> float:
-            try:
-                return runs.loss(exponent, seed)
-            except KeyError:
-                runs.add(exponent, seed, train_once(runs, workload, data[runs.task], exponent, seed))
-                record.save()
-                return runs.loss(exponent, seed)
 
-        best, losses = tune(loss)
-        console.print(f"{task} {name}: {losses} at lr={lr * FACTOR**best:.2g}", soft_wrap=True)
+def tuned(runs: Runs) -> Runs:
+    """The same with the runs that were missing."""
+    workload, data = WORKLOADS[runs.task], data_of(runs.task)
+
+    def loss(exponent: float, seed: int) -> float:
+        with contextlib.suppress(KeyError):  # of a run that is missing
+            return runs.loss(exponent, seed)
+        runs.add(exponent, seed, train_once(runs, workload, data, exponent, seed))
+        return runs.loss(exponent, seed)
+
+    tune(loss)
+    return runs
+
+
+def all_tuned(each: Sequence[Runs], jobs: int) -> Iterator[Runs]:
+    """Those that are done, one after the other, by as many processes."""
+    if jobs == 1:
+        yield from map(tuned, each)
+    else:
+        with get_context("spawn").Pool(jobs, torch.set_num_threads, (1,)) as pool:
+            yield from pool.imap(tuned, each)
+
+
+def complete(record: Record, chosen: Sequence[tuple[str, str]], fresh: bool, jobs: int, console: Console) -> None:
+    """Do the runs that are missing of these tasks and optimizers, and save after each of the latter."""
+    each = []
+    for task, name in chosen:
+        lr = optimizers.build(name, WORKLOADS[task].model()).param_groups[0]["lr"]
+        each.append(record.of(task, name, lr, fresh=fresh))
+    done = all_tuned(each, jobs)
+    for runs in track(done, "Training", len(each), console=console, disable=not console.is_terminal):
+        record.runs[runs.task, runs.optimizer] = runs
+        record.save()
+        result = runs.result()
+        console.print(f"{runs.task} {runs.optimizer}: {shown(result)} at lr={result.lr:.2g}", soft_wrap=True)
 
 
 def built(name: str, model: nn.Module) -> Optimizer:
@@ -200,6 +224,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--optimizers", default=",".join(NAMES), metavar="A,B,...", help="of `compare` (default: all)")
     result.add_argument("--tasks", nargs="+", choices=WORKLOADS, default=list(WORKLOADS), help="default: all")
+    result.add_argument("--jobs", type=int, default=1, help="processes that train at once (default: 1)")
     result.add_argument("--fresh", action="store_true", help="run these again, whatever the record has")
     result.add_argument("--times", action="store_true", help="measure the steps' times instead")
     result.add_argument("--machine", default="a machine without a name", help="for the times")
@@ -217,7 +242,8 @@ def main() -> None:
         measure_times(record, arguments.machine, arguments.threads, console)
     else:
         torch.set_num_threads(1)
-        complete(record, optimizers.parse(arguments.optimizers), arguments.tasks, arguments.fresh, console)
+        chosen = [(task, name) for name in optimizers.parse(arguments.optimizers) for task in arguments.tasks]
+        complete(record, chosen, arguments.fresh, arguments.jobs, console)
     if arguments.write:
         markdown.replace_sections(DOCS / "optimizers.md", {"results": table(record)})
         draw(record, DOCS / "optimizers.png")

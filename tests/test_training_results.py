@@ -116,7 +116,7 @@ def test_runs_are_done_once(results: ModuleType, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(results, "train_once", lambda *what: done.append(what[3:]) or abs(what[3]))
     console = results.Console(file=(tmp_path / "log").open("w"))
     for fresh in (False, False, True):
-        results.complete(results.Record(tmp_path / "runs.json"), ["adamw"], ["t"], fresh, console)
+        results.complete(results.Record(tmp_path / "runs.json"), [("t", "adamw")], fresh, 1, console)
     assert len(done) == 2 * 10 and done[:10] == done[10:]
 
 
