@@ -49,11 +49,11 @@ mod _core {
     #[pymodule_export]
     use super::reader::{Known, use_exchange_api};
     #[pymodule_export]
-    use super::rules::{PyRule, SimplexRule, hyperparameters, rules};
+    use super::rules::{PyRule, SelectedRule, SimplexRule, hyperparameters, rules};
     #[pymodule_export]
     use super::runtime::{adopt_openmp, available_cpus, isa, supported_isas, use_isa};
     #[pymodule_export]
-    use super::selected::{SelectedRule, sample};
+    use super::selected::sample;
     #[pymodule_export]
     use super::solve::{Report, cagrad, min_norm, nash_mtl, pcgrad, upgrad};
 

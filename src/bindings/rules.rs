@@ -6,11 +6,11 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBool, PyDict, PyFloat, PyString, PyTuple};
 
-use super::arguments::{extract, number, wrong_kind};
+use super::arguments::{choice, extract, number, wrong_kind};
 use super::errors::Problem;
 use super::matrix::{self, MatrixRule, Stage};
 use super::parameters::{Inputs, Ledger, Tensors, Writes};
-use super::selected::{self, SelectedRule};
+use super::selected::{self, Selected};
 use crate::kernels::elementwise::{
     self, AnyRule, HyperparameterKind, Hyperparameters, Rule as _, Source, Visitor, Work,
 };
@@ -18,7 +18,7 @@ use crate::kernels::matrix::Step;
 
 /// An element-wise update rule with its hyperparameters.
 #[pyclass(frozen, name = "Rule", module = "ferrostep._core")]
-pub struct PyRule(pub(super) AnyRule);
+pub struct PyRule(AnyRule);
 
 #[pymethods]
 impl PyRule {
@@ -48,6 +48,23 @@ impl SimplexRule {
     #[new]
     fn new(rule: &PyRule, dim: i64) -> Self {
         SimplexRule { rule: rule.0, dim }
+    }
+}
+
+/// Two rules, for selected elements and for the others: see `_core.pyi`.
+#[pyclass(frozen, module = "ferrostep._core")]
+pub struct SelectedRule(Selected);
+
+#[pymethods]
+impl SelectedRule {
+    #[new]
+    #[pyo3(signature = (inner, rest, of))]
+    fn new(inner: &PyRule, rest: Option<&PyRule>, of: &Bound<'_, PyAny>) -> PyResult<Self> {
+        Ok(SelectedRule(Selected {
+            inner: inner.0,
+            rest: rest.map(|rest| rest.0),
+            of: choice("of", of, selected::KINDS)?,
+        }))
     }
 }
 
@@ -148,7 +165,7 @@ pub fn add(ledger: &mut Ledger, rule: &Bound<'_, PyAny>, inputs: &Inputs<'_>) ->
         return rule.visit(AddRows { ledger, inputs, dim }).map(Update::Elements);
     }
     if let Ok(rule) = rule.cast::<SelectedRule>() {
-        return selected::add(ledger, rule.get(), inputs).map(Update::Elements);
+        return selected::add(ledger, &rule.get().0, inputs).map(Update::Elements);
     }
     if let Ok(rule) = rule.cast::<MatrixRule>() {
         return matrix::add(ledger, rule.get(), inputs).map(Update::Matrices);

@@ -4,11 +4,9 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use super::arguments::choice;
 use super::call::Role;
 use super::errors::Problem;
 use super::parameters::{Inputs, Ledger, Tensors, Writes};
-use super::rules::PyRule;
 use super::view::{Elements, View};
 use crate::kernels::elementwise::{
     self, AnyRule, Bits, Hyperparameters, Piece, SelectedUpdates, Selection, Unsupported, Visitor, Work,
@@ -16,42 +14,27 @@ use crate::kernels::elementwise::{
 use crate::kernels::storage::{Access, Buffers, DType, Integer, State};
 use crate::kernels::vector::Noise;
 
-/// Two rules, for selected elements and for the others: see `_core.pyi`.
-#[pyclass(frozen, module = "ferrostep._core")]
-pub struct SelectedRule {
-    inner: AnyRule,
-    rest: Option<AnyRule>,
-    of: Of,
+/// Two rules, for selected elements and for the others.
+#[derive(Clone, Copy)]
+pub struct Selected {
+    pub inner: AnyRule,
+    pub rest: Option<AnyRule>,
+    pub of: Of,
 }
 
 /// What is selected.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum Of {
+pub enum Of {
     Rows,
     Columns,
     Entries,
 }
 
-const KINDS: &[(&str, Of)] = &[
+pub const KINDS: &[(&str, Of)] = &[
     ("rows", Of::Rows),
     ("columns", Of::Columns),
     ("entries", Of::Entries),
 ];
-
-#[pymethods]
-impl SelectedRule {
-    #[new]
-    #[pyo3(signature = (inner, rest, of))]
-    fn new(inner: &PyRule, rest: Option<&PyRule>, of: &Bound<'_, PyAny>) -> PyResult<Self> {
-        let of = choice("of", of, KINDS)?;
-        let rest = rest.map(|rest| rest.0);
-        Ok(SelectedRule {
-            inner: inner.0,
-            rest,
-            of,
-        })
-    }
-}
 
 /// `count` of the numbers below `of`: see `_core.pyi`.
 #[pyfunction]
@@ -80,7 +63,7 @@ pub fn sample<'py>(
 }
 
 /// Checks the tensors of a group and hands them to the engine.
-pub fn add(ledger: &mut Ledger, rule: &SelectedRule, inputs: &Inputs<'_>) -> PyResult<Box<dyn Work>> {
+pub fn add(ledger: &mut Ledger, rule: &Selected, inputs: &Inputs<'_>) -> PyResult<Box<dyn Work>> {
     let mut batch = SelectedUpdates::default();
     for i in 0..inputs.len() {
         let writes = Writes {
@@ -113,7 +96,7 @@ pub fn add(ledger: &mut Ledger, rule: &SelectedRule, inputs: &Inputs<'_>) -> PyR
 type Pieces = (Box<dyn Piece>, Option<Box<dyn Piece>>);
 
 fn pieces(
-    rule: &SelectedRule,
+    rule: &Selected,
     tensors: &Tensors<0>,
     buffers: &Buffers<0>,
     states: &[State],

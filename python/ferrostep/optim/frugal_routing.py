@@ -72,7 +72,7 @@ def frugal_param_groups(
         1.bias     4      state-full  bias, position or token
         2.weight   4      state-full  norm
         2.bias     4      state-full  norm
-        3.weight   10x4   state-full  no target
+        3.weight   10x4   state-full  last layer
         3.bias     10     state-full  bias, position or token
     """
     check_patterns(always_state_free=always_state_free, **({} if isinstance(target, str) else {"target": target or ()}))

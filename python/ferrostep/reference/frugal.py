@@ -60,8 +60,8 @@ def only_decay(
     """No step but decoupled decay, for one parameter.
 
     Args:
-        p: the parameter.
-        g, state, step: not used.
+        p, g: the parameter and its gradient, of one shape and dtype; the gradient plays no part.
+        state, step: nothing, and not used.
         lr, weight_decay: hyperparameters.
 
     Returns:

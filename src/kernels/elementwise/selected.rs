@@ -7,7 +7,7 @@ use crate::kernels::vector::Noise;
 
 /// Elements that are visited at once where single elements are gathered: with the gathered ones they stay in the nearest
 /// caches.
-const STRETCH: usize = 8192;
+const STRETCH: usize = 2048;
 
 /// A rule with the code for a parameter's types, whatever its number of states.
 pub trait Piece: Send + Sync {
