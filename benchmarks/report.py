@@ -21,6 +21,7 @@ import matrices
 import offload
 import products
 import projections
+import release
 import shapes
 import threads
 import training
@@ -221,6 +222,19 @@ def masters(settings: Settings) -> str:
     return f"{markdown.table(headings, rows)}\n\nPeak of the memory: {offload.memory():.3f} of the plan."
 
 
+def released(settings: Settings) -> str:
+    """Steps within the backward pass, beside one after it: what is there besides the pass alone."""
+    rows = []
+    for contest in release.contests(settings.layers):
+        samples = interleave(contest.contestants, settings.rounds)
+        alone, whole, attached = (samples[name] for name in (release.ALONE, release.WHOLE, release.ATTACHED))
+        steps = [[a - b for a, b in zip(own, alone, strict=True)] for own in (whole, attached)]
+        own = [milliseconds(median(each)) for each in (alone, *steps)]
+        rows.append([contest.title, *own, f"{ratio(steps[1], steps[0]):.2f}", f"{ratio(attached, whole):.2f}"])
+    headings = ["work", "pass, ms", "one step, ms", "attached, ms", "x one step", "x, with the pass"]
+    return markdown.table(headings, rows)
+
+
 def milliseconds(seconds: float) -> str:
     """With three significant digits at least."""
     return f"{1e3 * seconds:.3f}" if seconds < 0.01 else f"{1e3 * seconds:.1f}"
@@ -238,6 +252,7 @@ def sections(settings: Settings) -> dict[str, tuple[str, Callable[[], str]]]:
     result["gradients"] = ("Gradient projection", lambda: gradients(settings))
     result["maps"] = ("Projections of rows", lambda: rows(settings))
     result["offload"] = ("Masters in float32", lambda: masters(settings))
+    result["release"] = ("Steps within the backward pass", lambda: released(settings))
     result["training"] = ("The step inside a training loop", lambda: in_training(settings))
     result["threads"] = ("One thread and two, us per step", lambda: thresholds(settings))
     return result

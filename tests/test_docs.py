@@ -115,7 +115,7 @@ def tasks() -> dict[str, Any]:
 
 
 GUIDES = ("gradients.md", "guidance.md", "muon.md", "projections.md", "schedules.md")
-PAGES = ("index.md", "dtypes.md", "threads.md")
+PAGES = ("index.md", "dtypes.md", "memory.md", "threads.md")
 ELSEWHERE = {
     "distributed.md": "distributed/modules.py",
     "offload.md": "test_offload.py",

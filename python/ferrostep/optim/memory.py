@@ -255,9 +255,10 @@ def scratch_of(optimizer: Optimizer) -> int:
     Its parameters and gradients are to have no memory, so nothing is computed.
     """
     if isinstance(optimizer, SAM):
-        params = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        weights: int = sum(p.nbytes for p in params)
-        return max(weights, scratch_of(optimizer.base_optimizer))
+        weights: list[int] = [
+            p.nbytes for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        return max(sum(weights), scratch_of(optimizer.base_optimizer))
     from ferrostep.offload import HostOptimizer  # which needs this package
 
     if isinstance(optimizer, HostOptimizer):
