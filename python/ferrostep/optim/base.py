@@ -13,7 +13,7 @@ from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import Optimizer
 
 from ferrostep import _core
-from ferrostep.errors import wrong_kind
+from ferrostep.errors import Problem, wrong_kind
 from ferrostep.optim import shards
 from ferrostep.optim.arguments import Argument, check_arguments
 from ferrostep.optim.options import Options, check_options, chosen_dtype, full_options, is_coded
@@ -244,7 +244,7 @@ class InPlaceOptimizer(Optimizer):
         from them where that is ``"int8"``. States of the 8-bit optimizers of bitsandbytes and torchao load, too.
 
         Raises:
-            ValueError: groups of other numbers of parameters.
+            ValueError: groups of other numbers of parameters, or a state that is another rule's of the same name.
             KeyError: a parameter's state lacks what the rule needs, as the state of another optimizer does. Whatever
                 is raised, nothing has been changed then.
         """
@@ -271,6 +271,8 @@ class InPlaceOptimizer(Optimizer):
 
     def _loaded(self, name: str, value: Tensor, p: Tensor, group: dict[str, Any]) -> Tensor:
         if name in self._numbers:
+            if value.numel() != 1:
+                raise Problem.SHAPE.of(f"{name} of a state", list(value.shape), "one number: it is another rule's")
             return value.detach().to("cpu", torch.float64, copy=True)
         return loaded_state(name, value, p, group)
 

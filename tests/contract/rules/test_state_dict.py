@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.optim import Optimizer
 
-from ferrostep.optim import EGD, Adam, AdamW, Lion, Muon, MuonAdamW, RMSprop
+from ferrostep.optim import EGD, AdaGradNorm, Adam, AdamW, Lion, Muon, MuonAdamW, RMSprop
 from tests.contract.rules.registry import (
     ADAMW,
     LION,
@@ -285,6 +285,17 @@ def test_states_of_other_optimizers_are_refused(entry: Entry, theirs: str) -> No
         optimizer.load_state_dict(saved)
     assert_same_bits(optimizer, before)
     train(optimizer, params, 1, start=2)
+
+
+def test_another_rules_state_of_the_same_name_is_refused() -> None:
+    params, others = parameters([(3,)]), parameters([(3,)])
+    adagrad, optimizer = torch.optim.Adagrad(params), AdaGradNorm(others)
+    train(adagrad, params, 1)
+    train(optimizer, others, 1)
+    before = copies(optimizer)
+    with pytest.raises(ValueError, match=r"sum of a state has shape \[3\], expected one number: it is another rule's"):
+        optimizer.load_state_dict(adagrad.state_dict())
+    assert_same_bits(optimizer, before)
 
 
 @every_class
