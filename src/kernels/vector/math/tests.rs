@@ -32,7 +32,7 @@ use Function::*;
 const BOUNDS: [(Function, f64, f64); 7] = [
     (Exp, 0.75, 0.75),
     (TimesExp, 1.5, 1.5),
-    (TimesExpm1, 5.0, 5.0),
+    (TimesExpm1, 3.6, 3.6),
     (Log, 0.8, 0.8),
     (Log1p, 0.85, 0.85),
     (Tanh, 0.85, 0.85),
