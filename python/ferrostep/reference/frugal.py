@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -158,7 +160,7 @@ def frugal(
     *averages, chosen = state
     g = (-g if maximize else g).flatten(1)
     decayed = (p * (1 - lr * weight_decay)).reshape(g.shape)
-    free = {"sign": torch.sign, "sgd": torch.clone, "none": torch.zeros_like}[state_free]
+    free = STATE_FREE[state_free]
     rate, own_rate = lr * projected_lr_scale, lr * projected_lr_scale * state_free_lr_scale
     if selection in ("svd", "random"):
         low, is_tall = down(g, chosen), g.shape[0] >= g.shape[1]
@@ -166,14 +168,22 @@ def frugal(
         others = decayed - free(residual(g, up(low, chosen, is_tall))) * own_rate
         return (others - up(direction, chosen, is_tall) * rate).reshape(p.shape), (*new, chosen)
     if selection == "randk":
-        dim, places, shape = 0, set_bits(chosen, g.numel()), (-1,)
+        dim, places = 0, set_bits(chosen, g.numel())
     else:
-        dim, places, shape = int(selection == "columns"), chosen, tuple(g.shape)
+        dim, places = int(selection == "columns"), chosen
+    shape = (-1,) if selection == "randk" else g.shape
     selected = g.reshape(shape).index_select(dim, places)
     direction, new = inner_direction(inner, selected, averages, step, beta1=beta1, beta2=beta2, eps=eps)
     stepped = decayed.reshape(shape).index_select(dim, places) - direction * rate
     others = (decayed - free(g) * own_rate).reshape(shape)
     return others.index_copy(dim, places.long(), stepped).reshape(p.shape), (*new, chosen)
+
+
+STATE_FREE: dict[str, Callable[[Tensor], Tensor]] = {
+    "sign": torch.sign,
+    "sgd": lambda g: g,
+    "none": torch.zeros_like,
+}
 
 
 def inner_direction(
@@ -231,12 +241,14 @@ def top_directions(g: Tensor, rank: int, generator: torch.Generator) -> Tensor:
     for _ in range(ITERATIONS):
         sketch = torch.linalg.qr(gram @ (gram @ sketch)).Q
     directions = sketch @ torch.linalg.eigh(sketch.mT @ gram @ sketch).eigenvectors.flip(1)[:, :rank]
-    return directions.mT.contiguous() if is_tall else directions.contiguous()
+    basis: Tensor = directions.mT if is_tall else directions
+    return basis.contiguous()
 
 
 def random_directions(of: int, rank: int, generator: torch.Generator) -> Tensor:
     """So many orthonormal columns at random, in float64."""
-    return torch.linalg.qr(torch.randn(of, rank, dtype=torch.float64, generator=generator)).Q
+    columns: Tensor = torch.linalg.qr(torch.randn(of, rank, dtype=torch.float64, generator=generator)).Q
+    return columns
 
 
 ITERATIONS = 3
