@@ -201,6 +201,18 @@ def table(record: Record) -> str:
     return markdown.table(["optimizer", *WORKLOADS, "rates", "B/element", "time"], rows)
 
 
+def section(record: Record) -> str:
+    """The table, what it lacks, and where the times are from."""
+    done = finished(record)
+    missing = ", ".join(f"`{name}`" for name in NAMES if name not in done)
+    parts = [table(record)]
+    if missing:
+        parts.append(f"Not run yet: {missing}.")
+    if record.times:
+        parts.append(f"Times: {record.times['where']}. torch's AdamW takes {record.times['peer_ms']} ms.")
+    return "\n\n".join(parts)
+
+
 def draw(record: Record, path: Path) -> None:
     """A panel for each task, a row for each optimizer, and the seeds' losses as dots; a line at AdamW's mean."""
     from matplotlib.figure import Figure
@@ -245,7 +257,7 @@ def main() -> None:
         chosen = [(task, name) for name in optimizers.parse(arguments.optimizers) for task in arguments.tasks]
         complete(record, chosen, arguments.fresh, arguments.jobs, console)
     if arguments.write:
-        markdown.replace_sections(DOCS / "optimizers.md", {"results": table(record)})
+        markdown.replace_sections(DOCS / "optimizers.md", {"results": section(record)})
         draw(record, DOCS / "optimizers.png")
 
 
