@@ -130,7 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--limit", type=int, default=300, help="MiB; 0 for none (default: %(default)s)")
+    parser.add_argument("--limit", type=int, default=280, help="MiB; 0 for none (default: %(default)s)")
     parser.add_argument("--width", type=int, default=SHAPE.width, help="of the model (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("pretrain_in_memory.png"), help="(default: %(default)s)")
     parser.add_argument("--way", choices=WAYS, help="train one way in this process, and print JSON")

@@ -135,3 +135,16 @@ def test_surgery() -> None:
         assert run.turned > 1 - 1e-6 or keeps != "turns"
         assert run.unequal < 1e-4 or keeps != "parts"
         assert run.losses.isfinite().all()
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux limits and tells a process's memory")
+def test_pretraining_in_memory(tmp_path: Path) -> None:
+    """In this process: what the example does in several, each of which loads torch."""
+    own = runpy.run_path(str(EXAMPLES / "pretrain_in_memory.py"))
+    shape = own["Shape"](context=16, width=32, heads=2, layers=1)
+    found = {name: own["train"](way, shape, 2, seed=0, limit=0) for name, way in own["WAYS"].items()}
+    assert len(found) == 5 and all(len(each["losses"]) == 2 and each["plan"] > 0 for each in found.values())
+    same = ["AdamW, float32 states", "the same, attached"]
+    assert found[same[0]]["losses"] == found[same[1]]["losses"]
+    own["draw"]({name: each["losses"] for name, each in found.items()}, tmp_path / "losses.png")
+    assert (tmp_path / "losses.png").stat().st_size > 1000
