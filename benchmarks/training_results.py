@@ -33,7 +33,7 @@ from ferrostep.demo.chain import Chain
 from ferrostep.demo.model import GPT, Shape
 from ferrostep.demo.task import Task
 from ferrostep.demo.training import Budget, Run, state_bytes, train
-from ferrostep.optim import SAM, SophiaG
+from ferrostep.optim import SAM, STORM, SophiaG
 from measure import Bystanders, interleave, ratio
 from tasks import SMALL, WORKLOADS, Workload
 from tuning import FACTOR, Record, Result, Runs, tune
@@ -131,12 +131,16 @@ def built(name: str, model: nn.Module) -> Optimizer:
 
 
 def step_alone(optimizer: Optimizer) -> None:
-    """A step without what `SAM` asks of the model."""
+    """A step without what `SAM` and `STORM` ask of the model."""
     if isinstance(optimizer, SAM):
         optimizer.first_step()
         optimizer.second_step()
-    else:
-        optimizer.step()
+        return
+    if isinstance(optimizer, STORM):
+        with optimizer.other_point(), torch.enable_grad():
+            params = [p for group in optimizer.param_groups for p in group["params"]]
+            optimizer.transport(sum((p * p.grad).sum() for p in params))
+    optimizer.step()
 
 
 def classes(optimizer: Optimizer) -> set[str]:
