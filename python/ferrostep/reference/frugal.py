@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -160,30 +158,27 @@ def frugal(
     *averages, chosen = state
     g = (-g if maximize else g).flatten(1)
     decayed = (p * (1 - lr * weight_decay)).reshape(g.shape)
-    free = STATE_FREE[state_free]
     rate, own_rate = lr * projected_lr_scale, lr * projected_lr_scale * state_free_lr_scale
     if selection in ("svd", "random"):
         low, is_tall = down(g, chosen), g.shape[0] >= g.shape[1]
         direction, new = inner_direction(inner, low, averages, step, beta1=beta1, beta2=beta2, eps=eps)
-        others = decayed - free(residual(g, up(low, chosen, is_tall))) * own_rate
+        others = decayed - free_direction(state_free, residual(g, up(low, chosen, is_tall))) * own_rate
         return (others - up(direction, chosen, is_tall) * rate).reshape(p.shape), (*new, chosen)
+    dim, places, shape = int(selection == "columns"), chosen, list(g.shape)
     if selection == "randk":
-        dim, places = 0, set_bits(chosen, g.numel())
-    else:
-        dim, places = int(selection == "columns"), chosen
-    shape = (-1,) if selection == "randk" else g.shape
+        places, shape = set_bits(chosen, g.numel()), [-1]
     selected = g.reshape(shape).index_select(dim, places)
     direction, new = inner_direction(inner, selected, averages, step, beta1=beta1, beta2=beta2, eps=eps)
     stepped = decayed.reshape(shape).index_select(dim, places) - direction * rate
-    others = (decayed - free(g) * own_rate).reshape(shape)
+    others = (decayed - free_direction(state_free, g) * own_rate).reshape(shape)
     return others.index_copy(dim, places.long(), stepped).reshape(p.shape), (*new, chosen)
 
 
-STATE_FREE: dict[str, Callable[[Tensor], Tensor]] = {
-    "sign": torch.sign,
-    "sgd": lambda g: g,
-    "none": torch.zeros_like,
-}
+def free_direction(state_free: str, g: Tensor) -> Tensor:
+    """What the rule without states subtracts at a learning rate of 1."""
+    if state_free == "none":
+        return torch.zeros_like(g)
+    return g.sign() if state_free == "sign" else g
 
 
 def inner_direction(
@@ -237,18 +232,17 @@ def top_directions(g: Tensor, rank: int, generator: torch.Generator) -> Tensor:
     """
     is_tall = g.shape[0] >= g.shape[1]
     gram = g.mT @ g if is_tall else g @ g.mT
-    sketch = random_directions(len(gram), min(rank + rank // 4 + 8, len(gram)), generator).to(g)
+    sketch: Tensor = random_directions(len(gram), min(rank + rank // 4 + 8, len(gram)), generator).to(g)
     for _ in range(ITERATIONS):
         sketch = torch.linalg.qr(gram @ (gram @ sketch)).Q
-    directions = sketch @ torch.linalg.eigh(sketch.mT @ gram @ sketch).eigenvectors.flip(1)[:, :rank]
-    basis: Tensor = directions.mT if is_tall else directions
-    return basis.contiguous()
+    directions: Tensor = sketch @ torch.linalg.eigh(sketch.mT @ gram @ sketch).eigenvectors.flip(1)[:, :rank]
+    return directions.mT.contiguous() if is_tall else directions.contiguous()
 
 
 def random_directions(of: int, rank: int, generator: torch.Generator) -> Tensor:
     """So many orthonormal columns at random, in float64."""
-    columns: Tensor = torch.linalg.qr(torch.randn(of, rank, dtype=torch.float64, generator=generator)).Q
-    return columns
+    directions: Tensor = torch.linalg.qr(torch.randn(of, rank, dtype=torch.float64, generator=generator)).Q
+    return directions
 
 
 ITERATIONS = 3

@@ -7,7 +7,7 @@ use crate::kernels::vector::Noise;
 
 /// Elements that are visited at once where single elements are gathered: with the gathered ones they stay in the nearest
 /// caches.
-const STRETCH: usize = 2048;
+const STRETCH: usize = 8192;
 
 /// A rule with the code for a parameter's types, whatever its number of states.
 pub trait Piece: Send + Sync {
@@ -381,17 +381,17 @@ fn size_of_kept(part: &Buffers<0>) -> usize {
 unsafe fn gathered(from: *const u8, size: usize, places: &Places<'_>, room: &mut Vec<u64>) -> *mut u8 {
     let bytes = places.of_row.len() * places.rows * size;
     room.resize(room.len().max(bytes.div_ceil(8)), 0);
-    let to = room.as_mut_ptr().cast();
+    let (from, to) = (from.cast_mut(), room.as_mut_ptr());
     // SAFETY: the caller's promise, and there is room.
     unsafe {
         match size {
-            2 => move_elements::<u16, true>(from.cast_mut().cast(), to as *mut u16, places),
-            4 => move_elements::<u32, true>(from.cast_mut().cast(), to as *mut u32, places),
-            8 => move_elements::<u64, true>(from.cast_mut().cast(), to as *mut u64, places),
+            2 => move_elements::<u16, true>(from.cast(), to.cast(), places),
+            4 => move_elements::<u32, true>(from.cast(), to.cast(), places),
+            8 => move_elements::<u64, true>(from.cast(), to, places),
             _ => debug_assert_eq!(size, 0, "no elements have such a size"),
         }
     }
-    room.as_mut_ptr().cast()
+    to.cast()
 }
 
 /// # Safety
@@ -403,7 +403,7 @@ unsafe fn scattered(room: &[u64], to: *mut u8, size: usize, places: &Places<'_>)
         match size {
             2 => move_elements::<u16, false>(to.cast(), from.cast(), places),
             4 => move_elements::<u32, false>(to.cast(), from.cast(), places),
-            8 => move_elements::<u64, false>(to.cast(), from.cast(), places),
+            8 => move_elements::<u64, false>(to.cast(), from, places),
             _ => debug_assert_eq!(size, 0, "no elements have such a size"),
         }
     }
