@@ -86,6 +86,9 @@ NIGT = Rule("NIGT", (4, 3), "plain torch")
 STORM = Rule("STORM", (6, 3), "plain torch")
 # The Hessian's estimate is only read.
 EGD = Rule("EGD", (3, 0), "plain torch")
+# Both moments of a fourth of the elements.
+FRUGAL = Rule("FRUGAL, a fourth", (3, 1), "plain torch")
+FRUGAL_SIGNS = Rule("FRUGAL, signs alone", (3, 0), "plain torch")
 OPTIMISTIC_MD = Rule("OptimisticMD", (3, 2), "plain torch, foreach")
 SOPHIA = Rule("Sophia", (3, 3), "plain torch")
 SOPHIA_REFRESH = Rule("Sophia's refresh (G)", (1, 2), "plain torch")
@@ -167,6 +170,12 @@ def coded(rule: Rule, optimizer: Callable[..., Optimizer], **options: Any) -> li
     return [Case(rule, OURS, storage, optimizer, own) for storage in (F32_INT8, BF16_INT8)]
 
 
+def selections(*names: str) -> list[Case]:
+    """Ours with a fourth of each matrix, or of the matrices, in float32."""
+    optimizer = ferrostep.optim.FRUGAL
+    return [Case(FRUGAL, f"{OURS}, {name}", F32, optimizer, {"density": 0.25, "selection": name}) for name in names]
+
+
 def peer(
     rule: Rule,
     name: str,
@@ -225,6 +234,11 @@ CASES: list[Case] = [
     *ours(EGD, ferrostep.optim.EGD),
     Case(EGD, f"{OURS}, free signs", F32, ferrostep.optim.EGD, {"update": "eg+-"}),
     *peer(EGD, "plain torch", plain.EGD, lr=1e-2),
+    *selections("columns", "rows", "randk", "block"),
+    *peer(FRUGAL, "plain torch", plain.Frugal, (F32,), lr=1e-3, density=0.25),
+    Case(FRUGAL_SIGNS, OURS, F32, ferrostep.optim.FRUGAL, {"density": 0.0}),
+    *peer(FRUGAL_SIGNS, "plain torch", plain.Frugal, (F32,), lr=1e-3, density=0.0),
+    Case(ADAMW, f"{OURS}, FRUGAL of everything", F32, ferrostep.optim.FRUGAL, {"density": 1.0, "weight_decay": 0.01}),
     *ours(OPTIMISTIC_MD, ferrostep.optim.OptimisticMD),
     *peer(OPTIMISTIC_MD, "plain torch, foreach", plain.OptimisticDescent, lr=1e-2),
     *ours(SOPHIA, ferrostep.optim.SophiaH),

@@ -116,6 +116,34 @@ class EGD(Optimizer):
             p.mul_(torch.exp(p.sign().mul_(p.grad).mul_(-lr)))
 
 
+class Frugal(Optimizer):
+    """FRUGAL's columns with AdamW and signs, tensor by tensor: the residual is what is left of the gradient."""
+
+    def __init__(self, params: Iterable[Tensor], lr: float, density: float) -> None:
+        super().__init__(params, {"lr": lr, "density": density})
+        for p in self.param_groups[0]["params"]:
+            columns = torch.randperm(p.shape[-1])[: round(density * p.shape[-1])]
+            moments = [torch.zeros_like(p[..., columns]) for _ in range(2)]
+            self.state[p] = {"columns": columns, "moments": moments, "step": 0}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """Step."""
+        lr = self.param_groups[0]["lr"]
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            state["step"] += 1
+            columns, (m, v) = state["columns"], state["moments"]
+            chosen = p.grad[..., columns]
+            m.lerp_(chosen, 0.1)
+            v.mul_(0.999).addcmul_(chosen, chosen, value=0.001)
+            root = v.sqrt().div_((1 - 0.999 ** state["step"]) ** 0.5).add_(1e-8)
+            residual, update = p.grad.clone(), torch.zeros_like(p)
+            residual[..., columns] -= chosen
+            update[..., columns] = m.div(1 - 0.9 ** state["step"]).div_(root)
+            p.add_(update, alpha=-lr).add_(residual.sign_(), alpha=-lr)
+
+
 class OptimisticDescent(Optimizer):
     """``p -= lr * (2 * g - prev_grad)``, all tensors at once."""
 

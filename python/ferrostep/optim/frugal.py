@@ -162,6 +162,7 @@ class FRUGAL(RuleOptimizer):
     def _forget(self) -> None:
         super()._forget()
         self._counters: dict[int, dict[str, int]] = {}
+        self._counted: set[int] = set()
         self._dropped: list[tuple[Tensor, str]] = []
 
     def refresh(self) -> None:
@@ -251,14 +252,18 @@ class FRUGAL(RuleOptimizer):
 
     def _gather_all(self, new_state: NewState) -> Taken:
         self._counters, self._dropped = {}, []
+        if self._release is None or not self._release.has_stepped:  # else a part of this step has been taken
+            self._counted = set()
         return super()._gather_all(new_state)
 
     def _gather(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> Iterator[Gathered]:
-        left = group["steps_left"] - 1
-        counters = {"steps_left": left} if left >= 0 else {"steps_left": group["update_gap"] - 1}
-        counters["refreshes"] = group["refreshes"] + (left < 0)
-        self._counters[number] = counters
-        return super()._gather(number, {**group, **counters}, found, new_state)
+        if number not in self._counted:
+            left = group["steps_left"] - 1
+            counters = {"steps_left": left} if left >= 0 else {"steps_left": group["update_gap"] - 1}
+            counters["refreshes"] = group["refreshes"] + (left < 0)
+            self._counters[number] = counters
+            group = {**group, **counters}
+        return super()._gather(number, group, found, new_state)
 
     def _gather_part(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> list[Gathered]:
         kind = group["kind"]
@@ -288,6 +293,7 @@ class FRUGAL(RuleOptimizer):
     def _after_update(self, batch: _core.Batch, elsewhere: list[Gathered]) -> None:
         for number, counters in self._counters.items():
             self.param_groups[number].update(counters)
+        self._counted.update(self._counters)
         for p, name in self._dropped:
             self.state[p].pop(name, None)
             self.state[p].pop(scale_of(name), None)
