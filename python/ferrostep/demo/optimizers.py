@@ -61,19 +61,31 @@ def hidden_matrices(path: str, **options: Any) -> Factory:
     return make
 
 
+def projected(**options: Any) -> Factory:
+    """A factory of `FRUGAL`, of which the hidden matrices keep a part of the state."""
+
+    def make(model: nn.Module) -> Optimizer:
+        from ferrostep.optim import FRUGAL, frugal_param_groups
+
+        return FRUGAL(frugal_param_groups(model), **options)
+
+    return make
+
+
 NOT_HIDDEN = ("embedding", "position")
 
 # Options of one rule are the same for every implementation of it. The rates come from a coarse grid on about the
 # default run; Lion's step is a sign, hence the smaller rate and the larger decay (Chen et al. 2023, section 5).
-# Those of Adam, Adagrad, AdaGradNorm, Adamax, diffGrad, EGD, Lion-K, NAdam, NIGT, OptimisticAdam, OptimisticMD, RAdam,
-# RMSprop and STORM are first guesses.
+# Those of Adam, Adagrad, AdaGradNorm, Adamax, diffGrad, EGD, FRUGAL, Lion-K, NAdam, NIGT, OptimisticAdam, OptimisticMD,
+# RAdam, RMSprop and STORM are first guesses.
 ADAGRAD_NORM: dict[str, Any] = {"lr": 3.0}
 ADAMW: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99), "weight_decay": 0.1}
 ADAM: dict[str, Any] = {"lr": 3e-3, "betas": (0.9, 0.99)}
 DIFFGRAD: dict[str, Any] = ADAMW | {"lr": 6e-3, "decoupled_weight_decay": True}
 EGD: dict[str, Any] = {"lr": 1.0}
 EGD_ADAM: dict[str, Any] = {"lr": 0.03, "adam": True}
-FRUGAL: dict[str, Any] = ADAMW | {"lr": 1e-3}
+FRUGAL: dict[str, Any] = ADAMW | {"lr": 1e-3, "update_gap": 20}
+GALORE: dict[str, Any] = FRUGAL | {"selection": "svd", "state_free": "none", "reset_state": False}
 GD: dict[str, Any] = {"lr": 1.0}
 LION: dict[str, Any] = {"lr": 3e-4, "betas": (0.95, 0.98), "weight_decay": 1.0}
 LION_NORM: dict[str, Any] = LION | {"lr": 0.03, "weight_decay": 0.01}
@@ -99,7 +111,11 @@ OPTIMIZERS: dict[str, Factory] = {
     "adamw_int8": of("ferrostep.optim.AdamW", **ADAMW, state_dtype="int8"),
     "egd": hidden_matrices("ferrostep.optim.EGD", **EGD),
     "egd_adam": hidden_matrices("ferrostep.optim.EGD", **EGD_ADAM),
-    "frugal": of("ferrostep.optim.FRUGAL", **FRUGAL),
+    "badam": projected(**FRUGAL, selection="block", state_free="none"),
+    "frugal": projected(**FRUGAL),
+    "frugal_signs": projected(**FRUGAL, density=0.0),
+    "frugal_whole": projected(**FRUGAL, density=1.0),
+    "galore": projected(**GALORE),
     "gd": of("ferrostep.optim.SGD", **GD),
     "lion": of("ferrostep.optim.Lion", **LION),
     "lion_deadzone": of("ferrostep.optim.Lion", **LION, kappa="deadzone", kappa_param=1e-3),

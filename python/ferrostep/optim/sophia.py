@@ -45,10 +45,9 @@ class Refreshed(NamedTuple):
 class Sophia(RuleOptimizer):
     """The common part of :class:`SophiaG` and :class:`SophiaH`."""
 
-    _early_states = ("hessian",)
     _counted: tuple[tuple[int | Tensor, int], ...] = ()
 
-    _rule = ElementwiseRule("Sophia", reference.sophia, counts_steps=True)
+    _rule = ElementwiseRule("Sophia", reference.sophia, counts_steps=True, early=("hessian",))
 
     def _check_group(self, group: dict[str, Any]) -> None:
         if any(p.is_complex() for p in group["params"]):  # their curvature is no number per element
