@@ -40,25 +40,7 @@ from tuning import FACTOR, Record, Result, Runs, tune
 
 DOCS = Path(__file__).parents[1] / "docs"
 NAMES = [name for name in optimizers.OPTIMIZERS if not report.peer(name)]
-NOT_RUN_YET: tuple[str, ...] = (
-    "AdaGradNorm",
-    "Adamax",
-    "AuON",
-    "DiffGrad",
-    "EGD",
-    "HybridAuON",
-    "MuonAdamW",
-    "OptimisticAdam",
-    "OptimisticMD",
-    "RAdam",
-    "RMSprop",
-    "SAM",
-    "SophiaH",
-)
-LEFT_OUT = {
-    "Muon": "its rule is that of the hidden matrices of MuonWithAuxAdamW",
-    **dict.fromkeys(NOT_RUN_YET, "not run yet"),
-}
+LEFT_OUT = {"Muon": "its rule is that of the hidden matrices of MuonWithAuxAdamW"}
 """Classes without a row of their own, and why."""
 TIMED = Shape(width=256, layers=4)  # 3.2 million parameters
 PEER = "torch.adamw"
