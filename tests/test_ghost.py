@@ -85,6 +85,16 @@ def test_sixteen_bits_have_their_statistics_in_float32(dtype: torch.dtype) -> No
     torch.testing.assert_close(low.running_var, high.running_var, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_layers_of_sixteen_bits(dtype: torch.dtype) -> None:
+    layer = convert_ghost_batchnorm(nn.BatchNorm1d(3).to(dtype), 4)
+    x = torch.randn(16, 3, dtype=dtype, requires_grad=True)
+    out = layer(x)
+    out.float().sum().backward()
+    torch.testing.assert_close(out.float(), GhostBatchNorm1d(3, 4)(x.float()), atol=2e-2, rtol=2e-2)
+    assert out.dtype == layer.weight.grad.dtype == layer.running_mean.dtype == dtype
+
+
 def test_conversion_keeps_parameters_and_statistics() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6)))
     model(torch.randn(9, 4))

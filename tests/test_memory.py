@@ -14,7 +14,17 @@ import torch
 from torch import nn
 
 from ferrostep.offload import HostOptimizer
-from ferrostep.optim import SAM, AdamW, Lion, MemoryPlan, MuonAdamW, memory_plan, muon_param_groups
+from ferrostep.optim import (
+    FRUGAL,
+    SAM,
+    AdamW,
+    Lion,
+    MemoryPlan,
+    MuonAdamW,
+    OptimisticMD,
+    memory_plan,
+    muon_param_groups,
+)
 from ferrostep.optim.release import BYTES_AT_ONCE
 from tests.contract.rules.registry import Entry, every_entry
 from tests.contract.subprocesses import ROOT
@@ -101,6 +111,20 @@ def test_states_are_those_of_a_step(entry: Entry) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_options_are_in_the_plan(options: dict[str, Any], dtype: torch.dtype) -> None:
     assert_planned(lambda params: AdamW(params, **options), [(64, 80), (5000,), (300, 20), (3, 7), ()], dtype)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "options"),
+    [
+        (FRUGAL, {"selection": "svd"}),
+        (Lion, {"kappa": torch.sign}),
+        (OptimisticMD, {"radius": 1.0}),
+        (MuonAdamW, {"backend": "reference"}),
+    ],
+)
+def test_what_runs_in_plain_torch_has_a_plan_without_scratch(optimizer: Any, options: dict[str, Any]) -> None:
+    plan = memory_plan([(64, 64), (64,)], optimizer, **options)
+    assert plan.scratch == 0 and plan.total >= 2 * plan.parameters
 
 
 def test_masters_of_other_peoples_classes() -> None:

@@ -202,6 +202,13 @@ def test_the_recorder_has_the_norms_of_all_gradients(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run.json").read_text())["norms"] == l1.norms
 
 
+def test_the_recorder_refuses_an_attached_optimizer() -> None:
+    opt = optimizer()
+    recorder = GradNormRecorder(opt)
+    with opt.attach(), pytest.raises(RuntimeError, match="needs all gradients"):
+        recorder.record()
+
+
 def test_the_recorder_takes_complex_sparse_and_missing_gradients() -> None:
     x, y, z = (nn.Parameter(torch.zeros(2, dtype=dtype)) for dtype in (torch.complex64, torch.float32, torch.bfloat16))
     x.grad, y.grad = torch.tensor([3 + 4j, 0]), torch.tensor([2.0, 0.0]).to_sparse()

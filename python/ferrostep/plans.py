@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import inspect
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -177,10 +178,14 @@ def plan_of(text: str, model: nn.Module | Shapes, dtype: torch.dtype) -> MemoryP
     if known.lower() not in classes:
         raise DemoError(f"unknown optimizer {name!r}{hint(known.lower(), classes)}")
     options = dict(option_of(text, each) for each in given.split(",") if each)
-    if classes[known.lower()] is optim.NIGT:
-        options.setdefault("lr", 1e-3)
+    cls = classes[known.lower()]
+    rate = inspect.signature(cls).parameters.get("lr")
+    if rate is not None and rate.default is rate.empty:
+        options.setdefault("lr", 1e-3)  # which plays no part
+    if cls is optim.SAM:
+        raise DemoError(f"{text}: it goes around another optimizer; ferrostep.optim.memory_plan takes both")
     try:
-        return optim.memory_plan(model, classes[known.lower()], dtype=dtype, **options)
+        return optim.memory_plan(model, cls, dtype=dtype, **options)
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
         raise DemoError(f"{text}: {error}") from error
 

@@ -19,6 +19,8 @@ def refine(path: Path, total_steps: int | None, smoothing: float, out: Path) -> 
     Raises `DemoError` for what the user can put right.
     """
     run = load(path)
+    if not 0 <= smoothing < 1:
+        raise DemoError(f"argument --smoothing: expected a number from 0 to below 1, got {smoothing}")
     try:
         steps = run["steps"] if total_steps is None else total_steps
         schedule = refine_schedule(run["norms"], steps, MODES[run["norm"]], smoothing)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ REACH = 0.02  # a point of the smoothed curve is the mean over this share of the
 
 def table(runs: Sequence[Run]) -> Table:
     """One row for each run; fits in 80 columns."""
-    title = "loss in nats per byte, times as medians, share with Sophia's and SAM's passes"
+    title = "loss in nats per byte, times as medians, share with Sophia's, SAM's, STORM's passes"
     result = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     result.add_column("optimizer", no_wrap=True)
     for heading in ("steps", "train\nloss", "held-out\nloss", "step\nms", "optimizer\nms", "share", "state\nMB"):

@@ -66,7 +66,7 @@ class _GhostBatchNorm(_BatchNorm):
         apart = x.reshape(ghosts, samples // ghosts, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
         dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
         statistics = torch.zeros(2, ghosts * channels, dtype=dtype, device=x.device)
-        weight, bias = (None if each is None else each.repeat(ghosts) for each in (self.weight, self.bias))
+        weight, bias = (None if each is None else each.to(dtype).repeat(ghosts) for each in (self.weight, self.bias))
         mean, variance = statistics
         normalized = F.batch_norm(apart, mean, variance, weight, bias, training=True, momentum=1.0, eps=self.eps)
         together = normalized.view(-1, ghosts, *x.shape[1:]).transpose(0, 1).flatten(0, 1)

@@ -158,8 +158,8 @@ class InPlaceOptimizer(Optimizer):
 
         The step is no longer all or nothing: where an error comes up, which ``backward`` raises, parameters have been
         stepped or not, each as a whole. Gradients that were not used are still there; :meth:`zero_grad` drops them, and
-        the next backward pass begins anew. What looks at ``grad`` after the backward pass finds None, clipping too.
-        ``detach`` ends it all, and so does the end of ``with optimizer.attach():``.
+        the next backward pass begins anew. What looks at ``grad`` after the backward pass, clipping too, finds what
+        still waits alone. ``detach`` ends it all, and so does the end of ``with optimizer.attach():``.
 
         Returns:
             A context manager, which detaches.

@@ -72,7 +72,8 @@ class FRUGAL(RuleOptimizer):
     switch AdamW moves by ``lr`` as well, hence one ``lr`` for both.
 
     Parameters of fewer than 2 dimensions, and the groups that say ``projectable=False`` (embeddings, output layers,
-    norms), are updated by the inner rule with all of their state: with AdamW as ``torch.optim.AdamW``.
+    norms: :func:`frugal_param_groups` makes them), are updated by the inner rule with all of their state: with AdamW as
+    ``torch.optim.AdamW``.
 
     What S is follows from ``seed``, the number of refreshes and the parameter's place among the groups alone: the same
     on all ranks, and torch's random numbers are not touched. A parameter that has no gradient in a step is left alone;

@@ -266,7 +266,9 @@ def scratch_of(optimizer: Optimizer) -> int:
             return scratch_of(inner)
     if isinstance(optimizer, RuleOptimizer):
         taken = optimizer._take(NewState(optimizer.state))
-        return max(map(working_memory, taken.elsewhere), default=0)
+        # Without parameters, which are fake here and for plain torch as such.
+        by_kernel = [g for g in taken.elsewhere if not optimizer._is_for_plain_torch({**g.group, "params": []})]
+        return max(map(working_memory, by_kernel), default=0)
     optimizer.step()
     return 0
 

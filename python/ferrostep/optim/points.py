@@ -51,7 +51,7 @@ class TwoPointOptimizer(RuleOptimizer):
         self.rule(group)
 
     def _needs_all_gradients(self, _group: dict[str, Any]) -> str | None:
-        return "its groups count the steps, of which each is to move all parameters"
+        return "each of its steps is to move all parameters, which go to a second point together"
 
     def _group_defaults(self, group: dict[str, Any]) -> dict[str, Any]:
         return {**self._counted, **super()._group_defaults(group)}

@@ -26,7 +26,7 @@ class GradNormRecorder:
     Args:
         optimizer: any ``torch.optim.Optimizer``; parameters of any shape and dtype, a gradient of None counts as 0.
         norm: ``"l1"`` (default; for Adam and what is near the sign) or ``"l2"`` (for SGD).
-        every: record each so manieth call only. Default 1.
+        every: record only the first of each so many calls. Default 1.
 
     Attributes:
         norms: what has been recorded; NaN and infinity are kept.
@@ -59,7 +59,12 @@ class GradNormRecorder:
 
         Returns:
             The norm; None in a call that ``every`` leaves out.
+
+        Raises:
+            RuntimeError: the optimizer is attached, and has used gradients already.
         """
+        if getattr(self.optimizer, "_release", None) is not None:
+            raise RuntimeError("record() needs all gradients, and the attached optimizer frees them as they come")
         is_left_out = self._calls % self.every != 0
         self._calls += 1
         if is_left_out:
