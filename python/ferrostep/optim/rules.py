@@ -287,8 +287,8 @@ class RuleOptimizer(InPlaceOptimizer):
         for rule in self._rules(group):
             for name in rule.states:
                 if name not in rule.signed and name not in rule.shapes and is_coded(name, group):
-                    there_are = ", ".join(sorted({each for rule in self._rules(group) for each in rule.signed}))
-                    expected = f"names of {there_are}" if there_are else "an element-wise rule"
+                    others = {each: "int8" for rule in self._rules(group) for each in sorted(rule.signed)}
+                    expected = f"a mapping such as {others}" if others else "an element-wise rule"
                     raise ValueError(f"Invalid state_dtype: {name} cannot be 'int8'; expected {expected}")
 
     def _check_placements(self, group: dict[str, Any]) -> None:
