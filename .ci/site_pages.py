@@ -69,7 +69,8 @@ def state_bytes(cls: type[optim.RuleOptimizer], group: dict[str, Any], dtype: to
     if cls is optim.SophiaG:
         optimizer.update_hessian(bs=1)
     optimizer.step()
-    return f"{round(sum(each.nbytes for each in optimizer.state[p].values()) / p.numel(), 1):g}"
+    tensors = (each for each in optimizer.state[p].values() if isinstance(each, torch.Tensor))
+    return f"{round(sum(each.nbytes for each in tensors) / p.numel(), 1):g}"
 
 
 def optimizer_page(name: str, cls: type[optim.RuleOptimizer]) -> str:
