@@ -16,6 +16,7 @@ from ferrostep.optim.arguments import (
     Epsilon,
     LearningRate,
     arguments_of,
+    check_arguments,
     if_given,
     positive,
 )
@@ -132,6 +133,7 @@ class OptimisticMD(RuleOptimizer):
     def rule(self, group: dict[str, Any]) -> Rule:
         """Optimistic descent in the group's geometry, with its hyperparameters."""
         own = {**group, "hint_is_gradient": group["first_hint"] == "gradient"}
+        check_arguments({"radius": self._arguments["radius"]}, own)
         if group["geometry"] != "euclidean":
             rule = OPTIMISTIC_MD.of({**own, "multiplicative": group["geometry"] == "eg"})
             return on_simplex(rule, group["simplex_dim"]) if group["geometry"] == "entropic" else rule
@@ -143,7 +145,7 @@ class OptimisticMD(RuleOptimizer):
             return rule
         return rule._replace(
             reference=reference.in_ball(rule.reference),
-            hyperparameters={**rule.hyperparameters, "radius": group["radius"]},
+            hyperparameters={**rule.hyperparameters, "radius": own["radius"]},
         )
 
     def _variation(self, group: dict[str, Any]) -> float:
