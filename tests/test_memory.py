@@ -72,7 +72,7 @@ def states_of(optimizer: Any) -> dict[str, int]:
     bytes_of: dict[str, int] = {}
     for state in optimizer.state.values():
         for name, value in state.items():
-            if name not in getattr(optimizer, "_numbers", ()):
+            if isinstance(value, torch.Tensor) and name not in getattr(optimizer, "_numbers", ()):
                 bytes_of[name] = bytes_of.get(name, 0) + value.nbytes
     return bytes_of
 

@@ -14,7 +14,7 @@ import pytest
 import ferrostep.numpy
 from ferrostep import _core, kappas, optim, reference
 from ferrostep.demo.optimizers import OPTIMIZERS
-from ferrostep.optim import points, rmsprop, sam, sophia, storm
+from ferrostep.optim import frugal, points, rmsprop, sam, sophia, storm
 from ferrostep.optim.arguments import arguments_of
 from ferrostep.optim.rules import Rule, RuleOptimizer
 from tests.contract.rules.registry import ENTRIES, Entry, every_class, every_entry
@@ -36,7 +36,11 @@ OF_OTHERS = {points.BLEND.name, sam.ASCENT.name}
 """Those that move parameters from one point to another."""
 
 
-CHOSEN = {*kappas.KERNELS.values(), *(rule.name for rule in (*rmsprop.RULES.values(), *storm.RULES))}
+CHOSEN = {
+    *kappas.KERNELS.values(),
+    *(rule.name for own in (frugal.INNER, frugal.STATE_FREE, rmsprop.RULES) for rule in own.values()),
+    *(rule.name for rule in storm.RULES),
+}
 """Those of which arguments choose one."""
 
 
