@@ -52,26 +52,18 @@ class _GhostBatchNorm(_BatchNorm):
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         if input.shape[1] != self.num_features:
             raise Problem.SHAPE.of("input", list(input.shape), f"{self.num_features} channels")
-        whole_ghosts = (count - 1) * self.ghost_size
-        first, means, variances = self._normalized(input[:whole_ghosts], count - 1)
-        last, *others = self._normalized(input[whole_ghosts:], 1)
+        sizes = [self.ghost_size] * (count - 1)
+        ghosts = torch.split(input, [*sizes, len(input) - sum(sizes)])
+        dtype = torch.float32 if input.dtype in (torch.float16, torch.bfloat16) else input.dtype
+        means, variances = torch.zeros(2, count, self.num_features, dtype=dtype, device=input.device)
+        weight, bias = (None if each is None else each.to(dtype) for each in (self.weight, self.bias))
+        normalized = [
+            F.batch_norm(ghost, mean, variance, weight, bias, training=True, momentum=1.0, eps=self.eps)
+            for ghost, mean, variance in zip(ghosts, means, variances, strict=True)
+        ]
         if self.training and self.track_running_stats:
-            self._update(torch.cat([means, others[0]]), torch.cat([variances, others[1]]))
-        return torch.cat([first, last])
-
-    def _normalized(self, x: Tensor, ghosts: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Samples of so many ghosts of one size, normalized; and means and variances, of shape (ghosts, channels)."""
-        samples, channels = x.shape[:2]
-        # As more channels of fewer samples: one call of the kernel for all ghosts.
-        apart = x.reshape(ghosts, samples // ghosts, *x.shape[1:]).transpose(0, 1).flatten(1, 2)
-        dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-        statistics = torch.zeros(2, ghosts * channels, dtype=dtype, device=x.device)
-        weight, bias = (None if each is None else each.to(dtype).repeat(ghosts) for each in (self.weight, self.bias))
-        mean, variance = statistics
-        normalized = F.batch_norm(apart, mean, variance, weight, bias, training=True, momentum=1.0, eps=self.eps)
-        together = normalized.view(-1, ghosts, *x.shape[1:]).transpose(0, 1).flatten(0, 1)
-        means, variances = statistics.view(2, ghosts, channels).unbind()
-        return together, means, variances
+            self._update(means, variances)
+        return torch.cat(normalized)
 
     @torch.no_grad()
     def _update(self, means: Tensor, variances: Tensor) -> None:
