@@ -29,12 +29,11 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
+from ferrostep.demo.report import half_interval
 from ferrostep.optim import AdamW
 from ferrostep.rl import ODICE, Transitions
 from ferrostep.rl.networks import GaussianPolicy
 
-# Student's t at 97.5%, for 1 to 9 degrees of freedom
-T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 METHODS = ("orthogonal", "semi", "true", "cloning")
 Behaviour = Callable[[np.ndarray, int], np.ndarray]  # from observation and time to an action from -1 to 1
 
@@ -221,11 +220,7 @@ def run(arguments: argparse.Namespace, data: Transitions, returns: list[float]) 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
     """Mean and half the 95% interval."""
-    count = len(values)
-    if count < 2:
-        return float(values.mean()), math.nan
-    t = T[count - 2] if count - 2 < len(T) else 1.96 + 2.4 / (count - 1)
-    return float(values.mean()), float(t * values.std(ddof=1) / math.sqrt(count))
+    return float(values.mean()), half_interval(values.tolist())
 
 
 def row(name: str, values: np.ndarray) -> tuple[str, str, str]:

@@ -77,13 +77,7 @@ def parser() -> Parser:
     compare.add_argument(
         "--seed", type=whole_number(0), default=0, help="of weights and batches (default: %(default)s)"
     )
-    compare.add_argument(
-        "--out",
-        type=Path,
-        default=Path("ferrostep-compare"),
-        metavar="DIR",
-        help="folder to write to (default: %(default)s)",
-    )
+    add_out(compare, "ferrostep-compare")
     add_refine(commands.add_parser("refine", help="make the next run's schedule of a run's gradient norms"))
     add_plan(commands.add_parser("plan", help="print the memory that training a model takes with several optimizers"))
     commands.add_parser("info", help="print versions, instruction sets and threads")
@@ -127,13 +121,13 @@ def add_refine(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--smoothing", type=float, default=0.1, help="share of the run that is smoothed over (default: %(default)s)"
     )
-    command.add_argument(
-        "--out",
-        type=Path,
-        default=Path("ferrostep-refine"),
-        metavar="DIR",
-        help="folder to write to (default: %(default)s)",
-    )
+    add_out(command, "ferrostep-refine")
+
+
+def add_out(command: argparse.ArgumentParser, default: str) -> None:
+    """The argument of commands that write files."""
+    help_ = "folder to write to (default: %(default)s)"
+    command.add_argument("--out", type=Path, default=Path(default), metavar="DIR", help=help_)
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
@@ -167,11 +161,11 @@ def run_refine(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def need(*packages: str) -> None:
-    """Raise `DemoError` for packages that are not installed."""
+def need(*packages: str, extra: str = "demo") -> None:
+    """Raise `DemoError`, with the extra that brings them, for packages that are not installed."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise DemoError(f'{", ".join(missing)} not installed: pip install "ferrostep[demo]"')
+        raise DemoError(f'{", ".join(missing)} not installed: pip install "ferrostep[{extra}]"')
 
 
 @contextmanager
@@ -191,8 +185,7 @@ def terminated_as_interrupted() -> Iterator[None]:
 
 def run_plan(arguments: argparse.Namespace) -> int:
     """Print plans as the arguments say; the exit code."""
-    if importlib.util.find_spec("torch") is None:
-        raise DemoError('torch not installed: pip install "ferrostep[torch]"')
+    need("torch", extra="torch")
     import torch
 
     name, model = plans.model_of(arguments.model, arguments.config)

@@ -15,6 +15,7 @@ from .training import Run
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart
 COLOURS = ("#0072B2", "#D55E00", "#000000", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+STUDENT = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)  # 0.975 quantiles for 2 to 10 values
 REACH = 0.02  # a point of the smoothed curve is the mean over this share of the steps on either side
 
 
@@ -116,13 +117,19 @@ def write_plot(path: Path, runs: Sequence[Run], title: str) -> None:
     figure.savefig(path)
 
 
+def half_interval(values: Sequence[float]) -> float:
+    """Half of the mean's 95% interval, by Student's t; NaN of a single value."""
+    count = len(values)
+    if count < 2:
+        return math.nan
+    t = STUDENT[count - 2] if count - 2 < len(STUDENT) else 1.96 + 2.4 / (count - 1)
+    return t * stdev(values) / math.sqrt(count)
+
+
 def interval(values: Sequence[float], digits: str) -> str:
-    """The mean and the 95% interval of Student's t for up to ten seeds, each in a format of Python's."""
-    mean, count = fmean(values), len(values)
-    if count == 1:
-        return format(mean, digits)
-    t = [12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26][min(count, 10) - 2]
-    return f"{mean:{digits}} ± {t * stdev(values) / count**0.5:{digits}}"
+    """The mean, and if there are several values its 95% interval, each in a format of Python's."""
+    mean = format(fmean(values), digits)
+    return mean if len(values) == 1 else f"{mean} ± {half_interval(values):{digits}}"
 
 
 def peer(name: str) -> bool:

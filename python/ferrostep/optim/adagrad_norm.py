@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
@@ -16,8 +15,8 @@ from ferrostep.optim.base import NewState, is_fake
 from ferrostep.optim.gathered import Gathered
 from ferrostep.optim.options import Options
 from ferrostep.optim.rules import ElementwiseRule, Rule, RuleOptimizer
+from ferrostep.optim.sums import accumulated
 from ferrostep.reference.sums import Sum
-from ferrostep.reference.sums import total as total_of
 
 
 class AdaGradNorm(RuleOptimizer):
@@ -79,10 +78,10 @@ class AdaGradNorm(RuleOptimizer):
     def rule(self, group: dict[str, Any]) -> Rule:
         """AdaGrad-Norm with the group's hyperparameters, and what has been accumulated."""
         keeper = self._keeper(group)
-        accumulated = None if keeper is None else self.state.get(keeper, {}).get("sum")
-        if accumulated is None:
-            accumulated = group["initial_accumulator_value"]
-        return self._rule.of({**group, "accumulated": float(accumulated)})._replace(scope=group["norm"])
+        before = None if keeper is None else self.state.get(keeper, {}).get("sum")
+        if before is None:
+            before = group["initial_accumulator_value"]
+        return self._rule.of({**group, "accumulated": float(before)})._replace(scope=group["norm"])
 
     def _keeper(self, group: dict[str, Any]) -> Tensor | None:
         """The parameter that has the group's sum in its state."""
@@ -100,9 +99,7 @@ class AdaGradNorm(RuleOptimizer):
         if not all(math.isfinite(float(total)) for _, (total, *_) in sums):
             return False
         for gathered, (total, *_) in sums:
-            accumulated = gathered.rule.hyperparameters["accumulated"]
             keeper = self._keeper(gathered.group)
             assert keeper is not None
-            new = torch.as_tensor(total_of((accumulated, total)), dtype=torch.float64)
-            new_state.set(keeper, "sum", new.detach().cpu())
+            new_state.set(keeper, "sum", accumulated(gathered.rule.hyperparameters["accumulated"], total))
         return True

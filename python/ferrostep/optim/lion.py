@@ -17,10 +17,8 @@ from ferrostep.optim.options import Options, check_real, is_coded
 from ferrostep.optim.rules import ElementwiseRule, Rule, RuleOptimizer
 
 LION = ElementwiseRule("Lion", reference.lion)
-OF_NUMBERS = ("row", "topk")
-"""Those that have no kernel for a state in codes."""
 OF_WHOLE = ("row", "topk")
-"""What looks at whole tensors, and not by way of sums."""
+"""What looks at whole tensors, and not by way of sums; there are no kernels of it for a state in codes."""
 
 Kappa: TypeAlias = Annotated[choices.Kappa | Callable[[Tensor], Tensor], check_kappa]
 KappaParam: TypeAlias = Annotated[float | None, check_kappa_param]
@@ -130,11 +128,11 @@ class Lion(RuleOptimizer):
         if group["backend"] == "rust" and not self._has_kernel(group):
             chosen = "a callable kappa" if callable(kappa) else f"kappa={kappa!r}"
             number = f" with kappa_param={group['kappa_param']}" if kappa == "lp" else ""
-            codes = " with state_dtype='int8'" if kappa in OF_NUMBERS else ""
+            codes = " with state_dtype='int8'" if kappa in OF_WHOLE else ""
             raise RuntimeError(f"{chosen}{number}{codes} runs in plain torch and excludes backend='rust'")
 
     def _has_kernel(self, group: dict[str, Any]) -> bool:
-        if group["kappa"] in OF_NUMBERS and is_coded("exp_avg", group):
+        if group["kappa"] in OF_WHOLE and is_coded("exp_avg", group):
             return False
         return has_kernel(group["kappa"], group["kappa_param"])
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal
 
-import torch
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
@@ -25,8 +24,8 @@ from ferrostep.optim.gathered import Gathered
 from ferrostep.optim.options import Options
 from ferrostep.optim.rules import ElementwiseRule, Rule, RuleOptimizer
 from ferrostep.optim.simplex import check_rows, on_simplex
+from ferrostep.optim.sums import accumulated
 from ferrostep.reference.sums import Sum
-from ferrostep.reference.sums import total as total_of
 
 OPTIMISTIC_MD = ElementwiseRule("OptimisticMd", reference.optimistic_md)
 ADAPTIVE = ElementwiseRule(
@@ -180,8 +179,7 @@ class OptimisticMD(RuleOptimizer):
             return False
         for number, total in found.items():
             group = self.param_groups[number]
-            new = torch.as_tensor(total_of((self._variation(group), total)), dtype=torch.float64)
-            new_state.set(group["params"][0], "variation", new.detach().cpu())
+            new_state.set(group["params"][0], "variation", accumulated(self._variation(group), total))
         return True
 
 

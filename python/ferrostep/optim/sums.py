@@ -44,6 +44,11 @@ def over_ranks(sums: Sequence[Sum], params: Sequence[Tensor]) -> list[Sum]:
     return whole
 
 
+def accumulated(before: Sum, found: Sum) -> Tensor:
+    """A sum over steps with one more, as a parameter's state keeps it: a float64 number."""
+    return torch.as_tensor(total((before, found)), dtype=torch.float64).detach().cpu()
+
+
 def by_scope(sums: Sequence[list[Sum]], summands: Sequence[Summand]) -> list[list[Sum]]:
     """For each parameter the sum that its rule is to know."""
 

@@ -41,6 +41,14 @@ impl Hyperparameters<1> for Nigt {
     }
 }
 
+/// What makes a momentum as long as a step; 0 for one of zeros.
+pub(super) fn scale_to(length: f64, squared_norm: f64) -> f64 {
+    match squared_norm {
+        0.0 => 0.0,
+        other => length / other.sqrt(),
+    }
+}
+
 impl Rule<1> for NigtRule {
     const SUMMED: Option<Summed> = Some(Summed::Squares);
 
@@ -56,11 +64,10 @@ impl Rule<1> for NigtRule {
     }
 
     fn knowing(self, squared_norm: f64) -> Self {
-        let scale = match squared_norm {
-            0.0 => 0.0,
-            other => self.options.lr / other.sqrt(),
-        };
-        NigtRule { scale, ..self }
+        NigtRule {
+            scale: scale_to(self.options.lr, squared_norm),
+            ..self
+        }
     }
 
     #[inline(always)]

@@ -2,6 +2,7 @@
 //! difference of a batch's gradients at both points or, as (N-)HARPG has it (arXiv 2302.01734), by a product of the
 //! Hessian with the way between them.
 
+use super::nigt::scale_to;
 use super::{Hyperparameters, Rule, Summed, hyperparameters};
 use crate::kernels::vector::Vector;
 
@@ -160,10 +161,7 @@ impl Rule<2> for Normalized {
     }
 
     fn knowing(self, squared_norm: f64) -> Self {
-        let scale = match squared_norm {
-            0.0 => 0.0,
-            other => self.0.rate / other.sqrt(),
-        };
+        let scale = scale_to(self.0.rate, squared_norm);
         Normalized(Step { scale, ..self.0 })
     }
 
