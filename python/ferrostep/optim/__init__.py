@@ -29,9 +29,18 @@ from ferrostep.optim.routing import MuonParamGroups, muon_param_groups
 from ferrostep.optim.rules import Rule, RuleOptimizer
 from ferrostep.optim.sam import SAM
 from ferrostep.optim.sgd import SGD
+from ferrostep.optim.singular import (
+    GainInvariance,
+    GainRatio,
+    SingularValue,
+    SingularValues,
+    gain_invariance,
+    top_singular_values,
+)
 from ferrostep.optim.sophia_g import SophiaG
 from ferrostep.optim.sophia_h import SophiaH
 from ferrostep.optim.storm import STORM
+from ferrostep.optim.width import WidthScaledParamGroups, width_scaled_param_groups
 
 __all__ = [
     "EGD",
@@ -48,6 +57,8 @@ __all__ = [
     "AuON",
     "DiffGrad",
     "FrugalParamGroups",
+    "GainInvariance",
+    "GainRatio",
     "HybridAuON",
     "Lion",
     "MemoryPart",
@@ -63,9 +74,15 @@ __all__ = [
     "RMSprop",
     "Rule",
     "RuleOptimizer",
+    "SingularValue",
+    "SingularValues",
     "SophiaG",
     "SophiaH",
+    "WidthScaledParamGroups",
     "frugal_param_groups",
+    "gain_invariance",
     "memory_plan",
     "muon_param_groups",
+    "top_singular_values",
+    "width_scaled_param_groups",
 ]
