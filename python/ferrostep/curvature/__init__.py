@@ -1,4 +1,4 @@
-"""Estimates of a loss's curvature: the diagonal of its Hessian, its trace, its largest eigenvalue.
+"""A loss's curvature: the diagonal of its Hessian, products with it, its trace, eigenvalues and their density.
 
 A loss is given as a scalar tensor whose graph is still there, or as a function that returns one. Nothing here wants
 ``backward(create_graph=True)``: second derivatives are taken by ``torch.autograd.grad``, ``p.grad`` is neither read
@@ -10,21 +10,29 @@ from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 # isort: split
 from ferrostep import numpy  # noqa: F401  (before its parts: threads may meet there)
 from ferrostep.curvature.diagonal import HutchinsonDiagonal, hutchinson_diagonal
-from ferrostep.curvature.products import HessianProduct, double_backward
+from ferrostep.curvature.krylov import Eigenvalue, LanczosResult, lanczos, top_eigenvalues
+from ferrostep.curvature.operators import LinearOperator, check_symmetry, hvp_operator
+from ferrostep.curvature.products import GaussNewtonProduct, HessianProduct, double_backward
 from ferrostep.curvature.sampling import gauss_newton_bartlett, sampled_cross_entropy, sampled_squared_error
-from ferrostep.curvature.spectrum import Eigenvalue, Trace, hutchinson_trace, lanczos, top_eigenvalue
+from ferrostep.curvature.traces import Estimate, frobenius, trace
 
 __all__ = [
     "Eigenvalue",
+    "Estimate",
+    "GaussNewtonProduct",
     "HessianProduct",
     "HutchinsonDiagonal",
-    "Trace",
+    "LanczosResult",
+    "LinearOperator",
+    "check_symmetry",
     "double_backward",
+    "frobenius",
     "gauss_newton_bartlett",
     "hutchinson_diagonal",
-    "hutchinson_trace",
+    "hvp_operator",
     "lanczos",
     "sampled_cross_entropy",
     "sampled_squared_error",
-    "top_eigenvalue",
+    "top_eigenvalues",
+    "trace",
 ]
