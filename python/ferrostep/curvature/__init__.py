@@ -8,7 +8,7 @@ nor written, and no graph outlives the call.
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 
 # isort: split
-from ferrostep import numpy  # noqa: F401  (before its parts: threads may meet there)
+from ferrostep import numpy, reference  # noqa: F401  (before their parts: threads may meet there)
 from ferrostep.curvature.diagonal import HutchinsonDiagonal, hutchinson_diagonal
 from ferrostep.curvature.krylov import Eigenvalue, LanczosResult, lanczos, top_eigenvalues
 from ferrostep.curvature.operators import LinearOperator, check_symmetry, hvp_operator
