@@ -9,14 +9,24 @@ from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 
 # isort: split
 from ferrostep import numpy, reference  # noqa: F401  (before their parts: threads may meet there)
+from ferrostep.curvature.density import SpectralDensity, spectral_density
 from ferrostep.curvature.diagonal import HutchinsonDiagonal, hutchinson_diagonal
 from ferrostep.curvature.krylov import Eigenvalue, LanczosResult, lanczos, top_eigenvalues
 from ferrostep.curvature.operators import LinearOperator, check_symmetry, hvp_operator
 from ferrostep.curvature.products import GaussNewtonProduct, HessianProduct, double_backward
 from ferrostep.curvature.sampling import gauss_newton_bartlett, sampled_cross_entropy, sampled_squared_error
+from ferrostep.curvature.stability import (
+    BatchSharpness,
+    Diagnostic,
+    StabilityReport,
+    batch_sharpness,
+    stability_report,
+)
 from ferrostep.curvature.traces import Estimate, frobenius, trace
 
 __all__ = [
+    "BatchSharpness",
+    "Diagnostic",
     "Eigenvalue",
     "Estimate",
     "GaussNewtonProduct",
@@ -24,6 +34,9 @@ __all__ = [
     "HutchinsonDiagonal",
     "LanczosResult",
     "LinearOperator",
+    "SpectralDensity",
+    "StabilityReport",
+    "batch_sharpness",
     "check_symmetry",
     "double_backward",
     "frobenius",
@@ -33,6 +46,8 @@ __all__ = [
     "lanczos",
     "sampled_cross_entropy",
     "sampled_squared_error",
+    "spectral_density",
+    "stability_report",
     "top_eigenvalues",
     "trace",
 ]

@@ -151,7 +151,7 @@ def hvp_operator(
     if data is None:
         with numbers.again():
             product = make(loss_fn, flat.params)
-        multiply = lambda v: flat.joined(product(flat.pieces(v)))  # noqa: E731
+        multiply = flat.multiplied_by(product)
     else:
         if not callable(loss_fn):
             raise wrong_kind("loss_fn", loss_fn, "a function of a batch")
@@ -166,9 +166,7 @@ def hvp_operator(
                 vectors.subtract(total, flat.joined(one(flat.pieces(vector), retain_graph=False)), -share)
             return total
 
-    if precond is not None:
-        multiply = _preconditioned(multiply, flat, precond)
-    return LinearOperator(multiply, flat.size, dtype=flat.dtype, device=flat.device)
+    return flat.operator(multiply, precond)
 
 
 def check_symmetry(op: LinearOperator, probes: int = 2, *, seed: int = 0) -> float:
@@ -223,6 +221,16 @@ class FlatParameters:
         """The vector as tensors like the parameters."""
         pieces = torch.split_with_sizes(vector, self.sizes)
         return [piece.view(p.shape).to(p.dtype) for piece, p in zip(pieces, self.params, strict=True)]
+
+    def multiplied_by(self, product: Product) -> Callable[[Tensor], Tensor]:
+        """The product as a function of flat vectors."""
+        return lambda vector: self.joined(product(self.pieces(vector)))
+
+    def operator(self, multiply: Callable[[Tensor], Tensor], precond: Sequence[Tensor] | None = None) -> LinearOperator:
+        """The operator of a matrix, with a preconditioner on both sides."""
+        if precond is not None:
+            multiply = _preconditioned(multiply, self, precond)
+        return LinearOperator(multiply, self.size, dtype=self.dtype, device=self.device)
 
     def joined(self, tensors: Sequence[Tensor]) -> Tensor:
         """A new vector of tensors like the parameters."""

@@ -75,9 +75,11 @@ class HessianProduct:
             raise Problem.NUMBER.of("grad_scale value", grad_scale, "a number above 0")
         self.grad_scale = grad_scale
         self._trainable = [i for i, p in enumerate(self.params) if p.requires_grad]
-        loss = evaluated(loss)
-        check_twice(loss)
-        gradients = first_derivatives(loss, self.params, create_graph=True)
+        self.loss = evaluated(loss)
+        check_twice(self.loss)
+        gradients = first_derivatives(self.loss, self.params, create_graph=True)
+        self.gradient = [g.detach() for g in _filled(gradients, self.params)]
+        """The loss's gradient, not divided by ``grad_scale``; zeros where it has none."""
         # A gradient without a graph is constant: the loss is linear in the parameter.
         self._gradients = {i: g for i, g in enumerate(gradients) if g is not None and g.requires_grad}
         """Those that have a derivative, by the positions of their parameters."""
