@@ -14,6 +14,7 @@ from ferrostep.optim.diffgrad import DiffGrad
 from ferrostep.optim.egd import EGD
 from ferrostep.optim.frugal import FRUGAL
 from ferrostep.optim.frugal_routing import FrugalParamGroups, frugal_param_groups
+from ferrostep.optim.grad_norm_smooth import GradNormSmooth
 from ferrostep.optim.hybrid_auon import HybridAuON
 from ferrostep.optim.lion import Lion
 from ferrostep.optim.memory import MemoryPart, MemoryPlan, memory_plan
@@ -59,6 +60,7 @@ __all__ = [
     "FrugalParamGroups",
     "GainInvariance",
     "GainRatio",
+    "GradNormSmooth",
     "HybridAuON",
     "Lion",
     "MemoryPart",

@@ -45,8 +45,8 @@ class SingularValues(dict[str, SingularValue]):
 
     Args:
         found: the values by name.
-        vectors: the right singular vectors by name, of shape (columns,) and dtype float32 or float64, from which a later
-            call starts. Default None: none.
+        vectors: the right singular vectors by name, of shape (columns,) and dtype float32 or float64, from which a
+            later call starts. Default None: none.
 
     Raises:
         TypeError: ``found`` is no mapping.
