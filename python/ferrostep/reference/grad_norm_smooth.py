@@ -99,7 +99,7 @@ def by_cholesky(matrix: Tensor, g: Tensor, lam: float) -> Tensor | None:
         RuntimeError: shapes that do not fit, as torch.
 
     Example:
-        >>> by_cholesky(torch.eye(2), torch.tensor([3.0, 6.0]), 2.0)
+        >>> by_cholesky(torch.eye(2), torch.tensor([4.0, 8.0]), 3.0)
         tensor([-1., -2.])
     """
     damped = matrix.clone()
