@@ -127,6 +127,12 @@ def test_schedules(tmp_path: Path) -> None:
         assert row in printed
 
 
+def test_width(tmp_path: Path) -> None:
+    printed = run("width.py", "--quick", output=tmp_path / "width.png")
+    for rule in ("sqrt", "linear", "none"):
+        assert printed.count(f" {rule} ") == 3  # at two widths, and at the tuned learning rate
+
+
 def test_surgery() -> None:
     example = runpy.run_path(str(EXAMPLES / "surgery.py"))
     for method, keeps in (("upgrad", "rises"), ("nash_mtl", "turns"), ("imtl_g", "parts"), ("mean", None)):
