@@ -241,7 +241,7 @@ class SpectralLR(LRScheduler):
         if ends is None:
             return own
         best = heavy_ball(*ends, self.max_momentum)
-        found = []
+        found: list[float | Tensor] = []
         for group, lr in zip(groups, own, strict=True):
             if self.set_momentum:
                 group["momentum"] = best.momentum
