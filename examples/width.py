@@ -186,7 +186,9 @@ def main() -> None:
             for rule in RULES:
                 trainings.run(widths[-1], rule, lr, decay, seed)
     settles = 1 / (lr * decay)
-    Console().print(f"tuned at width {widths[0]}: lr {lr:g}, weight decay {decay:g}, which settles in {settles:.0f} steps")
+    Console().print(
+        f"tuned at width {widths[0]}: lr {lr:g}, weight decay {decay:g}, which settles in {settles:.0f} steps"
+    )
     report(trainings, widths, (lr, decay), rates, arguments.seeds)
     draw(arguments.output, losses, lr)
 
