@@ -101,6 +101,17 @@ def test_muon_keeps_its_rates_where_its_steps_do_not_grow(adjust: Any, expected:
     assert found == {True: expected, False: (1e-2, 0.0)}
 
 
+@pytest.mark.parametrize("width", [16, 48])
+def test_orthogonal_steps_settle_at_the_same_gain_at_any_width(width: int) -> None:
+    """What Muon's factors are derived from."""
+    generator = torch.Generator().manual_seed(0)
+    w, lr, weight_decay = torch.zeros(width, width), 0.02, 0.5
+    for _ in range(4 * int(1 / (lr * weight_decay))):
+        q, r = torch.linalg.qr(torch.randn(width, width, generator=generator))
+        w = w * (1 - lr * weight_decay) - lr * q * r.diagonal().sign()  # without which signs are not random
+    assert 0.85 < torch.linalg.matrix_norm(w, 2).item() / math.sqrt(2 * lr / weight_decay) < 1.05
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
