@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from ferrostep import _core
 from ferrostep.curvature import (
     LinearOperator,
     check_symmetry,
@@ -20,7 +21,9 @@ from ferrostep.curvature import (
     lanczos,
     top_eigenvalues,
     trace,
+    vectors,
 )
+from ferrostep.reference import krylov as reference
 
 F64 = torch.float64
 
@@ -187,6 +190,57 @@ def test_traces() -> None:
     assert abs(norm.value - float(h.norm())) < 4 * norm.standard_error < 0.1 * norm.value
     exact = trace(of(torch.diag(h.diagonal())), 1)
     assert exact.value == pytest.approx(float(h.trace()), rel=1e-12)
+
+
+def together(module: Any, dtype: torch.dtype) -> list[Any]:
+    """Everything that the vector work of an iteration makes of random vectors."""
+    basis, w = torch.empty(6, 9001, dtype=dtype), torch.empty(9001, dtype=dtype)
+    for number, row in enumerate(basis):
+        module.fill(row, signs=number % 2 == 0, seed=2**63 + 5, number=number)
+    alpha = module.recur(basis[0], basis[1], 0.3, basis[2], w)
+    first = w.clone()
+    norm = module.subtract(w, basis[3], 0.7)
+    factors, rest = module.orthogonalize(basis, w)
+    module.scale(w, 1.25)
+    return [basis, alpha, first, norm, factors, rest, w]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+def test_the_kernels_do_what_plain_torch_does(dtype: torch.dtype) -> None:
+    ours, plain = together(vectors, dtype), together(reference, dtype)
+    for one, other in zip(ours, plain, strict=True):
+        if isinstance(one, Tensor):
+            torch.testing.assert_close(one, other, rtol=1e-6 if dtype == torch.float32 else 1e-12, atol=1e-12)
+        else:
+            assert one == pytest.approx(other, rel=1e-12, abs=1e-9)
+    assert torch.equal(ours[0], plain[0])
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(together(vectors, dtype)[-1], ours[-1])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "change"),
+    [
+        (ValueError, r"^basis has shape \[2, 4\], expected \[-1, 3\]", {"basis": torch.ones(2, 4)}),
+        (ValueError, "^basis has dtype float64, expected float32", {"basis": torch.ones(2, 3, dtype=F64)}),
+        (ValueError, "^w has dtype bfloat16", {"w": torch.ones(3).bfloat16()}),
+        (ValueError, r"^w has shape \[3, 1\]", {"w": torch.ones(3, 1)}),
+        (TypeError, "^w is a list", {"w": [1.0]}),
+    ],
+)
+def test_the_kernels_check_what_they_get(error: type[Exception], message: str, change: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"basis": torch.ones(2, 3), "w": torch.ones(3), **change}
+    with pytest.raises(error, match=message):
+        vectors.orthogonalize(**given) if isinstance(given["w"], Tensor) else _core.krylov_orthogonalize(
+            **given, threads=1
+        )
+    rows = torch.ones(2, 3)
+    with pytest.raises((ValueError, RuntimeError), match="overlap|share"):
+        vectors.orthogonalize(rows, rows[1])
 
 
 W = torch.tensor([1.0, 2.0], requires_grad=True)

@@ -182,7 +182,7 @@ def iterate(op: LinearOperator, start: Tensor, k: int, reorth: Reorthogonalizati
     k = min(k, op.size)
     is_full = reorth == "full"
     rows = op.empty(k + 1 if is_full else 3, op.size)
-    before = q = rows[0].copy_(start)
+    before = q = rows[0].copy_(start.detach())
     vectors.scale(q, 1 / norm)
     beta, size = 0.0, 0.0
     least = 10 * torch.finfo(op.dtype).eps * op.size**0.5
