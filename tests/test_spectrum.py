@@ -239,7 +239,7 @@ def test_the_kernels_check_what_they_get(error: type[Exception], message: str, c
             **given, threads=1
         )
     rows = torch.ones(2, 3)
-    with pytest.raises((ValueError, RuntimeError), match="overlap|share"):
+    with pytest.raises((ValueError, RuntimeError), match=r"overlap|share"):
         vectors.orthogonalize(rows, rows[1])
 
 
