@@ -409,5 +409,25 @@ def upgrad(
 def pcgrad(gram: npt.NDArray[np.float64], orders: list[list[int]]) -> npt.NDArray[np.float64]:
     """PCGrad's weights, a row for each task."""
 
+def krylov_fill(out: Any, *, signs: bool, seed: int, number: int, threads: int) -> None:
+    """Fills a vector with random signs, or with numbers between -1 and 1, chosen by a seed and a number beside it.
+
+    This and what follows is for vectors of one length, of float32 or float64, and computes in float64. Raises with
+    nothing changed if they do not go together, or if the one that is changed overlaps another.
+    """
+
+def krylov_recur(product: Any, before: Any, beta: float, q: Any, out: Any, threads: int) -> float:
+    """Writes ``product - beta * before`` to ``out``; returns its inner product with ``q``."""
+
+def krylov_subtract(w: Any, q: Any, alpha: float, threads: int) -> float:
+    """Writes ``w - alpha * q`` to ``w``; returns its norm."""
+
+def krylov_orthogonalize(basis: Any, w: Any, threads: int) -> tuple[list[float], float]:
+    """Writes ``w - Q c`` to ``w`` with ``c = Q' w``, of a matrix of which the rows are the columns of Q; returns c and
+    the norm."""
+
+def krylov_scale(w: Any, factor: float, threads: int) -> None:
+    """Multiplies ``w`` by a factor."""
+
 def ema(targets: list[Any], sources: list[Any], tau: float, threads: int) -> None:
     """``target <- target + tau * (source - target)``"""

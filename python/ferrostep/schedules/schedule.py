@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch.optim.lr_scheduler import LRScheduler
 
 from ferrostep.errors import wrong_kind
+from ferrostep.figures import axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,10 +47,7 @@ class Schedule(ABC):
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
         """
-        if ax is None:
-            from matplotlib.figure import Figure
-
-            ax = Figure(layout="constrained").add_subplot()
+        ax = axes(ax)
         ax.plot(range(self.total_steps), [self(step) for step in range(self.total_steps)])
         ax.set(xlabel="step", ylabel="factor of the learning rate", ylim=(0, None))
         return ax
