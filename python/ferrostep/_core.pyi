@@ -306,6 +306,17 @@ def multiply(a: Any, b: Any | None, out: Any, *, threads: int) -> None:
     Raises TypeError, ValueError or RuntimeError, with nothing changed.
     """
 
+def top_singular_value(
+    matrix: Any, vector: Any, *, steps: int, tolerance: float, threads: int
+) -> tuple[float, float, float, int]:
+    """The largest singular value of a matrix, its residual, the sum of the matrix's squares, and the products made.
+
+    A matrix of more than two dimensions is the first one by all others. ``vector`` has as many elements as that has
+    columns, of the dtype of the arithmetic: where the iteration starts, not zero, and, updated, the right singular
+    vector. At most ``steps`` products with the matrix and its transpose; fewer where the residual is at most
+    ``tolerance`` times the value. Raises TypeError, ValueError or RuntimeError, with nothing changed.
+    """
+
 def available_cpus() -> int:
     """How many CPUs the process may use: its affinity and its cgroup's quota count."""
 

@@ -20,6 +20,7 @@ mod reader;
 mod rules;
 mod scalar;
 mod selected;
+mod singular;
 mod solve;
 mod view;
 
@@ -57,6 +58,8 @@ mod _core {
     use super::runtime::{adopt_openmp, available_cpus, isa, supported_isas, use_isa};
     #[pymodule_export]
     use super::selected::sample;
+    #[pymodule_export]
+    use super::singular::top_singular_value;
     #[pymodule_export]
     use super::solve::{Report, cagrad, min_norm, nash_mtl, pcgrad, upgrad};
 
