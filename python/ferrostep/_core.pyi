@@ -350,6 +350,12 @@ def orthogonal_combine(
 def gram(lists: list[list[Any | None]], threads: int) -> list[list[float]]:
     """The inner products of all pairs of lists, in float64."""
 
+def norms(gradient: list[Any | None], threads: int) -> list[float]:
+    """The l1 norm, and the square of the l2 norm, in float64 and in one pass."""
+
+def follow(gradient: list[Any | None], before: list[Any | None], threads: int) -> list[float]:
+    """The squares of the norms of ``gradient`` and ``gradient - before``, and ``before <- gradient``, in one pass."""
+
 def combine(
     lists: list[list[Any | None]], outputs: list[list[Any | None]], factors: list[list[float]], threads: int
 ) -> None:

@@ -2,9 +2,11 @@
 
 mod combine;
 mod moments;
+mod norms;
 
 pub use combine::combine;
 pub use moments::{Sums, sums};
+pub use norms::norms;
 
 use half::{bf16, f16};
 
