@@ -23,6 +23,7 @@ import ferrostep
 
 MODULES = (
     "ferrostep",
+    "ferrostep.batch_size",
     "ferrostep.curvature",
     "ferrostep.gradients",
     "ferrostep.guidance",

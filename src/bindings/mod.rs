@@ -7,6 +7,7 @@ mod dlpack;
 mod errors;
 mod finish;
 mod gather;
+mod ghost;
 mod gradients;
 mod guidance;
 mod krylov;
@@ -37,7 +38,9 @@ mod _core {
     #[pymodule_export]
     use super::gather::{columns, with_gradient};
     #[pymodule_export]
-    use super::gradients::{combine, ema, gram, orthogonal, orthogonal_combine};
+    use super::ghost::{ghost_norm, ghost_norm_backward};
+    #[pymodule_export]
+    use super::gradients::{combine, ema, follow, gram, norms, orthogonal, orthogonal_combine};
     #[pymodule_export]
     use super::guidance::Guidance;
     #[pymodule_export]
