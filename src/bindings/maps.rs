@@ -214,8 +214,8 @@ impl Map {
     /// The name of an argument that has a number for each element of a row, and how many.
     fn fixed_len(&self) -> Option<(&'static str, usize)> {
         match &self.0 {
-            Kind::Plane(plane) => Some(("a", plane.len())),
-            Kind::Section(section) => Some(("w", section.len())),
+            Kind::Plane(plane) => Some(("a", plane.row_len())),
+            Kind::Section(section) => Some(("w", section.row_len())),
             Kind::Isotonic(isotonic) => isotonic.weights.as_ref().map(|weights| ("weight", weights.len())),
             Kind::Sorted(sorted) => Some(("w", sorted.weights.len())),
             Kind::Simplex(_) | Kind::L1Ball(_) | Kind::L2Ball(_) | Kind::Clip(_) | Kind::Shrink(_) => None,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import maps
+from ferrostep.errors import Problem
 from ferrostep.maps import Parameter
 from ferrostep.projections.parameters import bound, number, refuse_where
 
@@ -258,6 +259,8 @@ def _bounds(x: Tensor, lo: Parameter, hi: Parameter) -> list[Parameter]:
     bounds = [bound("lo", lo, x), bound("hi", hi, x)]
     if any(isinstance(each, Tensor) for each in bounds):
         refuse_where("lo", torch.as_tensor(lo) > torch.as_tensor(hi), "a number above hi")
+    elif lo > hi:
+        raise Problem.NUMBER.of("hi", hi, f"lo, which is {lo}, at least")
     return bounds
 
 

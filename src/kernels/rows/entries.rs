@@ -29,7 +29,7 @@ impl Map for Clip {
         let [low, high] = [self.low, self.high].map(R::from_f64);
         for (to, (&x, &v)) in to.iter_mut().zip(told.iter().zip(vector)) {
             let outside = x <= low || x >= high;
-            *to = if x != x {
+            *to = if x.to_f64().is_nan() {
                 x
             } else if outside {
                 R::ZERO
@@ -73,7 +73,7 @@ impl Map for Shrink {
             } else {
                 R::ZERO
             };
-            *to = if y != y { y } else { kept };
+            *to = if y.to_f64().is_nan() { y } else { kept };
         }
     }
 }

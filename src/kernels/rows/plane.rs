@@ -26,7 +26,7 @@ impl Plane {
         (square > 0.0 && square.is_finite()).then_some(plane)
     }
 
-    pub fn len(&self) -> usize {
+    pub fn row_len(&self) -> usize {
         self.normal.len()
     }
 

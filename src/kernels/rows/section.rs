@@ -30,7 +30,7 @@ impl Section {
         (least <= sum && sum <= most).then_some(section)
     }
 
-    pub fn len(&self) -> usize {
+    pub fn row_len(&self) -> usize {
         self.weights.len()
     }
 
@@ -87,7 +87,7 @@ impl Map for Section {
             return row.to().fill(R::from_f64(f64::NAN));
         }
         let t = self.solve(row.values(), &mut room.numbers);
-        for i in 0..self.len() {
+        for i in 0..self.row_len() {
             let image = self.image(i, row.values()[i].to_f64(), t).0;
             row.to()[i] = R::from_f64(image);
         }
