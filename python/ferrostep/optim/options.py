@@ -49,7 +49,7 @@ class Options(TypedDict, total=False):
         norm is ``optimizer.last_grad_norm``, a 0-dim tensor; ``float("inf")`` only measures. A norm that is NaN makes
         all of these gradients NaN, as torch's does, unless ``skip_nonfinite`` is there. Default None.
     projection: a set that parameters are put back onto after each step, in the same call: ``"nonnegative"``,
-        ``"simplex"``, ``"l1_ball"``, ``"l2_ball"``, ``"linf_ball"``, or a name and numbers, such as ``("simplex", 2.0)``
+        ``"simplex"``, ``"l1_ball"``, ``"l2_ball"``, ``"linf_ball"``, or a name and numbers such as ``("simplex", 2.0)``
         and ``("box", -1.0, 1.0)``, of :mod:`ferrostep.projections`; rows are those along the last dimension. Or a
         function that changes a parameter in place, such as ``functools.partial(simplex_, dim=0)``; what it raises comes
         after the step. Parameters without a gradient stay. 16-bit parameters are projected as they are rounded. It

@@ -30,6 +30,7 @@ from ferrostep import numpy  # noqa: F401  (before its parts: threads may meet t
 # isort: split
 
 from ferrostep.projections import prox
+from ferrostep.projections.affine import Affine, affine
 from ferrostep.projections.order import isotonic, permutahedron, permutahedron_
 from ferrostep.projections.planes import (
     box_section,
@@ -53,8 +54,12 @@ from ferrostep.projections.sets import (
     simplex,
     simplex_,
 )
+from ferrostep.projections.transport import birkhoff, transport
 
 __all__ = [
+    "Affine",
+    "affine",
+    "birkhoff",
     "box",
     "box_",
     "box_section",
@@ -77,4 +82,5 @@ __all__ = [
     "prox",
     "simplex",
     "simplex_",
+    "transport",
 ]
