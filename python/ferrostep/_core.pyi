@@ -272,16 +272,44 @@ class Map:
     """A function of rows with its numbers; each maker refuses impossible ones with ValueError.
 
     Its methods take torch tensors or NumPy arrays of one shape and dtype, with rows of at least one element along
-    ``dim``. They raise TypeError, ValueError, IndexError or RuntimeError, with nothing changed.
+    ``dim``. They raise TypeError, ValueError, IndexError or RuntimeError, with nothing changed. Arrays with a number
+    for each element of a row are of float64 and one dimension.
     """
 
     @staticmethod
     def simplex(s: float) -> Map: ...
+    @staticmethod
+    def l1_ball(r: float, rest: bool) -> Map:
+        """Onto the ball, or what that takes away (``rest``). Its Jacobian follows from the row."""
+    @staticmethod
+    def l2_ball(r: float, rest: bool) -> Map:
+        """Onto the ball, or what that takes away (``rest``). Its Jacobian follows from the row."""
+    @staticmethod
+    def clip(lo: float, hi: float) -> Map:
+        """Of each number by itself. Its Jacobian follows from the row."""
+    @staticmethod
+    def shrink(threshold: float, factor: float, nonnegative: bool) -> Map:
+        """Of each number: its magnitude less a threshold, times a factor, with its sign or, if that is -, as 0."""
+    @staticmethod
+    def plane(b: float, a: Any, half: bool) -> Map:
+        """Onto ``a.x = b``, or ``a.x <= b`` (``half``). Its Jacobian follows from the row."""
+    @staticmethod
+    def section(c: float, lo: Any, hi: Any, w: Any) -> Map:
+        """Onto ``lo <= x <= hi`` with ``w.x = c``. Its Jacobian follows from the row."""
+    @staticmethod
+    def isotonic(increasing: bool, weight: Any | None = None) -> Map:
+        """The nearest row that does not fall, or rise. Its Jacobian follows from the row."""
+    @staticmethod
+    def sorted(w: Any, slope: bool) -> Map:
+        """SLOPE's proximal operator, or onto the permutahedron. Its Jacobian follows from the row."""
     def forward(self, x: Any, out: Any, dim: int, threads: int) -> None:
         """Write the image of every row of ``x``; ``out`` may be ``x``."""
 
-    def vjp(self, y: Any, v: Any, out: Any, dim: int, threads: int) -> None:
-        """Write the products of the rows of ``v`` with the Jacobians, which the images ``y`` tell."""
+    def product(self, told: Any, v: Any, out: Any, dim: int, threads: int, *, transposed: bool = False) -> None:
+        """Write the products of the rows of ``v`` with the Jacobians, or with these transposed.
+
+        ``told`` are the images where nothing else is said of the map, else the rows.
+        """
 
 def orthogonalize(
     inputs: list[Any],
