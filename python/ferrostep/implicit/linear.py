@@ -1,0 +1,546 @@
+"""Solvers of linear systems ``A x = b`` of which only products with A are known.
+
+Each function here makes a :class:`Solver`, which :func:`ferrostep.implicit.root` takes, and which is called by itself
+as ``x, info = solver(matvec, b)``. Vectors are tensors of any shape, or pytrees of them, of dtype float32 or float64;
+inner products are taken in float64. What comes back has been checked: ``info.residual`` is computed from the solution
+by one more product (but for :func:`neumann`), and a solver that cannot go on says why in ``info.reason``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from ferrostep.errors import Problem, wrong_kind
+from ferrostep.implicit import vectors
+from ferrostep.implicit.vectors import Vector
+from ferrostep.numpy.arrays import real, whole
+
+__all__ = ["Info", "Solver", "bicgstab", "cg", "dense", "gmres", "neumann", "normal_cg"]
+
+Product: TypeAlias = Callable[[Any], Any]
+"""From a tree like b to one like it."""
+
+PROGRESS = 0.99
+"""A solver that starts anew from its solution is to leave at most this share of the residual, or has come to its end."""
+
+
+class Info(NamedTuple):
+    """How a solver ended."""
+
+    iterations: int
+    residual: float
+    """The norm of ``b - A x``."""
+    tolerance: float
+    """What it was to be at most: the larger of ``rtol * norm(b)`` and ``atol``."""
+    reason: str | None = None
+    """Why the solver stopped before, if it did."""
+
+    @property
+    def converged(self) -> bool:
+        """Whether the residual is as small as it was to be."""
+        return self.residual <= self.tolerance
+
+
+class System(NamedTuple):
+    """What a method is to solve."""
+
+    product: Callable[[Vector], Vector]
+    transposed: Callable[[Vector], Vector]
+    precondition: Callable[[Vector], Vector] | None
+    b: Vector
+    tolerance: float
+
+    def rest(self, x: Vector) -> Vector:
+        """``b - A x``."""
+        return vectors.difference(self.b, self.product(x))
+
+    def preconditioned(self, r: Vector) -> Vector:
+        """An approximation of ``A^-1 r``; the vector itself without one."""
+        return r if self.precondition is None else self.precondition(r)
+
+
+Outcome: TypeAlias = tuple[int, float, str | None]
+"""Of a solver that has changed its guess to the solution: iterations, residual, and why it stopped if it had to."""
+Method: TypeAlias = Callable[[System, Vector, int], Outcome]
+"""Of a system, the guess, and the most iterations."""
+
+
+@dataclass
+class Solver:
+    """A solver of linear systems, as the functions of this module make it.
+
+    Call it as ``x, info = solver(matvec, b)``: see :meth:`__call__`. ``last`` is the :class:`Info` of the last call,
+    also of one that a backward pass made.
+    """
+
+    name: str
+    method: Method
+    rtol: float = 1e-6
+    atol: float = 0.0
+    maxiter: int | None = None
+    preconditioner: Product | None = None
+    ridge: float = 0.0
+    warm_start: bool = False
+    last: Info | None = field(default=None, init=False, compare=False)
+    _solution: Vector = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Check the arguments, in the words of all others."""
+        if self.rtol != math.inf:  # of a truncated series
+            self.rtol = real("rtol", self.rtol, 0.0)
+        self.atol = real("atol", self.atol, 0.0)
+        self.ridge = real("ridge", self.ridge, 0.0)
+        if self.maxiter is not None:
+            self.maxiter = whole("maxiter", self.maxiter, 0)
+        if self.preconditioner is not None and not callable(self.preconditioner):
+            raise wrong_kind("preconditioner", self.preconditioner, "a function")
+
+    def __call__(self, matvec: Product, b: Any, *, x0: Any = None, rmatvec: Product | None = None) -> tuple[Any, Info]:
+        """Solve ``(A + ridge I) x = b``.
+
+        Args:
+            matvec: ``x -> A x``, linear, from a tree like ``b`` to one like it.
+            b: a tensor or a pytree of tensors, float32 or float64, on one device.
+            x0: where to begin, like ``b``. Default: with ``warm_start`` the last solution if it fits, else zeros.
+            rmatvec: ``x -> A^T x``; only :func:`normal_cg` asks for it. Default: by autograd from ``matvec``.
+
+        Returns:
+            The solution, like ``b``, not recorded by autograd, and its :class:`Info`.
+
+        Raises:
+            TypeError, ValueError: a tree that is not as described; the name says which.
+            RuntimeError: ``b`` requires gradients, which would be lost.
+        """
+        right, spec = vector_of("b", b)
+        if torch.is_grad_enabled() and any(each.requires_grad for each in right):
+            raise RuntimeError(
+                "b requires gradients, which solvers do not record: differentiate through "
+                "ferrostep.implicit.root(optimality.linear()), or give b.detach()"
+            )
+        with torch.no_grad():
+            x = self._guess(x0, right, spec)
+            transposed = rmatvec or _transpose(matvec, b)
+            system = System(
+                self._on_vectors(matvec, right, spec),
+                self._on_vectors(transposed, right, spec),
+                None
+                if self.preconditioner is None
+                else _on_lists("preconditioner(r)", self.preconditioner, right, spec),
+                right,
+                self.atol if self.rtol == 0 else max(self.rtol * vectors.norm(right), self.atol),
+            )
+            most = max(100, 10 * sum(each.numel() for each in right)) if self.maxiter is None else self.maxiter
+            self.last = info = self._run(system, x, most)
+        if self.warm_start:
+            self._solution = vectors.copied(x)
+        return tree_unflatten(x, spec), info
+
+    def _run(self, system: System, x: Vector, most: int) -> Info:
+        if not math.isfinite(size := vectors.norm(system.b)):
+            vectors.add_(x, math.nan, system.b)
+            return Info(0, math.nan, system.tolerance, "b has NaN or infinity")
+        if size == 0:
+            for each in x:
+                each.zero_()
+            return Info(0, 0.0, system.tolerance)
+        iterations, residual, reason = self.method(system, x, most)
+        return Info(iterations, residual, system.tolerance, reason)
+
+    def _guess(self, x0: Any, b: Vector, spec: TreeSpec) -> Vector:
+        if x0 is not None:
+            given, own = vector_of("x0", x0)
+            if own != spec or not vectors.fits(given, b):
+                raise Problem.SHAPE.of("x0", described(given), f"{described(b)}, as b")
+            return vectors.copied(given)
+        if self.warm_start and vectors.fits(self._solution, b):
+            return vectors.copied(self._solution)
+        return [torch.zeros_like(each, memory_format=torch.contiguous_format) for each in b]
+
+    def _on_vectors(self, function: Product, like: Vector, spec: TreeSpec) -> Callable[[Vector], Vector]:
+        product = _on_lists("matvec(x)", function, like, spec)
+        if self.ridge == 0:
+            return product
+
+        def with_ridge(x: Vector) -> Vector:
+            result = vectors.copied(product(x))
+            vectors.add_(result, self.ridge, x)
+            return result
+
+        return with_ridge
+
+
+def vector_of(name: str, tree: Any) -> tuple[Vector, TreeSpec]:
+    """The leaves of a tree; refuse what is no tensor of float32 or float64, and what has no leaf."""
+    leaves, spec = tree_flatten(tree)
+    if not leaves:
+        raise Problem.EMPTY.of(name, tree, "a tensor, or a pytree of tensors")
+    for i, leaf in enumerate(leaves):
+        place = name if len(leaves) == 1 else f"{name}, leaf {i},"
+        if not isinstance(leaf, Tensor):
+            raise wrong_kind(place, leaf, "a torch.Tensor")
+        if leaf.dtype not in (torch.float32, torch.float64):
+            raise Problem.DTYPE.of(place, leaf.dtype, "float32 or float64")
+        if leaf.layout != torch.strided:
+            raise Problem.LAYOUT.of(place, leaf.layout, torch.strided)
+    return leaves, spec
+
+
+def described(tensors: Any) -> str:
+    """Shapes, and dtypes where they are not float32, as errors tell them."""
+    each = [f"{list(x.shape)}{'' if x.dtype == torch.float32 else f' {x.dtype}'}" for x in tensors]
+    return ", ".join(each) or "no tensors"
+
+
+def _on_lists(name: str, function: Product, like: Vector, spec: TreeSpec) -> Callable[[Vector], Vector]:
+    """A function of trees as one of lists of tensors; refuse results of another structure."""
+
+    def on_lists(x: Vector) -> Vector:
+        found, own = vector_of(name, function(tree_unflatten(x, spec)))
+        if own != spec or not vectors.fits(found, like):
+            raise Problem.SHAPE.of(name, described(found), f"{described(like)}, as b")
+        return [each.detach() for each in found]
+
+    return on_lists
+
+
+def _transpose(matvec: Product, b: Any) -> Product:
+    """``x -> A^T x``, by autograd, from the first call on."""
+    made: list[Any] = []
+
+    def transposed(x: Any) -> Any:
+        if not made:
+            leaves, spec = tree_flatten(b)
+            zeros = tree_unflatten([torch.zeros_like(each) for each in leaves], spec)
+            with torch.enable_grad():
+                made.append(torch.func.vjp(matvec, zeros)[1])
+        return made[0](x)[0]
+
+    return transposed
+
+
+def _restarted(method: Callable[[System, Vector, Vector, int], tuple[int, str | None]]) -> Method:
+    """Begin anew from the solution, with the residual that it has, until that is as small as it was to be.
+
+    So a recurrence that has drifted from the residual, or one that is cut for its memory, does not have the last word.
+    """
+
+    def solve(system: System, x: Vector, most: int) -> Outcome:
+        started = any(bool(each.any()) for each in x)
+        r = system.rest(x) if started else vectors.copied(system.b)
+        residual, iterations, reason = vectors.norm(r), 0, None
+        while not residual <= system.tolerance and reason is None and iterations < most:
+            count, reason = method(system, x, r, most - iterations)
+            before, iterations = residual, iterations + count
+            r = system.rest(x)
+            residual = vectors.norm(r)
+            if iterations < most and reason is None and not residual <= max(PROGRESS * before, system.tolerance):
+                reason = "it came no nearer"
+        return iterations, residual, None if residual <= system.tolerance else reason or f"maxiter = {most}"
+
+    return solve
+
+
+def _cg(system: System, x: Vector, r: Vector, most: int) -> tuple[int, str | None]:
+    z = system.preconditioned(r)
+    p, rz, largest = vectors.copied(z), vectors.dot(r, z), 0.0
+    precision = max(torch.finfo(each.dtype).eps for each in x)
+    for iteration in range(most):
+        if not rz > 0:
+            return iteration, None if rz == 0 else f"the preconditioner is not positive definite: r.Mr = {rz:.3g}"
+        q = system.product(p)
+        pp, curvature = vectors.squared_and_dot(p, q)
+        if not curvature > precision * largest * pp:
+            return iteration, f"the matrix is not positive definite: p.Ap / p.p = {curvature / pp:.3g}"
+        largest = max(largest, curvature / pp)
+        vectors.move_(x, r, rz / curvature, p, q)
+        rr = vectors.dot(r, r)
+        if math.sqrt(rr) <= system.tolerance:
+            return iteration + 1, None
+        z = system.preconditioned(r)
+        before, rz = rz, rr if z is r else vectors.dot(r, z)
+        vectors.turn_(p, rz / before, z)
+    return most, None
+
+
+def _bicgstab(system: System, x: Vector, r: Vector, most: int) -> tuple[int, str | None]:
+    shadow, p = vectors.copied(r), vectors.copied(r)
+    rho = vectors.dot(shadow, r)
+    for iteration in range(most):
+        along = system.preconditioned(p)
+        v = system.product(along)
+        across = vectors.dot(shadow, v)
+        if across == 0 or rho == 0:
+            return iteration, f"it broke down: r0.Ap = {across:.3g}, r0.r = {rho:.3g}"
+        alpha = rho / across
+        vectors.move_(x, r, alpha, along, v)
+        if vectors.norm(r) <= system.tolerance:
+            return iteration + 1, None
+        along = system.preconditioned(r)
+        t = system.product(along)
+        if (size := vectors.dot(t, t)) == 0:
+            return iteration, "it broke down: A r = 0, the matrix is singular"
+        omega = vectors.dot(t, r) / size
+        vectors.move_(x, r, omega, along, t)
+        if vectors.norm(r) <= system.tolerance:
+            return iteration + 1, None
+        if omega == 0:
+            return iteration + 1, "it broke down: r.Ar = 0"
+        before, rho = rho, vectors.dot(shadow, r)
+        vectors.add_(p, -omega, v)
+        vectors.turn_(p, rho / before * (alpha / omega), r)
+    return most, None
+
+
+def _gmres(system: System, x: Vector, r: Vector, most: int, *, restart: int) -> tuple[int, str | None]:
+    """One cycle; Gram-Schmidt done twice, which is as good as can be."""
+    first = vectors.flat(r)
+    size, restart = first.norm(), min(restart, most, first.numel())
+    basis = first.new_zeros(restart + 1, first.numel())
+    hessenberg = first.new_zeros(restart + 1, restart)
+    basis[0] = first / size
+    right = first.new_zeros(restart + 1)
+    right[0] = size
+    for k in range(restart):
+        w = vectors.flat(system.product(system.preconditioned(vectors.unflat(basis[k], system.b))))
+        scale = w.norm()
+        for _ in range(2):
+            part = basis[: k + 1] @ w
+            w -= part @ basis[: k + 1]
+            hessenberg[: k + 1, k] += part
+        hessenberg[k + 1, k] = w.norm()
+        if not scale.isfinite():
+            return k, "the matrix has NaN or infinity"
+        corner, known = hessenberg[: k + 2, : k + 1], right[: k + 2]
+        weights = torch.linalg.pinv(corner) @ known
+        is_closed = hessenberg[k + 1, k] <= 1e-14 * scale
+        if is_closed or (known - corner @ weights).norm() <= system.tolerance:
+            break
+        basis[k + 1] = w / hessenberg[k + 1, k]
+    step = vectors.unflat(weights @ basis[: k + 1], system.b)
+    vectors.add_(x, 1.0, system.preconditioned(step))
+    return k + 1, None
+
+
+def _normal_cg(system: System, x: Vector, r: Vector, most: int) -> tuple[int, str | None]:
+    """CG for A^T A; its own residual is to be smaller than A's by as much as a rough scale of A^T is larger than 1."""
+    below = system.transposed(r)
+    scale = vectors.norm(below) / vectors.norm(r)
+    normal = system._replace(
+        product=lambda p: system.transposed(system.product(p)), tolerance=system.tolerance * scale / 10
+    )
+    iterations, reason = _cg(normal, x, vectors.copied(below), most)
+    return iterations, None if reason is None else "A^T r = 0, the matrix is singular"
+
+
+def _neumann(system: System, x: Vector, most: int, *, steps: int, lr: float) -> Outcome:
+    started = any(bool(each.any()) for each in x)
+    r = system.rest(x) if started else vectors.copied(system.b)
+    first = residual = vectors.norm(r)
+    for term in range(min(steps, most)):
+        if term:
+            vectors.add_(r, -lr, system.product(r))
+        vectors.add_(x, lr, r)
+    residual = vectors.norm(r)
+    diverges = not residual <= first
+    return steps, residual, f"lr = {lr:g} is too large, and the series diverges" if diverges else None
+
+
+def _dense(system: System, x: Vector, _most: int) -> Outcome:
+    columns, size = [], sum(each.numel() for each in x)
+    unit = vectors.flat(x).zero_()
+    for i in range(size):
+        unit[i] = 1.0
+        columns.append(vectors.flat(system.product(vectors.unflat(unit, x))))
+        unit[i] = 0.0
+    matrix, right = torch.stack(columns, 1), vectors.flat(system.b)
+    if not matrix.isfinite().all():
+        vectors.add_(x, math.nan, x)
+        return size, math.nan, "the matrix has NaN or infinity"
+    found, failed = torch.linalg.solve_ex(matrix, right)
+    residual, singular = (matrix @ found - right).norm(), bool(failed)
+    if singular or not residual <= system.tolerance:
+        singular = True
+        found = torch.linalg.pinv(matrix) @ right
+    for each, value in zip(x, vectors.unflat(found, x), strict=True):
+        each.copy_(value)
+    residual = float((matrix @ found - right).norm())
+    return size, residual, "the matrix is singular" if singular and not residual <= system.tolerance else None
+
+
+def cg(
+    *,
+    rtol: float = 1e-6,
+    atol: float = 0.0,
+    maxiter: int | None = None,
+    preconditioner: Product | None = None,
+    ridge: float = 0.0,
+    warm_start: bool = False,
+) -> Solver:
+    """Conjugate gradients, for symmetric positive definite A.
+
+    It stops where it meets negative curvature, and says so; a direction of curvature 0 is one, too.
+
+    Args:
+        rtol, atol: the residual is to be at most the larger of ``rtol * norm(b)`` and ``atol``. Default 1e-6 and 0.
+        maxiter: the most iterations, a product each. Default: ten times the unknowns, and at least 100.
+        preconditioner: ``r -> M r`` near ``A^-1 r``, symmetric positive definite. Default: none.
+        ridge: added to the diagonal of A. Default 0.
+        warm_start: begin where the last call ended, if that fits. Default False.
+
+    Returns:
+        A :class:`Solver`.
+
+    Raises:
+        TypeError, ValueError: an impossible argument.
+
+    Example:
+        >>> A = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+        >>> x, info = cg()(lambda x: A @ x, torch.tensor([5.0, 5.0]))
+        >>> x, info.iterations, info.converged
+        (tensor([2., 1.]), 2, True)
+    """
+    return Solver("cg", _restarted(_cg), rtol, atol, maxiter, preconditioner, ridge, warm_start)
+
+
+def bicgstab(
+    *,
+    rtol: float = 1e-6,
+    atol: float = 0.0,
+    maxiter: int | None = None,
+    preconditioner: Product | None = None,
+    ridge: float = 0.0,
+    warm_start: bool = False,
+) -> Solver:
+    """BiCGSTAB (van der Vorst 1992), for any A: two products an iteration, and few vectors.
+
+    Args:
+        rtol, atol, maxiter, ridge, warm_start: as of :func:`cg`.
+        preconditioner: ``r -> M r`` near ``A^-1 r``, linear. Default: none.
+
+    Returns:
+        A :class:`Solver`.
+
+    Raises:
+        TypeError, ValueError: an impossible argument.
+
+    Example:
+        >>> A = torch.tensor([[2.0, 1.0], [-1.0, 3.0]])
+        >>> x, info = bicgstab()(lambda x: A @ x, torch.tensor([5.0, 1.0]))
+        >>> info.converged, torch.allclose(x, torch.tensor([2.0, 1.0]))
+        (True, True)
+    """
+    return Solver("bicgstab", _restarted(_bicgstab), rtol, atol, maxiter, preconditioner, ridge, warm_start)
+
+
+def gmres(
+    *,
+    restart: int = 20,
+    rtol: float = 1e-6,
+    atol: float = 0.0,
+    maxiter: int | None = None,
+    preconditioner: Product | None = None,
+    ridge: float = 0.0,
+    warm_start: bool = False,
+) -> Solver:
+    """GMRES (Saad and Schultz 1986) with restarts, for any A: the least residual for as many products.
+
+    Args:
+        restart: iterations between restarts; as many vectors are kept, in float64. Default 20.
+        rtol, atol, maxiter, ridge, warm_start: as of :func:`cg`.
+        preconditioner: ``r -> M r`` near ``A^-1 r``, linear. Default: none.
+
+    Returns:
+        A :class:`Solver`.
+
+    Raises:
+        TypeError, ValueError: an impossible argument.
+
+    Example:
+        >>> A = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
+        >>> gmres()(lambda x: A @ x, torch.tensor([1.0, -2.0]))[0]
+        tensor([2., 1.])
+    """
+    method = partial(_gmres, restart=whole("restart", restart, 1))
+    return Solver("gmres", _restarted(method), rtol, atol, maxiter, preconditioner, ridge, warm_start)
+
+
+def normal_cg(*, rtol: float = 1e-6, atol: float = 0.0, maxiter: int | None = None, warm_start: bool = False) -> Solver:
+    """CG for ``A^T A x = A^T b``, whose condition number is the square of A's: a last resort.
+
+    Args:
+        rtol, atol: of ``A x = b``, as of :func:`cg`.
+        maxiter, warm_start: as of :func:`cg`; an iteration takes a product with A and one with its transpose.
+
+    Returns:
+        A :class:`Solver`.
+
+    Raises:
+        TypeError, ValueError: an impossible argument.
+
+    Example:
+        >>> A = torch.tensor([[2.0, 1.0], [-1.0, 3.0]])
+        >>> x, info = normal_cg()(lambda x: A @ x, torch.tensor([5.0, 1.0]))
+        >>> info.converged, torch.allclose(x, torch.tensor([2.0, 1.0]))
+        (True, True)
+    """
+    return Solver("normal_cg", _restarted(_normal_cg), rtol, atol, maxiter, None, 0.0, warm_start)
+
+
+def neumann(*, steps: int = 20, lr: float = 0.1, ridge: float = 0.0, warm_start: bool = False) -> Solver:
+    """The Neumann series, cut: ``lr * sum_{q < steps} (I - lr A)^q b``.
+
+    In an eigendirection of eigenvalue a, ``1 - (1 - lr a)^steps`` of the solution: a filter that damps flat directions,
+    much as a ridge does. So no tolerance is asked of it; only a series that diverges is told. ``info.residual`` is that
+    before the last term, for which no product is needed.
+
+    Args:
+        steps: terms, which cost a product less than they are. Default 20.
+        lr: less than 2 over the largest eigenvalue. Default 0.1.
+        ridge: added to the diagonal of A. Default 0.
+        warm_start: begin where the last call ended, if that fits, for one more product. Default False.
+
+    Returns:
+        A :class:`Solver`.
+
+    Raises:
+        TypeError, ValueError: an impossible argument.
+
+    Example:
+        >>> x, info = neumann(steps=3, lr=0.5)(lambda x: x, torch.tensor([1.0]))
+        >>> x, info.residual
+        (tensor([0.8750]), 0.25)
+    """
+    method = partial(_neumann, steps=whole("steps", steps, 1), lr=real("lr", lr, 0.0))
+    return Solver("neumann", method, math.inf, ridge=ridge, warm_start=warm_start)
+
+
+def dense(*, rtol: float = 1e-6, atol: float = 0.0, ridge: float = 0.0) -> Solver:
+    """The matrix by its columns, one product each, and its factorization in float64: for some hundred unknowns.
+
+    Where A is singular, the solution of least norm, if there is one.
+
+    Args:
+        rtol, atol, ridge: as of :func:`cg`.
+
+    Returns:
+        A :class:`Solver`.
+
+    Raises:
+        TypeError, ValueError: an impossible argument.
+
+    Example:
+        >>> A = torch.tensor([[1.0, 1.0], [1.0, 1.0]])
+        >>> dense()(lambda x: A @ x, torch.tensor([1.0, 1.0]))[0]
+        tensor([0.5000, 0.5000])
+        >>> dense()(lambda x: A @ x, torch.tensor([1.0, 0.0]))[1].reason
+        'the matrix is singular'
+    """
+    return Solver("dense", _dense, rtol, atol, ridge=ridge)
