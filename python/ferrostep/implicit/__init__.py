@@ -1,8 +1,8 @@
 """Derivatives of solutions: of what any solver finds, by the condition that it satisfies (arXiv 2105.15183).
 
 A function that minimizes, or finds a root or a fixed point, by whatever means, becomes differentiable in its arguments
-by :func:`root` or :func:`fixed_point`: backwards, forwards, of any order and under ``torch.func``. The solver's steps are
-not recorded. :mod:`ferrostep.implicit.optimality` has the conditions, :mod:`ferrostep.implicit.linear` the solvers of
+by :func:`root` or :func:`fixed_point`: backwards, forwards, of any order and under ``torch.func``. The solver's steps
+are not recorded. :mod:`ferrostep.implicit.optimality` has the conditions, :mod:`ferrostep.implicit.linear` what solves
 the linear systems that the derivatives take.
 
 What is not as it must be is told: a solution that has not converged, a linear system that was not solved, a condition

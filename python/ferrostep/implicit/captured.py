@@ -13,7 +13,7 @@ CONTAINERS = (list, tuple, dict)
 
 
 def captured(function: Any) -> Iterator[tuple[str, Tensor]]:
-    """The tensors by their names, as far as they can be found; those of other packages' functions are not looked for."""
+    """The tensors by their names, as far as they can be found: functions of torch are not looked into."""
     seen: set[int] = set()
     waiting: list[tuple[str, Any]] = [("", function)]
     while waiting:

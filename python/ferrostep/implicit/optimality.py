@@ -1,7 +1,7 @@
 """Conditions that solutions of optimization problems satisfy, for :func:`ferrostep.implicit.root` and ``fixed_point``.
 
-``stationary``, ``kkt``, ``linear`` and ``eq_qp`` are conditions F, zero at the solution; the others are maps T, of which
-it is a fixed point. Each is a :class:`Condition` of the solution and of the solver's arguments, tensors or pytrees of
+``stationary``, ``kkt``, ``linear`` and ``eq_qp`` are conditions F, zero at the solution; the others are maps T, whose
+fixed point it is. Each is a :class:`Condition` of the solution and of the solver's arguments, tensors or pytrees of
 them of any shape, float32 or float64, and suggests a solver for the systems of the derivatives.
 
 Objectives are functions ``f(w, *args)`` with a value of shape (); where a map has an argument of its own, as the
@@ -148,8 +148,8 @@ def kkt(f: Function, eq: Function | None = None, ineq: Function | None = None) -
         eq, ineq: ``eq(w, theta_eq)`` and ``ineq(w, theta_in)``. Default: there are none.
 
     Returns:
-        A condition ``F(solution, theta_f, theta_eq, theta_in)``, with one argument for each function that there is; each
-        may be a tree.
+        A condition ``F(solution, theta_f, theta_eq, theta_in)``, with an argument, which may be a tree, for each
+        function that there is.
 
     Raises:
         TypeError: an argument is no function.
