@@ -23,6 +23,7 @@ import ferrostep
 
 MODULES = (
     "ferrostep",
+    "ferrostep.bilevel",
     "ferrostep.curvature",
     "ferrostep.gradients",
     "ferrostep.guidance",

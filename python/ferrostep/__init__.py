@@ -15,6 +15,7 @@ from ferrostep import _core
 
 if TYPE_CHECKING:
     from ferrostep import (  # noqa: F401
+        bilevel,
         curvature,
         gradients,
         guidance,
@@ -34,6 +35,7 @@ __all__ = ["__version__", "info", "orthogonalize"]
 
 # Named above for editors, too.
 PACKAGES = (
+    "bilevel",
     "curvature",
     "gradients",
     "guidance",

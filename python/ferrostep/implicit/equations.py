@@ -21,7 +21,13 @@ Tensors: TypeAlias = Sequence[Tensor]
 
 
 class ConvergenceWarning(UserWarning):
-    """What a solver found is not what it was to find, and so the derivatives are not those of the solution."""
+    """What a solver found is not what it was to find, and so the derivatives are not those of the solution.
+
+    Example:
+        >>> import warnings
+        >>> warnings.simplefilter("error", ConvergenceWarning)  # raise it
+        >>> warnings.simplefilter("default", ConvergenceWarning)  # and once more show it
+    """
 
 
 def tell(check: Check, message: str) -> None:

@@ -31,7 +31,12 @@ Product: TypeAlias = Callable[[Any], Any]
 
 
 class Info(NamedTuple):
-    """How a solver ended."""
+    """How a solver ended.
+
+    Example:
+        >>> Info(iterations=3, residual=1e-3, tolerance=1e-6, reason="maxiter = 3").converged
+        False
+    """
 
     iterations: int
     residual: float
@@ -51,8 +56,22 @@ class Info(NamedTuple):
 class Solver:
     """A solver of linear systems, as the functions of this module make it.
 
-    Call it as ``x, info = solver(matvec, b)``: see :meth:`__call__`. ``last`` is the :class:`Info` of the last call,
-    also of one that a backward pass made.
+    Call it as ``x, info = solver(matvec, b)``: see :meth:`__call__` for shapes and dtypes. ``last`` is the
+    :class:`Info` of the last call, also of one that a backward pass made.
+
+    Args:
+        name: what errors and warnings call it.
+        method: the iteration, one of ``ferrostep.implicit.methods``.
+        rtol, atol, maxiter, preconditioner, ridge, warm_start: as of :func:`cg`.
+
+    Raises:
+        TypeError, ValueError: an impossible argument.
+
+    Example:
+        >>> solver = cg(rtol=1e-4)
+        >>> x, info = solver(lambda x: 2 * x, {"a": torch.ones(2), "b": torch.tensor(4.0)})
+        >>> x["b"], solver.last.iterations
+        (tensor(2.), 1)
     """
 
     name: str
@@ -228,8 +247,8 @@ def cg(
     Example:
         >>> A = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
         >>> x, info = cg()(lambda x: A @ x, torch.tensor([5.0, 5.0]))
-        >>> x, info.iterations, info.converged
-        (tensor([2., 1.]), 2, True)
+        >>> info.iterations, info.converged, torch.allclose(x, torch.tensor([2.0, 1.0]))
+        (2, True, True)
     """
     return Solver("cg", methods.restarted(methods.cg), rtol, atol, maxiter, preconditioner, ridge, warm_start)
 
