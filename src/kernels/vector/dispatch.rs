@@ -70,7 +70,7 @@ trait Compiled: Routine {
     unsafe fn with_avx512(self) -> Self::Output;
 
     /// # Safety
-    /// The CPU has AVX2, FMA and F16C.
+    /// The CPU has AVX2, FMA, F16C and POPCNT.
     #[cfg(target_arch = "x86_64")]
     unsafe fn with_avx2(self) -> Self::Output;
 
@@ -81,14 +81,14 @@ trait Compiled: Routine {
 
 impl<R: Routine> Compiled for R {
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt")]
     unsafe fn with_avx512(self) -> R::Output {
         // SAFETY: the caller's promise.
         unsafe { self.run::<avx512::Avx512>() }
     }
 
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c")]
+    #[target_feature(enable = "avx2,fma,f16c,popcnt")]
     unsafe fn with_avx2(self) -> R::Output {
         // SAFETY: the caller's promise.
         unsafe { self.run::<avx2::Avx2>() }
