@@ -13,6 +13,12 @@ pub struct Avx2;
 impl Arch for Avx2 {
     type F32 = F32;
     type F64 = F64;
+
+    #[inline(always)]
+    fn prefetch(at: *const u8) {
+        // SAFETY: every x86-64 CPU has it, and it reads nothing that the program sees.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -372,6 +378,21 @@ impl Bits for U32 {
     fn max(self, other: Self) -> Self {
         // SAFETY: the CPU has AVX2.
         Self(unsafe { _mm256_max_epu32(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn signed_max(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_max_epi32(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn signed_min(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_min_epi32(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn mul_upper(self, by: u8) -> Self {
+        // SAFETY: the CPU has AVX2. The lower halves are multiplied by 0 and added.
+        Self(unsafe { _mm256_madd_epi16(self.0, _mm256_set1_epi32(i32::from(by) << 16)) })
     }
     #[inline(always)]
     fn shl<const BY: u32>(self) -> Self {

@@ -16,6 +16,12 @@ pub trait Bits: Copy {
     fn xor(self, other: Self) -> Self;
     /// Of unsigned integers.
     fn max(self, other: Self) -> Self;
+    /// Of signed integers.
+    fn signed_max(self, other: Self) -> Self;
+    /// Of signed integers.
+    fn signed_min(self, other: Self) -> Self;
+    /// The upper half (with the sign bit clear) times a number.
+    fn mul_upper(self, by: u8) -> Self;
     fn shl<const BY: u32>(self) -> Self;
     fn shr<const BY: u32>(self) -> Self;
     /// Of signed integers.

@@ -14,6 +14,9 @@ pub struct Portable;
 impl Arch for Portable {
     type F32 = F32;
     type F64 = F64;
+
+    #[inline(always)]
+    fn prefetch(_at: *const u8) {}
 }
 
 #[derive(Clone, Copy)]
@@ -292,6 +295,18 @@ impl Bits for U32 {
     #[inline(always)]
     fn max(self, other: Self) -> Self {
         self.zip(other, u32::max)
+    }
+    #[inline(always)]
+    fn signed_max(self, other: Self) -> Self {
+        self.zip(other, |a, b| (a as i32).max(b as i32) as u32)
+    }
+    #[inline(always)]
+    fn signed_min(self, other: Self) -> Self {
+        self.zip(other, |a, b| (a as i32).min(b as i32) as u32)
+    }
+    #[inline(always)]
+    fn mul_upper(self, by: u8) -> Self {
+        self.map(|x| (x >> 16) * u32::from(by))
     }
     #[inline(always)]
     fn shl<const BY: u32>(self) -> Self {
