@@ -36,7 +36,9 @@ CHOICES = ("indices", "basis")
 """The states that say what is selected."""
 KINDS = {"columns": "columns", "rows": "rows", "randk": "entries"}
 """By the selection, what Rust calls it."""
-OWN = ("exp_avg", "exp_avg_sq", *CHOICES, "refresh")
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""The states of the inner rules."""
+OWN = (*MOMENTS, *CHOICES, "refresh")
 """What a parameter loses that has no states any more."""
 COUNTERS = {"refreshes": 0, "steps_left": 0}
 """What a group knows of its refreshes: how many there were, and the steps until the next."""
@@ -290,6 +292,16 @@ class FRUGAL(RuleOptimizer):
                 if name in rule.signed:
                     new_state.set(p, scale_of(name), zero_scale(name, p, group))
         new_state.set(p, "refresh", group["refreshes"])
+
+    def _bytes_renewed(self) -> int:
+        found = 0
+        for group in self.param_groups:
+            is_kept = not group["reset_state"] and group["selection"] != "block"
+            names = CHOICES if is_kept else (*CHOICES, *(each for name in MOMENTS for each in (name, scale_of(name))))
+            for state in (self.state.get(p, {}) for p in group["params"]):
+                if "refresh" in state:
+                    found += sum(state[name].nbytes for name in names if name in state)
+        return found
 
     def _after_update(self, batch: _core.Batch, elsewhere: list[Gathered]) -> None:
         for number, counters in self._counters.items():

@@ -356,6 +356,10 @@ class RuleOptimizer(InPlaceOptimizer):
             return "its rule is to know a sum over the gradients of several parameters"
         return None
 
+    def _bytes_renewed(self) -> int:
+        """The bytes of states that a step may make anew, and that lie beside the old ones until it ends."""
+        return 0
+
     def _who_agree(self) -> list[ProcessGroup]:
         """The process groups whose ranks can only step together.
 
