@@ -32,7 +32,9 @@ def test_galore(galore: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     own: Any = {"rank": 4, "update_proj_gap": 3, "scale": 0.25, "proj_type": "std"}
     other = galore.GaLoreAdamW([{"params": theirs, **own}], lr=0.01, eps=0.0, no_deprecation_warning=True)
     twin = dict(zip(ours, theirs, strict=True))
-    monkeypatch.setattr(selections, "choose_basis", lambda p, *_: other.state[twin[p]]["projector"].ortho_matrix.clone())
+    monkeypatch.setattr(
+        selections, "choose_basis", lambda p, *_: other.state[twin[p]]["projector"].ortho_matrix.clone()
+    )
     setting: Any = {"selection": "svd", "state_free": "none", "reset_state": False, "projected_lr_scale": 0.25}
     optimizer = FRUGAL(ours, lr=0.01, eps=0.0, density=0.45, update_gap=3, **setting)
     for step in range(7):
