@@ -265,7 +265,7 @@ mod tests {
         for isa in Isa::supported() {
             for row in (0..70).chain([256, 300]) {
                 let (rows, mut bits) = (3, vec![0_u8; usize::div_ceil(row, 8)]);
-                let is_chosen = |i: usize| Noise::key(row as u64, i as u64) % 4 == 0;
+                let is_chosen = |i: usize| Noise::key(row as u64, i as u64).is_multiple_of(4);
                 (0..row)
                     .filter(|&i| is_chosen(i))
                     .for_each(|i| bits[i / 8] |= 1 << (i % 8));

@@ -353,3 +353,48 @@ pub fn sample(of: u64, count: u64, key: u64) -> impl Iterator<Item = u64> {
         is_chosen
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_rises_and_has_as_many_as_are_asked_for() {
+        for (of, count) in [(0, 0), (1, 0), (1, 1), (10, 3), (1000, 250), (64, 64)] {
+            let chosen: Vec<u64> = sample(of, count, 7).collect();
+            assert_eq!(chosen.len() as u64, count);
+            assert!(chosen.is_sorted_by(|one, next| one < next) && chosen.iter().all(|&each| each < of));
+        }
+        assert!(sample(1000, 250, 7).eq(sample(1000, 250, 7)));
+        assert!(!sample(1000, 250, 7).eq(sample(1000, 250, 8)));
+    }
+
+    #[test]
+    fn bits_are_counted_and_refused_beyond_the_last_element() {
+        let bytes = [0b1010_0001, 0b0000_0110];
+        let of = |len| {
+            // SAFETY: both bytes are there.
+            unsafe { Bits::new(bytes.as_ptr(), len) }
+        };
+        let (bits, count) = of(11).expect("no bit is set beyond");
+        assert_eq!((count, bits.before), (5, vec![0]));
+        assert!(of(10).is_none());
+        assert_eq!(of(0).map(|(_, count)| count), Some(0));
+    }
+
+    #[test]
+    fn blocks_know_how_many_are_set_before_them() {
+        let bytes = vec![0b0001_0001; BLOCK / 4];
+        // SAFETY: two blocks are there.
+        let (bits, count) = unsafe { Bits::new(bytes.as_ptr(), 2 * BLOCK) }.expect("no bit is set beyond");
+        assert_eq!((count, bits.before.clone()), (BLOCK / 2, vec![0, BLOCK / 4]));
+        let row = bits.row(BLOCK, 64);
+        assert_eq!((row.count, row.row, row.rows, row.bits.len()), (16, 64, 1, 8));
+    }
+
+    #[test]
+    fn columns_are_bits() {
+        let columns = Columns::new(&[0, 5, 9], 10);
+        assert_eq!((columns.bits, columns.count), (vec![0b0010_0001, 0b10], 3));
+    }
+}
