@@ -17,6 +17,7 @@ from ferrostep.offload import HostOptimizer
 from ferrostep.optim import (
     FRUGAL,
     SAM,
+    STORM,
     AdamW,
     Lion,
     MemoryPlan,
@@ -140,6 +141,10 @@ def test_what_runs_in_plain_torch_has_a_plan_without_scratch(optimizer: Any, opt
 )
 def test_states_of_a_switch_lie_beside_the_old_ones(own: dict[str, Any], renewed: int) -> None:
     assert memory_plan([(64, 96), (64,)], FRUGAL, **own).scratch == renewed
+
+
+def test_storms_transport_lies_beside_the_gradients() -> None:
+    assert memory_plan([(64, 80), (64,)], STORM, lr=0.1).scratch == 4 * (64 * 80 + 64)
 
 
 def test_masters_of_other_peoples_classes() -> None:

@@ -297,7 +297,8 @@ class FRUGAL(RuleOptimizer):
                     new_state.set(p, scale_of(name), zero_scale(name, p, group))
         new_state.set(p, "refresh", group["refreshes"])
 
-    def _bytes_renewed(self) -> int:
+    def _bytes_besides(self) -> int:
+        # At a switch new states lie beside the old ones until the step ends.
         found = 0
         for group in self.param_groups:
             is_kept = not group["reset_state"] and group["selection"] != "block"

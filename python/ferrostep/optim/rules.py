@@ -356,8 +356,8 @@ class RuleOptimizer(InPlaceOptimizer):
             return "its rule is to know a sum over the gradients of several parameters"
         return None
 
-    def _bytes_renewed(self) -> int:
-        """The bytes of states that a step may make anew, and that lie beside the old ones until it ends."""
+    def _bytes_besides(self) -> int:
+        """The bytes that a step may take beside parameters, gradients, states and what its kernels work in."""
         return 0
 
     def _who_agree(self) -> list[ProcessGroup]:

@@ -69,7 +69,7 @@ def choose_basis(p: Tensor, grad: Tensor, group: Mapping[str, Any], number: int,
     """The first singular directions of the gradient, or directions at random."""
     generator = torch.Generator().manual_seed((group["seed"] + number * 0x9E37_79B9_7F4A_7C15) % 2**63)
     matrix = grad.to(arithmetic_dtype(p)).reshape(extent(p, "rows"), extent(p, "columns"))
-    is_right = is_of_rows(*matrix.shape, group["proj_side"])
+    is_right = is_of_rows(matrix.shape[0], matrix.shape[1], group["proj_side"])
     if group["selection"] == "svd" and rank:
         return top_directions(matrix.nan_to_num(), rank, generator, is_right)
     directions = random_directions(matrix.shape[int(is_right)], rank, generator).to(matrix)
