@@ -157,7 +157,7 @@ def test_pretraining_in_memory(tmp_path: Path) -> None:
     own = runpy.run_path(str(EXAMPLES / "pretrain_in_memory.py"))
     shape = own["Shape"](context=16, width=32, heads=2, layers=1)
     found = {name: own["train"](way, shape, 2, seed=0, limit=0) for name, way in own["WAYS"].items()}
-    assert len(found) == 5 and all(len(each["losses"]) == 2 and each["plan"] > 0 for each in found.values())
+    assert len(found) == 9 and all(len(each["losses"]) == 2 and each["plan"] > 0 for each in found.values())
     same = ["AdamW, float32 states", "the same, attached"]
     assert found[same[0]]["losses"] == found[same[1]]["losses"]
     own["draw"]({name: each["losses"] for name, each in found.items()}, tmp_path / "losses.png")

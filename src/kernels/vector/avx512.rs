@@ -418,6 +418,16 @@ impl Bits for U32 {
         })
     }
     #[inline(always)]
+    fn compress(self, which: u32) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_maskz_compress_epi32(which as u16, self.0) })
+    }
+    #[inline(always)]
+    fn expand(self, which: u32, packed: Self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_mask_expand_epi32(self.0, which as u16, packed.0) })
+    }
+    #[inline(always)]
     unsafe fn load_u32(from: *const u32) -> Self {
         // SAFETY: the CPU has AVX-512; the caller's promise covers the sixteen elements.
         Self(unsafe { _mm512_loadu_si512(from.cast()) })
@@ -446,6 +456,11 @@ impl Bits for U32 {
     unsafe fn load_u16(from: *const u16) -> Self {
         // SAFETY: the CPU has AVX-512; the caller's promise covers the sixteen elements.
         Self(unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast())) })
+    }
+    #[inline(always)]
+    unsafe fn store_u16(self, to: *mut u16) {
+        // SAFETY: the CPU has AVX-512; the caller's promise.
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(self.0)) }
     }
     #[inline(always)]
     unsafe fn store_upper_u16(first: Self, second: Self, to: *mut u16) {
