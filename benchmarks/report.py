@@ -24,6 +24,7 @@ import products
 import projections
 import release
 import shapes
+import singular
 import threads
 import training
 from cases import CASES, Case, Model
@@ -254,6 +255,7 @@ def sections(settings: Settings) -> dict[str, tuple[str, Callable[[], str]]]:
     }
     result["products"] = ("Matrix products", lambda: matrix_products(settings))
     result["muon"] = ("Muon", lambda: muon(settings))
+    result["singular"] = ("Largest singular values", lambda: contests(list(singular.contests()), settings))
     result["guidance"] = ("Guidance", lambda: guidance(settings))
     result["gradients"] = ("Gradient projection", lambda: gradients(settings))
     result["maps"] = ("Projections of rows", lambda: rows(settings))

@@ -115,6 +115,12 @@ def test_odice_on_hopper(tmp_path: Path) -> None:
     assert "orthogonal" in printed
 
 
+def test_width(tmp_path: Path) -> None:
+    printed = run("width.py", "--quick", output=tmp_path / "width.png")
+    for rule in ("sqrt", "linear", "none"):
+        assert printed.count(f" {rule} ") == 3  # at two widths, and at the tuned learning rate
+
+
 def test_gridworld(tmp_path: Path) -> None:
     printed = run("odice_gridworld.py", "--steps", "3", "--seeds", "1", output=tmp_path / "maps.png")
     assert "best policy" in printed and "orthogonal" in printed

@@ -79,9 +79,8 @@ def test_of_the_groups_own_momentum_follows_its_rate() -> None:
 
 def test_guards() -> None:
     w, loss_fn = quadratic((1e-3, -5.0))  # below zero: ignored
-    optimizer = optim.SGD(
-        [{"params": [w]}, {"params": [nn.Parameter(torch.ones(1))], "lr": 1.0}], lr=1e-3, momentum=0.0
-    )
+    groups: list[dict[str, Any]] = [{"params": [w]}, {"params": [nn.Parameter(torch.ones(1))], "lr": 1.0}]
+    optimizer = optim.SGD(groups, lr=1e-3, momentum=0.0)
     scheduler = SpectralLR(optimizer, loss_fn, interval=1, max_momentum=0.9, warmup_steps=2)
     scheduler.optimizer.step()
     scheduler.step()

@@ -101,6 +101,17 @@ def test_muon_keeps_its_rates_where_its_steps_do_not_grow(adjust: Any, expected:
     assert found == {True: expected, False: (1e-2, 0.0)}
 
 
+@pytest.mark.parametrize("width", [16, 48])
+def test_orthogonal_steps_settle_at_the_same_gain_at_any_width(width: int) -> None:
+    """What Muon's factors are derived from."""
+    generator = torch.Generator().manual_seed(0)
+    w, lr, weight_decay = torch.zeros(width, width), 0.02, 0.5
+    for _ in range(4 * int(1 / (lr * weight_decay))):
+        q, r = torch.linalg.qr(torch.randn(width, width, generator=generator))
+        w = w * (1 - lr * weight_decay) - lr * q * r.diagonal().sign()  # without which signs are not random
+    assert 0.85 < torch.linalg.matrix_norm(w, 2).item() / math.sqrt(2 * lr / weight_decay) < 1.05
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -197,6 +208,7 @@ def test_gains_and_ratios() -> None:
         (lambda: top_singular_values(mlp(4), iters=0), ValueError, "Invalid iters: 0"),
         (lambda: top_singular_values(mlp(4), tol=-1.0), ValueError, "Invalid tol: -1.0"),
         (lambda: top_singular_values(mlp(4), initial={}), TypeError, "initial is a dict, expected what top_sing"),  # type: ignore[arg-type]
+        (lambda: top_singular_values(of(torch.eye(2).to_sparse())), RuntimeError, "parameter 'w' has layout torch.sp"),
         (lambda: top_singular_values(of(torch.full((2, 2), math.nan))), ValueError, "parameter 'w' is not finite"),
         (
             lambda: gain_invariance(top_singular_values(mlp(4)), top_singular_values(nn.Linear(2, 2))),

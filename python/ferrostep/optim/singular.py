@@ -16,6 +16,7 @@ from ferrostep.optim import shards
 from ferrostep.optim.base import arithmetic_dtype
 from ferrostep.optim.roles import model_of, named_of, owners_of
 from ferrostep.optim.routing import read_pairs
+from ferrostep.reference import checks
 from ferrostep.reference.width import relative_gain, stable_rank
 from ferrostep.suggestions import suggesting
 
@@ -132,13 +133,14 @@ def top_singular_values(
 
     Each iteration reads the matrix once, where power iteration, which makes the same products, reads it twice and
     needs many times as many where the largest singular values lie close together, as in matrices that were drawn at
-    random: there, 30 to 50 give them to 1e-3. In training, ``initial`` makes one or two do.
+    random: of GPT-2's shapes, 8 iterations leave 1.5% there, and about 20 leave 1e-3. In training, ``initial`` makes
+    one or two do.
 
     Args:
         model: a module, or ``(name, parameter)`` pairs. Parameters of less than two dimensions and empty ones are left
             out, also complex ones; those of a shape of more are flattened to (first, all others), as convolutions. Any
             floating-point dtype; sums are in float32, of float64 in float64.
-        iters: at most so many iterations for each matrix. Default 8.
+        iters: at most so many iterations for each matrix, of which as many vectors are kept meanwhile. Default 8.
         tol: end when the residual is at most this part of the value. Default 1e-3: the value's own error is of the
             order of the residual's square, where the next singular value is not as close.
         param_groups: an optimizer's, or those of :func:`width_scaled_param_groups`: tell ``gain``. Default None.
@@ -151,6 +153,7 @@ def top_singular_values(
     Raises:
         ValueError: no matrices, one with NaN or infinity, or an impossible number.
         TypeError: an argument of the wrong kind.
+        RuntimeError: sparse parameters.
         NotImplementedError: DTensors.
 
     Example:
@@ -175,6 +178,7 @@ def top_singular_values(
     for name, p in matrices.items():
         if shards.is_distributed(p):
             raise NotImplementedError(f"parameter {name!r} is a DTensor, which top_singular_values does not take")
+        checks.readable(f"parameter {name!r}", p)
         vector = first_vector(p, before.get(name))
         value, residual, square, steps = largest(p, vector, iters, tol)
         if not math.isfinite(square):

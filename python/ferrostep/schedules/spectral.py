@@ -65,6 +65,7 @@ def heavy_ball(largest: float, smallest: float, max_momentum: float = 1.0) -> He
     if smallest > largest:
         raise Problem.NUMBER.of("smallest", smallest, f"at most largest={largest}")
     ends = math.sqrt(largest), math.sqrt(smallest)
+    max_momentum = real("max_momentum", max_momentum, 0.0)
     momentum = min(((ends[0] - ends[1]) / (ends[0] + ends[1])) ** 2, max_momentum)
     return HeavyBall(_rate(largest, momentum), momentum)
 
@@ -241,7 +242,7 @@ class SpectralLR(LRScheduler):
         if ends is None:
             return own
         best = heavy_ball(*ends, self.max_momentum)
-        found = []
+        found: list[float | Tensor] = []
         for group, lr in zip(groups, own, strict=True):
             if self.set_momentum:
                 group["momentum"] = best.momentum
