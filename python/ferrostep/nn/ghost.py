@@ -60,14 +60,15 @@ class _Normalized(torch.autograd.Function):
         return out, by_weight, by_bias, None, None
 
 
-def _differentiable(x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, grad: Tensor) -> Any:
-    """The derivatives in plain torch."""
-    given = [each for each in (x, weight, bias) if each is not None]
-    own = [each if each.requires_grad else each.detach().requires_grad_() for each in given]
-    of = own if len(own) == 3 else [*own, None, None]
-    out = reference.normalized(*of, size, eps)[0]  # type: ignore[arg-type]
-    found = list(torch.autograd.grad(out, own, grad, create_graph=True))
-    return *(found if len(found) == 3 else [*found, None, None]), None, None
+def _differentiable(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The derivatives in plain torch, with a graph of their own."""
+    out = reference.normalized(x, weight, bias, size, eps)[0]
+    given = [each if each is not None and each.requires_grad else None for each in (x, weight, bias)]
+    asked = [each for each in given if each is not None]
+    found = iter(torch.autograd.grad(out, asked, grad, create_graph=True))
+    return *(None if each is None else next(found) for each in given), None, None
 
 
 class _GhostBatchNorm(_BatchNorm):
@@ -111,7 +112,7 @@ class _GhostBatchNorm(_BatchNorm):
         normalized, means, variances = _Normalized.apply(*of) if is_ours else reference.normalized(*of)
         if self.training and self.track_running_stats:
             self._update(means, variances)
-        return normalized  # type: ignore[no-any-return]
+        return normalized
 
     @torch.no_grad()
     def _update(self, means: Tensor, variances: Tensor) -> None:
