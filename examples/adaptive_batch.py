@@ -138,17 +138,17 @@ def draw(path: Path, runs: dict[tuple[str, Plan], list[Run]]) -> None:
 def main() -> None:
     """Tune, train, print the table and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=2**17, help="of a training (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=2**16, help="of a training (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
-    parser.add_argument("--eta", type=float, nargs="+", default=(0.5, 2.0), help="of the norm test (default: 0.5 2)")
+    parser.add_argument("--eta", type=float, nargs="+", default=(0.5, 0.9), help="of the norm test (default: 0.5 0.9)")
     parser.add_argument("--largest", type=int, default=1024, help="the largest batch (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a sixteenth of the samples, and one learning rate")
+    parser.add_argument("--quick", action="store_true", help="an eighth of the samples, and one learning rate")
     parser.add_argument(
         "--output", type=Path, default=Path("adaptive_batch.png"), help="the figure (default: %(default)s)"
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    data = load(arguments.samples // 16 if arguments.quick else arguments.samples)
+    data = load(arguments.samples // 8 if arguments.quick else arguments.samples)
     smallest, largest = 2 * MICRO_BATCH, arguments.largest
     plans = [Plan(size, size, 1.0) for size in (smallest, largest)]
     plans += [Plan(smallest, largest, eta) for eta in arguments.eta]
