@@ -13,6 +13,7 @@ from statistics import median
 
 import torch
 
+import batches
 import cases
 import ferrostep
 import krylov
@@ -261,6 +262,10 @@ def sections(settings: Settings) -> dict[str, tuple[str, Callable[[], str]]]:
     result["maps"] = ("Projections of rows", lambda: rows(settings))
     result["krylov"] = ("Lanczos iteration", lambda: iterations(settings))
     result["offload"] = ("Masters in float32", lambda: masters(settings))
+    result["batches"] = (
+        "Norms of gradients, and ghost batch normalization",
+        lambda: contests([*batches.norms(settings.layers), *batches.ghosts()], settings),
+    )
     result["release"] = ("Steps within the backward pass", lambda: released(settings))
     result["training"] = ("The step inside a training loop", lambda: in_training(settings))
     result["threads"] = ("One thread and two, us per step", lambda: thresholds(settings))

@@ -32,21 +32,26 @@ from ferrostep.optim import Adagrad, AdaGradNorm
 
 CONTEXT, MICRO_BATCH, HELD_OUT, LOOKS = 8, 16, 4096, 32
 OPTIMIZERS = {
-    "Adagrad": (Adagrad, (0.01, 0.02, 0.04, 0.08)),
-    "AdaGradNorm": (AdaGradNorm, (0.5, 1.0, 2.0, 4.0)),
+    "Adagrad": (Adagrad, (0.02, 0.04, 0.08, 0.16)),
+    "AdaGradNorm": (AdaGradNorm, (2.0, 4.0, 8.0, 16.0)),
 }
 
 
 class Plan(NamedTuple):
-    """The batch to begin with, and the largest."""
+    """The batch to begin with, the largest, and the bound of the norm test, which lets it grow."""
 
     smallest: int
     largest: int
+    eta: float
 
     @property
     def name(self) -> str:
         """For the table."""
-        return f"{self.smallest}" if self.smallest == self.largest else f"{self.smallest} to {self.largest}, norm test"
+        return (
+            f"{self.smallest}"
+            if self.smallest == self.largest
+            else f"{self.smallest} to {self.largest}, eta {self.eta:g}"
+        )
 
 
 class Run(NamedTuple):
@@ -82,14 +87,14 @@ def loss_of(model: nn.Module, windows: Tensor) -> Tensor:
     return F.cross_entropy(model(windows[:, :-1]), windows[:, -1])
 
 
-def train(data: Data, name: str, plan: Plan, lr: float, eta: float, seed: int) -> Run:
+def train(data: Data, name: str, plan: Plan, lr: float, seed: int) -> Run:
     """Go through the samples once, in the seed's order, from the seed's weights."""
     torch.manual_seed(seed)
     model = nn.Sequential(
         nn.Embedding(256, 16), nn.Flatten(), nn.Linear(16 * CONTEXT, 128), nn.ReLU(), nn.Linear(128, 256)
     )
     optimizer = OPTIMIZERS[name][0](model.parameters(), lr=lr)
-    batch = AdaptiveBatchSize(plan.smallest, plan.largest, eta=eta, micro_batch=MICRO_BATCH)
+    batch = AdaptiveBatchSize(plan.smallest, plan.largest, eta=plan.eta, micro_batch=MICRO_BATCH)
     variance = GradVarianceAccumulator(model.parameters())
     sampler = ResizableBatchSampler(len(data.train), batch.size, seed=seed)
     seen, run = 0, Run([], [], [], 0, 0.0)
@@ -124,8 +129,8 @@ def draw(path: Path, runs: dict[tuple[str, Plan], list[Run]]) -> None:
         axes.legend(frameon=False)
     for (own, plan), seeds in runs.items():
         if plan.smallest < plan.largest:
-            sizes.plot(seeds[0].samples, seeds[0].sizes, label=own)
-    sizes.set(title="batch, norm test", xlabel="samples", ylabel="samples", yscale="log")
+            sizes.plot(seeds[0].samples, seeds[0].sizes, label=f"{own}, eta {plan.eta:g}")
+    sizes.set(title="batch", xlabel="samples", ylabel="samples", yscale="log")
     sizes.legend(frameon=False)
     figure.savefig(path)
 
@@ -133,19 +138,20 @@ def draw(path: Path, runs: dict[tuple[str, Plan], list[Run]]) -> None:
 def main() -> None:
     """Tune, train, print the table and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--samples", type=int, default=2**17, help="of a training (default: %(default)s)")
+    parser.add_argument("--samples", type=int, default=2**16, help="of a training (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
-    parser.add_argument("--eta", type=float, default=0.5, help="of the norm test (default: %(default)s)")
+    parser.add_argument("--eta", type=float, nargs="+", default=(0.5, 0.9), help="of the norm test (default: 0.5 0.9)")
     parser.add_argument("--largest", type=int, default=1024, help="the largest batch (default: %(default)s)")
-    parser.add_argument("--quick", action="store_true", help="a sixteenth of the samples, and one learning rate")
+    parser.add_argument("--quick", action="store_true", help="an eighth of the samples, and one learning rate")
     parser.add_argument(
         "--output", type=Path, default=Path("adaptive_batch.png"), help="the figure (default: %(default)s)"
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    data = load(arguments.samples // 16 if arguments.quick else arguments.samples)
+    data = load(arguments.samples // 8 if arguments.quick else arguments.samples)
     smallest, largest = 2 * MICRO_BATCH, arguments.largest
-    plans = [Plan(smallest, smallest), Plan(largest, largest), Plan(smallest, largest)]
+    plans = [Plan(size, size, 1.0) for size in (smallest, largest)]
+    plans += [Plan(smallest, largest, eta) for eta in arguments.eta]
     chosen = {name: rates[2:3] if arguments.quick else rates for name, (_, rates) in OPTIMIZERS.items()}
     runs: dict[tuple[str, Plan], list[Run]] = {}
     table = Table("optimizer", "batch", "learning rate", "updates", "held-out loss", "noise scale")
@@ -154,7 +160,7 @@ def main() -> None:
         bar = progress.add_task("training", total=total)
         for name, rates in chosen.items():
             for plan in plans:
-                one = partial(train, data, name, plan, eta=arguments.eta)
+                one = partial(train, data, name, plan)
                 tried = {}
                 for lr in rates:
                     tried[lr] = one(lr=lr, seed=0)

@@ -156,6 +156,14 @@ def test_decisions() -> None:
     assert noise_scale(EXACT) == pytest.approx(3.0 / 2.5)
 
 
+@pytest.mark.parametrize("eta", [0.1, 0.5, 0.9])
+def test_the_norm_test_asks_for_a_number_of_noise_scales(eta: float) -> None:
+    enough = (1 / eta**2 - 1) * 1000
+    for size, passes in ((math.ceil(enough), True), (math.floor(0.99 * enough), False)):
+        known = GradStatistics(size, 2.0 + 2000.0 / size, 2000.0)
+        assert noise_scale(known) == pytest.approx(1000.0) and norm_test(known, eta).passed == passes
+
+
 @pytest.mark.parametrize(
     "statistics",
     [

@@ -137,9 +137,9 @@ def test_adaptive_batch(tmp_path: Path) -> None:
     """In this process, with one training of each kind."""
     own = runpy.run_path(str(EXAMPLES / "adaptive_batch.py"))
     data, runs = own["load"](2048), {}
-    for plan in (own["Plan"](32, 32), own["Plan"](32, 256)):
+    for plan in (own["Plan"](32, 32, 0.1), own["Plan"](32, 256, 0.1)):
         for name in own["OPTIMIZERS"]:
-            runs[name, plan] = [own["train"](data, name, plan, lr=0.04, eta=0.1, seed=0)]
+            runs[name, plan] = [own["train"](data, name, plan, lr=0.04, seed=0)]
             (run,) = runs[name, plan]
             assert run.samples[-1] == 2048 and run.losses[-1] < run.losses[0]
             assert (max(run.sizes) > 32 and run.updates < 64) == (plan.largest > 32)

@@ -3,7 +3,7 @@
 use pyo3::prelude::*;
 use smallvec::SmallVec;
 
-use super::call::{Call, Names, Owner, Role};
+use super::call::{Call, Owner, Role};
 use super::errors::Problem;
 use super::view::View;
 use crate::kernels::ghost::{self, Affine, Shape};
@@ -91,8 +91,8 @@ pub fn ghost_norm_backward(
 }
 
 /// Tensors of a batch's shape and dtype, and numbers of its channels.
-struct Batch<N> {
-    call: Call<N>,
+struct Batch {
+    call: Call<fn(Owner) -> String>,
     shape: Shape,
     elements: Elements,
 }
@@ -135,7 +135,7 @@ fn owner(name: &str) -> Owner {
     Owner::new(argument.expect("a name that is listed"), 0)
 }
 
-impl Batch<fn(Owner) -> String> {
+impl Batch {
     /// Takes the tensors, in the order in which the first has its elements.
     fn take(named: &[(&str, Tensor<'_, '_>, Access)], size: usize) -> PyResult<Self> {
         let name: fn(Owner) -> String = |owner| NAMES[owner.argument as usize].to_string();
@@ -160,32 +160,7 @@ impl Batch<fn(Owner) -> String> {
             elements,
         })
     }
-}
 
-/// The batch as rows of channels, and the dimensions in the order of its elements: that of the tensor where its
-/// channels come second or last.
-fn laid_out(view: &View, size: usize) -> (Shape, SmallVec<[usize; 4]>) {
-    let (rows, channels) = (view.shape[0] as usize, view.shape[1] as usize);
-    let run = view.shape[2..].iter().product::<i64>() as usize;
-    let mut order: SmallVec<[usize; 4]> = (0..view.shape.len()).collect();
-    let mut shape = Shape {
-        dtype: view.float(),
-        rows,
-        channels,
-        run,
-        size,
-    };
-    if !view.is_contiguous {
-        order[1..].rotate_left(1);
-        match view.is_dense_in(&order) {
-            true => (shape.rows, shape.size, shape.run) = (rows * run, size * run, 1),
-            false => order.sort_unstable(),
-        }
-    }
-    (shape, order)
-}
-
-impl<N: Names> Batch<N> {
     /// The shape of so many numbers for each channel of each ghost.
     fn of_ghosts(&self, many: i64) -> [i64; 3] {
         [many, self.shape.ghosts() as i64, self.shape.channels as i64]
@@ -228,4 +203,27 @@ impl<N: Names> Batch<N> {
         })?;
         Ok(())
     }
+}
+
+/// The batch as rows of channels, and the dimensions in the order of its elements: that of the tensor where its
+/// channels come second or last.
+fn laid_out(view: &View, size: usize) -> (Shape, SmallVec<[usize; 4]>) {
+    let (rows, channels) = (view.shape[0] as usize, view.shape[1] as usize);
+    let run = view.shape[2..].iter().product::<i64>() as usize;
+    let mut order: SmallVec<[usize; 4]> = (0..view.shape.len()).collect();
+    let mut shape = Shape {
+        dtype: view.float(),
+        rows,
+        channels,
+        run,
+        size,
+    };
+    if !view.is_contiguous {
+        order[1..].rotate_left(1);
+        match view.is_dense_in(&order) {
+            true => (shape.rows, shape.size, shape.run) = (rows * run, size * run, 1),
+            false => order.sort_unstable(),
+        }
+    }
+    (shape, order)
 }

@@ -27,7 +27,8 @@ class AdaptiveBatchSize:
         size: to begin with, in samples: over all micro-batches and ranks.
         max_size: it grows no further.
         test: ``"norm"`` (default), ``"inner_product"`` or ``"augmented"``.
-        eta: of the norm test. Default 0.5.
+        eta: of the norm test: the batch grows to about ``1 / eta^2 - 1`` noise scales, see :func:`norm_test`. Default
+            0.5.
         theta: of the inner product test. Default 0.9.
         nu: of the augmented test, for what is orthogonal. Default 5.84.
         interval: test in each so many-th step. Default 10.

@@ -51,11 +51,13 @@ class BatchSizeDecision(NamedTuple):
 def norm_test(statistics: GradStatistics, eta: float = 0.5) -> BatchSizeDecision:
     r"""The norm test: is the mean gradient's error at most the share ``eta`` of it (Byrd et al. 2012)?
 
-    It asks for ``variance / (eta^2 * norm(g)^2)`` samples; for ``eta=1`` that is about the noise scale.
+    It asks for ``variance / (eta^2 * norm(g)^2)`` samples. On average the squared norm of g is larger by
+    ``variance / B`` than that over all data, so that a batch passes from ``1 / eta^2 - 1`` noise scales on: three for
+    ``eta=0.5``, and for ``eta=1`` any batch at all.
 
     Args:
         statistics: of the batch.
-        eta: above 0. Default 0.5.
+        eta: above 0; below 1 to be of any use. Default 0.5.
 
     Returns:
         The decision.

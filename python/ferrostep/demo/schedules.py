@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from ferrostep.schedules import LinearDecay, RefinedSchedule, refine_schedule
-from ferrostep.schedules.recorder import Norm
-from ferrostep.schedules.refined import Mode
 
 from . import DemoError
 from .training import WARM_UP, Budget, Run
@@ -19,7 +19,7 @@ def linear(budget: Budget) -> LinearDecay:
     return LinearDecay(steps, min(round(WARM_UP * steps), steps - 1))
 
 
-def norm_of(optimizer: str) -> Norm:
+def norm_of(optimizer: str) -> Literal["l1", "l2"]:
     """The norm by which the optimizer's schedule is refined."""
     return "l2" if optimizer in OF_GRADIENTS else "l1"
 
@@ -29,7 +29,7 @@ def refined(run: Run, budget: Budget) -> RefinedSchedule:
 
     Raises `DemoError` where there are less than two, as of a single step.
     """
-    mode: Mode = "sgd" if norm_of(run.name) == "l2" else "adam"
+    mode: Literal["adam", "sgd"] = "sgd" if norm_of(run.name) == "l2" else "adam"
     try:
         return refine_schedule(run.norms, budget.steps or STEPS, mode=mode)
     except ValueError as error:

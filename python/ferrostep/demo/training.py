@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import fmean, median
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ferrostep.optim import NIGT, SAM, STORM, SophiaG, SophiaH
 from ferrostep.schedules import GradNormRecorder, Schedule
-from ferrostep.schedules.recorder import Norm
 
 from . import optimizers
 from .task import Task
@@ -100,7 +99,7 @@ def train(
     *,
     rate_factor: float = 1.0,
     schedule: Schedule | None = None,
-    norm: Norm | None = None,
+    norm: Literal["l1", "l2"] | None = None,
 ) -> None:
     """Train `model` in place and record it in `run`, step by step; an interrupted run keeps what it has.
 

@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ferrostep import _core
 from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.numpy.arrays import whole
+from ferrostep.reference import checks
 from ferrostep.reference import ghost as reference
-from ferrostep.reference.checks import FLOATS
 
 _core.adopt_openmp()
 
@@ -21,11 +21,10 @@ MomentumPer: TypeAlias = Literal["ghost", "batch"]
 M = TypeVar("M", bound=nn.Module)
 
 
-def _is_plain(x: Tensor) -> bool:
-    """Whether the kernel takes the batch: torch.func, forward mode and torch.compile cannot look into it."""
-    is_traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    is_ours = type(x) is Tensor and x.is_cpu and x.dtype in FLOATS and x.numel() > 0
-    return is_ours and not is_traced and forward_ad._current_level < 0
+def _is_seen_through() -> bool:
+    """Whether torch is to look into what is computed: torch.func, forward mode, torch.compile."""
+    by_function = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    return torch.compiler.is_compiling() or by_function
 
 
 class _Normalized(torch.autograd.Function):
@@ -60,14 +59,15 @@ class _Normalized(torch.autograd.Function):
         return out, by_weight, by_bias, None, None
 
 
-def _differentiable(x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, grad: Tensor) -> Any:
-    """The derivatives in plain torch."""
-    given = [each for each in (x, weight, bias) if each is not None]
-    own = [each if each.requires_grad else each.detach().requires_grad_() for each in given]
-    of = own if len(own) == 3 else [*own, None, None]
-    out = reference.normalized(*of, size, eps)[0]  # type: ignore[arg-type]
-    found = list(torch.autograd.grad(out, own, grad, create_graph=True))
-    return *(found if len(found) == 3 else [*found, None, None]), None, None
+def _differentiable(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The derivatives in plain torch, with a graph of their own."""
+    out = reference.normalized(x, weight, bias, size, eps)[0]
+    given = [each if each is not None and each.requires_grad else None for each in (x, weight, bias)]
+    asked = [each for each in given if each is not None]
+    found = iter(torch.autograd.grad(out, asked, grad, create_graph=True))
+    return *(None if each is None else next(found) for each in given), None, None
 
 
 class _GhostBatchNorm(_BatchNorm):
@@ -107,11 +107,12 @@ class _GhostBatchNorm(_BatchNorm):
             raise Problem.SHAPE.of("input", list(input.shape), f"{self.num_features} channels")
         of = input, self.weight, self.bias, self.ghost_size, self.eps
         # One element alone has no variance: torch knows the words for that.
-        is_ours = _is_plain(input) and self.ghost_size * input[0, 0].numel() > 1
+        has_variances = self.ghost_size * input[0, :1].numel() > 1
+        is_ours = has_variances and checks.is_plain(input) and not _is_seen_through()
         normalized, means, variances = _Normalized.apply(*of) if is_ours else reference.normalized(*of)
         if self.training and self.track_running_stats:
             self._update(means, variances)
-        return normalized  # type: ignore[no-any-return]
+        return normalized
 
     @torch.no_grad()
     def _update(self, means: Tensor, variances: Tensor) -> None:
@@ -145,6 +146,9 @@ class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):
     mean and variance: a large batch is regularized as small ones are. What is left over goes to the last ghost. In
     evaluation the running statistics count, whatever the batch. The state dict is that of ``nn.BatchNorm1d``, which
     normalizes batches of less than two ghosts, too.
+
+    On the CPU all ghosts are one call of a kernel in Rust; plain torch, ghost by ghost, elsewhere, under torch.func and
+    torch.compile, and for derivatives of derivatives.
 
     Args:
         num_features: channels, the second dimension of inputs of shape ``(N, C)`` or ``(N, C, L)``, of any float dtype;

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,8 +29,3 @@ def normalized(
         for ghost, mean, variance in zip(torch.split(x, sizes), means, variances, strict=True)
     ]
     return torch.cat(ghosts), means, variances
-
-
-def moved(running: Tensor, own: Tensor, kept: Tensor, shares: Sequence[float] | Tensor) -> Tensor:
-    """A running statistic after the ghosts' own, each by its share."""
-    return running * kept + shares @ own

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from ferrostep.errors import wrong_choice, wrong_kind
 from ferrostep.gradients.lists import norms
 from ferrostep.numpy.arrays import whole
-from ferrostep.reference.checks import FLOATS
+from ferrostep.reference import checks
 
 Norm: TypeAlias = Literal["l1", "l2"]
 ORDERS: dict[str, int] = {"l1": 1, "l2": 2}
@@ -73,9 +73,9 @@ class GradNormRecorder:
             return None
         grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         order = ORDERS[self.norm]
-        sums = norms([g for g in grads if _is_plain(g)])[order - 1]
+        sums = norms([g for g in grads if checks.is_plain(g)])[order - 1]
         for g in grads:
-            if not _is_plain(g):
+            if not checks.is_plain(g):
                 sums += float(torch.linalg.vector_norm(g.to_dense(), order, dtype=_double(g))) ** order
         self.norms.append(sums if order == 1 else math.sqrt(sums))
         return self.norms[-1]
@@ -91,11 +91,6 @@ class GradNormRecorder:
         """
         run = {"norm": self.norm, "every": self.every, "steps": self._calls, "norms": self.norms}
         Path(path).write_text(json.dumps(run), encoding="utf-8")
-
-
-def _is_plain(x: torch.Tensor) -> bool:
-    """Whether the kernel takes it."""
-    return type(x) is torch.Tensor and x.is_cpu and x.layout == torch.strided and x.dtype in FLOATS
 
 
 def _double(x: torch.Tensor) -> torch.dtype:
