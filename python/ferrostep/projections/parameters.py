@@ -61,11 +61,9 @@ def _check_tensor(name: str, value: Tensor, x: Tensor) -> None:
     if value.device != x.device:
         raise Problem.DEVICE.of(name, value.device, x.device)
     try:
-        fits = torch.broadcast_shapes(value.shape, x.shape) == x.shape
+        value.expand(x.shape)
     except RuntimeError:
-        fits = False
-    if not fits:
-        raise Problem.SHAPE.of(name, list(value.shape), f"one that broadcasts to {list(x.shape)}, as x has")
+        raise Problem.SHAPE.of(name, list(value.shape), f"one that broadcasts to {list(x.shape)}, as x has") from None
 
 
 def _float(name: str, value: Any) -> float:
