@@ -96,7 +96,7 @@ def projected(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[s
         check_projection(group)
         function = _function(group["projection"])
         for p in group["params"]:
-            if p.grad is not None and p.numel() and not p.is_meta and not is_fake(p):
+            if p.grad is not None and _own(p).numel() and not p.is_meta and not is_fake(p):
                 todo.append(partial(_project, function, p, state))
     return todo
 
