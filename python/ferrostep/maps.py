@@ -268,10 +268,6 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, of_told: Tensor | None, of_v: Tensor | None, *_: None) -> Tensor | None:
         told, v, vectors = ctx.saved_tensors
-        parts = []
-        if of_v is not None:
-            parts.append(_product(told, of_v, vectors, *ctx.of, ctx.transposed))
-        if of_told is not None:
-            parts.append(_curvature(told, v, of_told, *ctx.of))
-        present = [part for part in parts if part is not None]
-        return sum(present[1:], present[0]) if present else None
+        along = None if of_v is None else _product(told, of_v, vectors, *ctx.of, ctx.transposed)
+        bent = None if of_told is None else _curvature(told, v, of_told, *ctx.of)
+        return along if bent is None else bent if along is None else along + bent

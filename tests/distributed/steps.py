@@ -79,6 +79,25 @@ def options_of_16_bit_parameters_hold_for_shards(folder: Path) -> None:
         twins.check()
 
 
+@on(2)
+def whole_rows_of_shards_are_projected(folder: Path) -> None:
+    for projection, dims in (("simplex", (0,)), (("box", -0.5, 0.5), (0, 1)), (("l2_ball", 0.5), (0,))):
+        for dim in dims:
+            for options in ({}, {"rounding": "kahan"}):
+                build = partial(AdamW, lr=0.1, projection=projection, **options)
+                dtype = torch.bfloat16 if options else torch.float32
+                twins = Twins(
+                    build, ((9, 5), (1, 7), (4, 4, 2)), lambda shape, dim=dim: [split(shape, dim)], dtype=dtype
+                )
+                twins.step()
+                twins.check()
+    rows = Parameter(placed(torch.ones(4, 6), line(), [Shard(1)]))
+    with pytest.raises(RuntimeError, match="parameter 0 is a DTensor whose rows are split"):
+        AdamW([rows], projection="simplex")
+    with pytest.raises(RuntimeError, match="projection is a function, which DTensors exclude"):
+        AdamW([rows], projection=torch.Tensor.zero_)
+
+
 @on(2, 4)
 def codes_are_those_of_the_ranks_own_shard(folder: Path) -> None:
     shapes = ((70, 41), (9, 300), (3, 8), (1, 7), (0, 4), (600,))

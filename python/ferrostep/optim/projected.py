@@ -96,7 +96,7 @@ def projected(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[s
         check_projection(group)
         function = _function(group["projection"])
         for p in group["params"]:
-            if p.grad is not None and p.numel() and not p.is_meta and not is_fake(p):
+            if p.grad is not None and _own(p).numel() and not p.is_meta and not is_fake(p):
                 todo.append(partial(_project, function, p, state))
     return todo
 
@@ -113,10 +113,10 @@ def _project(function: Callable[[Tensor], Any], p: Tensor, state: Mapping[Tensor
     """Project a parameter. Where that moves it, what was kept of its number apart goes."""
     own = state.get(p, {})
     rests = [_own(own[name]) for name in RESTS if own.get(name) is not None]
-    before = _own(p).clone() if rests else None
+    before = _own(p).clone() if rests else p
     function(p)
     for rest in rests:
-        rest.masked_fill_(_own(p) != before, 0)
+        rest.masked_fill_(_own(p).ne(before), 0)
 
 
 def _own(x: Tensor) -> Tensor:

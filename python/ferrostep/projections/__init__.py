@@ -25,7 +25,7 @@ from __future__ import annotations
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 
 # isort: split
-from ferrostep import numpy  # noqa: F401  (before its parts: threads may meet there)
+from ferrostep import numpy, reference  # noqa: F401  (before their parts: threads may meet there)
 
 # isort: split
 

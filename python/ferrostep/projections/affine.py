@@ -50,7 +50,8 @@ class Affine:
         pivots = factor.diagonal().detach()
         is_solvable = maps.is_concrete(factor) and bool((info == 0) & (pivots.amin() > ILL_CONDITIONED * pivots.amax()))
         self._factor = factor if is_solvable else None
-        self._inverse = None if is_solvable else torch.linalg.pinv(self._matrix)
+        if not is_solvable:
+            self._inverse: Tensor = torch.linalg.pinv(self._matrix)
 
     def __call__(self, x: Tensor, dim: int = -1) -> Tensor:
         """The nearest solutions.
@@ -71,11 +72,14 @@ class Affine:
             raise Problem.SHAPE.of("x", list(x.shape), expected)
         rows = checks.wide(x).movedim(dim, -1)
         excess = (rows @ self._matrix.mT - self._right).unsqueeze(-1)
+        image: Tensor = rows - self._least(excess).squeeze(-1)
+        return image.movedim(-1, dim).to(x.dtype)
+
+    def _least(self, right: Tensor) -> Tensor:
+        """The shortest solutions for right-hand sides."""
         if self._factor is None:
-            away = self._inverse @ excess
-        else:
-            away = self._matrix.mT @ torch.cholesky_solve(excess, self._factor)
-        return (rows - away.squeeze(-1)).movedim(-1, dim).to(x.dtype)
+            return self._inverse @ right
+        return self._matrix.mT @ torch.cholesky_solve(right, self._factor)
 
 
 def affine(x: Tensor, A: Tensor, b: Tensor, dim: int = -1) -> Tensor:

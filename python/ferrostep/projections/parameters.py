@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from numbers import Real
 
 import torch
 from torch import Tensor
 
 from ferrostep import maps
-from ferrostep.errors import NAMED_FLOATS, Problem, wrong_kind
+from ferrostep.errors import NAMED_FLOATS, Problem
 from ferrostep.maps import Parameter
 from ferrostep.numpy.arrays import real
 from ferrostep.reference import checks
@@ -30,7 +30,7 @@ def number(name: str, value: Parameter, x: Tensor, low: float = -math.inf, *, di
 def bound(name: str, value: Parameter, x: Tensor) -> Parameter:
     """A number but NaN, or a tensor of such that broadcasts with ``x``."""
     if not isinstance(value, Tensor):
-        return value if math.isinf(_float(name, value)) else real(name, value, -math.inf)
+        return float(value) if isinstance(value, Real) and math.isinf(value) else real(name, value, -math.inf)
     _check_tensor(name, value, x)
     refuse_where(name, value.isnan(), "a NaN")
     return value
@@ -61,14 +61,6 @@ def _check_tensor(name: str, value: Tensor, x: Tensor) -> None:
     if value.device != x.device:
         raise Problem.DEVICE.of(name, value.device, x.device)
     try:
-        fits = torch.broadcast_shapes(value.shape, x.shape) == x.shape
+        value.expand(x.shape)
     except RuntimeError:
-        fits = False
-    if not fits:
-        raise Problem.SHAPE.of(name, list(value.shape), f"one that broadcasts to {list(x.shape)}, as x has")
-
-
-def _float(name: str, value: Any) -> float:
-    if not isinstance(value, (int, float)):
-        raise wrong_kind(name, value, "a number or a tensor")
-    return float(value)
+        raise Problem.SHAPE.of(name, list(value.shape), f"one that broadcasts to {list(x.shape)}, as x has") from None

@@ -128,7 +128,8 @@ def _potentials(scaled: Tensor, log_a: Tensor, log_b: Tensor) -> Tensor:
 
 
 def _plan(potentials: Tensor, scaled: Tensor) -> Tensor:
-    f, g = potentials.split(scaled.shape[-2:], -1)
+    rows = scaled.shape[-2]
+    f, g = potentials[..., :rows], potentials[..., rows:]
     return (f.unsqueeze(-1) + g.unsqueeze(-2) - scaled).exp()
 
 

@@ -45,11 +45,11 @@ class _Constant(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.mark_non_differentiable(output)
-        ctx.count = len(inputs)
+        ctx.needs_nothing = (None,) * len(inputs)
 
     @staticmethod
-    def backward(ctx: Any, _: Tensor) -> tuple[None, ...]:
-        return (None,) * ctx.count
+    def backward(ctx: Any, _: Tensor) -> Any:
+        return ctx.needs_nothing
 
     @staticmethod
     def jvp(ctx: Any, *_: Any) -> None:

@@ -137,14 +137,15 @@ def isotonic(row: Row, weight: Row | None = None, increasing: bool = True) -> Ro
     """The least of the means up to later ends, the greatest over earlier beginnings."""
     if not increasing:
         return -isotonic(-row, weight)
-    weight = np.ones_like(row) if weight is None else weight
-    sums, weights = (np.append(0.0, each.cumsum()) for each in (row * weight, weight))
+    weight, middle = np.ones_like(row) if weight is None else weight, row.mean()
+    wide = (each.astype(np.longdouble) for each in ((row - middle) * weight, weight))  # for their sums' differences
+    sums, weights = (np.append(0.0, each.cumsum()) for each in wide)
     with np.errstate(divide="ignore", invalid="ignore"):
         means = (sums[None, 1:] - sums[:-1, None]) / (weights[None, 1:] - weights[:-1, None])
     means[np.tril_indices(len(row), -1)] = np.inf
     least = np.minimum.accumulate(means[:, ::-1], 1)[:, ::-1]
     least[np.tril_indices(len(row), -1)] = -np.inf
-    return np.asarray(least.max(0))
+    return np.asarray(least.max(0) + middle, np.float64)
 
 
 def sorted_rest(row: Row, w: Row) -> Row:
