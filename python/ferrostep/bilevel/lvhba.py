@@ -272,7 +272,7 @@ class LVHBA(TwoLevelOptimizer):
             raise RuntimeError("resolve does not know project_lower: say Y by constraints")
         weight = real("weight", weight, 0.0)
         ys, none = self.lower["params"], torch.zeros(0, dtype=self.lower["params"][0].dtype)
-        present = float(value_of("lower_closure", lower_closure))
+        present = value_of("lower_closure", lower_closure).item()
         here = none if constraints is None else self._g(constraints, None).detach()
         grads = [y.grad for y in ys]
         try:
@@ -282,7 +282,7 @@ class LVHBA(TwoLevelOptimizer):
                     self._minimize(lower_closure, constraints, lam, weight, whole("steps", steps, 1))
                     there = none if constraints is None else self._g(constraints, lam).detach()
                     lam = self._multiplier(lam, there, weight)
-                found, value = [y.detach().clone() for y in ys], float(value_of("lower_closure", lower_closure))
+                found, value = [y.detach().clone() for y in ys], value_of("lower_closure", lower_closure).item()
         finally:
             for y, grad in zip(ys, grads, strict=True):
                 y.grad = grad

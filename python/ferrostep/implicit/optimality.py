@@ -333,7 +333,7 @@ def newton(G: Function, eta: float = 1.0) -> Condition:
         sizes = [each.numel() for each in leaves]
 
         def back(flat: Tensor) -> list[Tensor]:
-            return [part.view(each.shape) for part, each in zip(flat.split(sizes), leaves, strict=True)]
+            return [part.view(each.shape) for part, each in zip(torch.split(flat, sizes), leaves, strict=True)]
 
         def at(flat: Tensor) -> Tensor:
             found = tree_flatten(G(tree_unflatten(back(flat), spec), *args, **keywords))[0]
