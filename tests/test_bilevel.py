@@ -129,23 +129,27 @@ def test_borep_goes_the_way_of_the_specification() -> None:
     assert task.x.grad is None and task.y.grad is None
 
 
-@pytest.mark.parametrize(
-    ("options", "limit", "tolerance"),
-    [
-        ({"neumann_steps": 5}, (1.182749962547, 1.639478668944), 8e-3),
-        ({"solver": "cg"}, (1.185567010309, 1.649484536082), 8e-3),
-        ({"solver": "running"}, (1.185567010309, 1.649484536082), 2e-2),
-    ],
-)
-def test_borep_ends_at_the_solution_or_at_the_series_bias(options: Any, limit: Any, tolerance: float) -> None:
-    task, steps = Quadratic(), 150
-    optimizer = task.optimizer(**{"lower_steps": 10, **options})
+@pytest.mark.parametrize("solver", ["cg", "running"])
+def test_borep_ends_at_the_solution(solver: Any) -> None:
+    task, steps = Quadratic(), 50
+    with torch.no_grad():
+        task.x.copy_(f64(1.1, 1.5))
+    optimizer = task.optimizer(lr=0.02, solver=solver, lower_steps=5, period=1)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     for _ in range(steps):
         optimizer.step(task.upper, task.lower)
         scheduler.step()
-    near(task.x, *limit, tolerance=tolerance)
+    near(task.x, 1.185567010309, 1.649484536082, tolerance=2e-2)
     assert optimizer.lower["lr"] == 0.0 and optimizer.lower["lower_lr"] == 0.4
+
+
+def test_a_cut_series_has_its_own_limit() -> None:
+    task = Quadratic()
+    with torch.no_grad():
+        task.x.copy_(f64(1.182749962547, 1.639478668944))
+        task.y.copy_(torch.linalg.solve(task.A, task.B @ task.x + task.C))
+    found = hypergradient(task.upper, task.lower, [task.x], [task.y], solver=linear.neumann(steps=5, lr=0.4))
+    near(found.gradients[0], 0.0, 0.0, tolerance=1e-9)
 
 
 def test_normalization_saves_a_run_whose_gradients_explode() -> None:
@@ -247,16 +251,16 @@ def test_lvhba_goes_the_way_of_the_specification() -> None:
         near(task.x, x)
     near(task.optimizer.state[task.y]["multiplier"], 0.068314976036)
     task.step(500)
-    near(torch.stack([task.x, task.y]), 1.75, -0.75, tolerance=0.05)
-    near(task.optimizer.state[task.y]["multiplier"], 2.5, tolerance=0.1)
+    near(torch.stack([task.x, task.y]), 1.75, -0.75, tolerance=0.1)
+    near(task.optimizer.state[task.y]["multiplier"], 2.5, tolerance=0.25)
     assert task.x.grad is None and task.y.grad is None
 
 
 def test_the_bias_of_a_fixed_penalty() -> None:
     c = 10.0
     task = Coupled(0.4, 0.1, penalty=(c, 0.0))
-    task.step(500)
-    near(torch.stack([task.x, task.y]), 0.25 + 2.5 / (c + 2), 0.25 - 2.5 / (c + 2), tolerance=5e-3)
+    task.step(300)
+    near(torch.stack([task.x, task.y]), 0.25 + 2.5 / (c + 2), 0.25 - 2.5 / (c + 2), tolerance=2e-3)
 
 
 @pytest.mark.parametrize("order", ["jacobi", "gauss-seidel"])

@@ -166,7 +166,8 @@ def kkt(f: Function, eq: Function | None = None, ineq: Function | None = None) -
         total = _gradient(f, w, thetas[:1], {})
         values = []
         for function, multiplier, theta in zip(constraints, multipliers, thetas[1:], strict=True):
-            value, pull = torch.func.vjp(lambda w, own=theta, g=function: g(w, own), w)
+            at: Any = torch.func.vjp(lambda w, own=theta, g=function: g(w, own), w)
+            value, pull = at
             total = _combined(torch.add, total, pull(multiplier)[0])
             values.append(_combined(torch.mul, multiplier, value) if function is ineq else value)
         return (total, *values)
