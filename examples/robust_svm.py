@@ -1,10 +1,11 @@
 """Does LV-HBA find the penalties of a support vector machine, 40% of whose training labels are flipped?
 
-Data are scikit-learn's of breast cancer. Lower level: a support vector machine with a penalty exp(C_i) for the slack of each of 200 training samples, under its
-constraints; upper level: the logistic loss on 100 clean validation samples. LV-HBA moves the penalties, the machine and
-its slacks at once, by gradients alone. Its own machine is also trained by the upper loss directly, so it says little of
-the penalties: the table has both the accuracy of the iterate and that of the machine solved anew with the penalties
-found, and a run whose penalties are frozen. Draws the penalties of right and of flipped labels.
+Lower level: a support vector machine on scikit-learn's breast cancer data, with a penalty exp(C_i) for the slack of
+each of 200 training samples, under its constraints; upper level: the logistic loss on 100 clean validation samples.
+LV-HBA moves the penalties, the machine and its slacks at once, by gradients alone. Its own machine is also trained by
+the upper loss directly, so it says little of the penalties: the table has both the accuracy of the iterate and that
+of the machine solved anew with the penalties found, and a run whose penalties are frozen. Draws the penalties of
+right and of flipped labels.
 
     pip install ".[examples]" && python examples/robust_svm.py
 """
