@@ -15,6 +15,7 @@ import torch
 
 import cases
 import ferrostep
+import krylov
 import maps
 import markdown
 import matrices
@@ -207,6 +208,11 @@ def rows(settings: Settings) -> str:
     return contests(maps.projections(), settings)
 
 
+def iterations(settings: Settings) -> str:
+    """Lanczos iteration."""
+    return contests(krylov.iterations(), settings)
+
+
 def masters(settings: Settings) -> str:
     """Steps with masters in float32, and the memory of one process that takes them."""
     ceiling, rows = Ceiling(), []
@@ -251,6 +257,7 @@ def sections(settings: Settings) -> dict[str, tuple[str, Callable[[], str]]]:
     result["guidance"] = ("Guidance", lambda: guidance(settings))
     result["gradients"] = ("Gradient projection", lambda: gradients(settings))
     result["maps"] = ("Projections of rows", lambda: rows(settings))
+    result["krylov"] = ("Lanczos iteration", lambda: iterations(settings))
     result["offload"] = ("Masters in float32", lambda: masters(settings))
     result["release"] = ("Steps within the backward pass", lambda: released(settings))
     result["training"] = ("The step inside a training loop", lambda: in_training(settings))

@@ -23,6 +23,7 @@ import ferrostep
 
 MODULES = (
     "ferrostep",
+    "ferrostep.batch_size",
     "ferrostep.bilevel",
     "ferrostep.curvature",
     "ferrostep.gradients",
@@ -36,9 +37,11 @@ MODULES = (
     "ferrostep.nn",
     "ferrostep.numpy",
     "ferrostep.numpy.projections",
+    "ferrostep.numpy.prox",
     "ferrostep.offload",
     "ferrostep.optim",
     "ferrostep.projections",
+    "ferrostep.projections.prox",
     "ferrostep.reference",
     "ferrostep.rl",
     "ferrostep.schedules",

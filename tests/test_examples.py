@@ -143,6 +143,20 @@ def test_bilevel_and_implicit(name: str, rows: tuple[str, ...], tmp_path: Path) 
     assert all(row in printed for row in rows) and "nan" not in printed
 
 
+def test_adaptive_batch(tmp_path: Path) -> None:
+    """In this process, with one training of each kind."""
+    own = runpy.run_path(str(EXAMPLES / "adaptive_batch.py"))
+    data, runs = own["load"](2048), {}
+    for plan in (own["Plan"](32, 32), own["Plan"](32, 256)):
+        for name in own["OPTIMIZERS"]:
+            runs[name, plan] = [own["train"](data, name, plan, lr=0.04, eta=0.1, seed=0)]
+            (run,) = runs[name, plan]
+            assert run.samples[-1] == 2048 and run.losses[-1] < run.losses[0]
+            assert (max(run.sizes) > 32 and run.updates < 64) == (plan.largest > 32)
+    own["draw"](tmp_path / "figure.png", runs)
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
 def test_surgery() -> None:
     example = runpy.run_path(str(EXAMPLES / "surgery.py"))
     for method, keeps in (("upgrad", "rises"), ("nash_mtl", "turns"), ("imtl_g", "parts"), ("mean", None)):

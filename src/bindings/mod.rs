@@ -7,8 +7,10 @@ mod dlpack;
 mod errors;
 mod finish;
 mod gather;
+mod ghost;
 mod gradients;
 mod guidance;
+mod krylov;
 mod maps;
 mod matmul;
 mod matrix;
@@ -19,6 +21,7 @@ mod reader;
 mod rules;
 mod scalar;
 mod selected;
+mod singular;
 mod solve;
 mod view;
 
@@ -35,9 +38,13 @@ mod _core {
     #[pymodule_export]
     use super::gather::{columns, with_gradient};
     #[pymodule_export]
-    use super::gradients::{combine, ema, gram, orthogonal, orthogonal_combine};
+    use super::ghost::{ghost_norm, ghost_norm_backward};
+    #[pymodule_export]
+    use super::gradients::{combine, ema, follow, gram, norms, orthogonal, orthogonal_combine};
     #[pymodule_export]
     use super::guidance::Guidance;
+    #[pymodule_export]
+    use super::krylov::{krylov_fill, krylov_orthogonalize, krylov_recur, krylov_scale, krylov_subtract};
     #[pymodule_export]
     use super::maps::Map;
     #[pymodule_export]
@@ -54,6 +61,8 @@ mod _core {
     use super::runtime::{adopt_openmp, available_cpus, isa, supported_isas, use_isa};
     #[pymodule_export]
     use super::selected::sample;
+    #[pymodule_export]
+    use super::singular::top_singular_value;
     #[pymodule_export]
     use super::solve::{Report, cagrad, min_norm, nash_mtl, pcgrad, upgrad};
 

@@ -1,8 +1,10 @@
 //! The arithmetic, free of Python: usable and tested by `cargo test` alone.
 
 pub mod elementwise;
+pub mod ghost;
 pub mod gradients;
 pub mod guidance;
+pub mod krylov;
 pub mod linear;
 pub mod matmul;
 pub mod matrix;

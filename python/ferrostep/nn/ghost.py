@@ -5,15 +5,69 @@ from __future__ import annotations
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ferrostep import _core
 from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.numpy.arrays import whole
+from ferrostep.reference import ghost as reference
+from ferrostep.reference.checks import FLOATS
+
+_core.adopt_openmp()
 
 MomentumPer: TypeAlias = Literal["ghost", "batch"]
 M = TypeVar("M", bound=nn.Module)
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Whether the kernel takes the batch: torch.func, forward mode and torch.compile cannot look into it."""
+    is_traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    is_ours = type(x) is Tensor and x.is_cpu and x.dtype in FLOATS and x.numel() > 0
+    return is_ours and not is_traced and forward_ad._current_level < 0
+
+
+class _Normalized(torch.autograd.Function):
+    """:func:`ferrostep.reference.ghost.normalized` by the kernel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        affine = None if weight is None or bias is None else torch.stack([weight, bias]).double()
+        statistics = torch.empty(3, len(reference.parts(len(x), size)), x.shape[1], dtype=torch.float64)
+        out = torch.empty_like(x)
+        _core.ghost_norm(x, out, affine, statistics, size=size, eps=eps, threads=torch.get_num_threads())
+        ctx.save_for_backward(x, weight, bias)
+        ctx.affine, ctx.statistics, ctx.size, ctx.eps = affine, statistics, size, eps
+        means, variances = statistics[0], statistics[2]
+        ctx.mark_non_differentiable(means, variances)
+        return out, means, variances
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias = ctx.saved_tensors
+        if torch.is_grad_enabled():  # with create_graph: the derivative is to have one, too
+            return _differentiable(x, weight, bias, ctx.size, ctx.eps, grad)
+        out = torch.empty_like(x)
+        derivatives = torch.empty(2, *ctx.statistics.shape[1:], dtype=torch.float64)
+        threads = torch.get_num_threads()
+        _core.ghost_norm_backward(x, grad, out, ctx.affine, ctx.statistics, derivatives, size=ctx.size, threads=threads)
+        if weight is None:
+            return out, None, None, None, None
+        by_weight, by_bias = derivatives.sum(1).to(weight.dtype)
+        return out, by_weight, by_bias, None, None
+
+
+def _differentiable(x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, grad: Tensor) -> Any:
+    """The derivatives in plain torch."""
+    given = [each for each in (x, weight, bias) if each is not None]
+    own = [each if each.requires_grad else each.detach().requires_grad_() for each in given]
+    of = own if len(own) == 3 else [*own, None, None]
+    out = reference.normalized(*of, size, eps)[0]  # type: ignore[arg-type]
+    found = list(torch.autograd.grad(out, own, grad, create_graph=True))
+    return *(found if len(found) == 3 else [*found, None, None]), None, None
 
 
 class _GhostBatchNorm(_BatchNorm):
@@ -46,24 +100,18 @@ class _GhostBatchNorm(_BatchNorm):
         Raises:
             ValueError: another number of dimensions or channels.
         """
-        count = len(input) // self.ghost_size
-        if count < 2 or not (self.training or self.running_mean is None):
+        if len(input) < 2 * self.ghost_size or not (self.training or self.running_mean is None):
             return super().forward(input)
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         if input.shape[1] != self.num_features:
             raise Problem.SHAPE.of("input", list(input.shape), f"{self.num_features} channels")
-        sizes = [self.ghost_size] * (count - 1)
-        ghosts = torch.split(input, [*sizes, len(input) - sum(sizes)])
-        dtype = torch.float32 if input.dtype in (torch.float16, torch.bfloat16) else input.dtype
-        means, variances = torch.zeros(2, count, self.num_features, dtype=dtype, device=input.device)
-        weight, bias = (None if each is None else each.to(dtype) for each in (self.weight, self.bias))
-        normalized = [
-            F.batch_norm(ghost, mean, variance, weight, bias, training=True, momentum=1.0, eps=self.eps)
-            for ghost, mean, variance in zip(ghosts, means, variances, strict=True)
-        ]
+        of = input, self.weight, self.bias, self.ghost_size, self.eps
+        # One element alone has no variance: torch knows the words for that.
+        is_ours = _is_plain(input) and self.ghost_size * input[0, 0].numel() > 1
+        normalized, means, variances = _Normalized.apply(*of) if is_ours else reference.normalized(*of)
         if self.training and self.track_running_stats:
             self._update(means, variances)
-        return torch.cat(normalized)
+        return normalized  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def _update(self, means: Tensor, variances: Tensor) -> None:

@@ -49,9 +49,14 @@ fn product<T: Copy>(dtype: Float, images: &[T], vectors: &[T], len: usize, threa
         len,
     };
     let mut to = vectors.to_vec();
-    let [images, vectors] = [images, vectors].map(|from| from.as_ptr().cast::<u8>());
+    let product = Product {
+        told: images.as_ptr().cast(),
+        vectors: vectors.as_ptr().cast(),
+        to: to.as_mut_ptr().cast(),
+        transposed: false,
+    };
     // SAFETY: as many elements of the type.
-    unsafe { vjp(&SIMPLEX, shape, images, vectors, to.as_mut_ptr().cast(), threads) };
+    unsafe { super::product(&SIMPLEX, shape, product, threads) };
     to
 }
 
