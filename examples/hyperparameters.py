@@ -102,7 +102,7 @@ def by_borep(train: Data, validation: Data, test: Data, steps: int, share: float
     """Decays that follow the validation loss, for a share of the steps."""
     log_decay = torch.full((REAL + NOISE,), -3.0, dtype=torch.float64, requires_grad=True)
     w = torch.zeros(train.x.shape[1], dtype=torch.float64, requires_grad=True)
-    optimizer = BOREP([log_decay], [w], lr=0.2, lower_lr=0.2, lower_steps=5, neumann_lr=0.2, **options)
+    optimizer = BOREP([log_decay], [w], lr=0.2, lower_lr=0.1, lower_steps=5, neumann_lr=0.1, **options)
     losses = []
     for _ in range(max(1, round(share * steps))):
         losses.append(optimizer.step(lambda: validation.loss(w), lambda: penalized(train, w, log_decay)).upper.item())

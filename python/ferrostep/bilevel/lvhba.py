@@ -112,9 +112,9 @@ class LVHBA(TwoLevelOptimizer):
         alpha, beta, eta = _numbers("lr", lr, 3)
         if order not in ("jacobi", "gauss-seidel"):
             raise wrong_choice("order", order, "jacobi", "gauss-seidel")
-        for name, value in (("project", project), ("project_lower", project_lower)):
-            if value is not None and not callable(value):
-                raise wrong_kind(name, value, "a function")
+        for name, function in (("project", project), ("project_lower", project_lower)):
+            if function is not None and not callable(function):
+                raise wrong_kind(name, function, "a function")
         strength, power = _numbers("penalty", penalty, 2)
         check("penalty[1]", power, 0.0, 0.5)
         gammas = tuple(_numbers("gamma", gamma, 2))
@@ -315,7 +315,7 @@ class LVHBA(TwoLevelOptimizer):
                 y.grad = each
             return loss.detach()
 
-        solver.step(augmented)
+        solver.step(augmented)  # type: ignore[no-untyped-call]
 
 
 def _numbers(name: str, given: Any, count: int) -> list[float]:
