@@ -24,6 +24,7 @@ import products
 import projections
 import release
 import shapes
+import solutions
 import threads
 import training
 from cases import CASES, Case, Model
@@ -213,6 +214,11 @@ def iterations(settings: Settings) -> str:
     return contests(krylov.iterations(), settings)
 
 
+def solved(settings: Settings) -> str:
+    """Derivatives of solutions."""
+    return contests(solutions.contests(), settings)
+
+
 def masters(settings: Settings) -> str:
     """Steps with masters in float32, and the memory of one process that takes them."""
     ceiling, rows = Ceiling(), []
@@ -258,6 +264,7 @@ def sections(settings: Settings) -> dict[str, tuple[str, Callable[[], str]]]:
     result["gradients"] = ("Gradient projection", lambda: gradients(settings))
     result["maps"] = ("Projections of rows", lambda: rows(settings))
     result["krylov"] = ("Lanczos iteration", lambda: iterations(settings))
+    result["solutions"] = ("Derivatives of solutions", lambda: solved(settings))
     result["offload"] = ("Masters in float32", lambda: masters(settings))
     result["release"] = ("Steps within the backward pass", lambda: released(settings))
     result["training"] = ("The step inside a training loop", lambda: in_training(settings))
