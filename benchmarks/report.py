@@ -26,6 +26,7 @@ import projections
 import release
 import shapes
 import singular
+import solutions
 import threads
 import training
 from cases import CASES, Case, Model
@@ -215,6 +216,11 @@ def iterations(settings: Settings) -> str:
     return contests(krylov.iterations(), settings)
 
 
+def solved(settings: Settings) -> str:
+    """Derivatives of solutions."""
+    return contests(solutions.contests(), settings)
+
+
 def masters(settings: Settings) -> str:
     """Steps with masters in float32, and the memory of one process that takes them."""
     ceiling, rows = Ceiling(), []
@@ -261,6 +267,7 @@ def sections(settings: Settings) -> dict[str, tuple[str, Callable[[], str]]]:
     result["gradients"] = ("Gradient projection", lambda: gradients(settings))
     result["maps"] = ("Projections of rows", lambda: rows(settings))
     result["krylov"] = ("Lanczos iteration", lambda: iterations(settings))
+    result["solutions"] = ("Derivatives of solutions", lambda: solved(settings))
     result["offload"] = ("Masters in float32", lambda: masters(settings))
     result["batches"] = (
         "Norms of gradients, and ghost batch normalization",

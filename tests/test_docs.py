@@ -114,7 +114,16 @@ def tasks() -> dict[str, Any]:
     return dict(locals())
 
 
-GUIDES = ("batch-size.md", "gradients.md", "guidance.md", "muon.md", "projections.md", "schedules.md")
+GUIDES = (
+    "batch-size.md",
+    "bilevel.md",
+    "gradients.md",
+    "guidance.md",
+    "implicit.md",
+    "muon.md",
+    "projections.md",
+    "schedules.md",
+)
 PAGES = ("index.md", "dtypes.md", "memory.md", "threads.md")
 ELSEWHERE = {
     "distributed.md": "distributed/modules.py",

@@ -133,6 +133,22 @@ def test_schedules(tmp_path: Path) -> None:
         assert row in printed
 
 
+@pytest.mark.frameworks
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("hyperparameters", ("one decay", "exact systems")),
+        ("hyper_cleaning", ("true labels", "running z", "not normalized")),
+        ("robust_svm", ("penalties frozen", "true labels")),
+        ("optimization_layer", ("implicit", "unrolled", "fixed dictionary")),
+    ],
+)
+def test_bilevel_and_implicit(name: str, rows: tuple[str, ...], tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    printed = run(f"{name}.py", "--quick", output=tmp_path / "figure.png")
+    assert all(row in printed for row in rows) and "nan" not in printed
+
+
 def test_adaptive_batch(tmp_path: Path) -> None:
     """In this process, with one training of each kind."""
     own = runpy.run_path(str(EXAMPLES / "adaptive_batch.py"))

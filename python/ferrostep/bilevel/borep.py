@@ -59,7 +59,7 @@ class BOREP(TwoLevelOptimizer):
             the paper does; the refinement in epochs of twice the steps, half the step and the radius over sqrt(2) each.
             Default None: neither.
         solver: ``"neumann"`` (default); ``"cg"``, conjugate gradients on one lower batch; ``"running"``, one step
-            ``z <- z - neumann_lr * (G_yy z - f_y)`` for each of x, as the authors' code does, at a fraction of the cost.
+            ``z <- z - neumann_lr * (G_yy z - f_y)`` for each of x, as the authors' code, at a fraction of the cost.
 
     State: ``momentum_buffer`` of each upper parameter, and ``z`` of each lower one but for ``"neumann"``, 4 bytes per
     element in float32. The upper group counts ``steps``. Schedulers act on the upper ``lr``; the lower group has
@@ -157,9 +157,8 @@ class BOREP(TwoLevelOptimizer):
         if group["radius"] is None:
             self._refresh(closure, group["refine_steps"], group["lower_lr"], None)
             return
-        for steps, lr, radius in epochs(
-            group["refine_steps"], group["lower_steps"], group["lower_lr"], group["radius"]
-        ):
+        first = group["lower_steps"], group["lower_lr"], group["radius"]
+        for steps, lr, radius in epochs(group["refine_steps"], *first):
             self._refresh(closure, steps, lr, radius)
 
     def _refresh(self, closure: Closure, steps: int, lr: float, radius: float | None) -> None:

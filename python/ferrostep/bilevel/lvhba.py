@@ -112,9 +112,9 @@ class LVHBA(TwoLevelOptimizer):
         alpha, beta, eta = _numbers("lr", lr, 3)
         if order not in ("jacobi", "gauss-seidel"):
             raise wrong_choice("order", order, "jacobi", "gauss-seidel")
-        for name, value in (("project", project), ("project_lower", project_lower)):
-            if value is not None and not callable(value):
-                raise wrong_kind(name, value, "a function")
+        for name, function in (("project", project), ("project_lower", project_lower)):
+            if function is not None and not callable(function):
+                raise wrong_kind(name, function, "a function")
         strength, power = _numbers("penalty", penalty, 2)
         check("penalty[1]", power, 0.0, 0.5)
         gammas = tuple(_numbers("gamma", gamma, 2))
@@ -272,7 +272,7 @@ class LVHBA(TwoLevelOptimizer):
             raise RuntimeError("resolve does not know project_lower: say Y by constraints")
         weight = real("weight", weight, 0.0)
         ys, none = self.lower["params"], torch.zeros(0, dtype=self.lower["params"][0].dtype)
-        present = float(value_of("lower_closure", lower_closure))
+        present = value_of("lower_closure", lower_closure).item()
         here = none if constraints is None else self._g(constraints, None).detach()
         grads = [y.grad for y in ys]
         try:
@@ -282,7 +282,7 @@ class LVHBA(TwoLevelOptimizer):
                     self._minimize(lower_closure, constraints, lam, weight, whole("steps", steps, 1))
                     there = none if constraints is None else self._g(constraints, lam).detach()
                     lam = self._multiplier(lam, there, weight)
-                found, value = [y.detach().clone() for y in ys], float(value_of("lower_closure", lower_closure))
+                found, value = [y.detach().clone() for y in ys], value_of("lower_closure", lower_closure).item()
         finally:
             for y, grad in zip(ys, grads, strict=True):
                 y.grad = grad
@@ -315,7 +315,7 @@ class LVHBA(TwoLevelOptimizer):
                 y.grad = each
             return loss.detach()
 
-        solver.step(augmented)
+        solver.step(augmented)  # type: ignore[no-untyped-call]
 
 
 def _numbers(name: str, given: Any, count: int) -> list[float]:

@@ -194,7 +194,8 @@ class Call(Equation):
         """Refuse a condition that captures what needs gradients; tell of a solution that is none."""
         theta = tensors[self.initial :]
         with torch.enable_grad():
-            at, pull = torch.func.vjp(lambda *w: self.residual(w, theta), *w)
+            pair: Any = torch.func.vjp(lambda *w: self.residual(w, theta), *w)
+        at, pull = pair
         if self.records and any(each.requires_grad for each in at):
             raise refusal(self.rule.condition, leaves_of(at))
         if self.rule.check is None:

@@ -127,13 +127,17 @@ class Solver:
                 self._on_vectors(transposed, right, spec),
                 precondition and _on_lists("preconditioner(r)", precondition, right, spec),
                 right,
-                self.atol if self.rtol == 0 else max(self.rtol * vectors.norm(right), self.atol),
+                self._tolerance(right),
             )
             most = max(100, 10 * sum(each.numel() for each in right)) if self.maxiter is None else self.maxiter
             self.last = info = self._run(system, x, most)
         if self.warm_start:
             self._solution = vectors.copied(x)
         return tree_unflatten(x, spec), info
+
+    def _tolerance(self, b: Vector) -> float:
+        """What the residual is to be at most; nothing is asked of a series that is cut."""
+        return math.inf if self.rtol == math.inf else max(self.rtol * vectors.norm(b), self.atol)
 
     def _run(self, system: System, x: Vector, most: int) -> Info:
         if not math.isfinite(size := vectors.norm(system.b)):

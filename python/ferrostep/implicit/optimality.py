@@ -166,7 +166,8 @@ def kkt(f: Function, eq: Function | None = None, ineq: Function | None = None) -
         total = _gradient(f, w, thetas[:1], {})
         values = []
         for function, multiplier, theta in zip(constraints, multipliers, thetas[1:], strict=True):
-            value, pull = torch.func.vjp(lambda w, own=theta, g=function: g(w, own), w)
+            at: Any = torch.func.vjp(lambda w, own=theta, g=function: g(w, own), w)
+            value, pull = at
             total = _combined(torch.add, total, pull(multiplier)[0])
             values.append(_combined(torch.mul, multiplier, value) if function is ineq else value)
         return (total, *values)
@@ -333,7 +334,7 @@ def newton(G: Function, eta: float = 1.0) -> Condition:
         sizes = [each.numel() for each in leaves]
 
         def back(flat: Tensor) -> list[Tensor]:
-            return [part.view(each.shape) for part, each in zip(flat.split(sizes), leaves, strict=True)]
+            return [part.view(each.shape) for part, each in zip(torch.split(flat, sizes), leaves, strict=True)]
 
         def at(flat: Tensor) -> Tensor:
             found = tree_flatten(G(tree_unflatten(back(flat), spec), *args, **keywords))[0]

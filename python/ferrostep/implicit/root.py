@@ -75,7 +75,7 @@ class _Root(torch.autograd.Function):
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         equation = ctx.equation
         n, initial = equation.unknowns, equation.initial
-        primals = [forward_ad.unpack_dual(each).primal for each in ctx.saved_tensors]
+        primals = [forward_ad.unpack_dual(each).primal for each in ctx.saved_tensors]  # type: ignore[no-untyped-call]
         w, theta = primals[:n], primals[n:]
         moved = {i: t for i, t in enumerate(tangents[initial:]) if t is not None}
         # torch switches forward mode off here, for the levels below, too, at which products are to have tangents.

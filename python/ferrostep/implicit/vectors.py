@@ -50,7 +50,8 @@ def move_(x: Vector, r: Vector, a: float, p: Vector, q: Vector) -> None:
     """``x <- x + a p`` and ``r <- r - a q``, on the CPU in one pass."""
     if all(each.is_cpu for each in x):
         rows = [[1.0, a, 0.0, 0.0], [0.0, 0.0, 1.0, -a]]
-        _core.combine([x, p, r, q], [x, r], rows, torch.get_num_threads())
+        inputs: list[list[Tensor | None]] = [[*each] for each in (x, p, r, q)]
+        _core.combine(inputs, [inputs[0], inputs[2]], rows, torch.get_num_threads())
     else:
         add_(x, a, p)
         add_(r, -a, q)
@@ -61,7 +62,7 @@ def difference(b: Vector, ax: Vector) -> Vector:
     return [each for each in combine([b, ax], [1.0, -1.0]) if each is not None]
 
 
-def copied(x: Vector) -> Vector:
+def copied(x: Sequence[Tensor]) -> Vector:
     """New tensors of the same numbers, each element with its own memory."""
     return [each.detach().clone(memory_format=torch.contiguous_format) for each in x]
 
@@ -73,7 +74,7 @@ def flat(x: Vector) -> Tensor:
 
 def unflat(x: Tensor, like: Vector) -> Vector:
     """The list that a flat vector is."""
-    parts = x.split([each.numel() for each in like])
+    parts = torch.split(x, [each.numel() for each in like])
     return [part.view(each.shape).to(each.dtype) for part, each in zip(parts, like, strict=True)]
 
 
