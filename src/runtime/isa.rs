@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 pub enum Isa {
     /// Whatever the compilation target guarantees: SSE2 on x86-64, NEON on aarch64.
     Portable,
-    /// AVX2, FMA and F16C: every x86-64 CPU since about 2015.
+    /// AVX2, FMA, F16C and POPCNT: every x86-64 CPU since about 2015.
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
