@@ -33,7 +33,7 @@ from ferrostep.optim import AdamW, SingularValues, gain_invariance, top_singular
 
 WIDTHS = (64, 128, 256)
 RULES = ("sqrt", "linear", "none")
-RATES = (2.5e-3, 5e-3, 1e-2, 2e-2)
+RATES = (6.25e-4, 1.25e-3, 2.5e-3, 5e-3, 1e-2)
 DECAYS = (1.0, 3.0)
 CONTEXT, HEAD, LAYERS = 32, 32, 2
 WARM_UP = 0.05
@@ -158,7 +158,7 @@ def report(trainings: Trainings, widths: list[int], tuned: tuple[float, float], 
 def main() -> None:
     """Tune, train, print the tables and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=200, help="of a training (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=400, help="of a training (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="at the tuned learning rate (default: %(default)s)")
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS, help="(default: %(default)s)")
     parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="(default: %(default)s)")
