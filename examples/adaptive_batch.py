@@ -33,7 +33,7 @@ from ferrostep.optim import Adagrad, AdaGradNorm
 CONTEXT, MICRO_BATCH, HELD_OUT, LOOKS = 8, 16, 4096, 32
 OPTIMIZERS = {
     "Adagrad": (Adagrad, (0.02, 0.04, 0.08, 0.16)),
-    "AdaGradNorm": (AdaGradNorm, (2.0, 4.0, 8.0, 16.0)),
+    "AdaGradNorm": (AdaGradNorm, (4.0, 8.0, 16.0, 32.0)),
 }
 
 
@@ -124,13 +124,13 @@ def draw(path: Path, runs: dict[tuple[str, Plan], list[Run]]) -> None:
     for axes, name in zip(losses, OPTIMIZERS, strict=True):
         for (own, plan), seeds in runs.items():
             if own == name:
-                axes.plot(seeds[0].samples, np.mean([run.losses for run in seeds], 0), label=plan.name)
-        axes.set(title=name, xlabel="samples", ylabel="held-out loss, nats per byte", yscale="log")
+                axes.plot(np.divide(seeds[0].samples, 1000), np.mean([run.losses for run in seeds], 0), label=plan.name)
+        axes.set(title=name, xlabel="thousand samples", ylabel="held-out loss, nats per byte", ylim=(None, 3.5))
         axes.legend(frameon=False)
     for (own, plan), seeds in runs.items():
         if plan.smallest < plan.largest:
-            sizes.plot(seeds[0].samples, seeds[0].sizes, label=f"{own}, eta {plan.eta:g}")
-    sizes.set(title="batch", xlabel="samples", ylabel="samples", yscale="log")
+            sizes.plot(np.divide(seeds[0].samples, 1000), seeds[0].sizes, label=f"{own}, eta {plan.eta:g}")
+    sizes.set(title="batch", xlabel="thousand samples", ylabel="samples", yscale="log")
     sizes.legend(frameon=False)
     figure.savefig(path)
 
