@@ -23,7 +23,8 @@ def number(name: str, value: Parameter, x: Tensor, low: float = -math.inf, *, di
     if dim is not None and value.ndim and not (value.ndim == x.ndim and value.shape[dim] == 1):
         expected = f"[], or {x.ndim} dimensions with 1 element along dim {dim}"
         raise Problem.SHAPE.of(name, list(value.shape), expected)
-    refuse_where(name, ~(value.isfinite() & (value >= low)), f"a number that is not finite or below {low:g}")
+    refuse_where(name, ~value.isfinite(), "a number that is not finite")
+    refuse_where(name, value < low, f"a number below {low:g}")
     return value
 
 
