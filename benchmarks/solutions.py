@@ -1,5 +1,5 @@
-"""What is measured of derivatives of solutions: the vectors of conjugate gradients, a backward pass that solves by them,
-and a step of BO-REP along a hypergradient, each beside what one would write in torch."""
+"""What is measured of derivatives of solutions: the vectors of conjugate gradients, a backward pass that solves by
+them, and a step of BO-REP along a hypergradient, each beside what one would write in torch."""
 
 from __future__ import annotations
 

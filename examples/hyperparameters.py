@@ -27,7 +27,9 @@ from ferrostep.bilevel import BOREP
 from ferrostep.demo.report import interval
 
 REAL, NOISE = 30, 60
-GRID = torch.linspace(-8.0, 4.0, 21, dtype=torch.float64)
+HIGHEST = 2.0
+"""Of a logarithm of a decay: the feature is as good as gone, and gradient descent does not diverge yet."""
+GRID = torch.linspace(-8.0, HIGHEST, 21, dtype=torch.float64)
 WAYS: dict[str, dict[str, Any]] = {
     "BO-REP": {"neumann_steps": 30},
     "BO-REP, a quarter of the steps": {"neumann_steps": 30, "share": 0.25},
@@ -73,7 +75,7 @@ def load(seed: int) -> tuple[Data, Data, Data]:
 
 def penalized(data: Data, w: Tensor, log_decay: Tensor) -> Tensor:
     """The lower loss: the constant has no decay."""
-    return data.loss(w) + 0.5 * (log_decay.exp() * w[:-1].square()).sum()
+    return data.loss(w) + 0.5 * (log_decay.clamp(max=HIGHEST).exp() * w[:-1].square()).sum()
 
 
 def fit(data: Data, log_decay: Tensor) -> Tensor:
@@ -102,7 +104,7 @@ def by_borep(train: Data, validation: Data, test: Data, steps: int, share: float
     """Decays that follow the validation loss, for a share of the steps."""
     log_decay = torch.full((REAL + NOISE,), -3.0, dtype=torch.float64, requires_grad=True)
     w = torch.zeros(train.x.shape[1], dtype=torch.float64, requires_grad=True)
-    optimizer = BOREP([log_decay], [w], lr=0.2, lower_lr=0.1, lower_steps=5, neumann_lr=0.1, **options)
+    optimizer = BOREP([log_decay], [w], lr=0.2, lower_lr=0.15, lower_steps=5, neumann_lr=0.15, **options)
     losses = []
     for _ in range(max(1, round(share * steps))):
         losses.append(optimizer.step(lambda: validation.loss(w), lambda: penalized(train, w, log_decay)).upper.item())

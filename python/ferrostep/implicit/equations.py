@@ -18,6 +18,7 @@ from ferrostep.implicit.linear import described, vector_of
 
 Check: TypeAlias = Literal["warn", "raise"] | None
 Tensors: TypeAlias = Sequence[Tensor]
+Product: TypeAlias = Callable[[Tensors], tuple[Tensor, ...]]
 
 
 class ConvergenceWarning(UserWarning):
@@ -83,19 +84,59 @@ class Equation:
         result: tuple[Tensor, ...] = function(tuple(w), tuple(theta))
         return result
 
-    def pull(self, w: Tensors, theta: Tensors) -> Callable[[Tensors], tuple[Tensor, ...]]:
-        """``u -> A^T u``."""
+    def pull(self, w: Tensors, theta: Tensors) -> Product:
+        """``u -> A^T u``, itself differentiable."""
         pulled: Any = torch.func.vjp(lambda *w: self.residual(w, theta), *w)[1]
         return lambda u: pulled(tuple(u))
 
-    def push(self, w: Tensors, theta: Tensors) -> Callable[[Tensors], tuple[Tensor, ...]]:
-        """``d -> A d``."""
+    def push(self, w: Tensors, theta: Tensors) -> Product:
+        """``d -> A d``, itself differentiable."""
         if self.rule.symmetric:
             return self.pull(w, theta)
         return pushed(lambda *w: self.residual(w, theta), w, w)
 
+    def products(self, w: Tensors, theta: Tensors) -> tuple[Product, Product]:
+        """``u -> A^T u`` and ``d -> A d`` of plain tensors, from one evaluation of F, for solvers: not differentiable.
 
-def pushed(function: Callable[..., Any], points: Tensors, like: Tensors) -> Callable[[Tensors], tuple[Tensor, ...]]:
+        By torch.autograd, which takes less time than torch.func.
+        """
+        points = [each.detach().requires_grad_() for each in w]
+        with torch.enable_grad():
+            at = self.residual(points, theta)
+        pull = recorded(at, points)
+        made: list[Product] = []
+
+        def push(d: Tensors) -> tuple[Tensor, ...]:
+            if not made:
+                zeros = [torch.zeros_like(each, requires_grad=True) for each in at]
+                made.append(recorded(recorded(at, points, create_graph=True)(zeros), zeros))
+            return made[0](d)
+
+        return pull, pull if self.rule.symmetric else push
+
+
+def recorded(at: Tensors, points: Tensors, *, create_graph: bool = False) -> Product:
+    """The product with the transpose of the Jacobian of what has been computed from some points."""
+    with_graph = [each for each in at if each.requires_grad]
+
+    def product(u: Tensors) -> tuple[Tensor, ...]:
+        if not with_graph:
+            return tuple(map(torch.zeros_like, points))
+        vectors = [each for one, each in zip(at, u, strict=True) if one.requires_grad]
+        return torch.autograd.grad(
+            with_graph,
+            points,
+            vectors,
+            retain_graph=True,
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+
+    return product
+
+
+def pushed(function: Callable[..., Any], points: Tensors, like: Tensors) -> Product:
     """The product with a Jacobian, as the transpose of that with its transpose: no forward mode is asked of anyone."""
 
     def pulled(*u: Tensor) -> Any:
@@ -248,18 +289,8 @@ class Linear(Equation):
         """Solve the system."""
         c, w, theta = self._parts([each.detach() for each in tensors])
         parent = replace(self.parent, levels=self.parent.levels + self.levels)
-        ways = (parent.pull, parent.push) if self.transposed else (parent.push, parent.pull)
-        with torch.enable_grad():
-            forwards = ways[0](w, theta)
-        made: list[Any] = []
-
-        def backwards(u: Tensors) -> tuple[Tensor, ...]:
-            if not made:
-                with torch.enable_grad():
-                    made.append(ways[1](w, theta))
-            result: tuple[Tensor, ...] = made[0](u)
-            return result
-
+        pull, push = parent.products(w, theta)
+        forwards, backwards = (pull, push) if self.transposed else (push, pull)
         right = tuple(-each for each in c)
         solve = self.rule.solve
         u, info = solve(forwards, right, rmatvec=backwards)

@@ -70,7 +70,7 @@ def cg(system: System, x: Vector, r: Vector, most: int) -> tuple[int, str | None
         if not rz > 0:
             return iteration, None if rz == 0 else f"the preconditioner is not positive definite: r.Mr = {rz:.3g}"
         q = system.product(p)
-        pp, curvature = vectors.squared_and_dot(p, q)
+        pp, curvature = vectors.products(p, q)
         if not curvature > precision * largest * pp:
             return iteration, f"the matrix is not positive definite: p.Ap / p.p = {curvature / pp:.3g}"
         largest = max(largest, curvature / pp)

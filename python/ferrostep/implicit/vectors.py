@@ -20,20 +20,23 @@ from ferrostep.reference import checks
 Vector: TypeAlias = list[Tensor]
 
 
+def products(x: Vector, *others: Vector) -> list[float]:
+    """The inner products of a vector with itself and with others."""
+    lists: list[list[Tensor | None]] = [[*each] for each in (x, *others)]
+    if all(each.is_cpu for each in x):
+        return _core.gram(lists, torch.get_num_threads())[0]
+    row: list[float] = gram(lists)[0].tolist()
+    return row
+
+
 def dot(x: Vector, y: Vector) -> float:
     """The inner product."""
-    return float(gram([x, y])[0, 1])
-
-
-def squared_and_dot(x: Vector, y: Vector) -> tuple[float, float]:
-    """``x.x`` and ``x.y``."""
-    squared, product = gram([x, y])[0].tolist()
-    return squared, product
+    return products(x)[0] if x is y else products(x, y)[1]
 
 
 def norm(x: Vector) -> float:
     """The Euclidean norm."""
-    return math.sqrt(float(gram([x])[0, 0]))
+    return math.sqrt(products(x)[0])
 
 
 def add_(x: Vector, a: float, p: Vector) -> None:
