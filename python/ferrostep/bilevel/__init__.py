@@ -9,7 +9,7 @@ or leaves anything in it.
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 
 # isort: split
-from ferrostep import curvature, gradients, implicit, numpy  # noqa: F401  (before their parts: threads may meet there)
+from ferrostep import curvature, gradients, implicit, numpy, optim  # noqa: F401  (before their parts: threads may meet there)
 from ferrostep.bilevel.borep import BOREP
 from ferrostep.bilevel.hypergradient import Hypergradient, hypergradient
 from ferrostep.bilevel.lvhba import LVHBA
