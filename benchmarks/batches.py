@@ -12,7 +12,6 @@ import shapes
 from ferrostep.batch_size import GradVarianceAccumulator
 from ferrostep.nn import GhostBatchNorm1d, GhostBatchNorm2d
 from ferrostep.optim import AdamW
-from ferrostep.reference import ghost as reference
 from ferrostep.schedules import GradNormRecorder
 from projections import Contest
 
@@ -69,9 +68,6 @@ def ghosts() -> list[Contest]:
             "chunks through torch's layer": lambda x, chunks=chunks, size=size: torch.cat(
                 [chunks(chunk) for chunk in x.split(size)]
             ),
-            "plain torch": lambda x, layer=layer, size=size: reference.normalized(
-                x, layer.weight, layer.bias, size, layer.eps
-            )[0],
             "ferrostep": layer,
             "one batch normalization": chunks,
         }

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from ferrostep.nn import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, convert_ghost_batchnorm
-from ferrostep.nn.ghost import _Normalized
-from ferrostep.reference import ghost as reference
 
 KINDS = [
     (GhostBatchNorm1d, nn.BatchNorm1d, (5,)),
@@ -45,41 +43,6 @@ def test_ghosts_are_the_loop_over_chunks(kind: Any, plain: Any, shape: Any, opti
     torch.testing.assert_close(dict(ghost.state_dict()), dict(other.state_dict()))
     for ours, theirs in zip(ghost.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    ("shape", "layout"),
-    [
-        ((13, 40), torch.contiguous_format),
-        ((9, 3, 5, 7), torch.contiguous_format),
-        ((9, 3, 5, 7), torch.channels_last),
-        ((8, 2, 12, 12), torch.contiguous_format),
-        ((8, 2, 2, 3, 5), torch.channels_last_3d),
-    ],
-)
-def test_the_kernel_is_plain_torch(shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    x = (torch.randn(shape) * 2 + 5).to(dtype).to(memory_format=layout).requires_grad_()
-    weight, bias = (torch.randn(shape[1]).requires_grad_() for _ in range(2))
-    grad, given = torch.randn(shape).to(dtype).flip(0), (x, weight, bias)
-    ours, theirs = _Normalized.apply(*given, 4, 1e-5), reference.normalized(*given, 4, 1e-5)
-    assert ours[0].dtype == dtype and ours[0].stride() == x.stride()
-    found, expected = (torch.autograd.grad(out, given, grad) for out in (ours[0], theirs[0]))
-    tolerance = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 4e-3}[dtype]
-    for one, other in zip((*ours, *found), (*theirs, *expected), strict=True):
-        torch.testing.assert_close(one.double(), other.double(), rtol=tolerance, atol=tolerance)
-
-
-def test_derivatives_have_derivatives() -> None:
-    torch.manual_seed(0)
-    layer = GhostBatchNorm1d(2, 3, dtype=torch.float64).train()
-    x = torch.randn(7, 2, 4, dtype=torch.float64, requires_grad=True)
-
-    def normalized(x: Tensor) -> Tensor:
-        return _Normalized.apply(x, layer.weight, layer.bias, 3, 1e-5)[0]
-
-    assert torch.autograd.gradcheck(normalized, x) and torch.autograd.gradgradcheck(normalized, x)
 
 
 def test_closed_forms() -> None:
@@ -154,7 +117,6 @@ def test_conversion_keeps_parameters_and_statistics() -> None:
         (lambda: GhostBatchNorm1d(3, momentum_per="step"), ValueError, "momentum_per"),
         (lambda: GhostBatchNorm2d(3, 2)(torch.ones(8, 3)), ValueError, "4D input"),
         (lambda: GhostBatchNorm2d(3, 2)(torch.ones(8, 4, 2, 2)), ValueError, "input has shape .* expected 3 channels"),
-        (lambda: GhostBatchNorm1d(3, 1)(torch.ones(8, 3)), ValueError, "more than 1 value per channel"),
         (lambda: convert_ghost_batchnorm(torch.ones(3)), TypeError, "module"),
         (lambda: convert_ghost_batchnorm(nn.BatchNorm1d(3), 0), ValueError, "ghost_size"),
     ],

@@ -7,7 +7,6 @@ mod dlpack;
 mod errors;
 mod finish;
 mod gather;
-mod ghost;
 mod gradients;
 mod guidance;
 mod krylov;
@@ -37,8 +36,6 @@ mod _core {
     use super::finish::complete;
     #[pymodule_export]
     use super::gather::{columns, with_gradient};
-    #[pymodule_export]
-    use super::ghost::{ghost_norm, ghost_norm_backward};
     #[pymodule_export]
     use super::gradients::{combine, ema, follow, gram, norms, orthogonal, orthogonal_combine};
     #[pymodule_export]

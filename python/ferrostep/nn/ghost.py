@@ -5,69 +5,15 @@ from __future__ import annotations
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ferrostep import _core
 from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.numpy.arrays import whole
-from ferrostep.reference import checks
-from ferrostep.reference import ghost as reference
-
-_core.adopt_openmp()
 
 MomentumPer: TypeAlias = Literal["ghost", "batch"]
 M = TypeVar("M", bound=nn.Module)
-
-
-def _is_seen_through() -> bool:
-    """Whether torch is to look into what is computed: torch.func, forward mode, torch.compile."""
-    by_function = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
-    return torch.compiler.is_compiling() or by_function
-
-
-class _Normalized(torch.autograd.Function):
-    """:func:`ferrostep.reference.ghost.normalized` by the kernel."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        affine = None if weight is None or bias is None else torch.stack([weight, bias]).double()
-        statistics = torch.empty(3, len(reference.parts(len(x), size)), x.shape[1], dtype=torch.float64)
-        out = torch.empty_like(x)
-        _core.ghost_norm(x, out, affine, statistics, size=size, eps=eps, threads=torch.get_num_threads())
-        ctx.save_for_backward(x, weight, bias)
-        ctx.affine, ctx.statistics, ctx.size, ctx.eps = affine, statistics, size, eps
-        means, variances = statistics[0], statistics[2]
-        ctx.mark_non_differentiable(means, variances)
-        return out, means, variances
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias = ctx.saved_tensors
-        if torch.is_grad_enabled():  # with create_graph: the derivative is to have one, too
-            return _differentiable(x, weight, bias, ctx.size, ctx.eps, grad)
-        out = torch.empty_like(x)
-        derivatives = torch.empty(2, *ctx.statistics.shape[1:], dtype=torch.float64)
-        threads = torch.get_num_threads()
-        _core.ghost_norm_backward(x, grad, out, ctx.affine, ctx.statistics, derivatives, size=ctx.size, threads=threads)
-        if weight is None:
-            return out, None, None, None, None
-        by_weight, by_bias = derivatives.sum(1).to(weight.dtype)
-        return out, by_weight, by_bias, None, None
-
-
-def _differentiable(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """The derivatives in plain torch, with a graph of their own."""
-    out = reference.normalized(x, weight, bias, size, eps)[0]
-    given = [each if each is not None and each.requires_grad else None for each in (x, weight, bias)]
-    asked = [each for each in given if each is not None]
-    found = iter(torch.autograd.grad(out, asked, grad, create_graph=True))
-    return *(None if each is None else next(found) for each in given), None, None
 
 
 class _GhostBatchNorm(_BatchNorm):
@@ -100,19 +46,24 @@ class _GhostBatchNorm(_BatchNorm):
         Raises:
             ValueError: another number of dimensions or channels.
         """
-        if len(input) < 2 * self.ghost_size or not (self.training or self.running_mean is None):
+        count = len(input) // self.ghost_size
+        if count < 2 or not (self.training or self.running_mean is None):
             return super().forward(input)
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         if input.shape[1] != self.num_features:
             raise Problem.SHAPE.of("input", list(input.shape), f"{self.num_features} channels")
-        of = input, self.weight, self.bias, self.ghost_size, self.eps
-        # One element alone has no variance: torch knows the words for that.
-        has_variances = self.ghost_size * input[0, :1].numel() > 1
-        is_ours = has_variances and checks.is_plain(input) and not _is_seen_through()
-        normalized, means, variances = _Normalized.apply(*of) if is_ours else reference.normalized(*of)
+        sizes = [self.ghost_size] * (count - 1)
+        ghosts = torch.split(input, [*sizes, len(input) - sum(sizes)])
+        dtype = torch.float32 if input.dtype in (torch.float16, torch.bfloat16) else input.dtype
+        means, variances = torch.zeros(2, count, self.num_features, dtype=dtype, device=input.device)
+        weight, bias = (None if each is None else each.to(dtype) for each in (self.weight, self.bias))
+        normalized = [
+            F.batch_norm(ghost, mean, variance, weight, bias, training=True, momentum=1.0, eps=self.eps)
+            for ghost, mean, variance in zip(ghosts, means, variances, strict=True)
+        ]
         if self.training and self.track_running_stats:
             self._update(means, variances)
-        return normalized
+        return torch.cat(normalized)
 
     @torch.no_grad()
     def _update(self, means: Tensor, variances: Tensor) -> None:
@@ -146,9 +97,6 @@ class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):
     mean and variance: a large batch is regularized as small ones are. What is left over goes to the last ghost. In
     evaluation the running statistics count, whatever the batch. The state dict is that of ``nn.BatchNorm1d``, which
     normalizes batches of less than two ghosts, too.
-
-    On the CPU all ghosts are one call of a kernel in Rust; plain torch, ghost by ghost, elsewhere, under torch.func and
-    torch.compile, and for derivatives of derivatives.
 
     Args:
         num_features: channels, the second dimension of inputs of shape ``(N, C)`` or ``(N, C, L)``, of any float dtype;
