@@ -47,7 +47,7 @@ pub fn largest<R: Real>(row: &[R], key: impl Fn(R) -> R + Copy) -> R {
     let mut tops = [R::from_f64(f64::NEG_INFINITY); LANES];
     let (chunks, rest) = row.as_chunks::<CHUNK>();
     for chunk in chunks {
-        for (top, x) in tops.iter_mut().zip(folded(chunk.map(key), greater)) {
+        for (top, x) in tops.iter_mut().zip(folded(keys(chunk, key), greater)) {
             *top = greater(*top, x);
         }
     }
@@ -57,6 +57,16 @@ pub fn largest<R: Real>(row: &[R], key: impl Fn(R) -> R + Copy) -> R {
         }
     }
     fold(tops, greater)
+}
+
+/// The keys of a few numbers. `map` of arrays is a call of its own, without the instruction set.
+#[inline(always)]
+pub fn keys<R: Real, const N: usize>(few: &[R; N], key: impl Fn(R) -> R) -> [R; N] {
+    let mut keys = *few;
+    for x in &mut keys {
+        *x = key(*x);
+    }
+    keys
 }
 
 /// The number without its sign.

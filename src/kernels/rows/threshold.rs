@@ -7,7 +7,7 @@
 //! Math. Program. 6, 1974) takes over where that goes on for long, as it does on geometric series.
 
 use super::Row;
-use super::lanes::{CHUNK, LANES, filled, fold, folded, largest};
+use super::lanes::{CHUNK, LANES, filled, fold, folded, keys, largest};
 use crate::kernels::matmul::Real;
 
 /// Steps before the candidates are sorted.
@@ -165,25 +165,25 @@ fn candidates<'a, R: Real>(
     }
     let mut count = 0;
     // Without a branch, which could not be foreseen: what is not kept is written over.
-    let mut keep = |keys: &[R; LANES]| {
-        for (to, &x) in room[count..count + LANES].iter_mut().zip(keys) {
+    let mut keep = |part: &[R; LANES]| {
+        for (to, &x) in room[count..count + LANES].iter_mut().zip(part) {
             *to = (x - top).to_f64();
         }
-        count += LANES * usize::from(any_above(keys, top, least));
+        count += LANES * usize::from(any_above(part, top, least));
     };
     let (chunks, rest) = row.as_chunks::<CHUNK>();
     for chunk in chunks {
-        let keys = chunk.map(key);
-        if any_above(&keys, top, least) {
-            keys.as_chunks().0.iter().for_each(&mut keep);
+        let chunk = keys(chunk, key);
+        if any_above(&chunk, top, least) {
+            chunk.as_chunks().0.iter().for_each(&mut keep);
         }
     }
     let (parts, rest) = rest.as_chunks::<LANES>();
-    parts.iter().for_each(|part| keep(&part.map(key)));
+    parts.iter().for_each(|part| keep(&keys(part, key)));
     if !rest.is_empty() {
-        let mut keys = filled(rest, R::ZERO).map(key);
-        keys[rest.len()..].fill(R::from_f64(f64::NEG_INFINITY)); // no candidates
-        keep(&keys);
+        let mut last = keys(&filled(rest, R::ZERO), key);
+        last[rest.len()..].fill(R::from_f64(f64::NEG_INFINITY)); // no candidates
+        keep(&last);
     }
     &mut room[..count]
 }
