@@ -114,7 +114,7 @@ def tasks() -> dict[str, Any]:
     return dict(locals())
 
 
-GUIDES = ("gradients.md", "guidance.md", "muon.md", "projections.md", "schedules.md")
+GUIDES = ("curvature.md", "gradients.md", "guidance.md", "muon.md", "projections.md", "schedules.md")
 PAGES = ("index.md", "dtypes.md", "memory.md", "threads.md")
 ELSEWHERE = {
     "distributed.md": "distributed/modules.py",
