@@ -1,11 +1,15 @@
 //! The work on one chunk, on one thread.
 
 use super::{AT_ONCE, CHUNK, Rows};
-use crate::kernels::linear::{Element, combine};
+use crate::kernels::linear::Element;
 use crate::kernels::storage::BLOCK;
-use crate::kernels::vector::{Arch, Double, MAX_LANES, Noise, Routine, Single, Vector, WIDENED, dispatch};
+use crate::kernels::vector::{
+    Arch, Arithmetic, Double, MAX_LANES, Noise, Routine, Single, Vector, WIDENED, dispatch,
+};
 use crate::runtime::Isa;
 
+/// What a type is computed in.
+type Lanes<A, T> = <<T as Element>::Combined as Arithmetic>::Vector<A>;
 /// The most vectors that hold [`WIDENED`] lanes.
 const PARTS: usize = 4;
 
@@ -131,10 +135,10 @@ unsafe fn add<A: Arch, T: Element, const N: usize>(
         // SAFETY: the caller's promise.
         unsafe {
             let [low, high] = T::widen::<A::F64>(w, pair);
-            for n in 0..N {
+            for (n, sums) in sums.iter_mut().enumerate() {
                 let [a, b] = T::widen::<A::F64>(place.row(row + n).add(at), pair);
-                sums[n][pair] = a.mul_add(low, sums[n][pair]);
-                sums[n][pairs + pair] = b.mul_add(high, sums[n][pairs + pair]);
+                sums[pair] = a.mul_add(low, sums[pair]);
+                sums[pairs + pair] = b.mul_add(high, sums[pairs + pair]);
             }
         }
     }
@@ -143,40 +147,80 @@ unsafe fn add<A: Arch, T: Element, const N: usize>(
 /// Takes from `w` the rows' parts from `start` on, each times its factor.
 pub fn subtract<T: Element>(isa: Isa, w: &mut [T], rows: &Rows<T>, factors: &[f64], start: usize) {
     let place = Place::new(rows, factors.len(), start, w.len());
-    for (block, factors) in factors.chunks(AT_ONCE).enumerate() {
-        let first = block * AT_ONCE;
+    dispatch(isa, Subtract { w, place, factors });
+}
+
+struct Subtract<'a, T> {
+    w: &'a mut [T],
+    place: Place<T>,
+    factors: &'a [f64],
+}
+
+impl<T: Element> Routine for Subtract<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<A: Arch>(self) {
+        let Subtract { w, place, factors } = self;
+        let whole = factors.len() - factors.len() % AT_ONCE;
         // SAFETY: `Place::new` has seen that there are as many rows as factors, with as many elements as `w`.
         unsafe {
-            match factors.len() {
-                1 => take::<T, 1, 2>(isa, w, &place, first, factors),
-                2 => take::<T, 2, 3>(isa, w, &place, first, factors),
-                3 => take::<T, 3, 4>(isa, w, &place, first, factors),
-                _ => take::<T, AT_ONCE, { AT_ONCE + 1 }>(isa, w, &place, first, factors),
+            for i in (0..whole).step_by(AT_ONCE) {
+                take::<A, T, AT_ONCE>(w, &place, i, &factors[i..]);
+            }
+            for i in whole..factors.len() {
+                take::<A, T, 1>(w, &place, i, &factors[i..]);
             }
         }
     }
 }
 
-/// Takes `N` rows from number `first` on; `INPUTS` is one more.
+/// Takes `N` rows from number `row` on.
 ///
 /// # Safety
 /// They are there, with as many elements as `w`.
-unsafe fn take<T: Element, const N: usize, const INPUTS: usize>(
-    isa: Isa,
+#[inline(always)]
+unsafe fn take<A: Arch, T: Element, const N: usize>(
     w: &mut [T],
     place: &Place<T>,
-    first: usize,
+    row: usize,
     factors: &[f64],
 ) {
-    let mut inputs = [w.as_ptr(); INPUTS];
-    let mut terms = [1.0; INPUTS];
-    for n in 0..N {
-        // SAFETY: the caller's promise.
-        inputs[n + 1] = unsafe { place.row(first + n) };
-        terms[n + 1] = -factors[n];
+    let lanes = Lanes::<A, T>::LANES;
+    let mut splat = [Lanes::<A, T>::splat(0.0); N];
+    for (splat, &factor) in splat.iter_mut().zip(factors) {
+        *splat = Lanes::<A, T>::splat(factor);
     }
-    // SAFETY: as above; what is written is the first input, and no row.
-    unsafe { combine::<T, false, INPUTS>(isa, &inputs, &terms, w.as_mut_ptr(), w.len()) };
+    let whole = w.len() - w.len() % lanes;
+    for i in (0..whole).step_by(lanes) {
+        // SAFETY: a whole vector at `i` lies within the chunk and the rows.
+        unsafe {
+            let to = w.as_mut_ptr().add(i);
+            let mut x = T::load::<A>(to);
+            for (n, &factor) in splat.iter().enumerate() {
+                x = x - factor * T::load::<A>(place.row(row + n).add(i));
+            }
+            T::store::<A>(x, to);
+        }
+    }
+    if whole == w.len() {
+        return;
+    }
+    // The last elements go through copies that are a vector long.
+    let (mut last, mut copies) = ([T::default(); MAX_LANES], [[T::default(); MAX_LANES]; N]);
+    let len = w.len() - whole;
+    last[..len].copy_from_slice(&w[whole..]);
+    // SAFETY: the rows have `len` elements from `whole` on, the copies more than that.
+    unsafe {
+        let mut x = T::load::<A>(last.as_ptr());
+        for n in 0..N {
+            let copy = copies[n].as_mut_ptr();
+            place.row(row + n).add(whole).copy_to_nonoverlapping(copy, len);
+            x = x - splat[n] * T::load::<A>(copy);
+        }
+        T::store::<A>(x, last.as_mut_ptr());
+    }
+    w[whole..].copy_from_slice(&last[..len]);
 }
 
 /// Numbers between -1 and 1 for the elements of a vector from number `start` on.

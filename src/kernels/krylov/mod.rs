@@ -70,9 +70,8 @@ pub fn recur<T: Element>(
     let (isa, len) = (Isa::current(), out.len());
     assert!([product, before, q].iter().all(|each| each.len() == len));
     let sums = in_place(out, 1, threads, |start, part, sums| {
-        let inputs = [product[start..].as_ptr(), before[start..].as_ptr()];
-        // SAFETY: all are as long, and `out` is apart.
-        unsafe { combine::<T, false, 2>(isa, &inputs, &[1.0, -beta], part.as_mut_ptr(), part.len()) };
+        part.copy_from_slice(&product[start..][..part.len()]);
+        chunk::subtract(isa, part, &Rows::one(before), &[beta], start);
         chunk::products(isa, &Rows::one(q), part, start, sums);
     });
     sums[0]
