@@ -117,6 +117,7 @@ def tasks() -> dict[str, Any]:
 GUIDES = (
     "batch-size.md",
     "bilevel.md",
+    "curvature.md",
     "gradients.md",
     "guidance.md",
     "implicit.md",
@@ -124,7 +125,7 @@ GUIDES = (
     "projections.md",
     "schedules.md",
 )
-PAGES = ("index.md", "dtypes.md", "memory.md", "threads.md")
+PAGES = ("index.md", "dtypes.md", "grad-norm-smooth.md", "memory.md", "threads.md", "width.md")
 ELSEWHERE = {
     "distributed.md": "distributed/modules.py",
     "offload.md": "test_offload.py",

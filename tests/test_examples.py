@@ -163,6 +163,12 @@ def test_adaptive_batch(tmp_path: Path) -> None:
     assert (tmp_path / "figure.png").stat().st_size > 1000
 
 
+def test_curvature(tmp_path: Path) -> None:
+    arguments = ["--steps", "3", "--every", "2", "--lanczos-steps", "2"]
+    printed = run("curvature.py", *arguments, output=tmp_path / "curvature.png")
+    assert "SGD, lr 0.5: eigenvalues" in printed and "AdamW, lr 0.004: eigenvalues" in printed
+
+
 def test_surgery() -> None:
     example = runpy.run_path(str(EXAMPLES / "surgery.py"))
     for method, keeps in (("upgrad", "rises"), ("nash_mtl", "turns"), ("imtl_g", "parts"), ("mean", None)):

@@ -467,9 +467,9 @@ def krylov_recur(product: Any, before: Any, beta: float, q: Any, out: Any, threa
 def krylov_subtract(w: Any, q: Any, alpha: float, threads: int) -> float:
     """Writes ``w - alpha * q`` to ``w``; returns its norm."""
 
-def krylov_orthogonalize(basis: Any, w: Any, threads: int) -> tuple[list[float], float]:
-    """Writes ``w - Q c`` to ``w`` with ``c = Q' w``, of a matrix of which the rows are the columns of Q; returns c and
-    the norm."""
+def krylov_orthogonalize(basis: Any, block: Any, threads: int) -> tuple[list[list[float]], list[float]]:
+    """Writes ``w - Q c`` with ``c = Q' w`` to each row w of a block, of a matrix of which the rows are the columns of
+    Q; returns c and the norm of every row."""
 
 def krylov_scale(w: Any, factor: float, threads: int) -> None:
     """Multiplies ``w`` by a factor."""

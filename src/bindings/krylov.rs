@@ -6,7 +6,8 @@ use smallvec::SmallVec;
 use super::call::{Call, Names, Owner, Role};
 use super::errors::Problem;
 use super::view::View;
-use crate::kernels::krylov::{self, Entry, Rows};
+use crate::kernels::krylov::{self, Rows};
+use crate::kernels::linear::Element;
 use crate::kernels::storage::{Access, DType, Dims, Float};
 use crate::kernels::vector::Noise;
 
@@ -26,7 +27,7 @@ pub fn krylov_fill(
     struct Fill(bool, u64);
     impl Work for Fill {
         type Result = ();
-        fn run<T: Entry>(self, _: &[&[T]], out: &mut [T], threads: usize) {
+        fn run<T: Element + From<f32>>(self, _: &[&[T]], _: usize, out: &mut [T], threads: usize) {
             krylov::fill(out, self.0, self.1, threads);
         }
     }
@@ -53,7 +54,13 @@ pub fn krylov_recur(
     struct Recur(f64);
     impl Work for Recur {
         type Result = f64;
-        fn run<T: Entry>(self, inputs: &[&[T]], out: &mut [T], threads: usize) -> f64 {
+        fn run<T: Element + From<f32>>(
+            self,
+            inputs: &[&[T]],
+            _: usize,
+            out: &mut [T],
+            threads: usize,
+        ) -> f64 {
             krylov::recur(inputs[0], inputs[1], self.0, inputs[2], out, threads)
         }
     }
@@ -73,33 +80,38 @@ pub fn krylov_subtract(
     struct Subtract(f64);
     impl Work for Subtract {
         type Result = f64;
-        fn run<T: Entry>(self, inputs: &[&[T]], w: &mut [T], threads: usize) -> f64 {
-            krylov::subtract(w, Rows::one(inputs[0]), &[self.0], threads)
+        fn run<T: Element + From<f32>>(self, inputs: &[&[T]], _: usize, w: &mut [T], threads: usize) -> f64 {
+            krylov::subtract(w, inputs[0], self.0, threads)
         }
     }
     run(py, &[("q", q)], ("w", w), threads, Subtract(alpha))
 }
 
-/// Makes a vector orthogonal to others; see `_core.pyi`.
+/// Makes vectors orthogonal to others; see `_core.pyi`.
 #[pyfunction]
 pub fn krylov_orthogonalize(
     py: Python<'_>,
     basis: &Bound<'_, PyAny>,
-    w: &Bound<'_, PyAny>,
+    block: &Bound<'_, PyAny>,
     threads: usize,
-) -> PyResult<(Vec<f64>, f64)> {
+) -> PyResult<(Vec<Vec<f64>>, Vec<f64>)> {
     struct Orthogonalize;
     impl Work for Orthogonalize {
-        type Result = (Vec<f64>, f64);
+        type Result = (Vec<f64>, Vec<f64>);
         const OF_ROWS: bool = true;
-        fn run<T: Entry>(self, inputs: &[&[T]], w: &mut [T], threads: usize) -> Self::Result {
-            let rows = Rows::new(inputs[0], w.len());
-            let factors = krylov::products(rows, w, threads);
-            let norm = krylov::subtract(w, rows, &factors, threads);
-            (factors, norm)
+        fn run<T: Element + From<f32>>(
+            self,
+            inputs: &[&[T]],
+            len: usize,
+            block: &mut [T],
+            threads: usize,
+        ) -> Self::Result {
+            krylov::orthogonalize(Rows::new(inputs[0], len), block, threads)
         }
     }
-    run(py, &[("basis", basis)], ("w", w), threads, Orthogonalize)
+    let (factors, norms) = run(py, &[("basis", basis)], ("block", block), threads, Orthogonalize)?;
+    let count = factors.len() / norms.len().max(1);
+    Ok((factors.chunks(count.max(1)).map(<[f64]>::to_vec).collect(), norms))
 }
 
 /// Multiplies a vector; see `_core.pyi`.
@@ -108,7 +120,7 @@ pub fn krylov_scale(py: Python<'_>, w: &Bound<'_, PyAny>, factor: f64, threads: 
     struct Scale(f64);
     impl Work for Scale {
         type Result = ();
-        fn run<T: Entry>(self, _: &[&[T]], w: &mut [T], threads: usize) {
+        fn run<T: Element + From<f32>>(self, _: &[&[T]], _: usize, w: &mut [T], threads: usize) {
             krylov::scale(w, self.0, threads);
         }
     }
@@ -118,10 +130,17 @@ pub fn krylov_scale(py: Python<'_>, w: &Bound<'_, PyAny>, factor: f64, threads: 
 /// What is done with vectors of either type.
 trait Work: Send {
     type Result: Send;
-    /// Whether the inputs are matrices, of rows as long as the vector that is changed.
+    /// Whether these are matrices, of rows of one length.
     const OF_ROWS: bool = false;
 
-    fn run<T: Entry>(self, inputs: &[&[T]], out: &mut [T], threads: usize) -> Self::Result;
+    /// Of inputs, what is changed, and the length of a vector.
+    fn run<T: Element + From<f32>>(
+        self,
+        inputs: &[&[T]],
+        len: usize,
+        out: &mut [T],
+        threads: usize,
+    ) -> Self::Result;
 }
 
 /// Checked vectors, of one type, without gaps.
@@ -129,6 +148,8 @@ struct Vectors {
     dtype: Float,
     inputs: SmallVec<[(*const u8, usize); 3]>,
     out: (*mut u8, usize),
+    /// Elements of a vector.
+    len: usize,
 }
 
 // SAFETY: the pointers are used by `work` only, whose caller answers for the memory.
@@ -144,14 +165,17 @@ fn run<W: Work>(
 ) -> PyResult<W::Result> {
     let names: SmallVec<[&str; 4]> = inputs.iter().chain([&out]).map(|(name, _)| *name).collect();
     let mut call = Call::new(|owner: Owner| names[owner.argument as usize].to_string());
-    let to = take(&mut call, inputs.len(), out.1, &Role::new(Access::Updates), &[-1])?;
+    let any = if W::OF_ROWS { &[-1, -1][..] } else { &[-1] };
+    let to = take(&mut call, inputs.len(), out.1, &Role::new(Access::Updates), any)?;
+    let order = &[0, 1][..any.len()];
     let mut vectors = Vectors {
         dtype: to.float(),
         inputs: SmallVec::new(),
-        out: (call.stage(&to, &[0], Access::Updates), to.len),
+        out: (call.stage(&to, order, Access::Updates), to.len),
+        len: to.shape[any.len() - 1] as usize,
     };
-    let (row, rows) = ([to.shape[0]], [-1, to.shape[0]]);
-    let shape = if W::OF_ROWS { &rows[..] } else { &row };
+    let shape = [-1, to.shape[any.len() - 1]];
+    let shape = &shape[2 - any.len()..];
     for (i, (_, tensor)) in inputs.iter().enumerate() {
         let view = take(
             &mut call,
@@ -208,7 +232,7 @@ fn take(
 
 /// # Safety
 /// The vectors are valid, of type `T`, and the one that is changed is not used otherwise.
-unsafe fn on<T: Entry, W: Work>(vectors: &Vectors, threads: usize, work: W) -> W::Result {
+unsafe fn on<T: Element + From<f32>, W: Work>(vectors: &Vectors, threads: usize, work: W) -> W::Result {
     let of = |&(data, len): &(*const u8, usize)| match len {
         0 => &[][..], // without an address, perhaps
         // SAFETY: the caller's promise; `stage` saw to it that the elements lie without gaps.
@@ -221,5 +245,5 @@ unsafe fn on<T: Entry, W: Work>(vectors: &Vectors, threads: usize, work: W) -> W
         // SAFETY: as above.
         len => unsafe { std::slice::from_raw_parts_mut(data.cast::<T>(), len) },
     };
-    work.run(&inputs, out, threads)
+    work.run(&inputs, vectors.len, out, threads)
 }

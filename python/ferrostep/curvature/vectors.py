@@ -36,11 +36,14 @@ def subtract(w: Tensor, q: Tensor, alpha: float) -> float:
     return reference.subtract(w, q, alpha)
 
 
-def orthogonalize(basis: Tensor, w: Tensor) -> tuple[list[float], float]:
-    """``w <- w - Q c`` with ``c = Q' w``, for the rows of ``basis`` as the columns of Q; returns c and the norm."""
-    if w.is_cpu:
-        return _core.krylov_orthogonalize(basis, w, torch.get_num_threads())
-    return reference.orthogonalize(basis, w)
+def orthogonalize(basis: Tensor, block: Tensor) -> tuple[list[list[float]], list[float]]:
+    """``w <- w - Q c`` with ``c = Q' w``, for each row w of ``block``, and the rows of ``basis`` as the columns of Q.
+
+    Returns c and the norm of every row. The basis is read twice, however many rows there are.
+    """
+    if block.is_cpu:
+        return _core.krylov_orthogonalize(basis, block, torch.get_num_threads())
+    return reference.orthogonalize(basis, block)
 
 
 def scale(w: Tensor, factor: float) -> None:

@@ -1,187 +1,239 @@
-//! The work on one chunk, on one thread: plain code, which the compiler turns into vector code.
+//! The work on one chunk, on one thread.
 
-use super::Rows;
-use crate::kernels::linear::CHUNK;
+use super::{AT_ONCE, CHUNK, Rows};
+use crate::kernels::linear::Element;
 use crate::kernels::storage::BLOCK;
-use crate::kernels::vector::{Arch, MAX_LANES, Noise, Routine, Single, Vector, dispatch};
+use crate::kernels::vector::{
+    Arch, Arithmetic, Double, MAX_LANES, Noise, Routine, Single, Vector, WIDENED, dispatch,
+};
 use crate::runtime::Isa;
 
-/// Sums are kept in so many parts: part of their definition.
-const LANES: usize = 16;
-/// Rows that are read side by side.
-const ROWS: usize = 4;
-
-/// Element types of vectors.
-pub trait Entry: Copy + Default + Send + Sync + Into<f64> {
-    /// The nearest one.
-    fn nearest(x: f64) -> Self;
-}
-
-impl Entry for f32 {
-    #[inline(always)]
-    fn nearest(x: f64) -> f32 {
-        x as f32
-    }
-}
-
-impl Entry for f64 {
-    #[inline(always)]
-    fn nearest(x: f64) -> f64 {
-        x
-    }
-}
+/// What a type is computed in.
+type Lanes<A, T> = <<T as Element>::Combined as Arithmetic>::Vector<A>;
+/// The most vectors that hold [`WIDENED`] lanes.
+const PARTS: usize = 4;
 
 /// Writes the inner products of the rows' parts from `start` on with `w`.
-pub fn products<T: Entry>(isa: Isa, rows: &Rows<T>, w: &[T], start: usize, to: &mut [f64]) {
-    dispatch(isa, Products { rows, w, start, to });
+pub fn products<T: Element>(isa: Isa, rows: &Rows<T>, w: &[T], start: usize, to: &mut [f64]) {
+    let place = Place::new(rows, to.len(), start, w.len());
+    dispatch(isa, Products { place, w, to });
+}
+
+/// Where the parts of the rows are.
+struct Place<T> {
+    first: *const T,
+    /// From a row to the next.
+    stride: usize,
+}
+
+impl<T: Element> Place<T> {
+    /// Of `count` rows, `len` elements from `start` on.
+    fn new(rows: &Rows<T>, count: usize, start: usize, len: usize) -> Self {
+        assert!(count <= rows.count() && start + len <= rows.len);
+        let (first, stride) = (rows.data[start..].as_ptr(), rows.len);
+        Place { first, stride }
+    }
+
+    /// # Safety
+    /// There is such a row.
+    #[inline(always)]
+    unsafe fn row(&self, i: usize) -> *const T {
+        // SAFETY: the caller's promise.
+        unsafe { self.first.add(i * self.stride) }
+    }
 }
 
 struct Products<'a, T> {
-    rows: &'a Rows<'a, T>,
+    place: Place<T>,
     w: &'a [T],
-    start: usize,
     to: &'a mut [f64],
 }
 
-impl<T: Entry> Routine for Products<'_, T> {
+impl<T: Element> Routine for Products<'_, T> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<A: Arch>(self) {
-        let row = |i| self.rows.part(i, self.start, self.w.len());
-        let mut blocks = self.to.chunks_exact_mut(ROWS);
-        let mut first = 0;
-        for block in &mut blocks {
-            block.copy_from_slice(&together(
-                std::array::from_fn::<_, ROWS, _>(|i| row(first + i)),
-                self.w,
-            ));
-            first += ROWS;
-        }
-        for to in blocks.into_remainder() {
-            [*to] = together([row(first)], self.w);
-            first += 1;
-        }
-    }
-}
-
-/// The inner products of several rows with `w`.
-#[inline(always)]
-fn together<T: Entry, const N: usize>(rows: [&[T]; N], w: &[T]) -> [f64; N] {
-    let mut sums = [[0.0; LANES]; N];
-    let (whole, rest) = w.as_chunks::<LANES>();
-    let vectors = rows.map(|row| row.as_chunks::<LANES>());
-    for (i, w) in whole.iter().enumerate() {
-        let wide: [f64; LANES] = w.map(Into::into);
-        for n in 0..N {
-            let row = &vectors[n].0[i];
-            for lane in 0..LANES {
-                sums[n][lane] += row[lane].into() * wide[lane];
+        let Products { place, w, to } = self;
+        let whole = to.len() - to.len() % AT_ONCE;
+        // SAFETY: `Place::new` has seen that there are as many rows as sums, with as many elements as `w`.
+        unsafe {
+            for i in (0..whole).step_by(AT_ONCE) {
+                together::<A, T, AT_ONCE>(&place, i, w, &mut to[i..]);
+            }
+            for i in whole..to.len() {
+                together::<A, T, 1>(&place, i, w, &mut to[i..]);
             }
         }
     }
-    for n in 0..N {
-        for (lane, (&x, &y)) in vectors[n].1.iter().zip(rest).enumerate() {
-            sums[n][lane] += x.into() * y.into();
+}
+
+/// Writes the inner products of `N` rows from number `row` on with `w`.
+///
+/// # Safety
+/// The rows are there, with as many elements as `w`.
+#[inline(always)]
+unsafe fn together<A: Arch, T: Element, const N: usize>(
+    place: &Place<T>,
+    row: usize,
+    w: &[T],
+    to: &mut [f64],
+) {
+    let mut sums = [[A::F64::splat(0.0); PARTS]; N];
+    let whole = w.len() - w.len() % WIDENED;
+    for i in (0..whole).step_by(WIDENED) {
+        // SAFETY: as many elements are there from `i` on.
+        unsafe { add::<A, T, N>(place, row, i, w.as_ptr().add(i), &mut sums) };
+    }
+    if whole < w.len() {
+        // The last elements go through copies that are filled up with zeros.
+        let (mut last, mut rows) = ([T::default(); WIDENED], [[T::default(); WIDENED]; N]);
+        let len = w.len() - whole;
+        last[..len].copy_from_slice(&w[whole..]);
+        // SAFETY: the rows have `len` elements from `whole` on, the copies more than that, one after the other.
+        unsafe {
+            for (n, copy) in rows.iter_mut().enumerate() {
+                place
+                    .row(row + n)
+                    .add(whole)
+                    .copy_to_nonoverlapping(copy.as_mut_ptr(), len);
+            }
+            let copies = Place {
+                first: rows.as_ptr().cast(),
+                stride: WIDENED,
+            };
+            add::<A, T, N>(&copies, 0, 0, last.as_ptr(), &mut sums);
         }
     }
-    sums.map(|lanes| lanes.iter().sum())
+    for n in 0..N {
+        let mut lanes = [0.0; WIDENED];
+        for (part, sum) in sums[n][..WIDENED / A::F64::LANES].iter().enumerate() {
+            // SAFETY: the parts are as many lanes together.
+            unsafe { sum.store_f64(lanes.as_mut_ptr().add(part * A::F64::LANES)) };
+        }
+        to[n] = 0.0;
+        for lane in lanes {
+            to[n] += lane;
+        }
+    }
+}
+
+/// Adds the products of [`WIDENED`] elements of `N` rows, from `at` on, with those of `w`.
+///
+/// # Safety
+/// They are there.
+#[inline(always)]
+unsafe fn add<A: Arch, T: Element, const N: usize>(
+    place: &Place<T>,
+    row: usize,
+    at: usize,
+    w: *const T,
+    sums: &mut [[A::F64; PARTS]; N],
+) {
+    let pairs = WIDENED / A::F64::LANES / 2;
+    for pair in 0..pairs {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let [low, high] = T::widen::<A::F64>(w, pair);
+            for (n, sums) in sums.iter_mut().enumerate() {
+                let [a, b] = T::widen::<A::F64>(place.row(row + n).add(at), pair);
+                sums[pair] = a.mul_add(low, sums[pair]);
+                sums[pairs + pair] = b.mul_add(high, sums[pairs + pair]);
+            }
+        }
+    }
 }
 
 /// Takes from `w` the rows' parts from `start` on, each times its factor.
-pub fn subtract<T: Entry>(isa: Isa, w: &mut [T], rows: &Rows<T>, factors: &[f64], start: usize) {
-    dispatch(
-        isa,
-        Subtract {
-            w,
-            rows,
-            factors,
-            start,
-        },
-    );
+pub fn subtract<T: Element>(isa: Isa, w: &mut [T], rows: &Rows<T>, factors: &[f64], start: usize) {
+    let place = Place::new(rows, factors.len(), start, w.len());
+    dispatch(isa, Subtract { w, place, factors });
 }
 
 struct Subtract<'a, T> {
     w: &'a mut [T],
-    rows: &'a Rows<'a, T>,
+    place: Place<T>,
     factors: &'a [f64],
-    start: usize,
 }
 
-impl<T: Entry> Routine for Subtract<'_, T> {
+impl<T: Element> Routine for Subtract<'_, T> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<A: Arch>(self) {
-        let row = |i| self.rows.part(i, self.start, self.w.len());
-        let mut wide = [0.0; CHUNK];
-        let wide = &mut wide[..self.w.len()];
-        for (wide, &x) in wide.iter_mut().zip(&*self.w) {
-            *wide = x.into();
-        }
-        let (whole, rest) = self.factors.as_chunks::<ROWS>();
-        for (block, factors) in whole.iter().enumerate() {
-            take(wide, std::array::from_fn(|i| row(block * ROWS + i)), factors);
-        }
-        for (i, &factor) in rest.iter().enumerate() {
-            take(wide, [row(whole.len() * ROWS + i)], &[factor]);
-        }
-        for (x, &wide) in self.w.iter_mut().zip(&*wide) {
-            *x = T::nearest(wide);
+        let Subtract { w, place, factors } = self;
+        let whole = factors.len() - factors.len() % AT_ONCE;
+        // SAFETY: `Place::new` has seen that there are as many rows as factors, with as many elements as `w`.
+        unsafe {
+            for i in (0..whole).step_by(AT_ONCE) {
+                take::<A, T, AT_ONCE>(w, &place, i, &factors[i..]);
+            }
+            for i in whole..factors.len() {
+                take::<A, T, 1>(w, &place, i, &factors[i..]);
+            }
         }
     }
 }
 
+/// Takes `N` rows from number `row` on.
+///
+/// # Safety
+/// They are there, with as many elements as `w`.
 #[inline(always)]
-fn take<T: Entry, const N: usize>(from: &mut [f64], rows: [&[T]; N], factors: &[f64; N]) {
-    let rows = rows.map(|row| &row[..from.len()]);
-    for (i, x) in from.iter_mut().enumerate() {
+unsafe fn take<A: Arch, T: Element, const N: usize>(
+    w: &mut [T],
+    place: &Place<T>,
+    row: usize,
+    factors: &[f64],
+) {
+    let lanes = Lanes::<A, T>::LANES;
+    let mut splat = [Lanes::<A, T>::splat(0.0); N];
+    for (splat, &factor) in splat.iter_mut().zip(factors) {
+        *splat = Lanes::<A, T>::splat(factor);
+    }
+    let whole = w.len() - w.len() % lanes;
+    for i in (0..whole).step_by(lanes) {
+        // SAFETY: a whole vector at `i` lies within the chunk and the rows.
+        unsafe {
+            let to = w.as_mut_ptr().add(i);
+            let mut x = T::load::<A>(to);
+            for (n, &factor) in splat.iter().enumerate() {
+                x = x - factor * T::load::<A>(place.row(row + n).add(i));
+            }
+            T::store::<A>(x, to);
+        }
+    }
+    if whole == w.len() {
+        return;
+    }
+    // The last elements go through copies that are a vector long.
+    let (mut last, mut copies) = ([T::default(); MAX_LANES], [[T::default(); MAX_LANES]; N]);
+    let len = w.len() - whole;
+    last[..len].copy_from_slice(&w[whole..]);
+    // SAFETY: the rows have `len` elements from `whole` on, the copies more than that.
+    unsafe {
+        let mut x = T::load::<A>(last.as_ptr());
         for n in 0..N {
-            *x -= factors[n] * rows[n][i].into();
+            let copy = copies[n].as_mut_ptr();
+            place.row(row + n).add(whole).copy_to_nonoverlapping(copy, len);
+            x = x - splat[n] * T::load::<A>(copy);
         }
+        T::store::<A>(x, last.as_mut_ptr());
     }
+    w[whole..].copy_from_slice(&last[..len]);
 }
 
-/// Multiplies by a factor.
-pub fn scale<T: Entry>(isa: Isa, w: &mut [T], factor: f64) {
-    dispatch(isa, Scale { w, factor });
-}
-
-struct Scale<'a, T> {
-    w: &'a mut [T],
-    factor: f64,
-}
-
-impl<T: Entry> Routine for Scale<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<A: Arch>(self) {
-        for x in self.w {
-            *x = T::nearest((*x).into() * self.factor);
-        }
-    }
-}
-
-/// Random signs, or numbers between -1 and 1, for the elements of a vector from number `start` on.
-pub fn fill<T: Entry>(isa: Isa, to: &mut [T], signs: bool, stream: u64, start: usize) {
-    let (key, first) = (Noise::key(stream, (start / BLOCK) as u64), start % BLOCK);
-    let mut numbers = [0.0; CHUNK];
-    dispatch(
-        isa,
-        Numbers {
-            key,
-            first: first as u32,
-            to: &mut numbers,
-        },
-    );
-    for (to, &number) in to.iter_mut().zip(&numbers) {
-        *to = T::nearest(match signs {
-            false => number.into(),
-            true if number < 0.0 => -1.0,
-            true => 1.0,
-        });
-    }
+/// Numbers between -1 and 1 for the elements of a vector from number `start` on.
+pub fn numbers(isa: Isa, stream: u64, start: usize) -> [f32; CHUNK] {
+    let (key, first) = (Noise::key(stream, (start / BLOCK) as u64), (start % BLOCK) as u32);
+    let mut to = [0.0; CHUNK];
+    let numbers = Numbers {
+        key,
+        first,
+        to: &mut to,
+    };
+    dispatch(isa, numbers);
+    to
 }
 
 /// Numbers between -1 and 1 for the elements of a block from number `first` on.

@@ -1,15 +1,19 @@
-//! The vector work of Lanczos iteration: long vectors, computed in f64 and rounded once. Sums are taken chunk by chunk
-//! in a fixed order and without fused multiply-adds, so that neither threads nor instruction sets make a difference.
+//! The vector work of Lanczos iteration on long vectors of f32 or f64. Inner products are f64, chunk by chunk in a fixed
+//! order, so that threads make no difference.
 
 mod chunk;
 
-use super::linear::{CHUNK, ELEMENTS_PER_THREAD};
+use super::linear::{Element, combine};
 use crate::runtime::{Isa, Shared, pool};
 
-pub use chunk::Entry;
+/// Elements that are summed by themselves, and one task's: part of the definition of the sums. Of fewer, the memory's
+/// prefetching begins anew with every row too often.
+const CHUNK: usize = 16_384;
+/// Rows that are worked on for all vectors of a block in turn.
+const AT_ONCE: usize = 4;
 
 /// Vectors of one length, one after the other.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub struct Rows<'a, T> {
     data: &'a [T],
     len: usize,
@@ -27,26 +31,35 @@ impl<'a, T> Rows<'a, T> {
         Rows::new(row, row.len())
     }
 
-    pub fn count(&self) -> usize {
-        self.data.len() / self.len.max(1)
+    /// Those from a number on.
+    fn from(&self, first: usize) -> Self {
+        Rows::new(&self.data[first * self.len..], self.len)
     }
 
-    /// Elements of a row.
-    fn part(&self, row: usize, start: usize, len: usize) -> &'a [T] {
-        &self.data[row * self.len + start..][..len]
+    pub fn count(&self) -> usize {
+        self.data.len() / self.len.max(1)
     }
 }
 
 /// Fills `to` with random signs, or with numbers between -1 and 1: of the signed integers that 32 random bits are.
-pub fn fill<T: Entry>(to: &mut [T], signs: bool, stream: u64, threads: usize) {
+pub fn fill<T: Element + From<f32>>(to: &mut [T], signs: bool, stream: u64, threads: usize) {
     let isa = Isa::current();
     in_place(to, 0, threads, |start, part, _| {
-        chunk::fill(isa, part, signs, stream, start)
+        for (to, number) in part.iter_mut().zip(chunk::numbers(isa, stream, start)) {
+            *to = T::from(match signs {
+                false => number,
+                true if number < 0.0 => -1.0,
+                true => 1.0,
+            });
+        }
     });
 }
 
 /// Writes `product - beta * before` to `out`; gives the inner product of that with `q`.
-pub fn recur<T: Entry>(
+///
+/// # Panics
+/// Where the vectors are not of one length.
+pub fn recur<T: Element>(
     product: &[T],
     before: &[T],
     beta: f64,
@@ -54,42 +67,72 @@ pub fn recur<T: Entry>(
     out: &mut [T],
     threads: usize,
 ) -> f64 {
-    let isa = Isa::current();
-    let (before, q) = (Rows::one(before), Rows::one(q));
+    let (isa, len) = (Isa::current(), out.len());
+    assert!([product, before, q].iter().all(|each| each.len() == len));
     let sums = in_place(out, 1, threads, |start, part, sums| {
         part.copy_from_slice(&product[start..][..part.len()]);
-        chunk::subtract(isa, part, &before, &[beta], start);
-        chunk::products(isa, &q, part, start, sums);
+        chunk::subtract(isa, part, &Rows::one(before), &[beta], start);
+        chunk::products(isa, &Rows::one(q), part, start, sums);
     });
     sums[0]
 }
 
-/// Takes from `w` the rows times their factors; gives the norm of what is left.
-pub fn subtract<T: Entry>(w: &mut [T], rows: Rows<T>, factors: &[f64], threads: usize) -> f64 {
+/// Takes `q` from `w`, times its factor; gives the norm of what is left.
+pub fn subtract<T: Element>(w: &mut [T], q: &[T], alpha: f64, threads: usize) -> f64 {
     let isa = Isa::current();
     let sums = in_place(w, 1, threads, |start, part, sums| {
-        chunk::subtract(isa, part, &rows, factors, start);
+        chunk::subtract(isa, part, &Rows::one(q), &[alpha], start);
         chunk::products(isa, &Rows::one(part), part, 0, sums);
     });
     sums[0].sqrt()
 }
 
-/// The inner products of the rows with `w`.
-pub fn products<T: Entry>(rows: Rows<T>, w: &[T], threads: usize) -> Vec<f64> {
-    let isa = Isa::current();
-    summed(w.len(), rows.count(), threads, |start, len, sums| {
-        chunk::products(isa, &rows, &w[start..][..len], start, sums);
-    })
+/// Takes from each vector of a block, which lie one after the other, the rows times their inner products with it; gives
+/// these, vector by vector, and the norms of what is left. The rows are read once for each of both: the next vector
+/// finds their parts in the cache.
+pub fn orthogonalize<T: Element>(rows: Rows<T>, block: &mut [T], threads: usize) -> (Vec<f64>, Vec<f64>) {
+    let (isa, len, count) = (Isa::current(), rows.len, rows.count());
+    let vectors = Rows::new(block, len).count();
+    let read = &*block;
+    let factors = summed(len, vectors * count, threads, |start, size, sums| {
+        for first in (0..count).step_by(AT_ONCE) {
+            let some = first..count.min(first + AT_ONCE);
+            for (i, w) in read.chunks_exact(len).enumerate() {
+                let to = &mut sums[i * count..][some.clone()];
+                chunk::products(isa, &rows.from(first), &w[start..][..size], start, to);
+            }
+        }
+    });
+    let to = Shared::new(block.as_mut_ptr());
+    let squares = summed(len, vectors, threads, |start, size, sums| {
+        // SAFETY: the part lies in vector `i`, and is this call's alone, which uses one at a time.
+        let part = |i| unsafe { std::slice::from_raw_parts_mut(to.get().add(i * len + start), size) };
+        for first in (0..count).step_by(AT_ONCE) {
+            let some = first..count.min(first + AT_ONCE);
+            for i in 0..vectors {
+                let factors = &factors[i * count..][some.clone()];
+                chunk::subtract(isa, part(i), &rows.from(first), factors, start);
+            }
+        }
+        for (i, square) in sums.iter_mut().enumerate() {
+            let part = part(i);
+            chunk::products(isa, &Rows::one(part), part, 0, std::slice::from_mut(square));
+        }
+    });
+    (factors, squares.into_iter().map(f64::sqrt).collect())
 }
 
 /// Multiplies by a factor.
-pub fn scale<T: Entry>(w: &mut [T], factor: f64, threads: usize) {
+pub fn scale<T: Element>(w: &mut [T], factor: f64, threads: usize) {
     let isa = Isa::current();
-    in_place(w, 0, threads, |_, part, _| chunk::scale(isa, part, factor));
+    in_place(w, 0, threads, |_, part, _| {
+        // SAFETY: what is written is the only input.
+        unsafe { combine::<T, false, 1>(isa, &[part.as_ptr()], &[factor], part.as_mut_ptr(), part.len()) };
+    });
 }
 
 /// Calls `work` with the start of every chunk, the chunk, and zeros for its sums; gives the sums of all chunks.
-fn in_place<T: Entry>(
+fn in_place<T: Element>(
     to: &mut [T],
     count: usize,
     threads: usize,
@@ -114,14 +157,11 @@ fn summed(
     let chunks = len.div_ceil(CHUNK);
     let mut parts = vec![0.0; chunks * count];
     let to = Shared::new(parts.as_mut_ptr());
-    let per_task = ELEMENTS_PER_THREAD / CHUNK;
-    pool::for_each(threads, chunks.div_ceil(per_task), &|task| {
-        for chunk in task * per_task..chunks.min((task + 1) * per_task) {
-            let start = chunk * CHUNK;
-            // SAFETY: each chunk has its own sums.
-            let sums = unsafe { std::slice::from_raw_parts_mut(to.get().add(chunk * count), count) };
-            work(start, CHUNK.min(len - start), sums);
-        }
+    pool::for_each(threads, chunks, &|chunk| {
+        let start = chunk * CHUNK;
+        // SAFETY: each chunk has its own sums.
+        let sums = unsafe { std::slice::from_raw_parts_mut(to.get().add(chunk * count), count) };
+        work(start, CHUNK.min(len - start), sums);
     });
     let mut total = vec![0.0; count];
     for part in parts.chunks(count.max(1)) {
