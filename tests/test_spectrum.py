@@ -12,15 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from ferrostep import _core
 from ferrostep.curvature import (
     LinearOperator,
     check_symmetry,
     frobenius,
     hvp_operator,
+    krylov,
     lanczos,
     top_eigenvalues,
     trace,
+    vectors,
 )
+from ferrostep.curvature.krylov import Basis
+from ferrostep.reference import krylov as reference
 
 F64 = torch.float64
 
@@ -165,6 +170,15 @@ class TestLanczos:
             assert [top.value for top in tops] == pytest.approx(values, rel=10 * error)
             assert all(top.residual <= error * abs(top.value) for top in tops)
 
+    def test_the_vectors_are_orthogonal(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Also where eigenvalues have long converged, to what float32 has."""
+        rows = []
+        monkeypatch.setattr(krylov, "Basis", lambda own: rows.append(own) or Basis(own))
+        values = torch.cat([torch.linspace(0.0, 1.0, 950), torch.logspace(0, 3, 50)])
+        lanczos(LinearOperator(lambda v: values * v, 1000), 80)
+        (basis,) = rows
+        assert float((basis[:80].double() @ basis[:80].double().T - torch.eye(80)).abs().max()) < 3e-5
+
     def test_ghosts_do_not_change_the_density(self) -> None:
         values = torch.cat([torch.linspace(0.0, 1.0, 150, dtype=F64), torch.tensor([20.0, 50.0, 100.0], dtype=F64)])
         op, start = of(torch.diag(values)), gaussian(153)
@@ -187,6 +201,54 @@ def test_traces() -> None:
     assert abs(norm.value - float(h.norm())) < 4 * norm.standard_error < 0.1 * norm.value
     exact = trace(of(torch.diag(h.diagonal())), 1)
     assert exact.value == pytest.approx(float(h.trace()), rel=1e-12)
+
+
+def together(module: Any, dtype: torch.dtype) -> list[Any]:
+    """Everything that the vector work of an iteration makes of random vectors."""
+    basis, w = torch.empty(6, 9001, dtype=dtype), torch.empty(9001, dtype=dtype)
+    for number, row in enumerate(basis):
+        module.fill(row, signs=number % 2 == 0, seed=2**63 + 5, number=number)
+    alpha = module.recur(basis[0], basis[1], 0.3, basis[2], w)
+    first = w.clone()
+    norm = module.subtract(w, basis[3], 0.7)
+    block = torch.stack([w, first])
+    factors, norms = module.orthogonalize(basis, block)
+    module.scale(w, 1.25)
+    return [basis, alpha, first, norm, *factors, norms, block, w]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+def test_the_kernels_do_what_plain_torch_does(dtype: torch.dtype) -> None:
+    ours, plain = together(vectors, dtype), together(reference, dtype)
+    error = 1e-4 if dtype == torch.float32 else 1e-11  # of sums of 9,001 products
+    for one, other in zip(ours, plain, strict=True):
+        torch.testing.assert_close(*(torch.as_tensor(x, dtype=F64) for x in (one, other)), rtol=error, atol=error)
+    assert torch.equal(ours[0], plain[0])
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert torch.equal(together(vectors, dtype)[-1], ours[-1])
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "change"),
+    [
+        (ValueError, r"^basis has shape \[2, 4\], expected \[-1, 3\]", {"basis": torch.ones(2, 4)}),
+        (ValueError, "^basis has dtype float64, expected float32", {"basis": torch.ones(2, 3, dtype=F64)}),
+        (ValueError, "^block has dtype bfloat16", {"block": torch.ones(1, 3).bfloat16()}),
+        (ValueError, r"^block has shape \[3\]", {"block": torch.ones(3)}),
+        (TypeError, "^block is a list", {"block": [1.0]}),
+    ],
+)
+def test_the_kernels_check_what_they_get(error: type[Exception], message: str, change: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"basis": torch.ones(2, 3), "block": torch.ones(1, 3), **change}
+    with pytest.raises(error, match=message):
+        _core.krylov_orthogonalize(**given, threads=1)
+    rows = torch.ones(2, 3)
+    with pytest.raises((ValueError, RuntimeError), match=r"overlap|share"):
+        vectors.orthogonalize(rows, rows[1:])
 
 
 W = torch.tensor([1.0, 2.0], requires_grad=True)

@@ -272,16 +272,44 @@ class Map:
     """A function of rows with its numbers; each maker refuses impossible ones with ValueError.
 
     Its methods take torch tensors or NumPy arrays of one shape and dtype, with rows of at least one element along
-    ``dim``. They raise TypeError, ValueError, IndexError or RuntimeError, with nothing changed.
+    ``dim``. They raise TypeError, ValueError, IndexError or RuntimeError, with nothing changed. Arrays with a number
+    for each element of a row are of float64 and one dimension.
     """
 
     @staticmethod
     def simplex(s: float) -> Map: ...
+    @staticmethod
+    def l1_ball(r: float, rest: bool) -> Map:
+        """Onto the ball, or what that takes away (``rest``). Its Jacobian follows from the row."""
+    @staticmethod
+    def l2_ball(r: float, rest: bool) -> Map:
+        """Onto the ball, or what that takes away (``rest``). Its Jacobian follows from the row."""
+    @staticmethod
+    def clip(lo: float, hi: float) -> Map:
+        """Of each number by itself. Its Jacobian follows from the row."""
+    @staticmethod
+    def shrink(threshold: float, factor: float, nonnegative: bool) -> Map:
+        """Of each number: its magnitude less a threshold, times a factor, with its sign or, if that is -, as 0."""
+    @staticmethod
+    def plane(b: float, a: Any, half: bool) -> Map:
+        """Onto ``a.x = b``, or ``a.x <= b`` (``half``). Its Jacobian follows from the row."""
+    @staticmethod
+    def section(c: float, lo: Any, hi: Any, w: Any) -> Map:
+        """Onto ``lo <= x <= hi`` with ``w.x = c``. Its Jacobian follows from the row."""
+    @staticmethod
+    def isotonic(increasing: bool, weight: Any | None = None) -> Map:
+        """The nearest row that does not fall, or rise. Its Jacobian follows from the row."""
+    @staticmethod
+    def sorted(w: Any, slope: bool) -> Map:
+        """SLOPE's proximal operator, or onto the permutahedron. Its Jacobian follows from the row."""
     def forward(self, x: Any, out: Any, dim: int, threads: int) -> None:
         """Write the image of every row of ``x``; ``out`` may be ``x``."""
 
-    def vjp(self, y: Any, v: Any, out: Any, dim: int, threads: int) -> None:
-        """Write the products of the rows of ``v`` with the Jacobians, which the images ``y`` tell."""
+    def product(self, told: Any, v: Any, out: Any, dim: int, threads: int, *, transposed: bool = False) -> None:
+        """Write the products of the rows of ``v`` with the Jacobians, or with these transposed.
+
+        ``told`` are the images where nothing else is said of the map, else the rows.
+        """
 
 def orthogonalize(
     inputs: list[Any],
@@ -361,6 +389,12 @@ def orthogonal_combine(
 def gram(lists: list[list[Any | None]], threads: int) -> list[list[float]]:
     """The inner products of all pairs of lists, in float64."""
 
+def norms(gradient: list[Any | None], threads: int) -> list[float]:
+    """The l1 norm, and the square of the l2 norm, in float64 and in one pass."""
+
+def follow(gradient: list[Any | None], before: list[Any | None], threads: int) -> list[float]:
+    """The squares of the norms of ``gradient`` and ``gradient - before``, and ``before <- gradient``, in one pass."""
+
 def combine(
     lists: list[list[Any | None]], outputs: list[list[Any | None]], factors: list[list[float]], threads: int
 ) -> None:
@@ -419,6 +453,26 @@ def upgrad(
 
 def pcgrad(gram: npt.NDArray[np.float64], orders: list[list[int]]) -> npt.NDArray[np.float64]:
     """PCGrad's weights, a row for each task."""
+
+def krylov_fill(out: Any, *, signs: bool, seed: int, number: int, threads: int) -> None:
+    """Fills a vector with random signs, or with numbers between -1 and 1, chosen by a seed and a number beside it.
+
+    This and what follows is for vectors of one length, of float32 or float64, and computes in float64. Raises with
+    nothing changed if they do not go together, or if the one that is changed overlaps another.
+    """
+
+def krylov_recur(product: Any, before: Any, beta: float, q: Any, out: Any, threads: int) -> float:
+    """Writes ``product - beta * before`` to ``out``; returns its inner product with ``q``."""
+
+def krylov_subtract(w: Any, q: Any, alpha: float, threads: int) -> float:
+    """Writes ``w - alpha * q`` to ``w``; returns its norm."""
+
+def krylov_orthogonalize(basis: Any, block: Any, threads: int) -> tuple[list[list[float]], list[float]]:
+    """Writes ``w - Q c`` with ``c = Q' w`` to each row w of a block, of a matrix of which the rows are the columns of
+    Q; returns c and the norm of every row."""
+
+def krylov_scale(w: Any, factor: float, threads: int) -> None:
+    """Multiplies ``w`` by a factor."""
 
 def ema(targets: list[Any], sources: list[Any], tau: float, threads: int) -> None:
     """``target <- target + tau * (source - target)``"""

@@ -1,8 +1,9 @@
 """Functions of rows for torch: one table of maps, and what autograd, vmap and torch.compile are to know of each.
 
 A map takes every row of a tensor, along one dimension, to a row of its image. The Rust kernels compute it for tensors
-on the CPU, plain torch elsewhere. Its Jacobian is symmetric and follows from the image, so the same product serves
-backward and forward mode, and is its own derivative: no order of differentiation needs more than it.
+on the CPU with parameters that are fixed; plain torch, which autograd goes through, elsewhere. The Jacobian's product
+with a vector follows from the rows or from their image. It is its own derivative in the vector; where it bends with the
+rows, plain torch has that, too, so that all orders of differentiation are there.
 
 torch sees two operators, which it can trace, batch and differentiate backwards. In forward mode and within torch.func,
 for which that is not enough, functions around them stand in, which torch.compile could not trace.
@@ -10,7 +11,9 @@ for which that is not enough, functions around them stand in, which torch.compil
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -23,31 +26,126 @@ from ferrostep.reference import projections as reference
 
 _core.adopt_openmp()
 
+Parameter = float | Tensor
+
 
 class Map(NamedTuple):
-    """The kernel of a map by its parameters; its image and its Jacobian's product in plain torch, with these last."""
+    """What a map is, by its parameters."""
 
     kernel: Callable[..., _core.Map]
-    forward: Callable[..., Tensor]
-    vjp: Callable[..., Tensor]
+    """Of the numbers among the parameters, then of the arrays with a number for each element of a row."""
+    plain: Callable[..., Tensor]
+    """The image of rows along the last dimension, and the parameters in their order, in plain torch."""
+    by_image: bool = False
+    """Whether the Jacobian follows from the image: else from the rows."""
+    vectors: Sequence[int] = ()
+    """The parameters, by their places, that have a number for each element of a row."""
+    has_rows: bool = True
+    """Whether a number's image depends on others of its row."""
+    curvature: Callable[..., Tensor] | None = None
+    """Of rows, two vectors and the parameters, the Jacobian's derivative along both; None where it is piecewise 0."""
 
 
-MAPS = {"simplex": Map(_core.Map.simplex, reference.simplex, reference.simplex_vjp)}
+def _outside_of_ball(x: Tensor, v: Tensor, w: Tensor, radius: float) -> Tensor:
+    return -reference.ball_curvature(x, v, w, radius)
 
 
-def apply(name: str, x: Tensor, parameters: list[float], dim: int) -> Tensor:
-    """The image of every row of ``x`` along ``dim``, as autograd has it."""
-    return _image(x, name, parameters, checks.rows("x", x, dim))
+def _shrink(threshold: float, factor: float, *, nonnegative: bool = False) -> _core.Map:
+    return _core.Map.shrink(threshold, factor, nonnegative)
+
+
+MAPS = {
+    "box": Map(_core.Map.clip, reference.box, has_rows=False),
+    "box_section": Map(_core.Map.section, reference.box_section, vectors=(0, 1, 2)),
+    "elastic_net": Map(
+        lambda lambd, gamma: _shrink(lambd, 1 / (1 + lambd * gamma)),
+        reference.elastic_net,
+        by_image=True,
+        has_rows=False,
+    ),
+    "group_lasso": Map(partial(_core.Map.l2_ball, rest=True), reference.group_lasso, curvature=_outside_of_ball),
+    "halfspace": Map(partial(_core.Map.plane, half=True), reference.halfspace, vectors=(0,)),
+    "hyperplane": Map(partial(_core.Map.plane, half=False), reference.hyperplane, vectors=(0,)),
+    "isotonic": Map(lambda increasing, *w: _core.Map.isotonic(bool(increasing), *w), reference.isotonic, vectors=(0,)),
+    "l1_ball": Map(partial(_core.Map.l1_ball, rest=False), reference.l1_ball),
+    "l2_ball": Map(partial(_core.Map.l2_ball, rest=False), reference.l2_ball, curvature=reference.ball_curvature),
+    "linf": Map(partial(_core.Map.l1_ball, rest=True), reference.linf),
+    "linf_ball": Map(lambda r: _core.Map.clip(-r, r), reference.linf_ball, has_rows=False),
+    "nonnegative": Map(lambda: _core.Map.clip(0.0, math.inf), reference.nonnegative, has_rows=False),
+    "nonnegative_lasso": Map(
+        lambda lambd: _shrink(lambd, 1.0, nonnegative=True), reference.nonnegative_lasso, by_image=True, has_rows=False
+    ),
+    "nonnegative_ridge": Map(
+        lambda lambd: _shrink(0.0, 1 / (1 + lambd), nonnegative=True),
+        reference.nonnegative_ridge,
+        by_image=True,
+        has_rows=False,
+    ),
+    "permutahedron": Map(partial(_core.Map.sorted, slope=False), reference.permutahedron, vectors=(0,)),
+    "ridge": Map(lambda lambd: _shrink(0.0, 1 / (1 + lambd)), reference.ridge, by_image=True, has_rows=False),
+    "simplex": Map(_core.Map.simplex, reference.simplex, by_image=True),
+    "soft_threshold": Map(lambda lambd: _shrink(lambd, 1.0), reference.soft_threshold, by_image=True, has_rows=False),
+    "sorted_l1": Map(partial(_core.Map.sorted, slope=True), reference.sorted_l1, vectors=(0,)),
+}
+
+
+def apply(name: str, x: Tensor, parameters: Sequence[Parameter | None], dim: int = -1) -> Tensor:
+    """The image of every row of ``x`` along ``dim``, as autograd has it; None is a parameter that is not there."""
+    if isinstance(x, Tensor) and x.ndim == 0 and not MAPS[name].has_rows:
+        return apply(name, x.unsqueeze(0), parameters).squeeze(0)
+    dim = checks.rows("x", x, dim)
+    if not _is_for_kernel(name, x, parameters):
+        return _in_torch(name, x, parameters, dim)
+    return _image(x, *_split(name, parameters), dim)
 
 
 @torch.no_grad()
-def apply_(name: str, x: Tensor, parameters: list[float], dim: int) -> Tensor:
+def apply_(name: str, x: Tensor, parameters: Sequence[Parameter | None], dim: int = -1) -> Tensor:
     """The same in place, which autograd does not record."""
+    if isinstance(x, Tensor) and x.ndim == 0 and not MAPS[name].has_rows:
+        apply_(name, x.unsqueeze(0), parameters)
+        return x
     dim = checks.rows("x", x, dim)
-    if torch.compiler.is_compiling() or _by_function() or not x.is_cpu:
-        return x.copy_(_image(x, name, parameters, dim))
-    MAPS[name].kernel(*parameters).forward(x, x, dim, torch.get_num_threads())
+    if torch.compiler.is_compiling() or _by_function() or not _is_for_kernel(name, x, parameters):
+        return x.copy_(apply(name, x, parameters, dim))
+    _kernel(*_split(name, parameters)).forward(x, x, dim, torch.get_num_threads())
     return x
+
+
+def is_concrete(x: Tensor) -> bool:
+    """Whether the numbers of a tensor may be looked at: it is no part of a transformation or of a graph."""
+    return not (x.is_meta or torch.compiler.is_compiling() or _by_function())
+
+
+def _is_for_kernel(name: str, x: Tensor, parameters: Sequence[Parameter | None]) -> bool:
+    """Whether nothing but ``x`` is to be differentiated or batched."""
+    vectors = MAPS[name].vectors
+    return x.is_cpu and not any(
+        isinstance(p, Tensor) and (i not in vectors or p.ndim != 1 or p.requires_grad or _by_function())
+        for i, p in enumerate(parameters)
+    )
+
+
+def _split(name: str, parameters: Sequence[Parameter | None]) -> tuple[Tensor | None, str, list[float] | None]:
+    """The vectors among the parameters as rows of one tensor, the map's name, and the numbers."""
+    vectors = [checks.wide(p.detach()) for p in parameters if isinstance(p, Tensor)]
+    numbers = [float(p) for p in parameters if p is not None and not isinstance(p, Tensor)]
+    return torch.stack(vectors) if vectors else None, name, numbers or None
+
+
+def _kernel(vectors: Tensor | None, name: str, numbers: list[float] | None) -> _core.Map:
+    return MAPS[name].kernel(*(numbers or []), *([] if vectors is None else vectors.numpy()))
+
+
+def _in_torch(name: str, x: Tensor, parameters: Sequence[Parameter | None], dim: int) -> Tensor:
+    moved = [p.movedim(dim, -1) if isinstance(p, Tensor) and p.ndim == x.ndim > 1 else p for p in parameters]
+    return MAPS[name].plain(x.movedim(dim, -1), *moved).movedim(-1, dim)
+
+
+def _curvature(told: Tensor, v: Tensor, w: Tensor, name: str, numbers: list[float], dim: int) -> Tensor | None:
+    """What the product of ``v`` changes by along ``w``; the same with both exchanged."""
+    bent = MAPS[name].curvature
+    return None if bent is None else bent(*(each.movedim(dim, -1) for each in (told, v, w)), *numbers).movedim(-1, dim)
 
 
 def _image(x: Tensor, *of: Any) -> Tensor:
@@ -55,8 +153,8 @@ def _image(x: Tensor, *of: Any) -> Tensor:
     return result
 
 
-def _product(y: Tensor, v: Tensor, *of: Any) -> Tensor:
-    result: Tensor = (_Vjp.apply if _by_function() else _vjp)(y, v, *of)
+def _product(told: Tensor, v: Tensor, *of: Any) -> Tensor:
+    result: Tensor = (_Product.apply if _by_function() else _product_of)(told, v, *of)
     return result
 
 
@@ -68,53 +166,62 @@ def _by_function() -> bool:
 
 
 @torch.library.custom_op("ferrostep::map_forward", mutates_args=())
-def _forward(x: Tensor, name: str, parameters: list[float], dim: int) -> Tensor:
-    if not x.is_cpu:
-        return MAPS[name].forward(x, *parameters, dim)
+def _forward(x: Tensor, vectors: Tensor | None, name: str, numbers: list[float] | None, dim: int) -> Tensor:
     image = torch.empty_like(x)
-    MAPS[name].kernel(*parameters).forward(x, image, dim, torch.get_num_threads())
+    _kernel(vectors, name, numbers).forward(x, image, dim, torch.get_num_threads())
     return image
 
 
-@torch.library.custom_op("ferrostep::map_vjp", mutates_args=())
-def _vjp(y: Tensor, v: Tensor, name: str, parameters: list[float], dim: int) -> Tensor:
-    """Linear in ``v``; as a function of the image ``y``, constant as long as the same derivatives apply."""
-    if not y.is_cpu:
-        return MAPS[name].vjp(y, v, *parameters, dim)
-    product = torch.empty_like(y)
-    MAPS[name].kernel(*parameters).vjp(y, v, product, dim, torch.get_num_threads())
+@torch.library.custom_op("ferrostep::map_product", mutates_args=())
+def _product_of(
+    told: Tensor,
+    v: Tensor,
+    vectors: Tensor | None,
+    name: str,
+    numbers: list[float] | None,
+    dim: int,
+    transposed: bool,
+) -> Tensor:
+    """Linear in ``v``, by the Jacobian or that transposed."""
+    product = torch.empty_like(told)
+    threads = torch.get_num_threads()
+    _kernel(vectors, name, numbers).product(told, v, product, dim, threads, transposed=transposed)
     return product
 
 
-def _keep_image(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, *ctx.of = inputs
-    ctx.save_for_backward(output)
-    ctx.save_for_forward(output)
+def _keep_told(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, vectors, *ctx.of = inputs
+    told = output if MAPS[ctx.of[0]].by_image else x
+    ctx.save_for_backward(told, vectors)
+    ctx.save_for_forward(told, vectors)
 
 
-def _keep_input(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    y, _, *ctx.of = inputs
-    ctx.save_for_backward(y)
-    ctx.save_for_forward(y)
+def _keep_both(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    told, v, vectors, *ctx.of, ctx.transposed = inputs
+    ctx.save_for_backward(told, v, vectors)
+    ctx.save_for_forward(told, v, vectors)
 
 
-def _forward_backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-    return _product(*ctx.saved_tensors, v, *ctx.of), None, None, None
+def _forward_backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
+    told, vectors = ctx.saved_tensors
+    return _product(told, v, vectors, *ctx.of, True), None, None, None, None
 
 
-def _vjp_backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
-    return None, _product(*ctx.saved_tensors, w, *ctx.of), None, None, None
+def _product_backward(ctx: Any, w: Tensor) -> tuple[Any, ...]:
+    told, v, vectors = ctx.saved_tensors
+    of_v = _product(told, w, vectors, *ctx.of, not ctx.transposed)
+    return _curvature(told, v, w, *ctx.of), of_v, None, None, None, None, None
 
 
-def _forward_vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, *of: Any) -> tuple[Tensor, int]:
+def _forward_vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, *of: Any) -> tuple[Tensor, int]:
     return _image(*_batched(info, in_dims, x), *of), 0
 
 
-def _vjp_vmap(info: Any, in_dims: tuple[int | None, ...], y: Tensor, v: Tensor, *of: Any) -> tuple[Tensor, int]:
-    return _product(*_batched(info, in_dims, y, v), *of), 0
+def _product_vmap(info: Any, in_dims: tuple[Any, ...], told: Tensor, v: Tensor, *of: Any) -> tuple[Tensor, int]:
+    return _product(*_batched(info, in_dims, told, v), *of), 0
 
 
-def _batched(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> list[Tensor]:
+def _batched(info: Any, in_dims: tuple[Any, ...], *tensors: Tensor) -> list[Tensor]:
     """With the batch as their first dimension: the rows' is counted from the last, and does not move."""
     return [
         x.expand(info.batch_size, *x.shape) if at is None else x.movedim(at, 0)
@@ -123,30 +230,44 @@ def _batched(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor) -> li
 
 
 _forward.register_fake(lambda x, *_: torch.empty_like(x))
-_forward.register_autograd(_forward_backward, setup_context=_keep_image)
+_forward.register_autograd(_forward_backward, setup_context=_keep_told)
 _forward.register_vmap(_forward_vmap)
-_vjp.register_fake(lambda y, *_: torch.empty_like(y))
-_vjp.register_autograd(_vjp_backward, setup_context=_keep_input)
-_vjp.register_vmap(_vjp_vmap)
+_product_of.register_fake(lambda told, *_: torch.empty_like(told))
+_product_of.register_autograd(_product_backward, setup_context=_keep_both)
+_product_of.register_vmap(_product_vmap)
 
 
 class _Forward(torch.autograd.Function):
+    """Of maps without vectors among their parameters."""
+
     forward = staticmethod(_forward)
-    setup_context = staticmethod(_keep_image)
-    backward = staticmethod(_forward_backward)
+    setup_context = staticmethod(_keep_told)
     vmap = staticmethod(_forward_vmap)
 
     @staticmethod
-    def jvp(ctx: Any, t: Tensor, *_: None) -> Tensor:
-        return _product(*ctx.saved_tensors, t, *ctx.of)
-
-
-class _Vjp(torch.autograd.Function):
-    forward = staticmethod(_vjp)
-    setup_context = staticmethod(_keep_input)
-    backward = staticmethod(_vjp_backward)
-    vmap = staticmethod(_vjp_vmap)
+    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
+        return _forward_backward(ctx, v)[0], None, None, None, None
 
     @staticmethod
-    def jvp(ctx: Any, _: Tensor | None, t: Tensor, *__: None) -> Tensor:
-        return _product(*ctx.saved_tensors, t, *ctx.of)
+    def jvp(ctx: Any, t: Tensor, *_: None) -> Tensor:
+        told, vectors = ctx.saved_tensors
+        return _product(told, t, vectors, *ctx.of, False)
+
+
+class _Product(torch.autograd.Function):
+    """The same of the products."""
+
+    forward = staticmethod(_product_of)
+    setup_context = staticmethod(_keep_both)
+    vmap = staticmethod(_product_vmap)
+
+    @staticmethod
+    def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
+        return *_product_backward(ctx, w)[:2], None, None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, of_told: Tensor | None, of_v: Tensor | None, *_: None) -> Tensor | None:
+        told, v, vectors = ctx.saved_tensors
+        along = None if of_v is None else _product(told, of_v, vectors, *ctx.of, ctx.transposed)
+        bent = None if of_told is None else _curvature(told, v, of_told, *ctx.of)
+        return along if bent is None else bent if along is None else along + bent

@@ -9,6 +9,7 @@ mod finish;
 mod gather;
 mod gradients;
 mod guidance;
+mod krylov;
 mod maps;
 mod matmul;
 mod matrix;
@@ -36,9 +37,11 @@ mod _core {
     #[pymodule_export]
     use super::gather::{columns, with_gradient};
     #[pymodule_export]
-    use super::gradients::{combine, ema, gram, orthogonal, orthogonal_combine};
+    use super::gradients::{combine, ema, follow, gram, norms, orthogonal, orthogonal_combine};
     #[pymodule_export]
     use super::guidance::Guidance;
+    #[pymodule_export]
+    use super::krylov::{krylov_fill, krylov_orthogonalize, krylov_recur, krylov_scale, krylov_subtract};
     #[pymodule_export]
     use super::maps::Map;
     #[pymodule_export]

@@ -49,11 +49,17 @@ SIZE_CASES: tuple[Case, ...] = (
     Case("name", TypeError, "^s is a str, expected a number", lambda: {"s": "1"}),
     Case("None as a number", TypeError, "^s is a NoneType, expected a number", lambda: {"s": None}),
     Case("beyond all floats", ValueError, "^Invalid s: int beyond all floats; expected", lambda: {"s": 10**400}),
-    Case("tensor, whose gradient would be lost", TypeError, "^s is a Tensor, expected", lambda: {"s": torch.ones(())}),
     Case("array", TypeError, "^s is a ndarray, expected a number", lambda: {"s": np.ones(4)}),
 )
 
 TORCH_CASES: tuple[Case, ...] = (
+    Case("negative number in a tensor", ValueError, "^s has a number below 0", lambda: {"s": -torch.ones(())}),
+    Case(
+        "tensor of integers", ValueError, "^s has dtype torch.int64", lambda: {"s": torch.ones((), dtype=torch.int64)}
+    ),
+    Case("a number for each element", ValueError, r"^s has shape \[4, 6\]", lambda: {"s": torch.ones(SHAPE)}),
+    Case("parameters of other rows", ValueError, r"^s has shape \[3, 1\]", lambda: {"s": torch.ones(3, 1)}),
+    Case("parameter elsewhere", RuntimeError, "^s is on device meta", lambda: {"s": torch.ones((), device="meta")}),
     Case("array", TypeError, "^x is a ndarray, expected a torch.Tensor", lambda: {"x": np.ones(SHAPE)}),
     Case("integers", ValueError, f"^x has dtype torch.int64, {FLOATS}", lambda: {"x": torch.ones(SHAPE).long()}),
     Case("booleans", ValueError, f"^x has dtype torch.bool, {FLOATS}", lambda: {"x": torch.ones(SHAPE) > 0}),
@@ -95,6 +101,7 @@ TORCH_IN_PLACE_CASES: tuple[Case, ...] = (
 )
 
 NUMPY_CASES: tuple[Case, ...] = (
+    Case("number in a tensor", TypeError, "^s is a Tensor, expected", lambda: {"s": torch.ones(())}),
     Case("tensor", TypeError, "^x is a Tensor, expected a numpy.ndarray", lambda: {"x": torch.ones(SHAPE)}),
     Case("complex list", TypeError, "^x is a list, expected a numpy.ndarray", lambda: {"x": [1j]}),
     Case("mask", TypeError, "^x is a MaskedArray, expected", lambda: {"x": np.ma.masked_less(np.ones(SHAPE), 2)}),
@@ -128,6 +135,37 @@ NUMPY_CASES: tuple[Case, ...] = (
     Case("half of the input", ValueError, "^x shares memory with out", lambda: _overlapping()),
     Case("turned input", ValueError, "^x shares memory with out", lambda: _turned()),
     Case("threads", ValueError, "^Invalid num_threads: 0", lambda: {"num_threads": 0}),
+)
+
+
+class Refused(NamedTuple):
+    """Arguments of one map that it refuses, for rows of 6 elements."""
+
+    map: str
+    arguments: dict[str, Any]
+    message: str
+    error: type[Exception] = ValueError
+
+
+ONES = np.ones(6)
+PARAMETER_CASES: tuple[Refused, ...] = (
+    Refused("box", {"lo": 1.0, "hi": 0.0}, "^Invalid hi: 0.0; expected lo"),
+    Refused("box", {"lo": float("nan"), "hi": 0.0}, "^Invalid lo: nan"),
+    Refused("l1_ball", {"r": -1.0}, "^Invalid r: -1.0; expected a finite number of at least 0"),
+    Refused("linf_ball", {"r": float("inf")}, "^Invalid r: inf; expected"),
+    Refused("hyperplane", {"a": 0 * ONES, "b": 1.0}, "^a has "),
+    Refused("hyperplane", {"a": ONES, "b": float("inf")}, "^Invalid b: inf"),
+    Refused("halfspace", {"a": ONES * float("nan"), "b": 1.0}, "^a has a number"),
+    Refused("halfspace", {"a": np.ones(5), "b": 1.0}, "^a has "),
+    Refused("box_section", {"lo": 0.0, "hi": 1.0, "w": 1.0, "c": 6.5}, "^Invalid c: 6.5; expected what w.p is"),
+    Refused("box_section", {"lo": 1.0, "hi": 0.0, "w": 1.0, "c": 0.5}, "^lo is above hi"),
+    Refused("isotonic", {"weight": 0 * ONES}, "^weight has "),
+    Refused("isotonic", {"weight": [1.0]}, "^weight is a list", TypeError),
+    Refused("permutahedron", {"w": np.ones(7)}, "^w has "),
+    Refused("sorted_l1", {"w": -ONES}, "^w has "),
+    Refused("soft_threshold", {"lambd": -0.1}, "^Invalid lambd: -0.1"),
+    Refused("elastic_net", {"lambd": 0.1, "gamma": -1.0}, "^Invalid gamma: -1.0"),
+    Refused("group_lasso", {"lambd": "1"}, "^lambd is a str", TypeError),
 )
 
 

@@ -18,6 +18,7 @@ from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
 from ferrostep.optim import (
+    FRUGAL,
     NIGT,
     SAM,
     SGD,
@@ -52,6 +53,14 @@ def elementwise_rules_step_shards_to_the_bit(folder: Path) -> None:
 
 
 @on(2)
+def shards_of_whole_tensors_take_turns(folder: Path) -> None:
+    build = partial(FRUGAL, lr=1e-2, selection="block", density=0.4, update_gap=2)
+    twins = Twins(build, SHAPES, lambda shape: [split(shape, 0)])
+    twins.step(5)
+    twins.check()
+
+
+@on(2)
 def options_of_16_bit_parameters_hold_for_shards(folder: Path) -> None:
     options: list[dict[str, Any]] = [
         {"rounding": "kahan"},
@@ -68,6 +77,25 @@ def options_of_16_bit_parameters_hold_for_shards(folder: Path) -> None:
         twins = Twins(partial(Muon, **own), MATRICES, lambda shape: [Shard(0)], dtype=torch.bfloat16)
         twins.step()
         twins.check()
+
+
+@on(2)
+def whole_rows_of_shards_are_projected(folder: Path) -> None:
+    for projection, dims in (("simplex", (0,)), (("box", -0.5, 0.5), (0, 1)), (("l2_ball", 0.5), (0,))):
+        for dim in dims:
+            for options in ({}, {"rounding": "kahan"}):
+                build = partial(AdamW, lr=0.1, projection=projection, **options)
+                dtype = torch.bfloat16 if options else torch.float32
+                twins = Twins(
+                    build, ((9, 5), (1, 7), (4, 4, 2)), lambda shape, dim=dim: [split(shape, dim)], dtype=dtype
+                )
+                twins.step()
+                twins.check()
+    rows = Parameter(placed(torch.ones(4, 6), line(), [Shard(1)]))
+    with pytest.raises(RuntimeError, match="parameter 0 is a DTensor whose rows are split"):
+        AdamW([rows], projection="simplex")
+    with pytest.raises(RuntimeError, match="projection is a function, which DTensors exclude"):
+        AdamW([rows], projection=torch.Tensor.zero_)
 
 
 @on(2, 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, get_args
 
@@ -17,6 +18,8 @@ from ferrostep.numpy.arrays import check, whole
 ASYMMETRY = 0.05
 """What a symmetric matrix's product has along vectors that it should be orthogonal to, relative to the matrix, is
 rounding: 1e-6 to 1e-3 for Hessians in float32. From here on it is refused."""
+TOGETHER = 4
+"""Vectors of which each waits for the others at most."""
 
 
 class LanczosResult(NamedTuple):
@@ -83,8 +86,9 @@ def lanczos(
         op: the symmetric matrix: an operator on vectors of shape (P,), or, with ``q1``, any function of such a vector.
         k: at most so many products, at least 1. Fewer where the vectors come to span an invariant subspace, whose
             eigenvalues are exact then.
-        reorth: ``"full"`` (default) makes every vector orthogonal to all before it, twice where the first time has
-            taken much of it, and keeps ``(k + 1) * P`` numbers; ``"none"`` keeps 3 vectors, and copies of eigenvalues
+        reorth: ``"full"`` (default) makes every vector orthogonal to all before it, up to four at a time where rounding
+            allows, twice where the first time has taken much of one, and keeps ``(k + 1) * P`` numbers; ``"none"``
+            keeps 3 vectors, and copies of eigenvalues
             that have converged come up, with small weights, which harms neither the outermost ones nor the density.
         seed: of the first vector, where ``q1`` gives none; any machine and number of threads has the same. Default 0.
         q1: the first vector, of shape (P,), not zero, of dtype float32 or float64 (the operator's). Default None.
@@ -180,9 +184,9 @@ def iterate(op: LinearOperator, start: Tensor, k: int, reorth: Reorthogonalizati
     if not 0.0 < norm < float("inf"):
         raise ValueError(f"the norm of the first vector is {norm}, expected one above 0 and finite")
     k = min(k, op.size)
-    is_full = reorth == "full"
-    rows = op.empty(k + 1 if is_full else 3, op.size)
-    before = q = rows[0].copy_(start)
+    rows = op.empty(k + 1 if reorth == "full" else 3, op.size)
+    basis = Basis(rows) if reorth == "full" else None
+    before = q = rows[0].copy_(start.detach())
     vectors.scale(q, 1 / norm)
     beta, size = 0.0, 0.0
     least = 10 * torch.finfo(op.dtype).eps * op.size**0.5
@@ -191,8 +195,8 @@ def iterate(op: LinearOperator, start: Tensor, k: int, reorth: Reorthogonalizati
         alpha = finite(vectors.recur(op(q), before, beta, q, w))
         beta = finite(vectors.subtract(w, q, alpha))
         size = max(size, abs(alpha), beta)
-        if is_full:
-            beta = _orthogonalized(rows[:j], w, beta, size)
+        if basis is not None:
+            beta = basis.take(j, beta, size, is_last=j == k)
         yield alpha, beta
         if beta <= least * size:
             return
@@ -200,22 +204,51 @@ def iterate(op: LinearOperator, start: Tensor, k: int, reorth: Reorthogonalizati
         before, q = q, w
 
 
-def _orthogonalized(basis: Tensor, w: Tensor, norm: float, size: float) -> float:
-    """Make w, of this norm, orthogonal to the vectors before it; returns its norm.
+class Basis:
+    """The vectors of an iteration, each of which is made orthogonal to all before it.
 
-    Once leaves rounding relative to the norm that w had, so a second time is for where that has become much less
-    (Daniel, Gragg, Kaufman and Stewart 1976).
+    By the recurrence it nearly is so already. What rounding has left grows by up to about ``2 * size / beta`` in a
+    step, and T does not suffer while it stays below ``sqrt(eps)`` (Simon 1984, Linear Algebra and its Applications 61,
+    101). So vectors wait for one another as long as that is sure, and the memory of all before them is read but once.
     """
-    coefficients, rest = vectors.orthogonalize(basis, w)
-    largest = max(map(abs, coefficients))
-    if largest > ASYMMETRY * size:
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+        self.first = 1
+        """The first of the vectors that wait."""
+        self.growth = 1.0
+        self.limit = 0.03 * torch.finfo(rows.dtype).eps ** -0.5
+        self.norms: list[float] = []
+        """Of the vectors that wait, before they were divided by them."""
+
+    def take(self, j: int, norm: float, size: float, *, is_last: bool) -> float:
+        """Make vector j, of this norm, orthogonal to those before it, or let it wait; returns its norm then.
+
+        ``size`` is that of the matrix.
+        """
+        self.growth *= 2 * size / norm if norm else math.inf
+        self.norms.append(norm)
+        if self.growth < self.limit and len(self.norms) < TOGETHER and not is_last:
+            return norm
+        block = self.rows[self.first : j + 1]
+        coefficients, norms = vectors.orthogonalize(self.rows[: self.first], block)
+        for row, scale in zip(coefficients, [*self.norms[:-1], 1.0], strict=True):
+            _check_symmetric(max(map(abs, row)) * scale, size)
+        for i in range(1, len(block)):
+            _, (norms[-1],) = vectors.orthogonalize(block[:i], block[i : i + 1])
+        if norms[-1] < 0.7 * norm:
+            # What is left has the rounding of what was taken from it (Daniel, Gragg, Kaufman and Stewart 1976).
+            _, (norms[-1],) = vectors.orthogonalize(self.rows[:j], block[-1:])
+        self.first, self.growth, self.norms = j + 1, 1.0, []
+        return finite(norms[-1])
+
+
+def _check_symmetric(along: float, size: float) -> None:
+    if along > ASYMMETRY * size:
         raise ValueError(
-            f"the matrix is not symmetric: a product has {largest:.3g} along a vector that it should be orthogonal to, "
+            f"the matrix is not symmetric: a product has {along:.3g} along a vector that it should be orthogonal to, "
             f"of a matrix of size {size:.3g}; all products have to see one batch and one dropout, see check_symmetry"
         )
-    if rest < 0.7 * norm:
-        _, rest = vectors.orthogonalize(basis, w)
-    return finite(rest)
 
 
 def solved(alphas: list[float], betas: list[float]) -> LanczosResult:

@@ -13,7 +13,7 @@ Every function raises TypeError or ValueError, with nothing changed, for arrays 
 read-only, or sharing memory.
 """
 
-from ferrostep.numpy import projections
+from ferrostep.numpy import projections, prox
 from ferrostep.numpy.elementwise import adamw_, lion_, sgd_
 from ferrostep.numpy.gradients import combine, ema_, gram, orthogonal_, orthogonal_combine_, pcgrad_
 from ferrostep.numpy.guidance import apg, cfg, cfg_zero_star, magnitude_aware, perp_neg, project, tangential
@@ -51,6 +51,7 @@ __all__ = [
     "perp_neg",
     "project",
     "projections",
+    "prox",
     "sgd_",
     "tangential",
     "upgrad_weights",

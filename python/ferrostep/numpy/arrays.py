@@ -56,7 +56,8 @@ def real(name: str, value: float, low: float) -> float:
     if not isinstance(value, Real):  # also what could be made one, such as a tensor, whose gradient would be lost
         raise wrong_kind(name, value, "a number")
     if not low <= value < math.inf:
-        raise Problem.NUMBER.of(name, value, f"a finite number of at least {low:g}")
+        expected = "a finite number" if low == -math.inf else f"a finite number of at least {low:g}"
+        raise Problem.NUMBER.of(name, value, expected)
     try:
         return float(value)
     except OverflowError:

@@ -3,7 +3,7 @@
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 
 # isort: split
-from ferrostep import curvature, numpy, reference  # noqa: F401  (before their parts: threads may meet there)
+from ferrostep import curvature, numpy, projections, reference  # noqa: F401  (before their parts: threads may meet there)
 from ferrostep.optim.adagrad import Adagrad
 from ferrostep.optim.adagrad_norm import AdaGradNorm
 from ferrostep.optim.adam import Adam

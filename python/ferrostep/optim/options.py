@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypedDict, get_args
 
 import torch
@@ -48,6 +48,12 @@ class Options(TypedDict, total=False):
         ``torch.nn.utils.clip_grad_norm_``, with one pass over the gradients less. ``grad`` itself is not changed. The
         norm is ``optimizer.last_grad_norm``, a 0-dim tensor; ``float("inf")`` only measures. A norm that is NaN makes
         all of these gradients NaN, as torch's does, unless ``skip_nonfinite`` is there. Default None.
+    projection: a set that parameters are put back onto after each step, in the same call: ``"nonnegative"``,
+        ``"simplex"``, ``"l1_ball"``, ``"l2_ball"``, ``"linf_ball"``, or a name and numbers such as ``("simplex", 2.0)``
+        and ``("box", -1.0, 1.0)``, of :mod:`ferrostep.projections`; rows are those along the last dimension. Or a
+        function that changes a parameter in place, such as ``functools.partial(simplex_, dim=0)``; what it raises comes
+        after the step. Parameters without a gradient stay. 16-bit parameters are projected as they are rounded. It
+        excludes ``differentiable``, DTensors whose rows are split (for functions, all), NIGT and STORM. Default None.
     foreach, fused, capturable: accepted for torch's sake and without effect: there is one implementation.
     differentiable: let autograd record the step; runs in plain torch.
     """
@@ -60,6 +66,7 @@ class Options(TypedDict, total=False):
     backend: Backend
     skip_nonfinite: bool
     max_grad_norm: float | None
+    projection: str | Sequence[Any] | Callable[[Tensor], Any] | None
     foreach: bool | None
     fused: bool | None
     capturable: bool
@@ -75,6 +82,7 @@ DEFAULT_OPTIONS: Options = {
     "backend": "auto",
     "skip_nonfinite": False,
     "max_grad_norm": None,
+    "projection": None,
     "foreach": None,
     "fused": None,
     "capturable": False,

@@ -48,6 +48,8 @@ class TwoPointOptimizer(RuleOptimizer):
         for name, value in self._counted.items():
             group.setdefault(name, value)
         self._check_precision(group)
+        if group["projection"] is not None:
+            raise RuntimeError(f"{type(self).__name__} does not support projection: its second point would not follow")
         self.rule(group)
 
     def _needs_all_gradients(self, _group: dict[str, Any]) -> str | None:

@@ -30,6 +30,7 @@ from ferrostep.optim.base import (
 from ferrostep.optim.checkpoints import as_kept, for_other_ranks, own_form
 from ferrostep.optim.gathered import COMPENSATIONS, DOUBLE, Found, Gathered, check_place, is_for_plain_torch
 from ferrostep.optim.options import check_max_grad_norm, is_coded
+from ferrostep.optim.projected import check_projection, projected
 from ferrostep.optim.sums import Scope
 from ferrostep.optim.taken import Taken
 from ferrostep.reference.codes import SCALE_ITSELF
@@ -273,6 +274,7 @@ class RuleOptimizer(InPlaceOptimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
+        check_projection(group)
         if any(map(shards.is_distributed, group["params"])):
             self._check_placements(group)
         if isinstance(group["state_dtype"], Mapping):
@@ -305,6 +307,7 @@ class RuleOptimizer(InPlaceOptimizer):
     @without_dynamo
     def _update(self) -> None:
         new_state = NewState(self.state)
+        projections = projected(self.param_groups, self.state)
         taken = None
         try:
             taken = agreed(self._who_agree(), lambda: self._take(new_state))
@@ -315,6 +318,8 @@ class RuleOptimizer(InPlaceOptimizer):
                 new_state.discard()
         if taken.batch.finished:
             self._after_update(taken.batch, taken.elsewhere)
+            for project in projections:
+                project()
 
     def _is_to_run(self, taken: Taken, new_state: NewState) -> bool:
         """Whether the step is to be taken, now that what is to be known of all gradients is."""
@@ -355,6 +360,10 @@ class RuleOptimizer(InPlaceOptimizer):
         if any(rule.summed is not None and rule.scope != "tensor" for rule in self._rules(group)):
             return "its rule is to know a sum over the gradients of several parameters"
         return None
+
+    def _bytes_besides(self) -> int:
+        """The bytes that a step may take beside parameters, gradients, states and what its kernels work in."""
+        return 0
 
     def _who_agree(self) -> list[ProcessGroup]:
         """The process groups whose ranks can only step together.

@@ -37,14 +37,15 @@ def subtract(w: Tensor, q: Tensor, alpha: float) -> float:
 
 
 @torch.no_grad()
-def orthogonalize(basis: Tensor, w: Tensor) -> tuple[list[float], float]:
-    """``w <- w - Q c`` with ``c = Q' w``, for the rows of ``basis`` as the columns of Q; returns c and the norm."""
-    rest = checks.wide(w)
-    coefficients = [dot(q, w) for q in basis]
-    for c, q in zip(coefficients, basis, strict=True):
-        rest = rest - c * checks.wide(q)
-    w.copy_(rest)
-    return coefficients, math.sqrt(dot(w, w))
+def orthogonalize(basis: Tensor, block: Tensor) -> tuple[list[list[float]], list[float]]:
+    """``w <- w - Q c`` with ``c = Q' w`` for each row w of a block, and the rows of ``basis`` as the columns of Q."""
+    coefficients = [[dot(q, w) for q in basis] for w in block]
+    for w, row in zip(block, coefficients, strict=True):
+        rest = checks.wide(w)
+        for c, q in zip(row, basis, strict=True):
+            rest = rest - c * checks.wide(q)
+        w.copy_(rest)
+    return coefficients, [math.sqrt(dot(w, w)) for w in block]
 
 
 @torch.no_grad()

@@ -8,11 +8,12 @@ A schedule is a function of the step's number, from 0, that gives a factor of th
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 
 # isort: split
-from ferrostep import curvature, numpy  # noqa: F401  (before their parts: threads may meet there)
+from ferrostep import curvature, gradients, numpy, reference  # noqa: F401  (before their parts: threads may meet there)
 from ferrostep.schedules.batch import scale_lr_for_batch
 from ferrostep.schedules.linear import LinearDecay, LinearDecayLR
 from ferrostep.schedules.recorder import GradNormRecorder
 from ferrostep.schedules.refined import RefinedLR, RefinedSchedule, refine_schedule
+from ferrostep.schedules.regime import RegimeAdaptation
 from ferrostep.schedules.schedule import Schedule, ScheduleLR
 from ferrostep.schedules.spectral import BatchSpectrum, HeavyBall, SpectralLR, batch_spectrum, heavy_ball
 
@@ -24,6 +25,7 @@ __all__ = [
     "LinearDecayLR",
     "RefinedLR",
     "RefinedSchedule",
+    "RegimeAdaptation",
     "Schedule",
     "ScheduleLR",
     "SpectralLR",

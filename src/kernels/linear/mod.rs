@@ -4,6 +4,7 @@
 mod combine;
 mod moments;
 mod normal;
+mod norms;
 mod singular;
 #[cfg(test)]
 mod tests;
@@ -11,6 +12,7 @@ mod tests;
 pub use combine::combine;
 pub use moments::{Sums, sums};
 pub use normal::{Rows, Work};
+pub use norms::norms;
 pub use singular::{Singular, top_singular_value};
 
 use half::{bf16, f16};

@@ -3,12 +3,12 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::{Map, Row};
+use super::{Map, Room, Row};
 use crate::kernels::matmul::Real;
 
 /// Memory to work in, from row to row.
 pub struct Work<R> {
-    room: Vec<f64>,
+    room: Room,
     /// A row as it is computed with, where it is stored otherwise, and two more.
     wide: [Vec<R>; 3],
 }
@@ -17,7 +17,7 @@ pub struct Work<R> {
 impl<R> Default for Work<R> {
     fn default() -> Self {
         Work {
-            room: Vec::new(),
+            room: Room::default(),
             wide: [const { Vec::new() }; 3],
         }
     }
@@ -28,7 +28,14 @@ pub trait Element: Copy + Send + Sync {
     type Real: Real;
 
     fn forward(map: &impl Map, row: Row<'_, Self>, work: &mut Work<Self::Real>);
-    fn vjp(map: &impl Map, image: &[Self], vector: &[Self], to: &mut [Self], work: &mut Work<Self::Real>);
+    fn product(
+        map: &impl Map,
+        told: &[Self],
+        vector: &[Self],
+        to: &mut [Self],
+        work: &mut Work<Self::Real>,
+        transposed: bool,
+    );
 }
 
 macro_rules! wide {
@@ -41,8 +48,15 @@ macro_rules! wide {
         }
 
         #[inline(always)]
-        fn vjp(map: &impl Map, image: &[Self], vector: &[Self], to: &mut [Self], _: &mut Work<Self>) {
-            map.vjp(image, vector, to);
+        fn product(
+            map: &impl Map,
+            told: &[Self],
+            vector: &[Self],
+            to: &mut [Self],
+            work: &mut Work<Self>,
+            transposed: bool,
+        ) {
+            map.product(told, vector, to, &mut work.room, transposed);
         }
     })* };
 }
@@ -62,12 +76,19 @@ macro_rules! narrow {
         }
 
         #[inline(always)]
-        fn vjp(map: &impl Map, image: &[Self], vector: &[Self], to: &mut [Self], work: &mut Work<f32>) {
+        fn product(
+            map: &impl Map,
+            told: &[Self],
+            vector: &[Self],
+            to: &mut [Self],
+            work: &mut Work<f32>,
+            transposed: bool,
+        ) {
             work.wide.iter_mut().for_each(|wide| wide.resize(to.len(), 0.0));
-            let [wide_image, wide_vector, product] = &mut work.wide;
-            image.convert_to_f32_slice(wide_image);
+            let [wide_told, wide_vector, product] = &mut work.wide;
+            told.convert_to_f32_slice(wide_told);
             vector.convert_to_f32_slice(wide_vector);
-            map.vjp(wide_image, wide_vector, product);
+            map.product(wide_told, wide_vector, product, &mut work.room, transposed);
             to.convert_from_f32_slice(product);
         }
     })* };

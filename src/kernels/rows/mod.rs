@@ -2,7 +2,14 @@
 //! sets, proximal operators, and the like. A map knows one row; the engine has the rows, element types and threads.
 
 mod element;
+mod entries;
+mod isotonic;
+mod lanes;
+mod norm;
+mod plane;
+mod section;
 mod simplex;
+mod threshold;
 
 use super::linear::ELEMENTS_PER_THREAD;
 use super::matmul::Real;
@@ -10,18 +17,36 @@ use super::storage::{Float, with_type};
 use super::vector::{Arch, Routine, dispatch};
 use crate::runtime::{Isa, Shared, pool};
 use element::{Element, Work};
-pub use simplex::Simplex;
+pub use entries::{Clip, Shrink};
+use isotonic::Block;
+pub use isotonic::{Isotonic, Sorted, SortedMap};
+pub use norm::L2Ball;
+pub use plane::Plane;
+pub use section::Section;
+pub use simplex::{L1Ball, Simplex};
 
-/// A function of a row. Its Jacobian is symmetric, so that one product serves both ways.
+/// A function of a row.
 ///
-/// Both methods are compiled for each instruction set: they are `#[inline(always)]`, with all that they call in loops,
-/// and sum up in a fixed number of lanes.
-pub trait Map: Copy + Send + Sync {
-    /// Writes the row's image. `room` is memory to work in, which keeps its size from row to row.
-    fn forward<R: Real>(&self, row: Row<'_, R>, room: &mut Vec<f64>);
+/// Both methods are compiled for each instruction set where they are `#[inline(always)]`, with all that they call in
+/// loops, and sum up in a fixed number of lanes; where they are not, once, as there is nothing in them for vectors.
+pub trait Map: Sync {
+    /// Whether each number is mapped by itself, so that rows may be taken together.
+    const BY_ENTRY: bool = false;
 
-    /// Writes the product of `vector` with the Jacobian, all of which the image tells.
-    fn vjp<R: Real>(&self, image: &[R], vector: &[R], to: &mut [R]);
+    /// Writes the row's image.
+    fn forward<R: Real>(&self, row: Row<'_, R>, room: &mut Room);
+
+    /// Writes the product of `vector` with the Jacobian, or with it transposed, where that is another one. All of it
+    /// follows from `told`: the row or its image, as each map says.
+    fn product<R: Real>(&self, told: &[R], vector: &[R], to: &mut [R], room: &mut Room, transposed: bool);
+}
+
+/// Memory to work in, which keeps its size from row to row.
+#[derive(Default)]
+pub struct Room {
+    numbers: Vec<f64>,
+    blocks: Vec<Block>,
+    order: Vec<usize>,
 }
 
 /// Numbers to read, and where their images go: in their place, or elsewhere.
@@ -53,6 +78,23 @@ impl<T: Copy> Row<'_, T> {
         }
     }
 
+    /// Writes `image` of each number and its like among others.
+    #[inline(always)]
+    pub fn write_by<U: Copy>(self, others: &[U], image: impl Fn(T, U) -> T) {
+        match self {
+            Row::InPlace(row) => {
+                for (x, &other) in row.iter_mut().zip(others) {
+                    *x = image(*x, other);
+                }
+            }
+            Row::Into(from, to) => {
+                for (to, (&x, &other)) in to.iter_mut().zip(from.iter().zip(others)) {
+                    *to = image(x, other);
+                }
+            }
+        }
+    }
+
     /// Where the images go.
     #[inline(always)]
     fn to(&mut self) -> &mut [T] {
@@ -72,15 +114,18 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Calls `work` with the first element and the number of elements of several rows at a time. Results do not depend
-    /// on the threads, as each row is one task's.
-    fn for_rows(&self, threads: usize, work: &(dyn Fn(usize, usize) + Sync)) {
+    /// Calls `work` with the first element and the number of elements of several rows at a time, and the length of
+    /// these as the map is to take them. Results do not depend on the threads, as each row is one task's.
+    fn for_rows<M: Map>(&self, _: &M, threads: usize, work: &(dyn Fn(usize, usize, usize) + Sync)) {
         assert!(self.len > 0, "rows without elements");
-        let threads = threads.min(self.rows * self.len / ELEMENTS_PER_THREAD).max(1);
-        let at_once = ELEMENTS_PER_THREAD.div_ceil(self.len);
-        pool::for_each(threads, self.rows.div_ceil(at_once), &|task| {
+        let elements = self.rows * self.len;
+        let len = if M::BY_ENTRY { 1 } else { self.len };
+        let (rows, at_once) = (elements / len, ELEMENTS_PER_THREAD.div_ceil(len));
+        let threads = threads.min(elements / ELEMENTS_PER_THREAD).max(1);
+        pool::for_each(threads, rows.div_ceil(at_once), &|task| {
             let first = task * at_once;
-            work(first * self.len, at_once.min(self.rows - first) * self.len);
+            let count = at_once.min(rows - first) * len;
+            work(first * len, count, if M::BY_ENTRY { count } else { len });
         });
     }
 }
@@ -101,12 +146,12 @@ pub unsafe fn forward<M: Map>(map: &M, shape: Shape, from: *const u8, to: *mut u
 /// # Safety
 /// As for [`forward`], with elements of type `T`.
 unsafe fn forward_of<T: Element>(map: &impl Map, shape: Shape, from: *const u8, to: *mut u8, threads: usize) {
-    let (isa, len) = (Isa::current(), shape.len);
+    let isa = Isa::current();
     let (from, to) = (
         Shared::new(from.cast::<T>().cast_mut()),
         Shared::new(to.cast::<T>()),
     );
-    shape.for_rows(threads, &|first, count| {
+    shape.for_rows(map, threads, &|first, count, len| {
         // SAFETY: the caller's promise; these rows are this task's.
         let rows = unsafe {
             let image = std::slice::from_raw_parts_mut(to.get().add(first), count);
@@ -119,55 +164,53 @@ unsafe fn forward_of<T: Element>(map: &impl Map, shape: Shape, from: *const u8, 
     });
 }
 
-/// Writes the products of the rows of `vectors` with the Jacobians, which `images` tell, on up to `threads` threads.
+/// What a product is made from, and where it goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Product {
+    /// The rows, or their images, as the map says.
+    pub told: *const u8,
+    pub vectors: *const u8,
+    pub to: *mut u8,
+    pub transposed: bool,
+}
+
+/// Writes the products of the rows of vectors with the Jacobians, on up to `threads` threads.
 ///
 /// # Safety
 /// As for [`forward`], with two that are read; what is written overlaps neither.
 ///
 /// # Panics
 /// If rows have no elements.
-pub unsafe fn vjp<M: Map>(
-    map: &M,
-    shape: Shape,
-    images: *const u8,
-    vectors: *const u8,
-    to: *mut u8,
-    threads: usize,
-) {
+pub unsafe fn product<M: Map>(map: &M, shape: Shape, product: Product, threads: usize) {
     // SAFETY: the caller's promise, with the type that `dtype` names.
-    unsafe { with_type!(shape.dtype, vjp_of(map, shape, images, vectors, to, threads)) }
+    unsafe { with_type!(shape.dtype, product_of(map, shape, product, threads)) }
 }
 
 /// # Safety
-/// As for [`vjp`], with elements of type `T`.
-unsafe fn vjp_of<T: Element>(
-    map: &impl Map,
-    shape: Shape,
-    images: *const u8,
-    vectors: *const u8,
-    to: *mut u8,
-    threads: usize,
-) {
-    let (isa, len) = (Isa::current(), shape.len);
-    let [images, vectors] = [images, vectors].map(|from| Shared::new(from.cast::<T>().cast_mut()));
-    let to = Shared::new(to.cast::<T>());
-    shape.for_rows(threads, &|first, count| {
+/// As for [`product`], with elements of type `T`.
+unsafe fn product_of<T: Element>(map: &impl Map, shape: Shape, product: Product, threads: usize) {
+    let isa = Isa::current();
+    let [told, vectors] =
+        [product.told, product.vectors].map(|from| Shared::new(from.cast::<T>().cast_mut()));
+    let (to, transposed) = (Shared::new(product.to.cast::<T>()), product.transposed);
+    shape.for_rows(map, threads, &|first, count, len| {
         // SAFETY: the caller's promise; these rows are this task's.
-        let (images, vectors, to) = unsafe {
+        let (told, vectors, to) = unsafe {
             (
-                std::slice::from_raw_parts(images.get().add(first), count),
+                std::slice::from_raw_parts(told.get().add(first), count),
                 std::slice::from_raw_parts(vectors.get().add(first), count),
                 std::slice::from_raw_parts_mut(to.get().add(first), count),
             )
         };
         dispatch(
             isa,
-            Vjp {
+            Products {
                 map,
-                images,
+                told,
                 vectors,
                 to,
                 len,
+                transposed,
             },
         );
     });
@@ -200,26 +243,27 @@ impl<M: Map, T: Element> Routine for Forward<'_, M, T> {
     }
 }
 
-struct Vjp<'a, M, T> {
+struct Products<'a, M, T> {
     map: &'a M,
-    images: &'a [T],
+    told: &'a [T],
     vectors: &'a [T],
     to: &'a mut [T],
     len: usize,
+    transposed: bool,
 }
 
-impl<M: Map, T: Element> Routine for Vjp<'_, M, T> {
+impl<M: Map, T: Element> Routine for Products<'_, M, T> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<A: Arch>(self) {
         let mut work = Work::default();
         let read = self
-            .images
+            .told
             .chunks_exact(self.len)
             .zip(self.vectors.chunks_exact(self.len));
-        for ((image, vector), to) in read.zip(self.to.chunks_exact_mut(self.len)) {
-            T::vjp(self.map, image, vector, to, &mut work);
+        for ((told, vector), to) in read.zip(self.to.chunks_exact_mut(self.len)) {
+            T::product(self.map, told, vector, to, &mut work, self.transposed);
         }
     }
 }

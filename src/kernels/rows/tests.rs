@@ -15,7 +15,7 @@ fn noise(count: usize) -> Vec<f64> {
     (0..count).map(|_| next()).collect()
 }
 
-fn project<T: Copy>(dtype: Float, simplex: Simplex, values: &[T], len: usize, threads: usize) -> Vec<T> {
+fn project<T: Copy>(dtype: Float, map: impl Map, values: &[T], len: usize, threads: usize) -> Vec<T> {
     let shape = Shape {
         dtype,
         rows: values.len() / len,
@@ -26,13 +26,13 @@ fn project<T: Copy>(dtype: Float, simplex: Simplex, values: &[T], len: usize, th
     // SAFETY: as many elements of the type.
     unsafe {
         forward(
-            &simplex,
+            &map,
             shape,
             values.as_ptr().cast(),
             to.as_mut_ptr().cast(),
             threads,
         );
-        forward(&simplex, shape, same.cast_const().cast(), same.cast(), threads);
+        forward(&map, shape, same.cast_const().cast(), same.cast(), threads);
     }
     let bytes = |values: &[T]| unsafe {
         // SAFETY: any number is bytes.
@@ -49,9 +49,14 @@ fn product<T: Copy>(dtype: Float, images: &[T], vectors: &[T], len: usize, threa
         len,
     };
     let mut to = vectors.to_vec();
-    let [images, vectors] = [images, vectors].map(|from| from.as_ptr().cast::<u8>());
+    let product = Product {
+        told: images.as_ptr().cast(),
+        vectors: vectors.as_ptr().cast(),
+        to: to.as_mut_ptr().cast(),
+        transposed: false,
+    };
     // SAFETY: as many elements of the type.
-    unsafe { vjp(&SIMPLEX, shape, images, vectors, to.as_mut_ptr().cast(), threads) };
+    unsafe { super::product(&SIMPLEX, shape, product, threads) };
     to
 }
 
@@ -193,4 +198,53 @@ fn sixteen_bits_are_rounded_once() {
         product(Float::F16, &images, &half, 50, 1),
         round_half(&product(Float::F32, &wide_images, &from_half, 50, 1))
     );
+}
+
+#[test]
+fn isotonic_rows_do_not_fall_and_keep_their_sum() {
+    let increasing = Isotonic {
+        increasing: true,
+        weights: None,
+    };
+    let rows = noise(3 * 200);
+    let images = project(Float::F64, increasing, &rows, 200, 1);
+    for (row, image) in rows.chunks(200).zip(images.chunks(200)) {
+        assert!(image.is_sorted());
+        assert_near(&[image.iter().sum::<f64>()], &[row.iter().sum::<f64>()], 1e-12);
+    }
+}
+
+#[test]
+fn norms_of_any_size_are_found() {
+    let ball = L2Ball {
+        radius: 1.0,
+        rest: false,
+    };
+    let small = L2Ball {
+        radius: 1e-200,
+        rest: false,
+    };
+    assert_near(
+        &project(Float::F64, ball, &[3e200, -4e200], 2, 1),
+        &[0.6, -0.8],
+        1e-15,
+    );
+    assert_near(
+        &project(Float::F64, small, &[3e-190, 4e-190], 2, 1),
+        &[6e-201, 8e-201],
+        1e-215,
+    );
+    assert_eq!(project(Float::F64, ball, &[f64::INFINITY, 1.0], 2, 1), [1.0, 0.0]);
+}
+
+#[test]
+fn sections_reach_their_sum_and_impossible_ones_are_none() {
+    let section = |sum| Section::new(vec![-1.0; 50], vec![0.5; 50], vec![0.5; 50], sum);
+    assert!(section(12.6).is_none() && section(-25.1).is_none());
+    for sum in [-25.0, -3.0, 0.0, 12.5] {
+        for image in project(Float::F64, section(sum).unwrap(), &noise(150), 50, 1).chunks(50) {
+            assert_near(&[image.iter().sum::<f64>() / 2.0], &[sum], 1e-13);
+            assert!(image.iter().all(|x| (-1.0..=0.5).contains(x)));
+        }
+    }
 }

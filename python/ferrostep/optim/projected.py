@@ -1,0 +1,123 @@
+"""Parameters that are put back onto a set after each step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ferrostep import projections
+from ferrostep.errors import wrong_choice, wrong_kind
+from ferrostep.optim import shards
+from ferrostep.optim.base import is_fake
+from ferrostep.reference import checks
+
+Projection = str | Sequence[Any] | Callable[[Tensor], Any]
+
+
+class Named(NamedTuple):
+    """A projection that has a name here."""
+
+    function: Callable[..., Tensor]
+    """In place, with numbers as its arguments."""
+    has_rows: bool
+    """Whether it projects rows along the last dimension, rather than numbers by themselves."""
+
+
+NAMED: Mapping[str, Named] = MappingProxyType(
+    {
+        "box": Named(projections.box_, False),
+        "l1_ball": Named(projections.l1_ball_, True),
+        "l2_ball": Named(projections.l2_ball_, True),
+        "linf_ball": Named(projections.linf_ball_, False),
+        "nonnegative": Named(projections.nonnegative_, False),
+        "simplex": Named(projections.simplex_, True),
+    }
+)
+
+
+RESTS = ("kahan_comp", "master_low")
+"""States with what rounding has taken of a parameter, to which it is added back."""
+
+
+def check_projection(group: Mapping[str, Any]) -> None:
+    """Raise for a ``projection`` of a parameter group that is none, or not one for its parameters."""
+    projection = group["projection"]
+    if projection is None:
+        return
+    if group["differentiable"]:
+        raise RuntimeError("projection does not support `differentiable`")
+    if callable(projection):
+        if any(map(shards.is_distributed, group["params"])):
+            raise RuntimeError(f"projection is a function, which DTensors exclude; expected one of {', '.join(NAMED)}")
+        return
+    named, arguments = _parse(projection)
+    named.function(torch.empty(0, 1), *arguments)
+    for i, p in enumerate(group["params"]):
+        if p.numel():
+            _check_parameter(f"parameter {i}", p, named)
+
+
+def _check_parameter(name: str, p: Tensor, named: Named) -> None:
+    checks.readable(name, p)
+    if not named.has_rows:
+        return
+    checks.rows(name, p, -1)
+    if shards.is_distributed(p) and any(place.is_shard(p.ndim - 1) for place in p.placements):
+        raise RuntimeError(f"{name} is a DTensor whose rows are split ({p.placements}), which projection cannot gather")
+
+
+def _parse(projection: Any) -> tuple[Named, Sequence[Any]]:
+    """The projection that a name stands for, or a tuple of a name and numbers."""
+    if isinstance(projection, str):
+        name, arguments = projection, []
+    elif isinstance(projection, Sequence) and projection and isinstance(projection[0], str):
+        name, *arguments = projection
+    else:
+        raise wrong_kind("projection", projection, "a name, a tuple of a name and numbers, or a function")
+    if name not in NAMED:
+        raise wrong_choice("projection", name, *NAMED)
+    for number in arguments:
+        if not isinstance(number, (int, float)):
+            raise wrong_kind("projection's argument", number, "a number")
+    return NAMED[name], arguments
+
+
+def projected(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[str, Any]]) -> list[Callable[[], None]]:
+    """What is to be done after a step, for parameters with a gradient; raises for what has become impossible."""
+    todo: list[Callable[[], None]] = []
+    for group in groups:
+        if group["projection"] is None:
+            continue
+        check_projection(group)
+        function = _function(group["projection"])
+        for p in group["params"]:
+            if p.grad is not None and _own(p).numel() and not p.is_meta and not is_fake(p):
+                todo.append(partial(_project, function, p, state))
+    return todo
+
+
+def _function(projection: Projection) -> Callable[[Tensor], Any]:
+    if callable(projection):
+        return projection
+    named, arguments = _parse(projection)
+    return lambda p: named.function(_own(p), *arguments)
+
+
+@torch.no_grad()
+def _project(function: Callable[[Tensor], Any], p: Tensor, state: Mapping[Tensor, dict[str, Any]]) -> None:
+    """Project a parameter. Where that moves it, what was kept of its number apart goes."""
+    own = state.get(p, {})
+    rests = [_own(own[name]) for name in RESTS if own.get(name) is not None]
+    before = _own(p).clone() if rests else p
+    function(p)
+    for rest in rests:
+        rest.masked_fill_(_own(p).ne(before), 0)
+
+
+def _own(x: Tensor) -> Tensor:
+    return shards.local(x) if shards.is_distributed(x) else x
