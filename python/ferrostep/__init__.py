@@ -35,6 +35,7 @@ __all__ = ["__version__", "info", "orthogonalize"]
 
 # Named above for editors, too.
 PACKAGES = (
+    "batch_size",
     "bilevel",
     "curvature",
     "gradients",
