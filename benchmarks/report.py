@@ -13,8 +13,10 @@ from statistics import median
 
 import torch
 
+import batches
 import cases
 import ferrostep
+import krylov
 import maps
 import markdown
 import matrices
@@ -23,6 +25,8 @@ import products
 import projections
 import release
 import shapes
+import singular
+import solutions
 import threads
 import training
 from cases import CASES, Case, Model
@@ -207,6 +211,16 @@ def rows(settings: Settings) -> str:
     return contests(maps.projections(), settings)
 
 
+def iterations(settings: Settings) -> str:
+    """Lanczos iteration."""
+    return contests(krylov.iterations(), settings)
+
+
+def solved(settings: Settings) -> str:
+    """Derivatives of solutions."""
+    return contests(solutions.contests(), settings)
+
+
 def masters(settings: Settings) -> str:
     """Steps with masters in float32, and the memory of one process that takes them."""
     ceiling, rows = Ceiling(), []
@@ -248,10 +262,17 @@ def sections(settings: Settings) -> dict[str, tuple[str, Callable[[], str]]]:
     }
     result["products"] = ("Matrix products", lambda: matrix_products(settings))
     result["muon"] = ("Muon", lambda: muon(settings))
+    result["singular"] = ("Largest singular values", lambda: contests(list(singular.contests()), settings))
     result["guidance"] = ("Guidance", lambda: guidance(settings))
     result["gradients"] = ("Gradient projection", lambda: gradients(settings))
     result["maps"] = ("Projections of rows", lambda: rows(settings))
+    result["krylov"] = ("Lanczos iteration", lambda: iterations(settings))
+    result["solutions"] = ("Derivatives of solutions", lambda: solved(settings))
     result["offload"] = ("Masters in float32", lambda: masters(settings))
+    result["batches"] = (
+        "Norms of gradients, and ghost batch normalization",
+        lambda: contests([*batches.norms(settings.layers), *batches.ghosts()], settings),
+    )
     result["release"] = ("Steps within the backward pass", lambda: released(settings))
     result["training"] = ("The step inside a training loop", lambda: in_training(settings))
     result["threads"] = ("One thread and two, us per step", lambda: thresholds(settings))

@@ -40,7 +40,10 @@ from tuning import FACTOR, Record, Result, Runs, tune
 
 DOCS = Path(__file__).parents[1] / "docs"
 NAMES = [name for name in optimizers.OPTIMIZERS if not report.peer(name)]
-LEFT_OUT = {"Muon": "its rule is that of the hidden matrices of MuonWithAuxAdamW"}
+LEFT_OUT = {
+    "GradNormSmooth": "it is for all data at once, and for few parameters",
+    "Muon": "its rule is that of the hidden matrices of MuonWithAuxAdamW",
+}
 """Classes without a row of their own, and why."""
 TIMED = Shape(width=256, layers=4)  # 3.2 million parameters
 PEER = "torch.adamw"

@@ -15,7 +15,8 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from rich.table import Table
 
 from ferrostep.demo.model import GPT, Shape
 from ferrostep.demo.text import Text, windows
-from ferrostep.optim import AdamW, Lion, MemoryPlan, memory_plan
+from ferrostep.optim import FRUGAL, AdamW, Lion, MemoryPlan, frugal_param_groups, memory_plan
 
 SHAPE = Shape(context=64, width=512, heads=8, layers=8)
 BATCH = 4
@@ -35,6 +36,9 @@ MIB = 2**20
 NO_MEMORY = ("can't allocate memory", "not enough memory")  # in torch's error
 ADAMW: dict[str, Any] = {"lr": 3e-4, "betas": (0.9, 0.99), "weight_decay": 0.1}
 LION: dict[str, Any] = {"lr": 5e-5, "betas": (0.95, 0.98), "weight_decay": 0.5}
+PROJECTED: dict[str, Any] = ADAMW | {"update_gap": 50}
+BADAM: dict[str, Any] = PROJECTED | {"selection": "block", "state_free": "none"}
+GALORE: dict[str, Any] = PROJECTED | {"lr": 3e-3, "selection": "svd", "state_free": "none", "reset_state": False}
 
 
 class Way(NamedTuple):
@@ -49,12 +53,21 @@ class Way(NamedTuple):
         return plan.attached_total if self.attached and plan.attached_total is not None else plan.total
 
 
+def projected(params: Iterable[torch.nn.Parameter], **arguments: Any) -> FRUGAL:
+    """FRUGAL for a model's hidden matrices, with all of AdamW's state for the rest."""
+    return FRUGAL(frugal_param_groups(params), **arguments)
+
+
 WAYS = {
     "AdamW, float32 states": Way(AdamW, ADAMW, False),
     "the same, attached": Way(AdamW, ADAMW, True),
     "AdamW, int8 states": Way(AdamW, ADAMW | {"state_dtype": "int8"}, False),
     "AdamW, int8 states, attached": Way(AdamW, ADAMW | {"state_dtype": "int8"}, True),
     "Lion, int8 states, attached": Way(Lion, LION | {"state_dtype": "int8"}, True),
+    "FRUGAL, a fourth, attached": Way(projected, PROJECTED, True),
+    "FRUGAL, signs, attached": Way(projected, PROJECTED | {"density": 0.0}, True),
+    "BAdam, attached": Way(projected, BADAM, True),
+    "GaLore, attached": Way(projected, GALORE | {"projected_lr_scale": 0.25}, True),
 }
 
 
@@ -63,44 +76,63 @@ def status(name: str) -> int:
     return 1024 * int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0])
 
 
+@contextmanager
+def limited(more: int) -> Iterator[None]:
+    """Let this process's data grow by so many bytes, if any are said; not beyond, where the process has to end."""
+    before, most = resource.getrlimit(resource.RLIMIT_DATA)
+    if more:
+        resource.setrlimit(resource.RLIMIT_DATA, (status("VmData") + more, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (before, most))
+
+
 def train(way: Way, shape: Shape, steps: int, seed: int, limit: int) -> dict[str, Any]:
     """Train in this process, which gets no more memory than the limit, in bytes; what came of it."""
     text = Text.load(None, shape.context)
     plan = way.planned(memory_plan(GPT(shape), way.make, **way.arguments))
     torch.ones(1, requires_grad=True).sum().backward()  # starts autograd's threads
-    loaded, most = status("VmRSS"), status("VmData") + limit
-    if limit:
-        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    loaded = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak
     torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     begin = time.perf_counter()
     try:
-        model = GPT(shape)
-        optimizer = way.make(model.parameters(), **way.arguments)
-        if way.attached:
-            optimizer.attach()
-        for step in range(steps):
-            for group in optimizer.param_groups:
-                group["lr"] = way.arguments["lr"] * min(1.0, (step + 1) / 20)
-            optimizer.zero_grad()
-            loss = model.loss(windows(text.train, BATCH, shape.context + 1, generator))
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-    except RuntimeError as error:
-        if not any(words in str(error) for words in NO_MEMORY):
+        with limited(limit):
+            take_steps(way, shape, text, steps, seed, losses)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in NO_MEMORY):
             raise
     seconds = time.perf_counter() - begin
     return {"plan": plan, "peak": status("VmHWM") - loaded, "losses": losses, "seconds": seconds}
+
+
+def take_steps(way: Way, shape: Shape, text: Text, steps: int, seed: int, losses: list[float]) -> None:
+    """Make a model and train it; the losses as they come."""
+    generator = torch.Generator().manual_seed(seed)
+    model = GPT(shape)
+    optimizer = way.make(model.parameters(), **way.arguments)
+    if way.attached:
+        optimizer.attach()
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = way.arguments["lr"] * min(1.0, (step + 1) / 20)
+        optimizer.zero_grad()
+        loss = model.loss(windows(text.train, BATCH, shape.context + 1, generator))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
 
 
 def in_a_process(name: str, arguments: argparse.Namespace, limit: int) -> dict[str, Any]:
     """Train in a process of its own."""
     own = ["--way", name, "--steps", str(arguments.steps), "--seed", str(arguments.seed), "--limit", str(limit)]
     own += ["--width", str(arguments.width)]
-    done = subprocess.run([sys.executable, __file__, *own], check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, __file__, *own], capture_output=True, text=True)
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+        raise SystemExit(f"{name}: its process ended with code {done.returncode}: {last[0]}")
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 

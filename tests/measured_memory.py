@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from ferrostep.offload import HostOptimizer
 from ferrostep.optim import (
     EGD,
+    FRUGAL,
     NIGT,
     SAM,
     SGD,
@@ -66,6 +67,13 @@ def both_steps(optimizer: Any) -> None:
         optimizer.second_step()
 
 
+def switched(optimizer: Any) -> None:
+    """A step, and one with states made anew."""
+    optimizer.step()
+    optimizer.refresh()
+    optimizer.step()
+
+
 def groups(params: Any) -> list[dict[str, Any]]:
     """Matrices for Muon, the rest for AdamW."""
     own = list(params)
@@ -89,6 +97,7 @@ CASES: dict[str, Case] = {
     "AuON": Case(AuON),
     "DiffGrad": Case(DiffGrad),
     "EGD, adam": Case(lambda p: EGD(p, adam=True)),
+    "FRUGAL, a switch": Case(FRUGAL, step=switched),
     "HostOptimizer": Case(lambda p: HostOptimizer(p, AdamW), BF16),
     "HybridAuON": Case(HybridAuON, shapes=MATRICES),
     "Lion": Case(Lion),

@@ -24,11 +24,11 @@ from ferrostep.curvature import (
     HutchinsonDiagonal,
     gauss_newton_bartlett,
     hutchinson_diagonal,
-    hutchinson_trace,
+    hvp_operator,
     lanczos,
     sampled_cross_entropy,
     sampled_squared_error,
-    top_eigenvalue,
+    trace,
 )
 from ferrostep.gradients import OrthogonalGradient
 from ferrostep.guidance import MomentumBuffer, apg
@@ -128,8 +128,9 @@ ESTIMATES: dict[str, Callable[[Callable[[], Tensor], list[Any]], object]] = {
     "HessianProduct": HessianProduct,
     "hutchinson_diagonal": hutchinson_diagonal,
     "HutchinsonDiagonal": lambda loss, params: HutchinsonDiagonal(params).add(loss),
-    "hutchinson_trace": lambda loss, params: hutchinson_trace(loss, params, num_samples=1),
-    "top_eigenvalue": lambda loss, params: top_eigenvalue(loss, params, steps=2),
+    "hvp_operator": lambda loss, params: hvp_operator(loss, params),
+    "trace": lambda loss, params: trace(hvp_operator(loss, params), 1),
+    "lanczos": lambda loss, params: lanczos(hvp_operator(loss, params), 2),
     "gauss_newton_bartlett": lambda loss, params: gauss_newton_bartlett(loss, 4, params),
     "SophiaH": lambda loss, params: SophiaH(params).estimate_hessian(loss),
     "OrthogonalGradient": lambda loss, params: OrthogonalGradient(torch.optim.SGD(params, lr=0.1)).step(loss(), loss()),
@@ -180,14 +181,12 @@ def test_a_sparse_gradient_is_refused_by_the_parameters_number(name: str) -> Non
         ESTIMATES[name](loss, [p, embedding.weight])
 
 
-@pytest.mark.parametrize("name", ["hutchinson_trace", "top_eigenvalue"])
+@pytest.mark.parametrize("name", ["trace", "lanczos"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_curvature_that_is_not_finite_is_refused(name: str, value: float) -> None:
     p = gaussian(3).requires_grad_()
     with pytest.raises(ValueError, match=r"not finite .*the loss or its derivatives have NaN or infinity"):
         ESTIMATES[name](lambda: (value * p**3).sum(), [p])
-    with pytest.raises(ValueError, match="not finite"):
-        lanczos(lambda x: value * x, torch.ones(3), 2)
 
 
 W = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -202,17 +201,10 @@ BAD: dict[str, tuple[type[Exception], str, Callable[..., object]]] = {
     "no loss": (ValueError, "^the loss is a NoneType", lambda: hutchinson_diagonal(None, [W])),  # type: ignore[arg-type]
     "no losses": (ValueError, "^the loss is a NoneType", lambda: hutchinson_diagonal([None], [W])),  # type: ignore[list-item]
     "samples": (TypeError, "^num_samples is a float", lambda: hutchinson_diagonal(cubic, [W], num_samples=1.5)),  # type: ignore[arg-type]
-    "samples of a trace": (TypeError, "^num_samples is a", lambda: hutchinson_trace(cubic, [W], num_samples=None)),  # type: ignore[arg-type]
     "scale": (ValueError, "^Invalid grad_scale value: 0", lambda: hutchinson_diagonal(cubic, [W], grad_scale=0)),
     "no scale": (TypeError, "^grad_scale is a", lambda: hutchinson_diagonal(cubic, [W], grad_scale=None)),  # type: ignore[arg-type]
     "twice": (ValueError, r"^params\[1\] has come before", lambda: hutchinson_diagonal(cubic, [W, W])),
-    "complex": (ValueError, "^parameter 0 has dtype", lambda: hutchinson_trace(lambda: Z.abs().sum(), [Z])),
-    "steps": (TypeError, "^steps is a NoneType", lambda: top_eigenvalue(cubic, [W], steps=None)),  # type: ignore[arg-type]
-    "tolerance": (TypeError, "^tolerance is a str", lambda: top_eigenvalue(cubic, [W], tolerance="a")),  # type: ignore[arg-type]
-    "matrix": (ValueError, r"first vector has shape \[2, 2\]", lambda: lanczos(lambda x: x, torch.ones(2, 2), 2)),
-    "integers": (ValueError, "dtype torch.int64", lambda: lanczos(lambda x: x, torch.ones(2).long(), 2)),
-    "product": (ValueError, r"product .* shape \[1\]", lambda: lanczos(lambda x: x[:1], torch.ones(2), 2)),
-    "no product": (ValueError, "type NoneType", lambda: lanczos(lambda x: None, torch.ones(2), 2)),  # type: ignore[arg-type,return-value]
+    "complex": (ValueError, "^parameter 0 has dtype", lambda: hutchinson_diagonal(lambda: Z.abs().sum(), [Z])),
     "labels": (TypeError, "^labels is a", lambda: gauss_newton_bartlett(cubic, None, [W])),  # type: ignore[arg-type]
     "fewer labels": (ValueError, "^Invalid labels: -1", lambda: gauss_newton_bartlett(cubic, -1, [W])),
     "logits": (TypeError, "^logits is a", lambda: sampled_cross_entropy(None)),  # type: ignore[arg-type]
@@ -374,30 +366,6 @@ def test_no_graph_is_left_behind(refresh: Callable[..., None]) -> None:
             refresh(h, g, loss)
         assert Saved.live == 0
     assert live() == before
-
-
-@pytest.mark.smoke
-def test_trace_and_largest_eigenvalue() -> None:
-    h = symmetric(12)
-    p = gaussian(12, seed=1).requires_grad_()
-    trace = hutchinson_trace(lambda: 0.5 * p @ h @ p, [p], num_samples=3000)
-    assert abs(trace.value - float(h.trace())) < 4 * trace.standard_error < 2.0
-    found = top_eigenvalue(lambda: 0.5 * p @ h @ p, [p], tolerance=1e-10)
-    assert found.value == pytest.approx(float(torch.linalg.eigvalsh(h)[-1]), rel=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("start", "steps", "message"),
-    [
-        (torch.ones(3), 0, "Invalid steps: 0"),
-        (torch.ones(0), 2, r"norm of the first vector is 0\.0"),
-        (torch.zeros(3), 2, r"norm of the first vector is 0\.0"),
-        (torch.tensor([1.0, float("nan")]), 2, "norm of the first vector is nan"),
-    ],
-)
-def test_lanczos_refuses_what_gives_no_vector(start: Tensor, steps: int, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        lanczos(lambda x: x, start, steps)
 
 
 class TestSampledLabels:

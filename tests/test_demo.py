@@ -1,6 +1,8 @@
 """The parts of the demonstration, without its command line."""
 
+import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from ferrostep.demo import DemoError, optimizers, report, text, training
 from ferrostep.demo.model import GPT, Shape
 from ferrostep.demo.task import NextByte
 from ferrostep.optim import NIGT, SophiaG
+from ferrostep.schedules import LinearDecay
 
 TINY = Shape(context=16, width=16, heads=2, layers=1)
 
@@ -82,6 +85,37 @@ def test_nigt_is_evaluated_at_its_own_point(monkeypatch: pytest.MonkeyPatch) -> 
     assert tiny_task().held_out_loss(model) != run.held_out_loss
     optimizer.eval()
     assert tiny_task().held_out_loss(model) == run.held_out_loss
+
+
+@pytest.mark.parametrize(("name", "bars"), [("linear", 1), ("refined", 2)])
+def test_schedules_of_a_comparison(
+    name: str, bars: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    from rich.console import Console
+
+    from ferrostep.demo import compare
+
+    monkeypatch.setattr(compare, "Shape", lambda: TINY)
+    completed = compare.compare(
+        ["torch.sgd"], None, training.Budget(steps=4), 0, tmp_path, Console(width=120), schedule=name
+    )
+    assert completed and json.loads((tmp_path / "compare.json").read_text())["schedule"] == name
+    assert capsys.readouterr().out.count("step 4 ") == bars
+    if name == "refined":
+        with pytest.raises(DemoError, match=r"no schedule can be made of torch.sgd's run: norms has 1 finite"):
+            compare.compare(["torch.sgd"], None, training.Budget(steps=1), 0, tmp_path, Console(), schedule=name)
+
+
+def test_schedules_are_stretched_over_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=2.0)
+    monkeypatch.setitem(optimizers.OPTIMIZERS, "x", lambda _: optimizer)
+    rates = []
+    optimizer.register_step_pre_hook(lambda *_: rates.append(optimizer.param_groups[0]["lr"]))
+    run = training.Run("x")
+    training.train(run, model, tiny_task(), training.Budget(steps=4), 0, schedule=LinearDecay(8), norm="l2")
+    assert rates == [2.0, 1.5, 1.0, 0.5] and len(run.norms) == 4
 
 
 def test_a_factor_multiplies_every_rate(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,8 +114,18 @@ def tasks() -> dict[str, Any]:
     return dict(locals())
 
 
-GUIDES = ("gradients.md", "guidance.md", "muon.md", "projections.md", "schedules.md")
-PAGES = ("index.md", "dtypes.md", "memory.md", "threads.md")
+GUIDES = (
+    "batch-size.md",
+    "bilevel.md",
+    "curvature.md",
+    "gradients.md",
+    "guidance.md",
+    "implicit.md",
+    "muon.md",
+    "projections.md",
+    "schedules.md",
+)
+PAGES = ("index.md", "dtypes.md", "grad-norm-smooth.md", "memory.md", "threads.md", "width.md")
 ELSEWHERE = {
     "distributed.md": "distributed/modules.py",
     "offload.md": "test_offload.py",

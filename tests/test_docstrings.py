@@ -23,10 +23,15 @@ import ferrostep
 
 MODULES = (
     "ferrostep",
+    "ferrostep.batch_size",
+    "ferrostep.bilevel",
     "ferrostep.curvature",
     "ferrostep.gradients",
     "ferrostep.guidance",
     "ferrostep.guidance.diffusers",
+    "ferrostep.implicit",
+    "ferrostep.implicit.linear",
+    "ferrostep.implicit.optimality",
     "ferrostep.integrations.timm",
     "ferrostep.integrations.transformers",
     "ferrostep.nn",

@@ -115,6 +115,12 @@ def test_odice_on_hopper(tmp_path: Path) -> None:
     assert "orthogonal" in printed
 
 
+def test_width(tmp_path: Path) -> None:
+    printed = run("width.py", "--quick", output=tmp_path / "width.png")
+    for rule in ("sqrt", "linear", "none"):
+        assert printed.count(f" {rule} ") == 3  # at two widths, and at the tuned learning rate
+
+
 def test_gridworld(tmp_path: Path) -> None:
     printed = run("odice_gridworld.py", "--steps", "3", "--seeds", "1", output=tmp_path / "maps.png")
     assert "best policy" in printed and "orthogonal" in printed
@@ -125,6 +131,42 @@ def test_schedules(tmp_path: Path) -> None:
     printed = run("schedules.py", *arguments, output=tmp_path / "schedules.png")
     for row in ("linear", "cosine", "constant", "refined"):
         assert row in printed
+
+
+@pytest.mark.frameworks
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("hyperparameters", ("one decay", "exact systems")),
+        ("hyper_cleaning", ("true labels", "running z", "not normalized")),
+        ("robust_svm", ("penalties frozen", "true labels")),
+        ("optimization_layer", ("implicit", "unrolled", "fixed dictionary")),
+    ],
+)
+def test_bilevel_and_implicit(name: str, rows: tuple[str, ...], tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    printed = run(f"{name}.py", "--quick", output=tmp_path / "figure.png")
+    assert all(row in printed for row in rows) and "nan" not in printed
+
+
+def test_adaptive_batch(tmp_path: Path) -> None:
+    """In this process, with one training of each kind."""
+    own = runpy.run_path(str(EXAMPLES / "adaptive_batch.py"))
+    data, runs = own["load"](2048), {}
+    for plan in (own["Plan"](32, 32, 0.1), own["Plan"](32, 256, 0.1)):
+        for name in own["OPTIMIZERS"]:
+            runs[name, plan] = [own["train"](data, name, plan, lr=0.04, seed=0)]
+            (run,) = runs[name, plan]
+            assert run.samples[-1] == 2048 and run.losses[-1] < run.losses[0]
+            assert (max(run.sizes) > 32 and run.updates < 64) == (plan.largest > 32)
+    own["draw"](tmp_path / "figure.png", runs)
+    assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+def test_curvature(tmp_path: Path) -> None:
+    arguments = ["--steps", "3", "--every", "2", "--lanczos-steps", "2"]
+    printed = run("curvature.py", *arguments, output=tmp_path / "curvature.png")
+    assert "SGD, lr 0.5: eigenvalues" in printed and "AdamW, lr 0.004: eigenvalues" in printed
 
 
 def test_surgery() -> None:
@@ -143,7 +185,7 @@ def test_pretraining_in_memory(tmp_path: Path) -> None:
     own = runpy.run_path(str(EXAMPLES / "pretrain_in_memory.py"))
     shape = own["Shape"](context=16, width=32, heads=2, layers=1)
     found = {name: own["train"](way, shape, 2, seed=0, limit=0) for name, way in own["WAYS"].items()}
-    assert len(found) == 5 and all(len(each["losses"]) == 2 and each["plan"] > 0 for each in found.values())
+    assert len(found) == 9 and all(len(each["losses"]) == 2 and each["plan"] > 0 for each in found.values())
     same = ["AdamW, float32 states", "the same, attached"]
     assert found[same[0]]["losses"] == found[same[1]]["losses"]
     own["draw"]({name: each["losses"] for name, each in found.items()}, tmp_path / "losses.png")

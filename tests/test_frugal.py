@@ -356,6 +356,7 @@ def test_states_that_do_not_fit(selection: str, change: Callable[[dict[str, Any]
         ({"projected_lr_scale": 0.0}, ValueError, "projected_lr_scale"),
         ({"state_free_lr_scale": -1.0}, ValueError, "state_free_lr_scale"),
         ({"block_order": "up"}, ValueError, "block_order"),
+        ({"proj_side": "full"}, ValueError, "proj_side"),
         ({"densty": 0.1}, TypeError, "density"),
     ],
     ids=str,
@@ -433,13 +434,31 @@ def test_the_subspace_holds_as_much_as_the_exact_one(decay: float) -> None:
     g = torch.randn(96, 200, generator=generator)
     u, s, v = torch.linalg.svd(g, full_matrices=False)
     g = u * (s * torch.exp(-decay * torch.arange(96.0))) @ v
-    for matrix in (g, g.mT):
-        basis = top_directions(matrix, 24, generator)
-        captured = down(matrix, basis).square().sum()
-        exact = torch.linalg.svdvals(matrix)[:24].square().sum()
+    for is_right in (False, True):
+        basis = top_directions(g, 24, generator, is_right)
+        captured = down(g, basis, is_right).square().sum()
+        exact = torch.linalg.svdvals(g)[:24].square().sum()
         assert captured >= 0.99 * exact
-        square = basis @ basis.mT if matrix is not g else basis.mT @ basis
+        square = basis @ basis.mT if is_right else basis.mT @ basis
         torch.testing.assert_close(square, torch.eye(24), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("selection", ["svd", "random"])
+@pytest.mark.parametrize(
+    ("side", "on_right"),
+    [("std", (False, True)), ("reverse_std", (True, False)), ("right", (True, True)), ("left", (False, False))],
+)
+def test_sides_of_a_matrix(selection: str, side: str, on_right: tuple[bool, bool]) -> None:
+    """Of a matrix wider than high, and of one higher than wide."""
+    params = parameters(((4, 12), (12, 4)))
+    own: Any = {"selection": selection, "proj_side": side, "density": 0.5, "update_gap": 2}
+    optimizer = FRUGAL(params, lr=0.1, **own)
+    train(optimizer, params, 3)
+    for p, is_right in zip(params, on_right, strict=True):
+        rows, columns = p.shape
+        state = optimizer.state[p]
+        assert state["basis"].shape == ((2, columns) if is_right else (rows, 2))
+        assert state["exp_avg"].shape == ((rows, 2) if is_right else (2, columns))
 
 
 @pytest.mark.parametrize("selection", ["svd", "random"])

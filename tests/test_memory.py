@@ -17,6 +17,7 @@ from ferrostep.offload import HostOptimizer
 from ferrostep.optim import (
     FRUGAL,
     SAM,
+    STORM,
     AdamW,
     Lion,
     MemoryPlan,
@@ -116,7 +117,7 @@ def test_options_are_in_the_plan(options: dict[str, Any], dtype: torch.dtype) ->
 @pytest.mark.parametrize(
     ("optimizer", "options"),
     [
-        (FRUGAL, {"selection": "svd"}),
+        (FRUGAL, {"selection": "svd", "density": 0.0}),
         (Lion, {"kappa": torch.sign}),
         (OptimisticMD, {"radius": 1.0}),
         (MuonAdamW, {"backend": "reference"}),
@@ -125,6 +126,25 @@ def test_options_are_in_the_plan(options: dict[str, Any], dtype: torch.dtype) ->
 def test_what_runs_in_plain_torch_has_a_plan_without_scratch(optimizer: Any, options: dict[str, Any]) -> None:
     plan = memory_plan([(64, 64), (64,)], optimizer, **options)
     assert plan.scratch == 0 and plan.total >= 2 * plan.parameters
+
+
+@pytest.mark.parametrize(
+    ("own", "renewed"),
+    [
+        ({}, 4 * (2 * 64 * 24 + 24)),
+        ({"reset_state": False}, 4 * 24),
+        ({"selection": "block"}, 4 * 2 * 64 * 96),
+        ({"density": 0.0}, 0),
+        ({"projectable": False}, 0),
+    ],
+    ids=str,
+)
+def test_states_of_a_switch_lie_beside_the_old_ones(own: dict[str, Any], renewed: int) -> None:
+    assert memory_plan([(64, 96), (64,)], FRUGAL, **own).scratch == renewed
+
+
+def test_storms_transport_lies_beside_the_gradients() -> None:
+    assert memory_plan([(64, 80), (64,)], STORM, lr=0.1).scratch == 4 * (64 * 80 + 64)
 
 
 def test_masters_of_other_peoples_classes() -> None:

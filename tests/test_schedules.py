@@ -23,6 +23,7 @@ from ferrostep.schedules import (
     LinearDecayLR,
     RefinedLR,
     RefinedSchedule,
+    RegimeAdaptation,
     ScheduleLR,
     refine_schedule,
     scale_lr_for_batch,
@@ -231,9 +232,27 @@ def test_learning_rates_for_other_batches(arguments: tuple[Any, ...], expected: 
     assert scale_lr_for_batch(*arguments) == pytest.approx(expected, rel=1e-15)
 
 
+def test_a_regime_keeps_the_number_of_updates() -> None:
+    recipe = [0.1 * 0.1 ** sum(epoch >= boundary for boundary in (81, 122)) for epoch in range(164)]
+    adapted = RegimeAdaptation(recipe.__getitem__, base_batch=128, batch=2048, epochs=164)
+    assert (adapted.stretch, adapted.total_steps, adapted(0)) == (16, 164 * 16, pytest.approx(0.4))
+    found = values(adapted)
+    assert [epoch for epoch in range(1, 164 * 16) if found[epoch] != found[epoch - 1]] == [1296, 1952]
+    assert [rate / 4 for rate in found[::16]] == pytest.approx(recipe)
+    opt = optimizer()
+    scheduler = ScheduleLR(opt, RegimeAdaptation(LinearDecay(3), 2, 4, "linear"))
+    assert [first for first, _ in rates(scheduler, 6)] == pytest.approx([1, 1, 2 / 3, 2 / 3, 1 / 3, 1 / 3])
+    resumed = ScheduleLR(optimizer(), RegimeAdaptation(LinearDecay(3), 2, 6))
+    resumed.load_state_dict(copy.deepcopy(scheduler.state_dict()))
+    assert resumed.schedule(4) == scheduler.schedule(4)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
+        (lambda: RegimeAdaptation(0.1, 2, 4), TypeError, "scheduler_fn"),
+        (lambda: RegimeAdaptation(LinearDecay(3), 0, 4), ValueError, "base_batch"),
+        (lambda: RegimeAdaptation(LinearDecay(3), 2, 4, "cube"), ValueError, "lr_rule"),
         (lambda: LinearDecay(0), ValueError, "total_steps"),
         (lambda: LinearDecay(2.5), TypeError, "total_steps"),
         (lambda: LinearDecay(3, 3), ValueError, "warmup_steps"),

@@ -15,9 +15,11 @@ from ferrostep import _core
 
 if TYPE_CHECKING:
     from ferrostep import (  # noqa: F401
+        bilevel,
         curvature,
         gradients,
         guidance,
+        implicit,
         nn,
         numpy,
         offload,
@@ -33,9 +35,11 @@ __all__ = ["__version__", "info", "orthogonalize"]
 
 # Named above for editors, too.
 PACKAGES = (
+    "bilevel",
     "curvature",
     "gradients",
     "guidance",
+    "implicit",
     "nn",
     "numpy",
     "offload",

@@ -75,6 +75,13 @@ def parser() -> Parser:
     )
     length.add_argument("--seconds", type=duration, help="seconds of training of each optimizer, instead of steps")
     compare.add_argument(
+        "--schedule",
+        choices=("linear", "cosine", "refined"),
+        default="cosine",
+        help="of the learning rate, after a warm-up; refined trains twice, and makes it of the gradient norms of a "
+        "first run with linear (default: %(default)s)",
+    )
+    compare.add_argument(
         "--seed", type=whole_number(0), default=0, help="of weights and batches (default: %(default)s)"
     )
     add_out(compare, "ferrostep-compare")
@@ -143,7 +150,15 @@ def run_compare(arguments: argparse.Namespace) -> int:
     steps = DEFAULT_STEPS if arguments.steps is None and arguments.seconds is None else arguments.steps
     budget = Budget(steps, arguments.seconds)
     with terminated_as_interrupted():
-        completed = compare(names, arguments.text, budget, arguments.seed, arguments.out, Console(highlight=False))
+        completed = compare(
+            names,
+            arguments.text,
+            budget,
+            arguments.seed,
+            arguments.out,
+            Console(highlight=False),
+            arguments.schedule,
+        )
     return 0 if completed else 130
 
 

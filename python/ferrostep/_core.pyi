@@ -334,6 +334,17 @@ def multiply(a: Any, b: Any | None, out: Any, *, threads: int) -> None:
     Raises TypeError, ValueError or RuntimeError, with nothing changed.
     """
 
+def top_singular_value(
+    matrix: Any, vector: Any, *, steps: int, tolerance: float, threads: int
+) -> tuple[float, float, float, int]:
+    """The largest singular value of a matrix, its residual, the sum of the matrix's squares, and the products made.
+
+    A matrix of more than two dimensions is the first one by all others. ``vector`` has as many elements as that has
+    columns, of the dtype of the arithmetic: where the iteration starts, not zero, and, updated, the right singular
+    vector. At most ``steps`` products with the matrix and its transpose; fewer where the residual is at most
+    ``tolerance`` times the value. Raises TypeError, ValueError or RuntimeError, with nothing changed.
+    """
+
 def available_cpus() -> int:
     """How many CPUs the process may use: its affinity and its cgroup's quota count."""
 
@@ -377,6 +388,12 @@ def orthogonal_combine(
 
 def gram(lists: list[list[Any | None]], threads: int) -> list[list[float]]:
     """The inner products of all pairs of lists, in float64."""
+
+def norms(gradient: list[Any | None], threads: int) -> list[float]:
+    """The l1 norm, and the square of the l2 norm, in float64 and in one pass."""
+
+def follow(gradient: list[Any | None], before: list[Any | None], threads: int) -> list[float]:
+    """The squares of the norms of ``gradient`` and ``gradient - before``, and ``before <- gradient``, in one pass."""
 
 def combine(
     lists: list[list[Any | None]], outputs: list[list[Any | None]], factors: list[list[float]], threads: int
@@ -436,6 +453,26 @@ def upgrad(
 
 def pcgrad(gram: npt.NDArray[np.float64], orders: list[list[int]]) -> npt.NDArray[np.float64]:
     """PCGrad's weights, a row for each task."""
+
+def krylov_fill(out: Any, *, signs: bool, seed: int, number: int, threads: int) -> None:
+    """Fills a vector with random signs, or with numbers between -1 and 1, chosen by a seed and a number beside it.
+
+    This and what follows is for vectors of one length, of float32 or float64, and computes in float64. Raises with
+    nothing changed if they do not go together, or if the one that is changed overlaps another.
+    """
+
+def krylov_recur(product: Any, before: Any, beta: float, q: Any, out: Any, threads: int) -> float:
+    """Writes ``product - beta * before`` to ``out``; returns its inner product with ``q``."""
+
+def krylov_subtract(w: Any, q: Any, alpha: float, threads: int) -> float:
+    """Writes ``w - alpha * q`` to ``w``; returns its norm."""
+
+def krylov_orthogonalize(basis: Any, block: Any, threads: int) -> tuple[list[list[float]], list[float]]:
+    """Writes ``w - Q c`` with ``c = Q' w`` to each row w of a block, of a matrix of which the rows are the columns of
+    Q; returns c and the norm of every row."""
+
+def krylov_scale(w: Any, factor: float, threads: int) -> None:
+    """Multiplies ``w`` by a factor."""
 
 def ema(targets: list[Any], sources: list[Any], tau: float, threads: int) -> None:
     """``target <- target + tau * (source - target)``"""

@@ -18,6 +18,12 @@ NdimPolicy: TypeAlias = Literal["error", "flatten", "batch"]
 """What a parameter of more than 2 dimensions is to Muon."""
 Distribution: TypeAlias = Literal["rademacher", "gaussian"]
 """Of probes of the curvature."""
+Curvature: TypeAlias = Literal["hessian", "ggn"]
+"""Which matrix of a loss: the Hessian, or the Gauss-Newton matrix."""
+Reorthogonalization: TypeAlias = Literal["full", "none"]
+"""Against which vectors Lanczos iteration makes a new one orthogonal, beyond the last two."""
+Spectrum: TypeAlias = Literal["LA", "SA", "LM"]
+"""Which eigenvalues: the largest, the smallest, those of the largest magnitude."""
 Base: TypeAlias = Literal["cond", "uncond"]
 """What guidance is added to."""
 PredictionType: TypeAlias = Literal["epsilon", "v_prediction", "flow_prediction", "sample"]

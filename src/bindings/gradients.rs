@@ -84,6 +84,21 @@ pub fn gram(py: Python<'_>, lists: Vec<List<'_>>, threads: usize) -> PyResult<Ve
     Ok(sums.chunks(lists.len().max(1)).map(<[f64]>::to_vec).collect())
 }
 
+/// The l1 norm of a gradient, and the square of its l2 norm.
+#[pyfunction]
+pub fn norms(py: Python<'_>, gradient: List<'_>, threads: usize) -> PyResult<[f64; 2]> {
+    take(&[("gradients", &gradient)], &[])?.norms(py, threads)
+}
+
+/// The squares of a gradient's norm and of its distance from another, which becomes a copy of it; see `_core.pyi`.
+#[pyfunction]
+pub fn follow(py: Python<'_>, gradient: List<'_>, before: List<'_>, threads: usize) -> PyResult<[f64; 2]> {
+    let inputs = [("gradients", &gradient), ("before", &before)];
+    let mut lists = take(&inputs, &inputs[1..])?;
+    all_or_none(&inputs)?;
+    lists.follow(py, threads)
+}
+
 /// Writes to each list of `outputs` the sum of all lists, each times its factor.
 #[pyfunction]
 pub fn combine(
@@ -126,12 +141,19 @@ pub fn ema(
     let tau = share("tau", tau)?;
     let inputs = [("target", &targets), ("source", &sources)];
     let mut lists = take(&inputs, &inputs[..1])?;
-    if let Some(i) = (0..targets.len()).find(|&i| targets[i].is_none() != sources[i].is_none()) {
-        return Err(PyValueError::new_err(format!(
-            "one of target[{i}] and source[{i}] is None, expected both"
-        )));
-    }
+    all_or_none(&inputs)?;
     lists.move_towards(py, tau, threads)
+}
+
+/// Refuses a place at which one of two lists, of one length, has a tensor and the other has none.
+fn all_or_none([(one, ones), (other, others)]: &[Named; 2]) -> PyResult<()> {
+    let mut pairs = ones.iter().zip(others.iter());
+    match pairs.position(|(one, other)| one.is_none() != other.is_none()) {
+        Some(i) => Err(PyValueError::new_err(format!(
+            "one of {one}[{i}] and {other}[{i}] is None, expected both"
+        ))),
+        None => Ok(()),
+    }
 }
 
 /// One for all positions, or one for each. The forward and the backward gradients are the last two of the lists.
@@ -258,6 +280,20 @@ impl<N: Names> Lists<N> {
             }))
         })?;
         Ok(products.unwrap_or_default())
+    }
+
+    fn norms(&mut self, py: Python<'_>, threads: usize) -> PyResult<[f64; 2]> {
+        let positions = &self.positions;
+        // SAFETY: as in `products`.
+        let kernel = || Some(unsafe { gradients::norms(positions, threads) });
+        Ok(self.call.run(py, threads, kernel)?.unwrap_or_default())
+    }
+
+    fn follow(&mut self, py: Python<'_>, threads: usize) -> PyResult<[f64; 2]> {
+        let positions = &self.positions;
+        // SAFETY: as in `products`; both lists have tensors at the same places, and the second is written.
+        let kernel = || Some(unsafe { gradients::follow(positions, threads) });
+        Ok(self.call.run(py, threads, kernel)?.unwrap_or_default())
     }
 
     /// Makes of the products at each position what is returned, and the factors by which all is combined: one row for

@@ -9,6 +9,7 @@ mod finish;
 mod gather;
 mod gradients;
 mod guidance;
+mod krylov;
 mod maps;
 mod matmul;
 mod matrix;
@@ -19,6 +20,7 @@ mod reader;
 mod rules;
 mod scalar;
 mod selected;
+mod singular;
 mod solve;
 mod view;
 
@@ -35,9 +37,11 @@ mod _core {
     #[pymodule_export]
     use super::gather::{columns, with_gradient};
     #[pymodule_export]
-    use super::gradients::{combine, ema, gram, orthogonal, orthogonal_combine};
+    use super::gradients::{combine, ema, follow, gram, norms, orthogonal, orthogonal_combine};
     #[pymodule_export]
     use super::guidance::Guidance;
+    #[pymodule_export]
+    use super::krylov::{krylov_fill, krylov_orthogonalize, krylov_recur, krylov_scale, krylov_subtract};
     #[pymodule_export]
     use super::maps::Map;
     #[pymodule_export]
@@ -54,6 +58,8 @@ mod _core {
     use super::runtime::{adopt_openmp, available_cpus, isa, supported_isas, use_isa};
     #[pymodule_export]
     use super::selected::sample;
+    #[pymodule_export]
+    use super::singular::top_singular_value;
     #[pymodule_export]
     use super::solve::{Report, cagrad, min_norm, nash_mtl, pcgrad, upgrad};
 

@@ -9,7 +9,8 @@ use super::errors::Problem;
 use super::parameters::{Inputs, Ledger, Tensors, Writes};
 use super::view::{Elements, View};
 use crate::kernels::elementwise::{
-    self, AnyRule, Bits, Hyperparameters, Piece, SelectedUpdates, Selection, Unsupported, Visitor, Work,
+    self, AnyRule, Bits, Columns, Hyperparameters, Piece, SelectedUpdates, Selection, Unsupported, Visitor,
+    Work,
 };
 use crate::kernels::storage::{Access, Buffers, DType, Integer, State};
 use crate::kernels::vector::Noise;
@@ -151,7 +152,8 @@ fn read_selection(
     let read = match of {
         Of::Rows => numbers(&view, rows).map(|chosen| (vec![chosen.len(), columns], Selection::Rows(chosen))),
         Of::Columns => {
-            numbers(&view, columns).map(|chosen| (vec![rows, chosen.len()], Selection::Columns(chosen)))
+            let of = |chosen: Vec<_>| Selection::Columns(Columns::new(&chosen, columns));
+            numbers(&view, columns).map(|chosen| (vec![rows, chosen.len()], of(chosen)))
         }
         Of::Entries => {
             bits(&view, rows * columns).map(|(bits, count)| (vec![count], Selection::Entries(bits)))

@@ -3,6 +3,7 @@
 pub mod elementwise;
 pub mod gradients;
 pub mod guidance;
+pub mod krylov;
 pub mod linear;
 pub mod matmul;
 pub mod matrix;

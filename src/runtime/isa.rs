@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 pub enum Isa {
     /// Whatever the compilation target guarantees: SSE2 on x86-64, NEON on aarch64.
     Portable,
-    /// AVX2, FMA and F16C: every x86-64 CPU since about 2015.
+    /// AVX2, FMA, F16C and POPCNT: every x86-64 CPU since about 2015.
     Avx2,
     /// AVX-512 F, BW, DQ and VL.
     Avx512,
@@ -72,7 +72,8 @@ impl Isa {
         *BEST.get_or_init(|| {
             let avx2 = is_x86_feature_detected!("avx2")
                 && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("f16c");
+                && is_x86_feature_detected!("f16c")
+                && is_x86_feature_detected!("popcnt");
             let avx512 = avx2
                 && is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from ferrostep.optim import AdamW, AuON, HybridAuON, Lion, Muon, MuonAdamW, MuonWithAuxAdamW
+from ferrostep.optim import FRUGAL, AdamW, AuON, HybridAuON, Lion, Muon, MuonAdamW, MuonWithAuxAdamW
 from tests.distributed.registry import on
 from tests.distributed.tensors import Twins, line, near, placed
 
@@ -258,3 +258,12 @@ def layouts_that_no_rank_can_own(folder: Path) -> None:
     assert place in message and "differentiable" in message, message
     message = made(partial(Lion, kappa="topk", kappa_param=3, state_dtype="int8"), plain, columns)
     assert place in message and "another state_dtype than 'int8'" in message, message
+
+
+@on(2)
+def selections_of_a_part_of_a_matrix(folder: Path) -> None:
+    p = Parameter(placed(torch.ones(4, 6), line(), [Shard(0)]))
+    for selection in ("columns", "rows", "randk", "svd", "random"):
+        message = message_of(partial(FRUGAL, [p], selection=selection))
+        assert f"selection={selection!r} needs the whole matrix, of which a DTensor has a part" in message
+    FRUGAL([{"params": [p], "projectable": False}])

@@ -18,6 +18,7 @@ from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
 from ferrostep.optim import (
+    FRUGAL,
     NIGT,
     SAM,
     SGD,
@@ -49,6 +50,14 @@ def elementwise_rules_step_shards_to_the_bit(folder: Path) -> None:
                 twins = Twins(entry.build, SHAPES, lambda shape, dim=dim: [split(shape, dim)])
                 twins.step()
                 twins.check()
+
+
+@on(2)
+def shards_of_whole_tensors_take_turns(folder: Path) -> None:
+    build = partial(FRUGAL, lr=1e-2, selection="block", density=0.4, update_gap=2)
+    twins = Twins(build, SHAPES, lambda shape: [split(shape, 0)])
+    twins.step(5)
+    twins.check()
 
 
 @on(2)

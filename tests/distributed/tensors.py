@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distr
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-NUMBERS = ("step", "mu_product", "sum", "eta", "of_param", "of_momentum", "variation")
+NUMBERS = ("step", "refresh", "mu_product", "sum", "eta", "of_param", "of_momentum", "variation")
 """States that are no DTensors."""
 
 Build = Callable[..., Optimizer]

@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ferrostep.choices import Distribution
@@ -15,6 +16,11 @@ from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.numpy.arrays import listed
 
 Loss: TypeAlias = "Tensor | Callable[[], Tensor]"
+PairOfLoss: TypeAlias = "tuple[Tensor, Tensor] | Callable[[], tuple[Tensor, Tensor]]"
+"""A loss with the outputs that it was computed from."""
+
+Product: TypeAlias = Callable[..., list[Tensor]]
+"""Of a loss's matrix and a vector, one tensor per parameter: a :class:`HessianProduct`, say."""
 
 
 @contextmanager
@@ -51,8 +57,8 @@ class HessianProduct:
         ValueError: the loss is not a scalar, or ``params`` is empty.
         TypeError: ``params`` has something else than parameters.
         RuntimeError: the loss has no graph, reaches none of the parameters, or lacks some of them and went through
-            ``torch.utils.checkpoint`` with ``use_reentrant=True``; a gradient is sparse; or, in a call, the loss went
-            through an operation without a second derivative.
+            ``torch.utils.checkpoint`` with ``use_reentrant=True``; a gradient is sparse; the loss went through a
+            function that is ``once_differentiable`` or, in a call, through an operation without a second derivative.
 
     Example:
         >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
@@ -69,7 +75,11 @@ class HessianProduct:
             raise Problem.NUMBER.of("grad_scale value", grad_scale, "a number above 0")
         self.grad_scale = grad_scale
         self._trainable = [i for i, p in enumerate(self.params) if p.requires_grad]
-        gradients = first_derivatives(evaluated(loss), self.params, create_graph=True)
+        self.loss = evaluated(loss)
+        check_twice(self.loss)
+        gradients = first_derivatives(self.loss, self.params, create_graph=True)
+        self.gradient = [g.detach() for g in _filled(gradients, self.params)]
+        """The loss's gradient, not divided by ``grad_scale``; zeros where it has none."""
         # A gradient without a graph is constant: the loss is linear in the parameter.
         self._gradients = {i: g for i, g in enumerate(gradients) if g is not None and g.requires_grad}
         """Those that have a derivative, by the positions of their parameters."""
@@ -84,31 +94,101 @@ class HessianProduct:
             raise ValueError(f"got {len(vectors)} vectors, expected {len(self.params)}: one per parameter")
         products: list[Tensor | None] = [None] * len(self.params)
         if self._gradients:
-            try:
-                found = torch.autograd.grad(
-                    list(self._gradients.values()),
-                    [self.params[i] for i in self._trainable],
-                    grad_outputs=[vectors[i] for i in self._gradients],
-                    retain_graph=retain_graph,
-                    allow_unused=True,
-                )
-            except RuntimeError as error:
-                if "scaled_dot_product" not in str(error):
-                    raise
-                raise RuntimeError(
-                    "the loss went through fused attention, which has no second derivative: give the loss as a "
-                    "function (lambda: ...), or compute it under `with ferrostep.curvature.double_backward():`"
-                ) from error
+            found = _derivative(
+                list(self._gradients.values()),
+                [self.params[i] for i in self._trainable],
+                [vectors[i] for i in self._gradients],
+                retain_graph,
+            )
             for i, product in zip(self._trainable, found, strict=True):
                 products[i] = product
-        full = [
-            torch.zeros_like(p) if product is None else product
-            for p, product in zip(self.params, products, strict=True)
-        ]
+        full = _filled(products, self.params)
         if self.grad_scale == 1.0:
             return full
         # What had to be scaled for a 16-bit dtype cannot be unscaled in it.
         return [product.to(work_dtype(product)) / self.grad_scale for product in full]
+
+
+class GaussNewtonProduct:
+    r"""The Gauss-Newton matrix of a loss as a function of a vector: ``v -> J' H_out J v`` (Schraudolph 2002).
+
+    J is the Jacobian of the outputs in the parameters, ``H_out`` the Hessian of the loss in the outputs. As J v is the
+    derivative of ``J' u`` in u, which is linear, nothing of J itself is differentiated twice.
+
+    Args:
+        loss: a pair ``(loss, outputs)`` of a tensor of shape () and the tensor, of any shape, from which alone it has
+            been computed, both with their graph, or a function that returns one, as of :class:`HessianProduct`.
+        params: the parameters, of any shape and floating-point dtype, as of :class:`HessianProduct`.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as of :class:`HessianProduct`, or no such pair.
+
+    Example:
+        >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> outputs = w**2
+        >>> GaussNewtonProduct(((outputs**2).sum() / 2, outputs), [w])([torch.ones(2)])
+        [tensor([ 4., 16.])]
+    """
+
+    def __init__(self, loss: PairOfLoss, params: Iterable[Tensor]) -> None:
+        self.params = listed_parameters(params)
+        pair = called(loss)
+        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[1], Tensor):
+            raise wrong_kind("the loss", pair, "a pair (loss, outputs) for the Gauss-Newton matrix")
+        value, self._outputs = evaluated(pair[0]), pair[1]
+        check_twice(value)
+        if not self._outputs.requires_grad:
+            raise RuntimeError("the outputs have no graph: compute them with gradients enabled, and do not detach them")
+        (self._slope,) = torch.autograd.grad(value, self._outputs, create_graph=True, allow_unused=True)
+        """The gradient of the loss in the outputs; None where it was not computed from them."""
+        if self._slope is None:
+            raise RuntimeError("the loss was not computed from the outputs: it has no gradient in them")
+        self._weights = torch.zeros_like(self._outputs, requires_grad=True)
+        found = first_derivatives(
+            self._outputs, self.params, grad_outputs=self._weights, create_graph=True, name="the outputs"
+        )
+        self._combined = {i: x for i, x in enumerate(found) if x is not None}
+        """The rows of J, combined by weights that are zeros, by the positions of their parameters."""
+
+    def __call__(self, vectors: Sequence[Tensor], *, retain_graph: bool = True) -> list[Tensor]:
+        """The product with ``vectors``, one per parameter, of its shape and dtype; detached.
+
+        ``retain_graph=False`` frees the graph.
+        """
+        products: list[Tensor | None] = [None] * len(self.params)
+        if self._slope.requires_grad:  # else the loss is linear in the outputs
+            (along,) = _derivative(
+                list(self._combined.values()), [self._weights], [vectors[i] for i in self._combined], True
+            )
+            (turned,) = _derivative([self._slope], [self._outputs], [along], True)
+            trainable = list(self._combined)
+            found = _derivative([self._outputs], [self.params[i] for i in trainable], [turned], retain_graph)
+            for i, product in zip(trainable, found, strict=True):
+                products[i] = product
+        return _filled(products, self.params)
+
+
+def _derivative(
+    of: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor | None], retain_graph: bool
+) -> Sequence[Tensor | None]:
+    """The products of a gradient's Jacobian with vectors; RuntimeError where there is none."""
+    try:
+        return torch.autograd.grad(of, inputs, vectors, retain_graph=retain_graph, allow_unused=True)
+    except RuntimeError as error:
+        if "scaled_dot_product" not in str(error):
+            raise
+        raise RuntimeError(
+            "the loss went through fused attention, which has no second derivative: give the loss as a "
+            "function (lambda: ...), or compute it under `with ferrostep.curvature.double_backward():`"
+        ) from error
+
+
+def _filled(products: Sequence[Tensor | None], params: Sequence[Tensor]) -> list[Tensor]:
+    """The products, with zeros where there are none."""
+    return [
+        torch.zeros_like(p, requires_grad=False) if product is None else product
+        for p, product in zip(params, products, strict=True)
+    ]
 
 
 def work_dtype(p: Tensor) -> torch.dtype:
@@ -118,9 +198,7 @@ def work_dtype(p: Tensor) -> torch.dtype:
 
 def evaluated(loss: Loss) -> Tensor:
     """The loss as a scalar tensor with a graph."""
-    if not isinstance(loss, Tensor) and callable(loss):
-        with torch.enable_grad(), double_backward():
-            loss = loss()
+    loss = called(loss)
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         what = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise ValueError(f"the loss is {what}, expected a tensor with one element")
@@ -130,6 +208,14 @@ def evaluated(loss: Loss) -> Tensor:
             "do not detach it"
         )
     return loss
+
+
+def called(loss: Any) -> Any:
+    """What a loss given as a function returns, with attention that can be differentiated twice; else the loss."""
+    if isinstance(loss, Tensor) or not callable(loss):
+        return loss
+    with torch.enable_grad(), double_backward():
+        return loss()
 
 
 def listed_parameters(params: Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> list[Tensor]:
@@ -147,7 +233,9 @@ def listed_parameters(params: Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -
     return list(found.values())
 
 
-def first_derivatives(loss: Tensor, params: Sequence[Tensor], **options: Any) -> list[Tensor | None]:
+def first_derivatives(
+    loss: Tensor, params: Sequence[Tensor], *, name: str = "the loss", **options: Any
+) -> list[Tensor | None]:
     """The gradient, with None for what the loss does not use and what requires none; options of ``autograd.grad``.
 
     Raises:
@@ -158,7 +246,7 @@ def first_derivatives(loss: Tensor, params: Sequence[Tensor], **options: Any) ->
     found: list[Tensor | None] = [None] * len(params)
     if trainable:
         gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True, **options)
-        check_reached("the loss", loss, gradients)
+        check_reached(name, loss, gradients)
         for i, gradient in zip(trainable, gradients, strict=True):
             if gradient is not None and gradient.layout != torch.strided:
                 raise RuntimeError(
@@ -175,20 +263,42 @@ def check_reached(name: str, loss: Tensor, gradients: Sequence[Tensor | None]) -
     The graph of a reentrant checkpoint has none of the parameters inside: ``autograd.grad`` takes them for unused, or
     finds their other uses only.
     """
-    nodes, seen = [loss.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
+    for node in graph_of(loss):
         if node.name() == "CheckpointFunctionBackward":
             raise RuntimeError(
                 f"{name} went through torch.utils.checkpoint with use_reentrant=True, which hides parameters from "
                 "torch.autograd.grad: call it with use_reentrant=False"
             )
-        seen.add(node)
-        nodes += [following for following, _ in node.next_functions]
     if all(gradient is None for gradient in gradients):
         raise RuntimeError(f"{name} reaches none of the parameters: it has no gradient in any of them")
+
+
+def graph_of(loss: Tensor) -> Iterator[Any]:
+    """The nodes of autograd's graph, each once."""
+    nodes, seen = [loss.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        yield node
+        seen.add(node)
+        nodes += [following for following, _ in node.next_functions]
+
+
+def check_twice(loss: Tensor) -> None:
+    """Refuse a loss through a function whose gradient autograd takes for a constant, without a word.
+
+    Raises:
+        RuntimeError: there is a ``torch.autograd.Function`` with a backward pass that is ``once_differentiable``.
+    """
+    for node in graph_of(loss):
+        backward = getattr(getattr(node, "_forward_cls", None), "backward", None)
+        if getattr(backward, "__code__", None) is _ONCE:
+            raise RuntimeError(f"the loss went through {node.name()}, which is marked once_differentiable")
+
+
+# What all backward passes with that mark have in common.
+_ONCE = once_differentiable(lambda ctx: None).__code__
 
 
 def draw_probes(

@@ -11,8 +11,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from ferrostep.schedules import Schedule
+
 from . import DemoError, optimizers, report
 from .model import GPT, Shape
+from .schedules import linear, norm_of, refined
 from .task import BATCH, NextByte
 from .text import Text
 from .training import Budget, Run, train
@@ -20,12 +23,21 @@ from .training import Budget, Run, train
 LOG_SECONDS = 10.0  # between lines of progress where the output is not a terminal
 
 
-def compare(names: Sequence[str], text: Path | None, budget: Budget, seed: int, out: Path, console: Console) -> bool:
+def compare(
+    names: Sequence[str],
+    text: Path | None,
+    budget: Budget,
+    seed: int,
+    out: Path,
+    console: Console,
+    schedule: str = "cosine",
+) -> bool:
     """Train with each named optimizer in turn, print the table, and write `compare.json` and `compare.png` to `out`.
 
-    Every optimizer starts from the same weights and sees the same batches. KeyboardInterrupt ends the training, and
-    what there is by then is reported. Returns whether all was completed. Raises `DemoError` for what the user can put
-    right.
+    Every optimizer starts from the same weights and sees the same batches; with the schedule "refined" it does so
+    twice, first with "linear", of whose gradients the schedule is made, and only the second run counts.
+    KeyboardInterrupt ends the training, and what there is by then is reported. Returns whether all was completed.
+    Raises `DemoError` for what the user can put right.
     """
     shape = Shape()
     loaded = Text.load(text, shape.context)
@@ -42,10 +54,18 @@ def compare(names: Sequence[str], text: Path | None, budget: Budget, seed: int, 
     runs: list[Run] = []
     completed = True
     try:
-        with Display(console, names) as display:
+        with Display(console, bars_of(names, schedule)) as display:
             for name in names:
+                own: Schedule | None = linear(budget) if schedule == "linear" else None
+                if schedule == "refined":
+                    first = Run(name)
+                    follow = display.follow(first, recording(name))
+                    own, norm = linear(budget), norm_of(name)
+                    train(first, copy.deepcopy(start), task, budget, seed, follow, schedule=own, norm=norm)
+                    own = refined(first, budget)
                 runs.append(Run(name))
-                train(runs[-1], copy.deepcopy(start), task, budget, seed, display.follow(runs[-1]))
+                follow = display.follow(runs[-1], name)
+                train(runs[-1], copy.deepcopy(start), task, budget, seed, follow, schedule=own)
     except KeyboardInterrupt:
         completed = False
         console.print("Stopped. So far:")
@@ -60,6 +80,7 @@ def compare(names: Sequence[str], text: Path | None, budget: Budget, seed: int, 
         "held_out_bytes": len(loaded.held_out),
         "parameters": parameters,
         "batch": BATCH,
+        "schedule": schedule,
         "context": shape.context,
         "seed": seed,
         "threads": torch.get_num_threads(),
@@ -69,6 +90,16 @@ def compare(names: Sequence[str], text: Path | None, budget: Budget, seed: int, 
     report.write_plot(out / "compare.png", runs, title)
     console.print(f"Wrote {out / 'compare.png'} and {out / 'compare.json'}", soft_wrap=True)
     return completed
+
+
+def recording(name: str) -> str:
+    """What the run is called that an optimizer's schedule is made of."""
+    return f"{name}, linear"
+
+
+def bars_of(names: Sequence[str], schedule: str) -> list[str]:
+    """The runs, in their order."""
+    return [bar for name in names for bar in ((recording(name), name) if schedule == "refined" else (name,))]
 
 
 def prepare(out: Path) -> None:
@@ -95,10 +126,10 @@ class Display(Progress):
         self.bars = {name: self.add_task(name, total=1.0, start=False, status="") for name in names}
         self.whole = self.add_task("in all", total=float(len(names)), status="", visible=len(names) > 1)
 
-    def follow(self, run: Run) -> Callable[[float], None]:
+    def follow(self, run: Run, name: str) -> Callable[[float], None]:
         """A function to call after each step with the share of the budget that is used."""
-        bar = self.bars[run.name]
-        before = list(self.bars).index(run.name)
+        bar = self.bars[name]
+        before = list(self.bars).index(name)
         self.start_task(bar)
         printed = -float("inf")
 
@@ -115,6 +146,6 @@ class Display(Progress):
             if self.disable and (now - printed > LOG_SECONDS or used >= 1):
                 printed = now
                 left = TimeRemainingColumn(compact=True).render(self.tasks[self.whole])
-                self.console.print(f"{run.name}: step {len(run.steps)}  {status}  {left} left")
+                self.console.print(f"{name}: step {len(run.steps)}  {status}  {left} left")
 
         return after_step

@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import fmean, median
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from ferrostep.optim import NIGT, SAM, STORM, SophiaG, SophiaH
+from ferrostep.schedules import GradNormRecorder, Schedule
 
 from . import optimizers
 from .task import Task
@@ -42,6 +43,7 @@ class Run:
     steps: list[Step] = field(default_factory=list)
     state_bytes: int = 0
     held_out_loss: float | None = None  # None until training is complete
+    norms: list[float] = field(default_factory=list)  # of the gradients, where they are recorded
 
     @property
     def train_loss(self) -> float:
@@ -96,11 +98,14 @@ def train(
     after_step: Callable[[float], None] = lambda used: None,
     *,
     rate_factor: float = 1.0,
+    schedule: Schedule | None = None,
+    norm: Literal["l1", "l2"] | None = None,
 ) -> None:
     """Train `model` in place and record it in `run`, step by step; an interrupted run keeps what it has.
 
     The batches depend on `seed` alone. `after_step` gets the share of the budget that is used. Learning rates are those
-    of `optimizers.OPTIMIZERS` times `rate_factor`.
+    of `optimizers.OPTIMIZERS` times `rate_factor`, and times the factors of `schedule`, whose steps are stretched over
+    the budget; None is the cosine, `rate`. The gradients' norms are recorded where one is named.
     """
     torch.manual_seed(seed)  # for optimizers that draw numbers of their own
     batches = torch.Generator().manual_seed(seed)
@@ -112,7 +117,11 @@ def train(
     def used(steps: int) -> float:
         return budget.used(steps, time.perf_counter() - started)
 
-    schedule = LambdaLR(stepping(optimizer), lambda done: rate(used(done + 1)))
+    def factor(done: int) -> float:
+        return rate(used(done + 1)) if schedule is None else schedule(round(used(done) * schedule.total_steps))
+
+    scheduler = LambdaLR(stepping(optimizer), factor)
+    recorder = None if norm is None else GradNormRecorder(stepping(optimizer), norm)
     while used(len(run.steps)) < 1:
         begin = time.perf_counter()
         batch = task.batch(batches)
@@ -124,10 +133,13 @@ def train(
         loss = task.loss(model, batch)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        if recorder is not None:
+            recorder.record()
+            run.norms = recorder.norms
         before = time.perf_counter()
         take_step(optimizer, model, task, batch)
         after = time.perf_counter()
-        schedule.step()
+        scheduler.step()
         run.steps.append(Step(loss.item(), time.perf_counter() - begin, refreshed + after - before))
         run.state_bytes = state_bytes(optimizer)
         after_step(used(len(run.steps)))

@@ -111,6 +111,22 @@ def ema_(target: Iterable[Tensor], source: Iterable[Tensor], tau: float) -> None
         _core.ema(targets, sources, tau, torch.get_num_threads())
 
 
+def norms(gradient: Gradient) -> tuple[float, float]:
+    """The l1 norm, and the square of the l2 norm, in one pass."""
+    if elsewhere({"gradients": gradient}):
+        return reference.norms(gradient)
+    sizes, squares = _core.norms(list(gradient), torch.get_num_threads())
+    return sizes, squares
+
+
+def follow(gradient: Gradient, before: Gradient) -> tuple[float, float]:
+    """The squares of the norms of a gradient and of its difference from another, which becomes a copy of it."""
+    if elsewhere({"gradients": gradient, "before": before}):
+        return reference.follow(gradient, before)
+    square, moved = _core.follow(list(gradient), list(before), torch.get_num_threads())
+    return square, moved
+
+
 def named(lists: Sequence[Gradient]) -> dict[str, Gradient]:
     """By what errors call them."""
     return {f"gradients[{i}]": gradient for i, gradient in enumerate(lists)}

@@ -14,6 +14,7 @@ from ferrostep.optim.diffgrad import DiffGrad
 from ferrostep.optim.egd import EGD
 from ferrostep.optim.frugal import FRUGAL
 from ferrostep.optim.frugal_routing import FrugalParamGroups, frugal_param_groups
+from ferrostep.optim.grad_norm_smooth import GradNormSmooth
 from ferrostep.optim.hybrid_auon import HybridAuON
 from ferrostep.optim.lion import Lion
 from ferrostep.optim.memory import MemoryPart, MemoryPlan, memory_plan
@@ -29,9 +30,18 @@ from ferrostep.optim.routing import MuonParamGroups, muon_param_groups
 from ferrostep.optim.rules import Rule, RuleOptimizer
 from ferrostep.optim.sam import SAM
 from ferrostep.optim.sgd import SGD
+from ferrostep.optim.singular import (
+    GainInvariance,
+    GainRatio,
+    SingularValue,
+    SingularValues,
+    gain_invariance,
+    top_singular_values,
+)
 from ferrostep.optim.sophia_g import SophiaG
 from ferrostep.optim.sophia_h import SophiaH
 from ferrostep.optim.storm import STORM
+from ferrostep.optim.width import WidthScaledParamGroups, width_scaled_param_groups
 
 __all__ = [
     "EGD",
@@ -48,6 +58,9 @@ __all__ = [
     "AuON",
     "DiffGrad",
     "FrugalParamGroups",
+    "GainInvariance",
+    "GainRatio",
+    "GradNormSmooth",
     "HybridAuON",
     "Lion",
     "MemoryPart",
@@ -63,9 +76,15 @@ __all__ = [
     "RMSprop",
     "Rule",
     "RuleOptimizer",
+    "SingularValue",
+    "SingularValues",
     "SophiaG",
     "SophiaH",
+    "WidthScaledParamGroups",
     "frugal_param_groups",
+    "gain_invariance",
     "memory_plan",
     "muon_param_groups",
+    "top_singular_values",
+    "width_scaled_param_groups",
 ]

@@ -36,7 +36,9 @@ CHOICES = ("indices", "basis")
 """The states that say what is selected."""
 KINDS = {"columns": "columns", "rows": "rows", "randk": "entries"}
 """By the selection, what Rust calls it."""
-OWN = ("exp_avg", "exp_avg_sq", *CHOICES, "refresh")
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""The states of the inner rules."""
+OWN = (*MOMENTS, *CHOICES, "refresh")
 """What a parameter loses that has no states any more."""
 COUNTERS = {"refreshes": 0, "steps_left": 0}
 """What a group knows of its refreshes: how many there were, and the steps until the next."""
@@ -95,8 +97,7 @@ class FRUGAL(RuleOptimizer):
         update_gap: steps from one choice of S to the next. Default 200.
         selection: ``"columns"`` (default), ``"rows"`` (the fastest), ``"randk"`` (single elements), or ``"block"``
             (whole tensors take turns); ``"svd"``, the coordinates along the first singular directions of the gradient
-            of the switch, and ``"random"``, along orthonormal directions at random, of the smaller side, which run in
-            plain torch.
+            of the switch, and ``"random"``, along orthonormal directions at random, which run in plain torch.
         state_free: the step elsewhere: ``"sign"`` (default), ``"sgd"`` (the gradient for its sign) or ``"none"``.
         state_free_lr_scale: see above. Default 1; 0 is ``"none"``.
         projected_lr_scale: of the learning rate for projectable parameters. Default 1.
@@ -105,6 +106,10 @@ class FRUGAL(RuleOptimizer):
         inner: ``"adamw"`` (default), ``"lion"``, or ``"sgdm"``, which steps along ``m <- beta1 * m + (1 - beta1) * g``.
         block_order: in which ``"block"`` takes turns: ``"random"`` (default), ``"ascending"``, ``"descending"``, or
             ``"mirror"`` (first, last, second, ...).
+        proj_side: on which side of a matrix the basis of ``"svd"`` and ``"random"`` is: ``"right"``, of rows,
+            ``"left"``, of columns, ``"std"`` (default), on the right where a matrix is at least as high as wide, or
+            ``"reverse_std"``, on the other one, with smaller states and a larger basis. Its size is always a share of
+            the smaller side.
         projectable: whether a group's parameters of 2 or more dimensions are projected; groups may say
             ``is_proj_params`` for it. Default True.
         maximize: ascend instead of descend. Default False.
@@ -114,7 +119,7 @@ class FRUGAL(RuleOptimizer):
     State per parameter: ``step``, ``exp_avg`` and, with AdamW, ``exp_avg_sq``, of the selected elements: 8 bytes in
     float32 for each of these, for ``density`` of the elements, in matrices of (rows, selected), (selected, columns) or
     (selected,); ``indices``, which these are: int32 numbers, with ``"randk"`` a bit for each element; or ``basis``,
-    with ``"svd"`` and ``"random"``: (selected, columns), or (rows, selected) of matrices wider than high, 4 bytes for
+    with ``"svd"`` and ``"random"``: (selected, columns), or (rows, selected) on the left, 4 bytes for
     each number; ``refresh``, the number of the choice. A group counts its ``refreshes`` and ``steps_left``. State dicts
     of ``torch.optim.AdamW`` load for what is not projectable.
 
@@ -152,6 +157,7 @@ class FRUGAL(RuleOptimizer):
         reset_state: bool = True,
         inner: Literal["adamw", "lion", "sgdm"] = "adamw",
         block_order: Literal["random", "ascending", "descending", "mirror"] = "random",
+        proj_side: Literal["std", "reverse_std", "left", "right"] = "std",
         projectable: bool = True,
         maximize: bool = False,
         **options: Unpack[Options],
@@ -291,6 +297,17 @@ class FRUGAL(RuleOptimizer):
                     new_state.set(p, scale_of(name), zero_scale(name, p, group))
         new_state.set(p, "refresh", group["refreshes"])
 
+    def _bytes_besides(self) -> int:
+        # At a switch new states lie beside the old ones until the step ends.
+        found = 0
+        for group in self.param_groups:
+            is_kept = not group["reset_state"] and group["selection"] != "block"
+            names = CHOICES if is_kept else (*CHOICES, *(each for name in MOMENTS for each in (name, scale_of(name))))
+            for state in (self.state.get(p, {}) for p in group["params"]):
+                if "refresh" in state:
+                    found += sum(state[name].nbytes for name in names if name in state)
+        return found
+
     def _after_update(self, batch: _core.Batch, elsewhere: list[Gathered]) -> None:
         for number, counters in self._counters.items():
             self.param_groups[number].update(counters)
@@ -323,7 +340,7 @@ def is_current(state: Mapping[str, Any], p: Tensor, group: Mapping[str, Any]) ->
     if group["kind"] != "selected":
         return not any(name in state for name in CHOICES)
     chosen = state.get(choice_name(group))
-    shape = selections.choice_shape(p, group["selection"], group["density"])
+    shape = selections.choice_shape(p, group["selection"], group["density"], group["proj_side"])
     return isinstance(chosen, Tensor) and tuple(chosen.shape) == shape
 
 
@@ -379,10 +396,10 @@ def selected_rule(group: Mapping[str, Any]) -> Rule:
     """Both rules, for a parameter of which some elements are selected."""
     beta1, beta2 = group["betas"]
     names = ("lr", "eps", "weight_decay", "inner", "state_free", "state_free_lr_scale", "projected_lr_scale")
-    hyperparameters = {name: group[name] for name in (*names, "selection", "maximize")}
-    states, density = INNER[group["inner"]].states, group["density"]
-    of = partial(selections.state_shape, selection=group["selection"], density=density)
-    chosen = partial(selections.choice_shape, selection=group["selection"], density=density)
+    hyperparameters = {name: group[name] for name in (*names, "selection", "proj_side", "maximize")}
+    states = INNER[group["inner"]].states
+    own = {"selection": group["selection"], "density": group["density"], "side": group["proj_side"]}
+    of, chosen = partial(selections.state_shape, **own), partial(selections.choice_shape, **own)
     return Rule(
         native_rule,
         reference.frugal,

@@ -95,7 +95,7 @@ class MemoryPlan:
 
     @property
     def scratch(self) -> int:
-        """Bytes that a step takes besides."""
+        """Bytes that a step takes besides, such as those of states that :class:`FRUGAL` makes anew."""
         return self._sum("scratch")
 
     @property
@@ -268,7 +268,7 @@ def scratch_of(optimizer: Optimizer) -> int:
         taken = optimizer._take(NewState(optimizer.state))
         # Without parameters, which are fake here and for plain torch as such.
         by_kernel = [g for g in taken.elsewhere if not optimizer._is_for_plain_torch({**g.group, "params": []})]
-        return max(map(working_memory, by_kernel), default=0)
+        return max(map(working_memory, by_kernel), default=0) + optimizer._bytes_besides()
     optimizer.step()
     return 0
 

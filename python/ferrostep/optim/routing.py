@@ -137,7 +137,7 @@ def muon_param_groups(
     routes = []
     for p, (each, *_) in owners_of(named).items():
         if p.requires_grad:
-            kind = "adamw" if reasons[p] else _kind(each, "ndim_policy" in muon)
+            kind = "adamw" if reasons[p] else kind_for_muon(each, "ndim_policy" in muon)
             layout = {"adamw": None, "convolutions": "flatten"}.get(kind, muon.get("ndim_policy", "error"))
             groups[kind].append((each.name, p))
             routes.append(route_to(each, layout, reasons[p]))
@@ -187,7 +187,8 @@ def route_to(each: Named, layout: str | None, reason: str) -> Route:
     return Route(each.name, tuple(each.p.shape), "Muon", what, layout)
 
 
-def _kind(each: Named, policy_is_given: bool) -> str:
+def kind_for_muon(each: Named, policy_is_given: bool) -> str:
+    """Which of Muon's groups a parameter goes to; ValueError where nothing tells."""
     if each.p.ndim > 2 and isinstance(each.module, CONVOLUTIONS):
         return "convolutions"
     if each.p.ndim == 2 or policy_is_given:

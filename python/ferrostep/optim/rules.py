@@ -361,6 +361,10 @@ class RuleOptimizer(InPlaceOptimizer):
             return "its rule is to know a sum over the gradients of several parameters"
         return None
 
+    def _bytes_besides(self) -> int:
+        """The bytes that a step may take beside parameters, gradients, states and what its kernels work in."""
+        return 0
+
     def _who_agree(self) -> list[ProcessGroup]:
         """The process groups whose ranks can only step together.
 

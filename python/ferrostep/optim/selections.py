@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ferrostep import _core
 from ferrostep.optim.base import arithmetic_dtype
-from ferrostep.reference.frugal import random_directions, top_directions
+from ferrostep.reference.frugal import is_of_rows, random_directions, top_directions
 
 DTYPES = {"columns": torch.int32, "rows": torch.int32, "randk": torch.uint8}
 """By the selection, the numbers that say what is selected: those of columns or rows, or a bit for each element."""
@@ -32,22 +32,23 @@ def count(of: int, density: float) -> int:
     return min(of, max(1, round(of * density))) if density > 0 else 0
 
 
-def state_shape(p: Tensor, selection: str, density: float) -> tuple[int, ...]:
+def state_shape(p: Tensor, selection: str, density: float, side: str) -> tuple[int, ...]:
     """The shape of the states of what is selected of a parameter."""
     selected = count(extent(p, selection), density)
     if selection == "randk":
         return (selected,)
     rows, columns = extent(p, "rows"), extent(p, "columns")
-    is_of_rows = selection == "rows" or (selection in SUBSPACES and rows < columns)
-    return (selected, columns) if is_of_rows else (rows, selected)
+    is_short = selection == "rows" or (selection in SUBSPACES and not is_of_rows(rows, columns, side))
+    return (selected, columns) if is_short else (rows, selected)
 
 
-def choice_shape(p: Tensor, selection: str, density: float) -> tuple[int, ...]:
+def choice_shape(p: Tensor, selection: str, density: float, side: str) -> tuple[int, ...]:
     """The shape of what says what is selected."""
     of = extent(p, selection)
     selected = count(of, density)
     if selection in SUBSPACES:
-        return (selected, of) if extent(p, "rows") >= extent(p, "columns") else (of, selected)
+        rows, columns = extent(p, "rows"), extent(p, "columns")
+        return (selected, columns) if is_of_rows(rows, columns, side) else (rows, selected)
     return (-(-of // 8),) if selection == "randk" else (selected,)
 
 
@@ -68,10 +69,11 @@ def choose_basis(p: Tensor, grad: Tensor, group: Mapping[str, Any], number: int,
     """The first singular directions of the gradient, or directions at random."""
     generator = torch.Generator().manual_seed((group["seed"] + number * 0x9E37_79B9_7F4A_7C15) % 2**63)
     matrix = grad.to(arithmetic_dtype(p)).reshape(extent(p, "rows"), extent(p, "columns"))
+    is_right = is_of_rows(matrix.shape[0], matrix.shape[1], group["proj_side"])
     if group["selection"] == "svd" and rank:
-        return top_directions(matrix.nan_to_num(), rank, generator)
-    directions = random_directions(min(matrix.shape), rank, generator).to(matrix)
-    return directions.mT.contiguous() if matrix.shape[0] >= matrix.shape[1] else directions
+        return top_directions(matrix.nan_to_num(), rank, generator, is_right)
+    directions = random_directions(matrix.shape[int(is_right)], rank, generator).to(matrix)
+    return directions.mT.contiguous() if is_right else directions
 
 
 def active_tensors(of: int, group: Mapping[str, Any]) -> set[int]:

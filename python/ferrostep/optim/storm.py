@@ -220,6 +220,9 @@ class STORM(TwoPointOptimizer):
                     new_state.remove(p, name)
         return taken
 
+    def _bytes_besides(self) -> int:
+        return sum(p.nbytes for group in self.param_groups for p in group["params"] if p.grad is not None)
+
     def _check_transported(self) -> None:
         if self._kept is not None:
             raise RuntimeError("step was called within other_point, expected after it")

@@ -58,6 +58,11 @@ def readable(name: str, x: Any, *, pairs: bool = False) -> None:
         raise Problem.DTYPE.of(name, x.dtype, NAMED_FLOATS)
 
 
+def is_plain(x: Tensor) -> bool:
+    """Whether it is a dense tensor of real numbers in this machine's memory, and of no other class."""
+    return type(x) is Tensor and x.is_cpu and x.layout == torch.strided and x.dtype in FLOATS
+
+
 def like(name: str, x: Tensor, other: Tensor, *, shape: Sequence[int], dtype: torch.dtype | None = None) -> None:
     """Refuse a tensor of another shape, dtype (if one is expected), or device than that of `other`."""
     if x.shape != tuple(shape):

@@ -132,7 +132,7 @@ def updates(
     p, new_states = rule(p, g, numbers, step, *known, **told)
     in_memory = not any(isinstance(state, Codes) for state in states)
     order = _order_in_memory(param) if in_memory else list(range(param.dim()))
-    stream = _key(_key(seed, number), int(step))
+    stream = key_of(key_of(seed, number), int(step))
     if noise != 0:
         p = multiplied(p, _normals(param, order, stream).to(p) * noise)
     changed = [
@@ -247,10 +247,8 @@ def _dithered_f16(x: Tensor, noise: Tensor) -> Tensor:
 
 def _normals(param: Tensor, order: Sequence[int], stream: int) -> Tensor:
     """A standard normal number for each element, in float64: the distribution's inverse of 23 random bits."""
-    stream = _key(stream, _MASK64)  # its own, beside that of stochastic rounding
-    sizes = [min(BLOCK, param.numel() - start) for start in range(0, param.numel(), BLOCK)]
-    drawn = [_draw(size, _key(stream, block)) >> 9 for block, size in enumerate(sizes)]
-    bits = torch.cat(drawn) if drawn else torch.zeros(0, dtype=torch.int64)
+    stream = key_of(stream, _MASK64)  # its own, beside that of stochastic rounding
+    bits = random_bits(param.numel(), stream) >> 9
     x = (2.0 * bits + 1) * 2.0**-23 - 1  # odd multiples between -1 and 1
     return _unordered(2.0**0.5 * x.double().erfinv(), param.shape, order)
 
@@ -260,9 +258,16 @@ def _noise(count: int, stream: int) -> Tensor:
     blocks = []
     for block, start in enumerate(range(0, count, BLOCK)):
         size = min(BLOCK, count - start)
-        both = _draw((size + 1) // 2, _key(stream, block))
+        both = _draw((size + 1) // 2, key_of(stream, block))
         blocks.append(torch.stack((both & 0xFFFF, both >> 16), -1).flatten()[:size])
     return torch.cat(blocks) if blocks else torch.zeros(0, dtype=torch.int64)
+
+
+def random_bits(count: int, stream: int) -> Tensor:
+    """32 random bits for each of ``count`` elements, as int64."""
+    sizes = [min(BLOCK, count - start) for start in range(0, count, BLOCK)]
+    drawn = [_draw(size, key_of(stream, block)) for block, size in enumerate(sizes)]
+    return torch.cat(drawn) if drawn else torch.zeros(0, dtype=torch.int64)
 
 
 def _draw(count: int, key: int) -> Tensor:
@@ -279,10 +284,10 @@ def _mix(x: Tensor) -> Tensor:
 
 def fraction(seed: int, step: int) -> float:
     """A random number in [0, 1) for a step: 53 bits."""
-    return (_key(_key(seed, _MASK64 - 1), step) >> 11) * 2.0**-53  # a stream of its own
+    return (key_of(key_of(seed, _MASK64 - 1), step) >> 11) * 2.0**-53  # a stream of its own
 
 
-def _key(stream: int, index: int) -> int:
+def key_of(stream: int, index: int) -> int:
     """The key of block ``index`` of a stream: splitmix64."""
     z = (stream + (index + 1) * 0x9E37_79B9_7F4A_7C15) & _MASK64
     z = ((z ^ (z >> 30)) * 0xBF58_476D_1CE4_E5B9) & _MASK64

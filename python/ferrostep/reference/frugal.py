@@ -128,6 +128,7 @@ def frugal(
     state_free_lr_scale: float,
     projected_lr_scale: float,
     selection: str,
+    proj_side: str,
     maximize: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """FRUGAL for one parameter of which some elements have states, as :class:`ferrostep.optim.FRUGAL`.
@@ -136,10 +137,10 @@ def frugal(
         p, g: the parameter and its gradient, of one shape of 2 or more dimensions, and of one dtype.
         state: those of the inner rule, of the selected elements, and which these are: int32 numbers of rows or
             columns; for ``"randk"`` a bit of uint8 numbers for each element, the lowest first; for ``"svd"`` and
-            ``"random"`` orthonormal rows, of as many elements as g has columns, or columns if g is wider than high.
+            ``"random"`` orthonormal rows, of as many elements as g has columns, or columns if that is the side.
         step: counted from 1 since the selection.
         lr, beta1, beta2, eps, weight_decay, maximize: hyperparameters.
-        inner, state_free, state_free_lr_scale, projected_lr_scale, selection: as the class.
+        inner, state_free, state_free_lr_scale, projected_lr_scale, selection, proj_side: as the class.
 
     Returns:
         The new parameter and the new state.
@@ -152,7 +153,8 @@ def frugal(
         >>> options = {"beta1": 0.9, "beta2": 0.99, "eps": 0.0, "weight_decay": 0.0, "inner": "adamw"}
         >>> scales = {"state_free": "sign", "state_free_lr_scale": 0.5, "projected_lr_scale": 1.0}
         >>> state = zeros, zeros, torch.tensor([1], dtype=torch.int32)
-        >>> frugal(p, g, state, 1, lr=0.5, selection="columns", maximize=False, **options, **scales)[0]
+        >>> options |= {"selection": "columns", "proj_side": "std", "maximize": False}
+        >>> frugal(p, g, state, 1, lr=0.5, **options, **scales)[0]
         tensor([[-0.2500,  0.5000]])
     """
     *averages, chosen = state
@@ -160,10 +162,11 @@ def frugal(
     decayed = (p * (1 - lr * weight_decay)).reshape(g.shape)
     rate, own_rate = lr * projected_lr_scale, lr * projected_lr_scale * state_free_lr_scale
     if selection in ("svd", "random"):
-        low, is_tall = down(g, chosen), g.shape[0] >= g.shape[1]
+        is_right = is_of_rows(g.shape[0], g.shape[1], proj_side)
+        low = down(g, chosen, is_right)
         direction, new = inner_direction(inner, low, averages, step, beta1=beta1, beta2=beta2, eps=eps)
-        others = decayed - free_direction(state_free, residual(g, up(low, chosen, is_tall))) * own_rate
-        return (others - up(direction, chosen, is_tall) * rate).reshape(p.shape), (*new, chosen)
+        others = decayed - free_direction(state_free, residual(g, up(low, chosen, is_right))) * own_rate
+        return (others - up(direction, chosen, is_right) * rate).reshape(p.shape), (*new, chosen)
     dim, places, shape = int(selection == "columns"), chosen, list(g.shape)
     if selection == "randk":
         places, shape = set_bits(chosen, g.numel()), [-1]
@@ -207,14 +210,22 @@ def set_bits(numbers: Tensor, count: int) -> Tensor:
     return bits.reshape(-1)[:count].nonzero().reshape(-1)
 
 
-def down(g: Tensor, basis: Tensor) -> Tensor:
-    """A matrix in the coordinates of a basis: of its rows, or of its columns if it is wider than high."""
-    return g @ basis.mT if g.shape[0] >= g.shape[1] else basis.mT @ g
+def is_of_rows(rows: int, columns: int, side: str) -> bool:
+    """Whether a basis is one of rows, on the right of a matrix, or of columns, on its left.
+
+    ``"std"`` takes the smaller side, ``"reverse_std"`` the other one.
+    """
+    return {"std": rows >= columns, "reverse_std": rows < columns}.get(side, side == "right")
 
 
-def up(low: Tensor, basis: Tensor, is_tall: bool) -> Tensor:
+def down(g: Tensor, basis: Tensor, is_right: bool) -> Tensor:
+    """A matrix in the coordinates of a basis of its rows, or of its columns."""
+    return g @ basis.mT if is_right else basis.mT @ g
+
+
+def up(low: Tensor, basis: Tensor, is_right: bool) -> Tensor:
     """The inverse of :func:`down`."""
-    return low @ basis if is_tall else basis @ low
+    return low @ basis if is_right else basis @ low
 
 
 def residual(g: Tensor, part: Tensor) -> Tensor:
@@ -224,19 +235,18 @@ def residual(g: Tensor, part: Tensor) -> Tensor:
     return torch.where(rest.abs() <= least, 0.0, rest)
 
 
-def top_directions(g: Tensor, rank: int, generator: torch.Generator) -> Tensor:
+def top_directions(g: Tensor, rank: int, generator: torch.Generator, is_right: bool) -> Tensor:
     """An orthonormal basis of nearly the ``rank`` first singular directions of a matrix, as :func:`down` takes it.
 
     A randomized range finder with subspace iterations (Halko, Martinsson and Tropp 2011, arXiv 0909.4061, Algorithm
-    4.4), on the Gram matrix of the smaller side, in the place of a singular value decomposition.
+    4.4), on the Gram matrix of the side, in the place of a singular value decomposition.
     """
-    is_tall = g.shape[0] >= g.shape[1]
-    gram = g.mT @ g if is_tall else g @ g.mT
+    gram = g.mT @ g if is_right else g @ g.mT
     sketch: Tensor = random_directions(len(gram), min(rank + rank // 4 + 8, len(gram)), generator).to(g)
     for _ in range(ITERATIONS):
         sketch = torch.linalg.qr(gram @ (gram @ sketch)).Q
     directions: Tensor = sketch @ torch.linalg.eigh(sketch.mT @ gram @ sketch).eigenvectors.flip(1)[:, :rank]
-    return directions.mT.contiguous() if is_tall else directions.contiguous()
+    return directions.mT.contiguous() if is_right else directions.contiguous()
 
 
 def random_directions(of: int, rank: int, generator: torch.Generator) -> Tensor:

@@ -25,6 +25,24 @@ def gram(gradients: Sequence[Gradient]) -> Tensor:
 
 
 @torch.no_grad()
+def norms(gradient: Gradient) -> tuple[float, float]:
+    """The l1 norm, and the square of the l2 norm."""
+    sizes = sum(float(checks.wide(_real(x)).abs().sum()) for x in gradient if x is not None)
+    return sizes, float(_dot(gradient, gradient))
+
+
+@torch.no_grad()
+def follow(gradient: Gradient, before: Gradient) -> tuple[float, float]:
+    """The squares of the norms of a gradient and of its difference from another, which becomes a copy of it."""
+    pairs = [(x, there) for x, there in zip(gradient, before, strict=True) if x is not None and there is not None]
+    moved = [checks.wide(_real(x)) - checks.wide(_real(there)) for x, there in pairs]
+    squares = float(_dot(gradient, gradient)), float(_dot(moved, moved))
+    for x, there in pairs:
+        there.copy_(x)
+    return squares
+
+
+@torch.no_grad()
 def combine(
     gradients: Sequence[Gradient], weights: Sequence[float] | Tensor, *, out: list[Tensor | None]
 ) -> list[Tensor | None]:

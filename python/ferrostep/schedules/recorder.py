@@ -11,7 +11,9 @@ import torch
 from torch.optim import Optimizer
 
 from ferrostep.errors import wrong_choice, wrong_kind
+from ferrostep.gradients.lists import norms
 from ferrostep.numpy.arrays import whole
+from ferrostep.reference import checks
 
 Norm: TypeAlias = Literal["l1", "l2"]
 ORDERS: dict[str, int] = {"l1": 1, "l2": 2}
@@ -21,7 +23,7 @@ class GradNormRecorder:
     """Records the norm of all gradients of an optimizer, for :func:`refine_schedule`.
 
     Call :meth:`record` before each ``optimizer.step()``: after ``GradScaler.unscale_``, before clipping. It reads the
-    gradients once more, and sums in float64.
+    gradients once more, all in one call, and sums in float64.
 
     Args:
         optimizer: any ``torch.optim.Optimizer``; parameters of any shape and dtype, a gradient of None counts as 0.
@@ -71,8 +73,11 @@ class GradNormRecorder:
             return None
         grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         order = ORDERS[self.norm]
-        each = [float(torch.linalg.vector_norm(g.to_dense(), order, dtype=_double(g))) for g in grads]
-        self.norms.append(math.fsum(x**order for x in each) ** (1 / order))
+        sums = norms([g for g in grads if checks.is_plain(g)])[order - 1]
+        for g in grads:
+            if not checks.is_plain(g):
+                sums += float(torch.linalg.vector_norm(g.to_dense(), order, dtype=_double(g))) ** order
+        self.norms.append(sums if order == 1 else math.sqrt(sums))
         return self.norms[-1]
 
     def save(self, path: str | Path) -> None:

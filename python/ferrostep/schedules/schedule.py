@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch.optim.lr_scheduler import LRScheduler
 
 from ferrostep.errors import wrong_kind
+from ferrostep.figures import axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,10 +47,7 @@ class Schedule(ABC):
         Raises:
             ModuleNotFoundError: matplotlib is not installed.
         """
-        if ax is None:
-            from matplotlib.figure import Figure
-
-            ax = Figure(layout="constrained").add_subplot()
+        ax = axes(ax)
         ax.plot(range(self.total_steps), [self(step) for step in range(self.total_steps)])
         ax.set(xlabel="step", ylabel="factor of the learning rate", ylim=(0, None))
         return ax
@@ -94,7 +92,7 @@ class ScheduleLR(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """The scheduler's state: the counter, and the schedule as plain numbers, which ``weights_only`` loads."""
-        return {**super().state_dict(), "schedule": vars(self.schedule).copy()}
+        return {**super().state_dict(), "schedule": _numbers(self.schedule)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state: the counter and the schedule that it was saved with.
@@ -106,8 +104,13 @@ class ScheduleLR(LRScheduler):
             KeyError: it is another scheduler's, and says nothing of a schedule; nothing has been changed then.
         """
         schedule = state_dict["schedule"]
-        missing = [name for name in vars(self.schedule) if name not in schedule]
+        missing = [name for name in _numbers(self.schedule) if name not in schedule]
         if missing:
             raise KeyError(f"state_dict['schedule'] has no {', '.join(missing)}: it is another scheduler's")
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "schedule"})
         self.schedule.__dict__.update(schedule)
+
+
+def _numbers(schedule: Schedule) -> dict[str, Any]:
+    """What a schedule is made of, but for functions: those are the constructor's."""
+    return {name: value for name, value in vars(schedule).items() if not callable(value)}

@@ -1,7 +1,7 @@
 //! Codes to numbers and back, on the vectors of any instruction set.
 
 use crate::kernels::storage::{CODE_BLOCK, Codebook};
-use crate::kernels::vector::{Arch, Bits, MAX_LANES, Routine, Single, dispatch};
+use crate::kernels::vector::{Arch, Bits, MAX_LANES, Routine, Single, dispatch, prefetch};
 use crate::runtime::Isa;
 
 /// Writes the numbers that codes stand for.
@@ -46,24 +46,25 @@ impl Routine for Decode<'_> {
     #[inline(always)]
     unsafe fn run<A: Arch>(self) {
         match self.book.is_signed() {
-            true => self.decode::<A::F32, true>(),
-            false => self.decode::<A::F32, false>(),
+            true => self.decode::<A, true>(),
+            false => self.decode::<A, false>(),
         }
     }
 }
 
 impl Decode<'_> {
     #[inline(always)]
-    fn decode<V: Single, const SIGNED: bool>(self) {
+    fn decode<A: Arch, const SIGNED: bool>(self) {
         let (codes, last_codes) = self.codes.as_chunks();
         let (blocks, last) = self.to.as_chunks_mut();
         for ((to, codes), &scale) in blocks.iter_mut().zip(codes).zip(self.scales) {
-            decode_block::<V, SIGNED>(self.book, codes, scale, to);
+            prefetch::<A, u8>(codes.as_ptr(), 0, CODE_BLOCK);
+            decode_block::<A::F32, SIGNED>(self.book, codes, scale, to);
         }
         if let Some(&scale) = self.scales.get(blocks.len()) {
             let (mut codes, mut to) = ([0; CODE_BLOCK], [0.0; CODE_BLOCK]);
             codes[..last.len()].copy_from_slice(last_codes);
-            decode_block::<V, SIGNED>(self.book, &codes, scale, &mut to);
+            decode_block::<A::F32, SIGNED>(self.book, &codes, scale, &mut to);
             last.copy_from_slice(&to[..last.len()]);
         }
     }
@@ -106,6 +107,10 @@ impl Encode<'_> {
 const FRACTION: u32 = 23;
 const SIGN: u32 = 1 << 31;
 
+/// Vectors that take each step of the arithmetic together: a number's steps wait for each other, and those of one vector
+/// after the other would not fill the CPU.
+const TOGETHER: usize = 4;
+
 /// The numbers of a block.
 #[inline(always)]
 fn decode_block<V: Single, const SIGNED: bool>(
@@ -116,20 +121,28 @@ fn decode_block<V: Single, const SIGNED: bool>(
 ) {
     let (start, unit) = (V::table(&book.decode.start), V::table(&book.decode.unit));
     let (zero, odd) = (-f64::from(book.zero), f64::from(book.odd) / 2.0);
-    for i in (0..CODE_BLOCK).step_by(V::LANES) {
-        // SAFETY: as many elements as there are lanes, which divide the block, from `i` on.
-        let code = V::of_integers(unsafe { V::Bits::load_u8(codes.as_ptr().add(i)) });
-        let from_zero = if SIGNED { code + zero } else { code };
-        let m = from_zero.abs() + odd;
-        let decade = m.to_bits().shr::<FRACTION>();
-        let magnitude = (m * 18.0 - start.pick(decade)) * unit.pick(decade);
-        let number = match SIGNED {
-            // Adding zero makes a zero of a negative one, which a negative scale gives.
-            true => with_sign_of(from_zero, magnitude) * f64::from(scale) + 0.0,
-            false => magnitude * f64::from(scale),
-        };
-        // SAFETY: as above.
-        unsafe { number.store_f32(to.as_mut_ptr().add(i)) }
+    for i in (0..CODE_BLOCK).step_by(TOGETHER * V::LANES) {
+        let mut from_zero = [V::splat(0.0); TOGETHER];
+        for (j, from_zero) in from_zero.iter_mut().enumerate() {
+            // SAFETY: as many elements as there are lanes, `TOGETHER` times which divide the block.
+            let code = V::of_integers(unsafe { V::Bits::load_u8(codes.as_ptr().add(i + j * V::LANES)) });
+            *from_zero = if SIGNED { code + zero } else { code };
+        }
+        let mut numbers = from_zero;
+        for number in &mut numbers {
+            let m = if SIGNED { number.abs() } else { *number } + odd;
+            let decade = m.to_bits().shr::<FRACTION>();
+            *number = (m * 18.0 - start.pick(decade)) * unit.pick(decade);
+        }
+        for (j, (magnitude, from_zero)) in numbers.into_iter().zip(from_zero).enumerate() {
+            let number = match SIGNED {
+                // Adding zero makes a zero of a negative one, which a negative scale gives.
+                true => with_sign_of(from_zero, magnitude) * f64::from(scale) + 0.0,
+                false => magnitude * f64::from(scale),
+            };
+            // SAFETY: as above.
+            unsafe { number.store_f32(to.as_mut_ptr().add(i + j * V::LANES)) }
+        }
     }
 }
 
@@ -153,15 +166,14 @@ fn encode_block<V: Single, const SIGNED: bool>(
     }
     let inverse = f64::from(1.0 / greatest);
     let lines = Lines::new(book);
-    for i in (0..CODE_BLOCK).step_by(4 * V::LANES) {
-        let mut four = [V::Bits::splat(0); 4];
-        for (j, codes) in four.iter_mut().enumerate() {
-            // SAFETY: as many elements as there are lanes, four times which divide the block.
-            let number = unsafe { V::load_f32(from.as_ptr().add(i + j * V::LANES)) };
-            *codes = lines.code::<SIGNED>(number * inverse);
+    for i in (0..CODE_BLOCK).step_by(TOGETHER * V::LANES) {
+        let mut fractions = [V::splat(0.0); TOGETHER];
+        for (j, fraction) in fractions.iter_mut().enumerate() {
+            // SAFETY: as many elements as there are lanes, `TOGETHER` times which divide the block.
+            *fraction = unsafe { V::load_f32(from.as_ptr().add(i + j * V::LANES)) } * inverse;
         }
         // SAFETY: as above.
-        unsafe { V::Bits::store_saturated_u8(four, codes.as_mut_ptr().add(i)) }
+        unsafe { V::Bits::store_saturated_u8(lines.codes::<SIGNED>(fractions), codes.as_mut_ptr().add(i)) }
     }
     greatest
 }
@@ -172,6 +184,7 @@ struct Lines<V> {
     slope: V,
     offset: V,
     last: V,
+    least: f64,
     zero: u32,
 }
 
@@ -183,47 +196,62 @@ impl<V: Single> Lines<V> {
             slope: V::table(&book.encode.slope),
             offset: V::table(&book.encode.offset),
             last: V::table(&book.encode.last),
+            least: book.encode.least.into(),
             zero: book.zero.into(),
         }
     }
 
-    /// The codes of fractions of a scale; of -1, for which there is none, the one below that of the least.
+    /// The codes of fractions of a scale; of -1, for which there is none, the one below that of the least; without a sign
+    /// less than 0 for what is below zero.
     #[inline(always)]
-    fn code<const SIGNED: bool>(&self, fraction: V) -> V::Bits {
-        let zero = V::splat(0.0);
-        let magnitude = if SIGNED { fraction.abs() } else { fraction };
-        let above = decade_or_above(magnitude);
-        let is_below = (magnitude - self.begin.pick(above)).to_bits().sar::<31>();
-        let decade = above.add(is_below);
-        let n = (magnitude * self.slope.pick(decade) + self.offset.pick(decade)).min(self.last.pick(decade));
-        match SIGNED {
-            true => with_sign_of(fraction, n)
-                .to_integers()
-                .add(V::Bits::splat(self.zero)),
-            false => zero.if_less(magnitude, n.max(V::splat(1.0)), zero).to_integers(),
+    fn codes<const SIGNED: bool>(&self, fractions: [V; TOGETHER]) -> [V::Bits; TOGETHER] {
+        let mut magnitudes = fractions;
+        let mut decades = [V::Bits::splat(0); TOGETHER];
+        for (magnitude, above) in magnitudes.iter_mut().zip(&mut decades) {
+            let least = V::splat(self.least);
+            *magnitude = if SIGNED { magnitude.abs() } else { *magnitude }.max(least);
+            *above = decade_or_above(*magnitude);
         }
+        for (magnitude, decade) in magnitudes.iter().zip(&mut decades) {
+            let is_below = (*magnitude - self.begin.pick(*decade)).to_bits().sar::<31>();
+            *decade = decade.add(is_below);
+        }
+        for (number, &decade) in magnitudes.iter_mut().zip(&decades) {
+            *number =
+                (*number * self.slope.pick(decade) + self.offset.pick(decade)).min(self.last.pick(decade));
+        }
+        let mut codes = decades;
+        for ((code, number), fraction) in codes.iter_mut().zip(magnitudes).zip(fractions) {
+            *code = match SIGNED {
+                true => with_sign_of(fraction, number)
+                    .to_integers()
+                    .add(V::Bits::splat(self.zero)),
+                // Of zero the bits are 0, of what is below it they are less; of all others they are more than any code.
+                false => number.to_integers().signed_min(fraction.to_bits()),
+            };
+        }
+        codes
     }
 }
 
-/// In the last three bits the decade of a magnitude up to 1, or the one above it; the decades' numbers begin up to their
-/// first part above a power of ten. The first decade also of what is below zero.
+/// In the last three bits the place of a magnitude's decade, or of the one above it, from the least of the book up to 1;
+/// the decades' numbers begin up to their first part above a power of ten.
 #[inline(always)]
 fn decade_or_above<V: Single>(magnitude: V) -> V::Bits {
-    use std::f64::consts::LOG10_2;
-    // The bits of a number, less those of 1, are 2^23 times its logarithm to the base 2 less 0.09 at most.
-    let logarithm = V::of_integers(magnitude.to_bits());
-    let decades = logarithm * (LOG10_2 / f64::from(1 << FRACTION)) + (LOG10_2 * (0.09 - 127.0) + 7.0 - 0.5);
-    decades.max(V::splat(0.0)).to_integers()
+    // The upper bits of a number are, near enough, 2^7 times 127 more than its logarithm to the base 2; times 154 / 2^16
+    // that is the logarithm to the base 10 and 38.2, and where decades begin half of one is to spare on either side.
+    magnitude.to_bits().mul_upper(154).shr::<16>()
 }
 
 /// The number of greatest magnitude, the positive one of two such; NaN is greater than all. Without a sign negative
 /// numbers are zero.
 #[inline(always)]
 fn greatest<V: Single, const SIGNED: bool>(from: &[f32; CODE_BLOCK]) -> f32 {
-    let greatest = greatest_bits::<V, SIGNED>(from);
+    let (positive, negative) = greatest_bits::<V, SIGNED>(from);
     match SIGNED {
-        true => f32::from_bits((greatest ^ 1).rotate_right(1)),
-        false if greatest < SIGN => f32::from_bits(greatest),
+        true if negative < SIGN || negative - SIGN <= positive => f32::from_bits(positive),
+        true => f32::from_bits(negative),
+        false if negative < SIGN => f32::from_bits(negative),
         false => {
             let or_nan = |greatest, &x: &f32| if x > greatest || x.is_nan() { x } else { greatest };
             from.iter().fold(0.0, or_nan)
@@ -231,24 +259,30 @@ fn greatest<V: Single, const SIGNED: bool>(from: &[f32; CODE_BLOCK]) -> f32 {
     }
 }
 
-/// The greatest of the numbers' bits, which are in the order of the numbers where none is negative; with a sign, of these
-/// bits with that in the lowest place, where it decides between equal magnitudes only.
+/// The greatest of the numbers' bits as signed integers, which are in the order of the numbers but for negative ones, and
+/// as unsigned integers, of which the negative numbers are the greater ones, by their size.
 #[inline(always)]
-fn greatest_bits<V: Single, const SIGNED: bool>(from: &[f32; CODE_BLOCK]) -> u32 {
-    let mut greatest = V::Bits::splat(0);
+fn greatest_bits<V: Single, const SIGNED: bool>(from: &[f32; CODE_BLOCK]) -> (u32, u32) {
+    let (mut positive, mut negative) = (V::Bits::splat(SIGN), V::Bits::splat(0));
     for i in (0..CODE_BLOCK).step_by(V::LANES) {
         // SAFETY: as many elements as there are lanes, which divide the block, from `i` on.
         let bits = unsafe { V::load_f32(from.as_ptr().add(i)) }.to_bits();
-        let key = match SIGNED {
-            true => bits.shl::<1>().or(bits.shr::<31>()).xor(V::Bits::splat(1)),
-            false => bits,
-        };
-        greatest = greatest.max(key);
+        if SIGNED {
+            positive = positive.signed_max(bits);
+        }
+        negative = negative.max(bits);
     }
-    let mut lanes = [0; MAX_LANES];
+    let (mut signed, mut unsigned) = ([0; MAX_LANES], [0; MAX_LANES]);
     // SAFETY: there is room for the longest vector.
-    unsafe { greatest.store_u32(lanes.as_mut_ptr()) };
-    lanes.into_iter().fold(0, u32::max)
+    unsafe {
+        positive.store_u32(signed.as_mut_ptr());
+        negative.store_u32(unsigned.as_mut_ptr());
+    }
+    let lanes = &signed[..V::LANES];
+    (
+        lanes.iter().fold(i32::MIN, |a, &b| a.max(b as i32)) as u32,
+        unsigned.into_iter().fold(0, u32::max),
+    )
 }
 
 #[cfg(test)]

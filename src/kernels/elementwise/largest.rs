@@ -137,3 +137,25 @@ impl<'a, const N: usize> Parts<'a, N> {
         found
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Counts of which bins 1, 4 and 7 have some, in two parts.
+    #[test]
+    fn the_bin_of_a_rank_and_the_rank_within_it() {
+        let mut counts = vec![vec![0; BINS]; 2];
+        (counts[0][7], counts[1][7], counts[1][4], counts[0][1]) = (2, 1, 4, 5);
+        for (rank, expected) in [
+            (1, (7, 1)),
+            (3, (7, 3)),
+            (4, (4, 1)),
+            (7, (4, 4)),
+            (8, (1, 1)),
+            (12, (1, 5)),
+        ] {
+            assert_eq!(bin_of(rank, &counts), expected);
+        }
+    }
+}

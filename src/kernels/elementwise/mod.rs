@@ -8,6 +8,7 @@ mod combinations;
 mod declared;
 mod disturb;
 mod finite;
+mod gather;
 mod largest;
 mod selected;
 mod simplex;
@@ -45,7 +46,7 @@ pub use declared::{ByName, Declaration, HyperparameterKind, Hyperparameters, Sou
 use declared::{hyperparameters, rules};
 pub use disturb::Disturbance;
 pub use finite::{Values, all_finite};
-pub use selected::{Bits, Piece, SelectedUpdates, Selection, piece, sample};
+pub use selected::{Bits, Columns, Piece, SelectedUpdates, Selection, piece, sample};
 pub use simplex::SimplexUpdates;
 pub use sums::{Summed, squared_norms};
 use sweep::{Kernel, Span};

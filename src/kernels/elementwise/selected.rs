@@ -1,6 +1,7 @@
 //! Matrices of which one rule updates selected elements, with states for these only, and a rule without states the
 //! others: in one pass, a stretch of the parameter at a time, while it is in the cache.
 
+use super::gather::{Chosen, Room};
 use super::{BLOCK, Code, Rule, Unsupported, Work};
 use crate::kernels::storage::{Buffers, Rounding, State};
 use crate::kernels::vector::Noise;
@@ -49,10 +50,30 @@ impl<R: Rule<N>, const N: usize> Piece for OfTypes<R, N> {
 pub enum Selection {
     /// Whole rows, by rising numbers.
     Rows(Vec<u32>),
-    /// Whole columns, by rising numbers.
-    Columns(Vec<u32>),
+    /// Whole columns.
+    Columns(Columns),
     /// Single elements, by their bits.
     Entries(Bits),
+}
+
+/// A bit for each column, the lowest of a byte first, and how many are set.
+pub struct Columns {
+    bits: Vec<u8>,
+    count: usize,
+}
+
+impl Columns {
+    /// The numbers of columns below `of`, each once.
+    pub fn new(numbers: &[u32], of: usize) -> Columns {
+        let mut bits = vec![0; of.div_ceil(8)];
+        for &number in numbers {
+            bits[number as usize / 8] |= 1 << (number % 8);
+        }
+        Columns {
+            bits,
+            count: numbers.len(),
+        }
+    }
 }
 
 /// A bit for each element, the lowest of a byte first.
@@ -79,24 +100,28 @@ impl Bits {
         let (mut before, mut count) = (Vec::with_capacity(len / BLOCK + 1), 0);
         for block in bytes.chunks(BLOCK / 8) {
             before.push(count);
-            count += block.iter().map(|byte| byte.count_ones() as usize).sum::<usize>();
+            count += set(block);
         }
         Some((Bits { data, before }, count))
     }
 
-    /// Puts the places, within the stretch, of the elements that are set from `start`, a multiple of 8, on.
-    fn places(&self, start: usize, len: usize, places: &mut Vec<u32>) {
-        places.clear();
+    /// Those of `len` elements from `start` on, a multiple of 8, as one row.
+    fn row(&self, start: usize, len: usize) -> Chosen<'_> {
         // SAFETY: the maker's promise.
-        let bytes = unsafe { std::slice::from_raw_parts(self.data.add(start / 8), len.div_ceil(8)) };
-        for (first, &byte) in (0..).step_by(8).zip(bytes) {
-            let mut left = byte;
-            while left != 0 {
-                places.push(first + left.trailing_zeros());
-                left &= left - 1;
-            }
+        let bits = unsafe { std::slice::from_raw_parts(self.data.add(start / 8), len.div_ceil(8)) };
+        let count = set(bits);
+        Chosen {
+            bits,
+            count,
+            row: len,
+            rows: 1,
         }
     }
+}
+
+/// How many bits are set.
+fn set(bytes: &[u8]) -> usize {
+    bytes.iter().map(|byte| byte.count_ones() as usize).sum()
 }
 
 struct Slot {
@@ -231,52 +256,45 @@ impl Visit<'_> {
         }
     }
 
-    unsafe fn columns(&self, selected: &[u32]) {
-        let columns = self.slot.columns;
+    unsafe fn columns(&self, selected: &Columns) {
+        let row = self.slot.columns;
         let mut room = Room::default();
-        let stretch = (STRETCH / columns).max(1) * columns;
+        let stretch = (STRETCH / row).max(1) * row;
         for start in (self.start..self.end).step_by(stretch) {
             let end = self.end.min(start + stretch);
-            let rank = start / columns * selected.len();
+            let chosen = Chosen {
+                bits: &selected.bits,
+                count: selected.count,
+                row,
+                rows: (end - start) / row,
+            };
             // SAFETY: the caller's promise.
-            unsafe { self.stretch(start, end, columns, selected, rank, &mut room) };
+            unsafe { self.stretch(start, end, &chosen, start / row * selected.count, &mut room) };
         }
     }
 
     unsafe fn entries(&self, bits: &Bits, mut rank: usize) {
-        let (mut room, mut places) = (Room::default(), Vec::new());
+        let mut room = Room::default();
         for start in (self.start..self.end).step_by(STRETCH) {
             let end = self.end.min(start + STRETCH);
-            bits.places(start, end - start, &mut places);
+            let chosen = bits.row(start, end - start);
             // SAFETY: the caller's promise.
-            unsafe { self.stretch(start, end, end - start, &places, rank, &mut room) };
-            rank += places.len();
+            unsafe { self.stretch(start, end, &chosen, rank, &mut room) };
+            rank += chosen.count;
         }
     }
 
-    /// Updates elements from `start` to `end`, of whose rows, of so many elements, those at `places` are selected; there
-    /// are `rank` selected ones before them.
-    unsafe fn stretch(
-        &self,
-        start: usize,
-        end: usize,
-        row: usize,
-        places: &[u32],
-        rank: usize,
-        room: &mut Room,
-    ) {
+    /// Updates elements from `start` to `end`, of which some are selected; there are `rank` selected ones before them.
+    unsafe fn stretch(&self, start: usize, end: usize, chosen: &Chosen<'_>, rank: usize, room: &mut Room) {
         let part = self.slot.buffers.part(start, end - start);
-        let places = Places {
-            of_row: places,
-            row,
-            rows: (end - start) / row,
-        };
+        // The gradients come from the memory while the others are updated, and are gathered from the cache.
         // SAFETY: the caller's promise; the room is made large enough.
         unsafe {
-            let gathered = room.gather(&part, &places);
+            room.take(&part, chosen);
             self.rest(start, end);
+            let gathered = room.with_gradients(&part, chosen);
             self.inner(&gathered, rank, start);
-            room.scatter(&part, &places);
+            room.scatter(&part, chosen);
         }
     }
 
@@ -324,115 +342,6 @@ impl Visit<'_> {
 /// States of a rule, at most.
 const MOST_STATES: usize = 4;
 
-/// Which elements of a stretch are selected: the same of each row.
-struct Places<'a> {
-    of_row: &'a [u32],
-    row: usize,
-    rows: usize,
-}
-
-/// Where the selected elements of a stretch lie one after the other.
-#[derive(Default)]
-struct Room {
-    param: Vec<u64>,
-    grad: Vec<u64>,
-    compensation: Vec<u64>,
-}
-
-impl Room {
-    /// # Safety
-    /// The part is valid for reading.
-    unsafe fn gather(&mut self, part: &Buffers<0>, places: &Places<'_>) -> Buffers<0> {
-        let kept = size_of_kept(part);
-        // SAFETY: the caller's promise.
-        unsafe {
-            Buffers {
-                len: places.of_row.len() * places.rows,
-                param: gathered(part.param, part.dtype.size(), places, &mut self.param),
-                grad: gathered(part.grad, part.grad_dtype.size(), places, &mut self.grad),
-                compensation: gathered(part.compensation, kept, places, &mut self.compensation),
-                ..*part
-            }
-        }
-    }
-
-    /// # Safety
-    /// The part is valid for writing, and nobody else has it.
-    unsafe fn scatter(&self, part: &Buffers<0>, places: &Places<'_>) {
-        let kept = size_of_kept(part);
-        // SAFETY: the caller's promise.
-        unsafe {
-            scattered(&self.param, part.param, part.dtype.size(), places);
-            scattered(&self.compensation, part.compensation, kept, places);
-        }
-    }
-}
-
-/// The bytes of an element that makes up for rounding.
-fn size_of_kept(part: &Buffers<0>) -> usize {
-    match part.rounding {
-        Rounding::Nearest | Rounding::Stochastic { .. } => 0,
-        rounding => rounding.compensation_size(part.dtype),
-    }
-}
-
-/// # Safety
-/// `from` is valid for reading elements of `size` bytes at the places.
-unsafe fn gathered(from: *const u8, size: usize, places: &Places<'_>, room: &mut Vec<u64>) -> *mut u8 {
-    let bytes = places.of_row.len() * places.rows * size;
-    room.resize(room.len().max(bytes.div_ceil(8)), 0);
-    let (from, to) = (from.cast_mut(), room.as_mut_ptr());
-    // SAFETY: the caller's promise, and there is room.
-    unsafe {
-        match size {
-            2 => move_elements::<u16, true>(from.cast(), to.cast(), places),
-            4 => move_elements::<u32, true>(from.cast(), to.cast(), places),
-            8 => move_elements::<u64, true>(from.cast(), to, places),
-            _ => debug_assert_eq!(size, 0, "no elements have such a size"),
-        }
-    }
-    to.cast()
-}
-
-/// # Safety
-/// `to` is valid for writing elements of `size` bytes at the places, and `room` holds as many.
-unsafe fn scattered(room: &[u64], to: *mut u8, size: usize, places: &Places<'_>) {
-    let from = room.as_ptr().cast_mut();
-    // SAFETY: the caller's promise.
-    unsafe {
-        match size {
-            2 => move_elements::<u16, false>(to.cast(), from.cast(), places),
-            4 => move_elements::<u32, false>(to.cast(), from.cast(), places),
-            8 => move_elements::<u64, false>(to.cast(), from, places),
-            _ => debug_assert_eq!(size, 0, "no elements have such a size"),
-        }
-    }
-}
-
-/// Copies elements from their places to where they are together, or back.
-///
-/// # Safety
-/// `apart` is valid at the places and `together` for as many elements.
-unsafe fn move_elements<T: Copy, const GATHERS: bool>(
-    apart: *mut T,
-    mut together: *mut T,
-    places: &Places<'_>,
-) {
-    for row in 0..places.rows {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let apart = apart.add(row * places.row);
-            for (i, &place) in places.of_row.iter().enumerate() {
-                match GATHERS {
-                    true => *together.add(i) = *apart.add(place as usize),
-                    false => *apart.add(place as usize) = *together.add(i),
-                }
-            }
-            together = together.add(places.of_row.len());
-        }
-    }
-}
-
 /// `count` of the numbers below `of`, rising: each such choice is as likely as any other. It depends on the key alone.
 /// Knuth's selection sampling (The Art of Computer Programming, 3.4.2, Algorithm S).
 pub fn sample(of: u64, count: u64, key: u64) -> impl Iterator<Item = u64> {
@@ -443,4 +352,49 @@ pub fn sample(of: u64, count: u64, key: u64) -> impl Iterator<Item = u64> {
         missing -= u64::from(is_chosen);
         is_chosen
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_rises_and_has_as_many_as_are_asked_for() {
+        for (of, count) in [(0, 0), (1, 0), (1, 1), (10, 3), (1000, 250), (64, 64)] {
+            let chosen: Vec<u64> = sample(of, count, 7).collect();
+            assert_eq!(chosen.len() as u64, count);
+            assert!(chosen.is_sorted_by(|one, next| one < next) && chosen.iter().all(|&each| each < of));
+        }
+        assert!(sample(1000, 250, 7).eq(sample(1000, 250, 7)));
+        assert!(!sample(1000, 250, 7).eq(sample(1000, 250, 8)));
+    }
+
+    #[test]
+    fn bits_are_counted_and_refused_beyond_the_last_element() {
+        let bytes = [0b1010_0001, 0b0000_0110];
+        let of = |len| {
+            // SAFETY: both bytes are there.
+            unsafe { Bits::new(bytes.as_ptr(), len) }
+        };
+        let (bits, count) = of(11).expect("no bit is set beyond");
+        assert_eq!((count, bits.before), (5, vec![0]));
+        assert!(of(10).is_none());
+        assert_eq!(of(0).map(|(_, count)| count), Some(0));
+    }
+
+    #[test]
+    fn blocks_know_how_many_are_set_before_them() {
+        let bytes = vec![0b0001_0001; BLOCK / 4];
+        // SAFETY: two blocks are there.
+        let (bits, count) = unsafe { Bits::new(bytes.as_ptr(), 2 * BLOCK) }.expect("no bit is set beyond");
+        assert_eq!((count, bits.before.clone()), (BLOCK / 2, vec![0, BLOCK / 4]));
+        let row = bits.row(BLOCK, 64);
+        assert_eq!((row.count, row.row, row.rows, row.bits.len()), (16, 64, 1, 8));
+    }
+
+    #[test]
+    fn columns_are_bits() {
+        let columns = Columns::new(&[0, 5, 9], 10);
+        assert_eq!((columns.bits, columns.count), (vec![0b0010_0001, 0b10], 3));
+    }
 }

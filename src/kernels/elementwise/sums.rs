@@ -9,7 +9,7 @@ use super::{ELEMENTS_PER_THREAD, Rule, Updates, Work, sums};
 use crate::kernels::storage::{Buffers, Float, Rounding};
 use crate::kernels::vector::{
     Arch, Arithmetic, Double, Halves, InF32, InF64, MAX_LANES, Routine, Stored, Vector, WIDENED, Widened,
-    dispatch,
+    dispatch, prefetch,
 };
 use crate::runtime::{Isa, Shared, pool};
 
@@ -205,6 +205,17 @@ impl<const N: usize> Elements<N> {
             scale,
         }
     }
+
+    /// Asks for what is further on than the longest vector at `i`.
+    #[inline(always)]
+    fn prefetch<F: Arithmetic, T, A: Arch>(&self, i: usize) {
+        for at in (0..MAX_LANES).step_by(F::Vector::<A>::LANES) {
+            F::prefetch::<A>(self.grad, self.grad_dtype, i + at);
+        }
+        for state in self.state {
+            prefetch::<A, T>(state.cast(), i, MAX_LANES);
+        }
+    }
 }
 
 /// Elements whose arithmetic is `F` and whose states and terms are of type `T`.
@@ -229,6 +240,7 @@ where
         let mut lanes = [A::F64::splat(0.0); PARTS];
         let whole = len - len % MAX_LANES;
         for i in (0..whole).step_by(MAX_LANES) {
+            elements.prefetch::<F, T, A>(i);
             // SAFETY: the longest vector at `i` lies within the elements.
             let terms = unsafe { terms::<F, T, R, A, N>(&rule, &elements, i) };
             add::<T, R, A, N>(&rule, &mut lanes, &terms);

@@ -8,6 +8,7 @@ use super::Rule;
 use crate::kernels::storage::{Buffers, Float};
 use crate::kernels::vector::{
     Arch, Arithmetic, Halves, InF32, MAX_LANES, Noise, Order, Pair, Routine, Stored, Vector, dispatch,
+    prefetch,
 };
 use crate::runtime::Isa;
 
@@ -224,6 +225,7 @@ where
         let whole = span.len - span.len % lanes;
         let mut counted = 0;
         for i in (0..whole).step_by(lanes) {
+            Sweep::<F, P, S, M, R, N>::prefetch::<A>(&span, i);
             // SAFETY: a whole vector at `i` lies within the span.
             counted += unsafe { Sweep::<F, P, S, M, R, N>::update::<A>(&rule, &span, i) };
         }
@@ -243,6 +245,18 @@ where
     M: Mode<F, P>,
     R: Rule<N>,
 {
+    /// Asks for what a vector further on is going to be.
+    #[inline(always)]
+    fn prefetch<A: Arch>(span: &Span<N>, i: usize) {
+        let lanes = F::Vector::<A>::LANES;
+        prefetch::<A, P>(span.param, i, lanes);
+        prefetch::<A, M::Compensation>(span.compensation, i, lanes);
+        F::prefetch::<A>(span.grad, span.grad_dtype, i);
+        for state in span.state {
+            prefetch::<A, S>(state, i, lanes);
+        }
+    }
+
     /// Updates one vector and returns what the rule counted.
     ///
     /// # Safety

@@ -27,6 +27,11 @@ pub fn kernel_of<R: Rule<N>, const N: usize>(buffers: &Buffers<N>) -> Result<Ker
     }
 }
 
+/// Room in which no vector crosses the lines of the cache.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Aligned<T>(T);
+
 /// Applies a rule to a block, and returns what the rule counted.
 ///
 /// # Safety
@@ -40,18 +45,18 @@ pub unsafe fn run<R: Rule<N>, const N: usize>(
 ) -> u32 {
     let work = block.dtype.arithmetic();
     let is_widened = !R::IN_16_BITS && block.dtype != work;
-    let mut room = [[0_u64; TILE]; N];
-    let mut param = [0_f32; TILE];
+    let mut room = [Aligned([0_u64; TILE]); N];
+    let mut param = Aligned([0_f32; TILE]);
     let mut counted = 0;
     for start in (0..block.len).step_by(TILE) {
         let tile = block.part(start, TILE.min(block.len - start));
         let narrow = tile.with_states([]);
-        let param = param.as_mut_ptr().cast();
+        let param = param.0.as_mut_ptr().cast();
         let mut numbers = [std::ptr::null_mut(); N];
         // SAFETY: the caller's promise, and the room is large enough for numbers of any type.
         unsafe {
             for ((numbers, state), room) in numbers.iter_mut().zip(&tile.state).zip(&mut room) {
-                *numbers = load(state, work, tile.len, room.as_mut_ptr().cast());
+                *numbers = load(state, work, tile.len, room.0.as_mut_ptr().cast());
             }
             let noise = Noise {
                 counter: noise.counter + start as u32,

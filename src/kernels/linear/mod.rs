@@ -1,10 +1,19 @@
-//! Sums of products of tensors, and linear combinations of tensors: what projections are made of.
+//! Sums of products of tensors, and linear combinations of tensors: what projections are made of. Products of a matrix
+//! and vectors, and its largest singular value.
 
 mod combine;
 mod moments;
+mod normal;
+mod norms;
+mod singular;
+#[cfg(test)]
+mod tests;
 
 pub use combine::combine;
 pub use moments::{Sums, sums};
+pub use normal::{Rows, Work};
+pub use norms::norms;
+pub use singular::{Singular, top_singular_value};
 
 use half::{bf16, f16};
 

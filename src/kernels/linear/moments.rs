@@ -6,7 +6,7 @@ use crate::kernels::vector::{Arch, Double, Routine, Vector, WIDENED as LANES, di
 use crate::runtime::Isa;
 
 /// The most vectors that hold so many lanes.
-const PARTS: usize = 4;
+pub const PARTS: usize = 4;
 
 /// Over elements of `N` tensors.
 #[derive(Clone, Copy, Debug)]
@@ -149,8 +149,9 @@ impl<V: Double, const DIFFERENCES: bool, const MEANS: bool, const N: usize> Lane
     }
 }
 
+/// The sum over all lanes.
 #[inline(always)]
-fn total<V: Double>(parts: &[V; PARTS]) -> f64 {
+pub fn total<V: Double>(parts: &[V; PARTS]) -> f64 {
     let mut lanes = [0.0; LANES];
     for (part, lanes) in parts.iter().zip(lanes.chunks_exact_mut(V::LANES)) {
         // SAFETY: a vector's lanes.

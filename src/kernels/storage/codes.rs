@@ -33,7 +33,8 @@ pub struct Decoding {
     pub unit: [f32; 8],
 }
 
-/// The `n` of a magnitude is `x * slope + offset`, rounded, `last` at most: by decades, with 1 for the last.
+/// The `n` of a magnitude is `x * slope + offset`, rounded, `last` at most: by decades, with 1 for the last, of which the
+/// first has place 7, the next one 0, and so on.
 #[derive(Debug)]
 pub struct Encoding {
     pub slope: [f32; 8],
@@ -41,6 +42,8 @@ pub struct Encoding {
     pub last: [f32; 8],
     /// The least magnitude of the decade's numbers.
     pub begin: [f32; 8],
+    /// Magnitudes below it have the same code: its own.
+    pub least: f32,
 }
 
 /// Before the greatest, 1.
@@ -67,8 +70,9 @@ impl Codebook {
     fn new(zero: u8) -> Codebook {
         let (shift, greatest) = if zero > 0 { (0, 128.0) } else { (1, 255.0) };
         let odd = 2 * shift as u8 + 1;
+        let place = |decade: usize| (decade + 7) % 8;
         // Zero and 1 are the ends of one line.
-        let at = (DECADES + shift + 7) % 8;
+        let at = place(DECADES + shift);
         let (mut start, mut unit) = ([9.0 * f32::from(odd); 8], [0.0; 8]);
         unit[at] = (1.0 / (18.0 * greatest)) as f32;
         let (mut slope, mut offset, mut last, mut begin) = ([0.0; 8], [0.0; 8], [0.0; 8], [0.0; 8]);
@@ -76,22 +80,22 @@ impl Codebook {
             let j = i + shift;
             let (parts, of_decade) = (f64::exp2(j as f64), 10_f64.powi(i as i32 - 7));
             let exact = of_decade / (2.0 * parts);
-            (start[(j + 7) % 8], unit[(j + 7) % 8]) = ((16.0 * parts) as f32, exact as f32);
-            slope[i] = (1.0 / (18.0 * exact)) as f32;
+            (start[place(j)], unit[place(j)]) = ((16.0 * parts) as f32, exact as f32);
+            slope[place(i)] = (1.0 / (18.0 * exact)) as f32;
             // Less a half, as what follows rounds to the nearest and the numbers are the middles.
-            offset[i] = (16.0 * parts / 18.0 - shift as f64 - 0.5) as f32;
-            last[i] = (2.0 * parts - 1.0 - shift as f64) as f32;
+            offset[place(i)] = (16.0 * parts / 18.0 - shift as f64 - 0.5) as f32;
+            last[place(i)] = (2.0 * parts - 1.0 - shift as f64) as f32;
             let (top, above) = (
                 of_decade * (10.0 - 4.5 / parts),
                 10.0 * of_decade * (1.0 + 2.25 / parts),
             );
-            begin[i + 1] = ((top + if i + 1 < DECADES { above } else { 1.0 }) / 2.0) as f32;
+            begin[place(i + 1)] = ((top + if i + 1 < DECADES { above } else { 1.0 }) / 2.0) as f32;
         }
         if zero > 0 {
             // Half of the least magnitude and more are its code.
-            (slope[0], offset[0]) = ((1.0 / 2.75e-7) as f32, -0.5);
+            (slope[place(0)], offset[place(0)]) = ((1.0 / 2.75e-7) as f32, -0.5);
         }
-        (offset[DECADES], last[DECADES]) = (greatest as f32, greatest as f32);
+        (offset[place(DECADES)], last[place(DECADES)]) = (greatest as f32, greatest as f32);
         Codebook {
             zero,
             odd,
@@ -101,6 +105,7 @@ impl Codebook {
                 offset,
                 last,
                 begin,
+                least: if zero > 0 { 1e-7 } else { 3.25e-7 },
             },
         }
     }

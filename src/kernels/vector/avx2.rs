@@ -13,6 +13,12 @@ pub struct Avx2;
 impl Arch for Avx2 {
     type F32 = F32;
     type F64 = F64;
+
+    #[inline(always)]
+    fn prefetch(at: *const u8) {
+        // SAFETY: every x86-64 CPU has it, and it reads nothing that the program sees.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -374,6 +380,21 @@ impl Bits for U32 {
         Self(unsafe { _mm256_max_epu32(self.0, other.0) })
     }
     #[inline(always)]
+    fn signed_max(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_max_epi32(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn signed_min(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_min_epi32(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn mul_upper(self, by: u8) -> Self {
+        // SAFETY: the CPU has AVX2. The lower halves are multiplied by 0 and added.
+        Self(unsafe { _mm256_madd_epi16(self.0, _mm256_set1_epi32(i32::from(by) << 16)) })
+    }
+    #[inline(always)]
     fn shl<const BY: u32>(self) -> Self {
         // SAFETY: the CPU has AVX2.
         Self(unsafe { _mm256_sll_epi32(self.0, _mm_cvtsi32_si128(BY as i32)) })
@@ -394,6 +415,19 @@ impl Bits for U32 {
         Self(unsafe {
             let greater = _mm256_cmpgt_epi32(self.0, _mm256_set1_epi32(than as i32));
             _mm256_blendv_epi8(otherwise.0, then.0, greater)
+        })
+    }
+    #[inline(always)]
+    fn compress(self, which: u32) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe { _mm256_permutevar8x32_epi32(self.0, lanes(&CHOSEN[which as usize % 256])) })
+    }
+    #[inline(always)]
+    fn expand(self, which: u32, packed: Self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe {
+            let ranks = lanes(&RANKS[which as usize % 256]);
+            _mm256_blendv_epi8(_mm256_permutevar8x32_epi32(packed.0, ranks), self.0, ranks)
         })
     }
     #[inline(always)]
@@ -427,6 +461,14 @@ impl Bits for U32 {
         Self(unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())) })
     }
     #[inline(always)]
+    unsafe fn store_u16(self, to: *mut u16) {
+        // SAFETY: the CPU has AVX2; the caller's promise.
+        unsafe {
+            let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(self.0, self.0));
+            _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(packed));
+        }
+    }
+    #[inline(always)]
     unsafe fn store_upper_u16(first: Self, second: Self, to: *mut u16) {
         // SAFETY: the CPU has AVX2; the caller's promise covers the sixteen elements.
         unsafe {
@@ -439,4 +481,35 @@ impl Bits for U32 {
             _mm256_storeu_si256(to.cast(), packed);
         }
     }
+}
+
+type Lanes = [i8; 8];
+
+/// For each choice of lanes, by its bits, those that are chosen.
+static CHOSEN: [Lanes; 256] = tables().0;
+/// And for each lane how many of those before it are; -1 in a lane that is not.
+static RANKS: [Lanes; 256] = tables().1;
+
+const fn tables() -> ([Lanes; 256], [Lanes; 256]) {
+    let (mut chosen, mut ranks) = ([[0; 8]; 256], [[-1; 8]; 256]);
+    let mut which = 0;
+    while which < 256 {
+        let (mut lane, mut rank) = (0, 0);
+        while lane < 8 {
+            if which >> lane & 1 == 1 {
+                chosen[which][rank as usize] = lane;
+                ranks[which][lane as usize] = rank;
+                rank += 1;
+            }
+            lane += 1;
+        }
+        which += 1;
+    }
+    (chosen, ranks)
+}
+
+#[inline(always)]
+fn lanes(of: &Lanes) -> __m256i {
+    // SAFETY: the CPU has AVX2, and eight bytes are read.
+    unsafe { _mm256_cvtepi8_epi32(_mm_loadl_epi64(of.as_ptr().cast())) }
 }

@@ -13,6 +13,12 @@ pub struct Avx512;
 impl Arch for Avx512 {
     type F32 = F32;
     type F64 = F64;
+
+    #[inline(always)]
+    fn prefetch(at: *const u8) {
+        // SAFETY: every x86-64 CPU has it, and it reads nothing that the program sees.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -374,6 +380,21 @@ impl Bits for U32 {
         Self(unsafe { _mm512_max_epu32(self.0, other.0) })
     }
     #[inline(always)]
+    fn signed_max(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_max_epi32(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn signed_min(self, other: Self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_min_epi32(self.0, other.0) })
+    }
+    #[inline(always)]
+    fn mul_upper(self, by: u8) -> Self {
+        // SAFETY: the CPU has AVX-512. The lower halves are multiplied by 0 and added.
+        Self(unsafe { _mm512_madd_epi16(self.0, _mm512_set1_epi32(i32::from(by) << 16)) })
+    }
+    #[inline(always)]
     fn shl<const BY: u32>(self) -> Self {
         // SAFETY: the CPU has AVX-512.
         Self(unsafe { _mm512_sll_epi32(self.0, _mm_cvtsi32_si128(BY as i32)) })
@@ -395,6 +416,16 @@ impl Bits for U32 {
             let greater = _mm512_cmpgt_epi32_mask(self.0, _mm512_set1_epi32(than as i32));
             _mm512_mask_blend_epi32(greater, otherwise.0, then.0)
         })
+    }
+    #[inline(always)]
+    fn compress(self, which: u32) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_maskz_compress_epi32(which as u16, self.0) })
+    }
+    #[inline(always)]
+    fn expand(self, which: u32, packed: Self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe { _mm512_mask_expand_epi32(self.0, which as u16, packed.0) })
     }
     #[inline(always)]
     unsafe fn load_u32(from: *const u32) -> Self {
@@ -425,6 +456,11 @@ impl Bits for U32 {
     unsafe fn load_u16(from: *const u16) -> Self {
         // SAFETY: the CPU has AVX-512; the caller's promise covers the sixteen elements.
         Self(unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast())) })
+    }
+    #[inline(always)]
+    unsafe fn store_u16(self, to: *mut u16) {
+        // SAFETY: the CPU has AVX-512; the caller's promise.
+        unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(self.0)) }
     }
     #[inline(always)]
     unsafe fn store_upper_u16(first: Self, second: Self, to: *mut u16) {

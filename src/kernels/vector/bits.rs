@@ -16,12 +16,22 @@ pub trait Bits: Copy {
     fn xor(self, other: Self) -> Self;
     /// Of unsigned integers.
     fn max(self, other: Self) -> Self;
+    /// Of signed integers.
+    fn signed_max(self, other: Self) -> Self;
+    /// Of signed integers.
+    fn signed_min(self, other: Self) -> Self;
+    /// The upper half (with the sign bit clear) times a number.
+    fn mul_upper(self, by: u8) -> Self;
     fn shl<const BY: u32>(self) -> Self;
     fn shr<const BY: u32>(self) -> Self;
     /// Of signed integers.
     fn sar<const BY: u32>(self) -> Self;
     /// `then` where `self` (with the sign bit clear) is greater than `than`, else `otherwise`.
     fn if_greater(self, than: u32, then: Self, otherwise: Self) -> Self;
+    /// The lanes whose bit in `which` is set, one after the other; what follows them means nothing.
+    fn compress(self, which: u32) -> Self;
+    /// The lanes of `packed`, one after the other, in the lanes whose bit in `which` is set; the others as they are.
+    fn expand(self, which: u32, packed: Self) -> Self;
     /// # Safety
     /// `from` is valid for reading as many elements as there are lanes.
     unsafe fn load_u32(from: *const u32) -> Self;
@@ -43,6 +53,11 @@ pub trait Bits: Copy {
     /// # Safety
     /// `from` is valid for reading as many elements as there are lanes.
     unsafe fn load_u16(from: *const u16) -> Self;
+    /// Writes integers below 2^16 as 16-bit ones.
+    ///
+    /// # Safety
+    /// `to` is valid for writing as many elements as there are lanes.
+    unsafe fn store_u16(self, to: *mut u16);
     /// Writes the upper halves of both, one after the other.
     ///
     /// # Safety

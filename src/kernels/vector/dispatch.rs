@@ -9,6 +9,24 @@ use crate::runtime::Isa;
 pub trait Arch: 'static {
     type F32: Single;
     type F64: Double;
+
+    /// Asks for the memory at `at`, of which nothing is promised, before it is read.
+    fn prefetch(at: *const u8);
+}
+
+/// Elements between those that a loop is at and those whose memory it asks for. The CPU does so by itself, but only within
+/// a page, and too late for arithmetic of a few cycles: see `benchmarks/README.md`.
+const AHEAD: usize = 512;
+const CACHE_LINE: usize = 64;
+
+/// Asks for the memory of `count` elements of a type that a loop comes to when it has gone on from number `i` by as many
+/// as it should be ahead. There need be none.
+#[inline(always)]
+pub fn prefetch<A: Arch, T>(from: *const u8, i: usize, count: usize) {
+    let ahead = from.cast::<T>().wrapping_add(i + AHEAD).cast::<u8>();
+    for line in (0..count * size_of::<T>()).step_by(CACHE_LINE) {
+        A::prefetch(ahead.wrapping_add(line));
+    }
 }
 
 /// Code for any instruction set. It may use the vectors, or be plain code that the compiler turns into vector code.
@@ -52,7 +70,7 @@ trait Compiled: Routine {
     unsafe fn with_avx512(self) -> Self::Output;
 
     /// # Safety
-    /// The CPU has AVX2, FMA and F16C.
+    /// The CPU has AVX2, FMA, F16C and POPCNT.
     #[cfg(target_arch = "x86_64")]
     unsafe fn with_avx2(self) -> Self::Output;
 
@@ -63,14 +81,14 @@ trait Compiled: Routine {
 
 impl<R: Routine> Compiled for R {
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,popcnt")]
     unsafe fn with_avx512(self) -> R::Output {
         // SAFETY: the caller's promise.
         unsafe { self.run::<avx512::Avx512>() }
     }
 
     #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,fma,f16c")]
+    #[target_feature(enable = "avx2,fma,f16c,popcnt")]
     unsafe fn with_avx2(self) -> R::Output {
         // SAFETY: the caller's promise.
         unsafe { self.run::<avx2::Avx2>() }

@@ -22,7 +22,7 @@ mod pair;
 pub mod portable;
 
 pub use bits::{Bits, Noise};
-pub use dispatch::{Arch, Routine, dispatch};
+pub use dispatch::{Arch, Routine, dispatch, prefetch};
 pub use pair::{EvenOdd, Halves, Order, Pair};
 
 /// The most lanes that any vector has.
@@ -86,6 +86,16 @@ pub trait Arithmetic {
     /// # Safety
     /// `from` is valid for reading as many elements of the type from `i` on as the vector has lanes.
     unsafe fn load<A: Arch>(from: *const u8, dtype: Float, i: usize) -> Self::Vector<A>;
+
+    /// Asks early for what [`Arithmetic::load`] is going to read.
+    #[inline(always)]
+    fn prefetch<A: Arch>(from: *const u8, dtype: Float, i: usize) {
+        match dtype {
+            Float::F64 => prefetch::<A, f64>(from, i, Self::Vector::<A>::LANES),
+            Float::F32 => prefetch::<A, f32>(from, i, Self::Vector::<A>::LANES),
+            Float::F16 | Float::Bf16 => prefetch::<A, bf16>(from, i, Self::Vector::<A>::LANES),
+        }
+    }
 }
 
 pub struct InF64;

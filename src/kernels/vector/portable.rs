@@ -14,6 +14,9 @@ pub struct Portable;
 impl Arch for Portable {
     type F32 = F32;
     type F64 = F64;
+
+    #[inline(always)]
+    fn prefetch(_at: *const u8) {}
 }
 
 #[derive(Clone, Copy)]
@@ -294,6 +297,18 @@ impl Bits for U32 {
         self.zip(other, u32::max)
     }
     #[inline(always)]
+    fn signed_max(self, other: Self) -> Self {
+        self.zip(other, |a, b| (a as i32).max(b as i32) as u32)
+    }
+    #[inline(always)]
+    fn signed_min(self, other: Self) -> Self {
+        self.zip(other, |a, b| (a as i32).min(b as i32) as u32)
+    }
+    #[inline(always)]
+    fn mul_upper(self, by: u8) -> Self {
+        self.map(|x| (x >> 16) * u32::from(by))
+    }
+    #[inline(always)]
     fn shl<const BY: u32>(self) -> Self {
         self.map(|x| x << BY)
     }
@@ -308,6 +323,29 @@ impl Bits for U32 {
     #[inline(always)]
     fn if_greater(self, than: u32, then: Self, otherwise: Self) -> Self {
         Lanes::choose(then, otherwise, self.map(|x| x > than))
+    }
+    #[inline(always)]
+    fn compress(self, which: u32) -> Self {
+        let (mut packed, mut count) = (self.0, 0);
+        for i in 0..SINGLES {
+            packed[count] = self.0[i];
+            count += (which >> i & 1) as usize;
+        }
+        Lanes(packed)
+    }
+    #[inline(always)]
+    fn expand(self, which: u32, packed: Self) -> Self {
+        let (mut lanes, mut count) = (self.0, 0);
+        for (i, lane) in lanes.iter_mut().enumerate() {
+            let is_chosen = which >> i & 1 == 1;
+            *lane = if is_chosen {
+                packed.0[count % SINGLES]
+            } else {
+                *lane
+            };
+            count += usize::from(is_chosen);
+        }
+        Lanes(lanes)
     }
     #[inline(always)]
     unsafe fn load_u32(from: *const u32) -> Self {
@@ -336,6 +374,11 @@ impl Bits for U32 {
     unsafe fn load_u16(from: *const u16) -> Self {
         // SAFETY: the caller's promise is the same.
         unsafe { Lanes::<u16, SINGLES>::read(from) }.map(u32::from)
+    }
+    #[inline(always)]
+    unsafe fn store_u16(self, to: *mut u16) {
+        // SAFETY: the caller's promise.
+        unsafe { self.map(|x| x as u16).write(to) }
     }
     #[inline(always)]
     unsafe fn store_upper_u16(first: Self, second: Self, to: *mut u16) {

@@ -125,7 +125,7 @@ def test_sixteen_bits_on_all_instruction_sets_are_the_same_bits(
     assert_same_bits(trained(*arguments, isa), portable(*arguments))
 
 
-@every_near_the_reference
+@every(lambda entry: entry in one_of_each_class() and not entry.amplifies)
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize(("dtype", "state_dtype"), SIXTEEN_BIT_PAIRS, ids=str)
 def test_sixteen_bits_after_many_steps_equal_the_reference(
@@ -164,7 +164,7 @@ def assert_within(actual: Tensor, exact: Tensor, allowed: Tensor, what: str) -> 
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("dtype", SIXTEEN_BIT, ids=["bf16", "f16"])
 def test_sixteen_bits_are_within_one_rounding_of_the_float32_result(
-    entry: Entry, dtype: torch.dtype, rounding: str, boundary: str
+    entry: Entry, dtype: torch.dtype, rounding: str
 ) -> None:
     params = parameters(entry.shapes, dtype)
     optimizer = entry.build(params, rounding=rounding)

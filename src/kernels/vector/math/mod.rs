@@ -13,7 +13,7 @@
 //! | [`log1p`] | 0.78 | 0.80 |
 //! | [`tanh`] | 0.78 | 0.79 |
 //! | [`sigmoid`] | 0.77 | 0.79 |
-//! | [`pow`], to 2 | 1 | 1 |
+//! | [`pow`], to 1.1; to 4.7 | 1.48; 3.43 | 1.39; 3.02 |
 //!
 //! NaN gives NaN. Results below the normal numbers are rounded to subnormal ones, and these are taken as they are, as
 //! long as the thread has not been told to flush them.
@@ -180,13 +180,19 @@ fn parts<V: Vector>(x: V) -> (V, V) {
 /// `log((1 + f) * 2^exponent) + more`, with `1 + f` from sqrt(1/2) up to sqrt(2) and a small `more`: the sum of both.
 #[inline(always)]
 fn log_of<V: Vector>(f: V, exponent: V, more: V) -> (V, V) {
+    let (half, fine) = below(f);
+    let (sum, lost) = sum_of(exponent * V::Lane::LN_2[0], f);
+    (sum, lost - (half - (fine + (exponent * V::Lane::LN_2[1] + more))))
+}
+
+/// What takes f to its logarithm: `log(1 + f)` is `f` less the first, which is half of its square, and more by the second.
+#[inline(always)]
+fn below<V: Vector>(f: V) -> (V, V) {
     // log(1 + f) = 2 atanh(s) = f - f^2 / 2 + s * (f^2 / 2 + s^2 * (2/3 + 2/5 s^2 + ...))
     let s = f / (f + 2.0);
     let square = s * s;
     let half = f * f * 0.5;
-    let fine = s * (half + square * polynomial(V::Lane::LOG, square));
-    let (sum, lost) = sum_of(exponent * V::Lane::LN_2[0], f);
-    (sum, lost - (half - (fine + (exponent * V::Lane::LN_2[1] + more))))
+    (half, s * (half + square * polynomial(V::Lane::LOG, square)))
 }
 
 /// `result` where `x` is positive and finite, else what a logarithm is there.

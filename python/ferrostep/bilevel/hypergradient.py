@@ -1,0 +1,128 @@
+"""The gradient of the upper loss through the solution of the lower problem."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ferrostep.bilevel.levels import Closure, Gradient, both, gradient, value_of
+from ferrostep.curvature.products import double_backward
+from ferrostep.gradients.lists import combine
+from ferrostep.implicit import linear
+from ferrostep.implicit.equations import Check, tell
+from ferrostep.numpy.arrays import listed
+
+UPPER, LOWER = "what upper_closure returned", "what lower_closure returned"
+
+
+class Hypergradient(NamedTuple):
+    """The gradient in the upper parameters, and how it was found."""
+
+    gradients: list[Tensor]
+    """One for each upper parameter, of its shape and dtype."""
+    upper_loss: Tensor
+    lower_loss: Tensor
+    z: list[Tensor]
+    """The solution of ``G_yy z = f_y``, one for each lower parameter: a start for the next."""
+    info: linear.Info
+    """How the linear solver ended."""
+
+
+class LowerGradient:
+    """The lower loss's gradient in y with its graph, and the products with its derivatives."""
+
+    def __init__(self, closure: Closure, upper: Sequence[Tensor], lower: Sequence[Tensor]) -> None:
+        self.upper, self.lower = upper, lower
+        with double_backward():
+            loss = value_of("lower_closure", closure)
+            self.values = gradient(LOWER, loss, lower, create_graph=True)
+        self.loss = loss.detach()
+
+    def _product(self, z: Sequence[Tensor], params: Sequence[Tensor]) -> Gradient:
+        pairs = [(g, each) for g, each in zip(self.values, z, strict=True) if g is not None and g.requires_grad]
+        if not pairs:
+            return [None] * len(params)
+        outputs, vectors = zip(*pairs, strict=True)
+        return list(torch.autograd.grad(outputs, params, vectors, retain_graph=True, allow_unused=True))
+
+    def times(self, z: Sequence[Tensor]) -> list[Tensor]:
+        """``G_yy z``."""
+        return filled(self._product(z, self.lower), self.lower)
+
+    def across(self, z: Sequence[Tensor]) -> Gradient:
+        """``G_xy z``."""
+        return self._product(z, self.upper)
+
+
+def filled(gradients: Gradient, like: Sequence[Tensor]) -> list[Tensor]:
+    """With zeros in the place of None."""
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, like, strict=True)]
+
+
+def hypergradient(
+    upper_closure: Closure,
+    lower_closure: Closure,
+    upper: Iterable[Tensor],
+    lower: Iterable[Tensor],
+    *,
+    solver: linear.Solver | None = None,
+    z0: Sequence[Tensor] | None = None,
+    fresh: bool = False,
+    check: Check = "warn",
+) -> Hypergradient:
+    """The gradient in x of ``f(x, y*(x))``: ``f_x - G_xy G_yy^-1 f_y``, where y is near the minimum of ``g(x, .)``.
+
+    With any optimizer of the upper parameters: put the gradients into ``p.grad`` and step.
+
+    Args:
+        upper_closure: returns the upper loss f, a scalar, on a batch; no ``backward``.
+        lower_closure: returns the lower loss g, strongly convex in y near its minimum.
+        upper, lower: the parameters x and y, leaves of any shape, float32 or float64.
+        solver: for ``G_yy z = f_y``. Default: ``linear.cg()``.
+        z0: where it begins, like ``lower``, such as the last ``z``. Default: the solver's own.
+        fresh: call ``lower_closure`` anew for each product, as a Neumann series over batches wants, and once more for
+            the cross derivative; else all are of one call (default).
+        check: what to do where the solver does not converge: ``"warn"`` (default), ``"raise"`` or None.
+
+    Returns:
+        A :class:`Hypergradient`. ``p.grad`` is neither read nor written.
+
+    Raises:
+        TypeError, ValueError: parameters that are none, or in both levels, or closures that return no scalar.
+        RuntimeError: a loss without a graph, or one that reaches no parameter; with ``check="raise"``, no convergence.
+
+    Example:
+        >>> x, y = torch.tensor([3.0], requires_grad=True), torch.tensor([3.0], requires_grad=True)
+        >>> lower = lambda: ((y - x) ** 2).sum()
+        >>> upper = lambda: (y**2).sum()
+        >>> hypergradient(upper, lower, [x], [y]).gradients
+        [tensor([6.])]
+    """
+    uppers, lowers = both(upper, lower, ("upper", "lower"))
+    start = None if z0 is None else listed("z0", z0)
+    loss = value_of("upper_closure", upper_closure)
+    found = gradient(UPPER, loss, [*lowers, *uppers])
+    of_y, of_x = filled(found[: len(lowers)], lowers), found[len(lowers) :]
+    at = LowerGradient(lower_closure, uppers, lowers)
+
+    def product(z: list[Tensor]) -> list[Tensor]:
+        now = LowerGradient(lower_closure, uppers, lowers) if fresh else at
+        return now.times(z)
+
+    solve = linear.cg() if solver is None else solver
+    z, info = solve(product, of_y, x0=start)
+    if not info.converged or info.reason:
+        tell(
+            check,
+            f"the system of the hypergradient was not solved: {solve.name} ended after {info.iterations} iterations "
+            f"with a residual of {info.residual:.3g}, expected at most {info.tolerance:.3g}: {info.reason}",
+        )
+    return Hypergradient(subtracted(of_x, at.across(z), uppers), loss.detach(), at.loss, z, info)
+
+
+def subtracted(of_x: Gradient, across: Gradient, upper: Sequence[Tensor]) -> list[Tensor]:
+    """``f_x - G_xy z``, with None for zeros."""
+    return filled(list(combine([of_x, across], [1.0, -1.0])), upper)
