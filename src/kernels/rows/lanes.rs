@@ -46,7 +46,7 @@ pub fn dot<A: Real, B: Real>(one: &[A], other: &[B]) -> f64 {
 
 #[inline(always)]
 fn add(totals: &mut [f64; LANES], terms: [f64; CHUNK]) {
-    for (total, sum) in totals.iter_mut().zip(folded(terms, |a, b| a + b)) {
+    for (total, sum) in totals.iter_mut().zip(&folded(terms, |a, b| a + b)) {
         *total += sum;
     }
 }
@@ -58,7 +58,7 @@ pub fn largest<R: Real>(row: &[R], key: impl Fn(R) -> R + Copy) -> R {
     let mut tops = [R::from_f64(f64::NEG_INFINITY); LANES];
     let (chunks, rest) = row.as_chunks::<CHUNK>();
     for chunk in chunks {
-        for (top, x) in tops.iter_mut().zip(folded(keys(chunk, key), greater)) {
+        for (top, &x) in tops.iter_mut().zip(&folded(keys(chunk, key), greater)) {
             *top = greater(*top, x);
         }
     }
@@ -115,7 +115,7 @@ pub fn fold<T: Copy>(lanes: [T; LANES], with: impl Fn(T, T) -> T + Copy) -> T {
     with(one, other)
 }
 
-/// A chunk as one set of lanes.
+/// A chunk as one set of lanes. Loops go over a reference to it: arrays by themselves are not compiled to vector code.
 #[inline(always)]
 pub fn folded<T: Copy>(chunk: [T; CHUNK], with: impl Fn(T, T) -> T + Copy) -> [T; LANES] {
     let half: [T; CHUNK / 2] = halved(chunk, with);

@@ -138,7 +138,7 @@ impl Support {
             let part = part(vector[i], like[i]);
             *inside = (if shares[i] > R::ZERO { part } else { R::ZERO }).to_f64();
         }
-        for (total, sum) in self.totals.iter_mut().zip(folded(inside, |a, b| a + b)) {
+        for (total, sum) in self.totals.iter_mut().zip(&folded(inside, |a, b| a + b)) {
             *total += sum;
         }
     }
