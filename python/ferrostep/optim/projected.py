@@ -114,9 +114,16 @@ def _project(function: Callable[[Tensor], Any], p: Tensor, state: Mapping[Tensor
     own = state.get(p, {})
     rests = [_own(own[name]) for name in RESTS if own.get(name) is not None]
     before = _own(p).clone() if rests else p
-    function(p)
+    version = _version(p)
+    result = function(p)
+    if isinstance(result, Tensor) and result is not p and result.shape == p.shape and _version(p) == version:
+        raise RuntimeError("projection returned a new tensor, expected a function that changes the parameter in place")
     for rest in rests:
         rest.masked_fill_(_own(p).ne(before), 0)
+
+
+def _version(p: Tensor) -> int:
+    return -1 if p.is_inference() else p._version
 
 
 def _own(x: Tensor) -> Tensor:

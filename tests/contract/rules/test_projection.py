@@ -155,6 +155,14 @@ def test_a_bad_one_is_an_error_before_anything_changes(projection: Any, error: t
     assert bits(params[0]) == before and not optimizer.state
 
 
+def test_a_function_that_is_not_in_place_is_told() -> None:
+    params = parameters([(5, 3)])
+    optimizer = AdamW(params, projection=projections.simplex)
+    set_gradients(params, 0)
+    with pytest.raises(RuntimeError, match="projection returned a new tensor, expected a function that changes"):
+        optimizer.step()
+
+
 def test_what_cannot_be_projected_is_refused() -> None:
     with pytest.raises(ValueError, match=r"^param group 0: parameter 1 has shape \[\], expected 1 or more"):
         AdamW([Parameter(torch.ones(3)), Parameter(torch.ones(()))], projection="simplex")
