@@ -15,6 +15,7 @@ from ferrostep import _core
 
 if TYPE_CHECKING:
     from ferrostep import (  # noqa: F401
+        batch_size,
         bilevel,
         curvature,
         gradients,
@@ -35,6 +36,7 @@ __all__ = ["__version__", "info", "orthogonalize"]
 
 # Named above for editors, too.
 PACKAGES = (
+    "batch_size",
     "bilevel",
     "curvature",
     "gradients",
