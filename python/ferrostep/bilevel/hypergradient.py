@@ -20,7 +20,14 @@ UPPER, LOWER = "what upper_closure returned", "what lower_closure returned"
 
 
 class Hypergradient(NamedTuple):
-    """The gradient in the upper parameters, and how it was found."""
+    """The gradient in the upper parameters, and how it was found.
+
+    Example:
+        >>> x, y = torch.tensor([1.0], requires_grad=True), torch.tensor([1.0], requires_grad=True)
+        >>> found = hypergradient(lambda: y.square().sum(), lambda: (y - x).square().sum(), [x], [y])
+        >>> found.gradients, found.upper_loss, found.z
+        ([tensor([2.])], tensor(1.), [tensor([1.])])
+    """
 
     gradients: list[Tensor]
     """One for each upper parameter, of its shape and dtype."""

@@ -60,6 +60,7 @@ def batch_sharpness(
         TypeError, ValueError, RuntimeError: as of :func:`hvp_operator`, or a loss that is not finite.
 
     Example:
+        >>> import torch
         >>> w = torch.ones(2, requires_grad=True)
         >>> samples = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
         >>> found = batch_sharpness(lambda x: (x @ w) ** 2 / 2, [w], samples)
@@ -135,6 +136,7 @@ class StabilityReport:
         frobenius: the Hessian's Frobenius norm, with its standard error.
 
     Example:
+        >>> import torch
         >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
         >>> report = stability_report(lambda: (w**3).sum() / 3, [w], lr=0.25)
         >>> round(report.rows["sharpness"].ratio, 4)  # the largest eigenvalue 4, of 2 / lr = 8
@@ -235,6 +237,7 @@ def stability_report(
         RuntimeError: as of :func:`hvp_operator`.
 
     Example:
+        >>> import torch
         >>> w = torch.tensor([1.0, 2.0], requires_grad=True)
         >>> report = stability_report(lambda: (w**3).sum() / 3, [w], lr=0.5, momentum=0.9)
         >>> round(report.rows["sharpness"].threshold, 4), report.products

@@ -134,7 +134,7 @@ def gmres(system: System, x: Vector, r: Vector, most: int, *, restart: int) -> t
         if not scale.isfinite():
             return k, "the matrix has NaN or infinity"
         corner, known = hessenberg[: k + 2, : k + 1], right[: k + 2]
-        weights = torch.linalg.pinv(corner) @ known
+        weights = torch.linalg.lstsq(corner, known[:, None]).solution[:, 0]
         is_closed = hessenberg[k + 1, k] <= 1e-14 * scale
         if is_closed or (known - corner @ weights).norm() <= system.tolerance:
             break

@@ -231,7 +231,7 @@ def norm_of(g: Tensor) -> float:
         >>> norm_of(torch.tensor([3.0, 4.0]))
         5.0
     """
-    return torch.linalg.vector_norm(g, dtype=torch.float64).item()
+    return float(torch.linalg.vector_norm(g, dtype=torch.float64))
 
 
 def moved(p: Tensor, step: Tensor) -> Tensor:

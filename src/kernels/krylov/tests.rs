@@ -45,10 +45,11 @@ fn is_right<T: Entry>(len: usize, error: f64) {
                 for (n, factor) in factors.iter().enumerate() {
                     assert!((factor - dot(&basis[n * len..][..len], before)).abs() <= 1e-12 * len as f64);
                 }
+                let size = 1.0 + factors.iter().map(|factor| factor.abs()).sum::<f64>();
                 for (at, (x, y)) in before.iter().zip(after).enumerate() {
                     let parts = (0..count).map(|n| factors[n] * basis[n * len + at].into());
                     let exact = (*x).into() - parts.sum::<f64>();
-                    assert!(((*y).into() - exact).abs() <= error * (1.0 + exact.abs()));
+                    assert!(((*y).into() - exact).abs() <= error * size);
                 }
             }
             scale(&mut w, 0.5, threads);
