@@ -374,6 +374,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "period": (lambda: BOREP([X], [Y], period=0), ValueError, "Invalid period: 0"),
     "radius": (lambda: BOREP([X], [Y], radius=-1.0), ValueError, "Invalid radius: -1.0"),
     "solver": (lambda: BOREP([X], [Y], solver="gmres"), ValueError, "Invalid solver: 'gmres'"),  # type: ignore[arg-type]
+    "a linear solver": (
+        lambda: hypergradient(X.sum, Y.sum, [X], [Y], solver="cg"),  # type: ignore[arg-type]
+        TypeError,
+        "solver is a str, expected a solver",
+    ),
     "lower_optimizer": (lambda: BOREP([X], [Y], lower_optimizer=3), TypeError, "lower_optimizer is a int"),  # type: ignore[arg-type]
     "others": (
         lambda: BOREP([X], [Y], lower_optimizer=torch.optim.SGD([X])),

@@ -70,6 +70,8 @@ class Subject(NamedTuple):
 
     @property
     def parameters(self) -> dict[str, inspect.Parameter]:
+        if inspect.isclass(self.value) and issubclass(self.value, Exception):
+            return {}
         found = dict(inspect.signature(self.value).parameters)
         return {name: each for name, each in found.items() if name not in ("self", "cls")}
 

@@ -133,6 +133,21 @@ def test_a_hessian_of_the_users(solver: Any, as_matrix: bool) -> None:
     torch.testing.assert_close(x.detach(), expected, rtol=1e-9, atol=0.0)
 
 
+def test_a_hessian_of_the_users_may_differentiate_and_is_copied() -> None:
+    x, other = at(1.0, 1.0), at(1.0, 1.0)
+
+    def hessian() -> Callable[[Tensor], Tensor]:
+        (slope,) = torch.autograd.grad(quadratic(x), x, create_graph=True)
+        return lambda v: torch.autograd.grad(slope, x, v, retain_graph=True)[0]
+
+    optimizer = copy.deepcopy(GradNormSmooth([x], hessian=hessian, solver="cg", cg_tol=1e-12))
+    optimizer.param_groups[0]["params"][0] = x
+    optimizer.step(lambda: quadratic(x))
+    GradNormSmooth([other], hessian="exact", solver="cg", cg_tol=1e-12).step(lambda: quadratic(other))
+    assert optimizer.hessian is hessian and optimizer.solver == "cg"
+    torch.testing.assert_close(x, other, rtol=1e-9, atol=0.0)
+
+
 @pytest.mark.parametrize("solver", ["cholesky", "cg"])
 def test_an_indefinite_hessian_means_more_damping(solver: Any) -> None:
     x = at(0.1, 1.0)
@@ -259,8 +274,13 @@ def backward() -> Tensor:
         ),
         (lambda: quadratic(X), {"hessian": lambda: torch.eye(3)}, ValueError, r"has shape \[3, 3\], expected \[2, 2\]"),
         (lambda: quadratic(X), {"hessian": lambda: 3}, TypeError, "what hessian"),
+        (lambda: quadratic(X), {"hessian": lambda: lambda v: v[:1]}, ValueError, r"a product .* has shape \[1\]"),
+        (lambda: quadratic(X), {"hessian": lambda: lambda v: 3.0}, TypeError, "a product by what hessian"),
     ],
-    ids=["none", "backward", "vector", "detached", "infinite", "no pair", "wrong pair", "wrong shape", "wrong kind"],
+    ids=[
+        *("none", "backward", "vector", "detached", "infinite", "no pair", "wrong pair", "wrong shape", "wrong kind"),
+        *("wrong product", "no product"),
+    ],
 )
 def test_bad_closures(closure: Any, arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     optimizer = GradNormSmooth([X], **{"hessian": "exact", **arguments})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,15 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.utils.data import DataLoader, TensorDataset
 
 from ferrostep import _core
 from ferrostep.curvature import (
     LinearOperator,
+    batch_sharpness,
     check_symmetry,
     frobenius,
     hvp_operator,
     krylov,
     lanczos,
+    spectral_density,
     top_eigenvalues,
     trace,
     vectors,
@@ -127,9 +131,11 @@ def test_dropout_is_one_draw_and_nothing_of_the_user_is_touched(with_data: bool)
     net, batch = Net(dropout=0.5), data()
     torch.manual_seed(3)
     state, modes = torch.get_rng_state(), [module.training for module in net.modules()]
+    loader = DataLoader(TensorDataset(*batch), batch_size=4, shuffle=True)
     op = hvp_operator(
-        net.loss if with_data else lambda: net.loss(batch), net.parameters(), [batch] if with_data else None
+        net.loss if with_data else lambda: net.loss(batch), net.parameters(), loader if with_data else None
     )
+    batch_sharpness(net.loss, net.parameters(), loader)
     assert check_symmetry(op) < 1e-12
     lanczos(op, 5)
     assert torch.equal(torch.get_rng_state(), state)
@@ -298,7 +304,12 @@ BAD: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     "no function": (TypeError, "^multiply is a NoneType", lambda: LinearOperator(None, 3)),  # type: ignore[arg-type]
     "kind": (ValueError, "^Invalid kind: 'fisher'", lambda: hvp_operator(cubic, [W], kind="fisher")),  # type: ignore[arg-type]
     "16-bit parameters": (ValueError, "^parameter 0 has dtype", lambda: hvp_operator(cubic, [W.bfloat16()])),
+    **{
+        f"no operator for {call.__name__}": (TypeError, "^op is a function, expected a Lin", partial(call, lambda x: x))  # type: ignore[operator]
+        for call in (check_symmetry, frobenius, spectral_density, trace)
+    },
     "no batches": (ValueError, "^data is empty", lambda: hvp_operator(cubic, [W], [])),
+    "no batches to be sharp along": (ValueError, "^data is empty", lambda: batch_sharpness(cubic, [W], [])),
     "a batch": (TypeError, r"^data\[0\] is a int", lambda: hvp_operator(cubic, [W], [3])),
     "no samples": (ValueError, r"^data\[0\] has shape \[\]", lambda: hvp_operator(cubic, [W], [torch.tensor(1)])),
     "a loss for data": (TypeError, "^loss_fn is a Tensor", lambda: hvp_operator(cubic(), [W], [ONES])),

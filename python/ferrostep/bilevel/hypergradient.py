@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ferrostep.bilevel.levels import Closure, Gradient, both, gradient, value_of
 from ferrostep.curvature.products import double_backward
+from ferrostep.errors import wrong_kind
 from ferrostep.gradients.lists import combine
 from ferrostep.implicit import linear
 from ferrostep.implicit.equations import Check, check_check, solver_of, tell
@@ -19,7 +20,14 @@ UPPER, LOWER = "what upper_closure returned", "what lower_closure returned"
 
 
 class Hypergradient(NamedTuple):
-    """The gradient in the upper parameters, and how it was found."""
+    """The gradient in the upper parameters, and how it was found.
+
+    Example:
+        >>> x, y = torch.tensor([1.0], requires_grad=True), torch.tensor([1.0], requires_grad=True)
+        >>> found = hypergradient(lambda: y.square().sum(), lambda: (y - x).square().sum(), [x], [y])
+        >>> found.gradients, found.upper_loss, found.z
+        ([tensor([2.])], tensor(1.), [tensor([1.])])
+    """
 
     gradients: list[Tensor]
     """One for each upper parameter, of its shape and dtype."""
@@ -101,6 +109,8 @@ def hypergradient(
         >>> hypergradient(upper, lower, [x], [y]).gradients
         [tensor([6.])]
     """
+    if solver is not None and not callable(solver):
+        raise wrong_kind("solver", solver, "a solver, such as ferrostep.implicit.linear.cg()")
     uppers, lowers = both(upper, lower, ("upper", "lower"))
     solve = solver_of("solver", solver, linear.cg)
     check_check(check)

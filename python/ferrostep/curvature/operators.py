@@ -155,7 +155,7 @@ def hvp_operator(
     else:
         if not callable(loss_fn):
             raise wrong_kind("loss_fn", loss_fn, "a function of a batch")
-        batches = listed("data", data)
+        batches = numbers.batches(data)
         shares = _shares(batches)
 
         def multiply(vector: Tensor) -> Tensor:
@@ -239,6 +239,8 @@ class FlatParameters:
 
 def random_vector(op: LinearOperator, seed: int, number: int, *, signs: bool) -> Tensor:
     """Vector ``number`` of a seed: random signs, or numbers between -1 and 1; for any device and threads the same."""
+    if not isinstance(op, LinearOperator):
+        raise wrong_kind("op", op, "a LinearOperator")
     vector = op.empty(op.size)
     vectors.fill(vector, signs=signs, seed=whole("seed", seed, 0, 2**64), number=number)
     return vector
@@ -269,6 +271,14 @@ class RandomNumbers:
                 torch.cuda.set_rng_state(state, device)
             yield
 
+    def batches(self, data: Iterable[Any]) -> list[Any]:
+        """All batches, of which a ``DataLoader`` draws a seed for its workers, and the order if it shuffles."""
+        with self.again():
+            batches = listed("data", data)
+        if not batches:
+            raise Problem.EMPTY.of("data", "nothing", "one batch at least")
+        return batches
+
 
 def _preconditioned(
     multiply: Callable[[Tensor], Tensor], flat: FlatParameters, precond: Sequence[Tensor]
@@ -287,8 +297,6 @@ def _preconditioned(
 
 def _shares(batches: list[Any]) -> list[float]:
     """How much of all samples each batch has."""
-    if not batches:
-        raise Problem.EMPTY.of("data", "nothing", "one batch at least")
     counts = [len(_first(f"data[{i}]", batch)) for i, batch in enumerate(batches)]
     if not sum(counts):
         raise Problem.EMPTY.of("data", "nothing", "one sample at least")

@@ -19,7 +19,7 @@ from ferrostep.curvature.products import HessianProduct, graph_of
 from ferrostep.curvature.traces import Estimate, mean, probed, root
 from ferrostep.errors import wrong_kind
 from ferrostep.figures import axes
-from ferrostep.numpy.arrays import listed, real, whole
+from ferrostep.numpy.arrays import real, whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,14 +68,14 @@ def batch_sharpness(
         (2.3333, 3.24)
     """
     flat = FlatParameters(params)
+    numbers = RandomNumbers(flat.device)
     if data is None:
         losses: list[Any] = [loss_fn]
     elif callable(loss_fn) and not isinstance(loss_fn, Tensor):
-        batches = list(data) if isinstance(data, Tensor) else listed("data", data)
+        batches = numbers.batches(list(data) if isinstance(data, Tensor) else data)
         losses = [partial(loss_fn, batch) for batch in batches]
     else:
         raise wrong_kind("loss_fn", loss_fn, "a function of a batch")
-    numbers = RandomNumbers(flat.device)
     pairs = []
     for loss in losses:
         with numbers.again():
@@ -272,8 +272,10 @@ def stability_report(
 def _sharpness(spectrum: LanczosResult, dynamics: Dynamics, lr: float) -> Diagnostic:
     value, threshold = float(spectrum.values[-1]), dynamics.limit / lr
     if dynamics.is_adaptive:
-        return Diagnostic(value, threshold, "comparison", "near 1 at the edge of a preconditioner that were frozen")
-    return Diagnostic(value, threshold, "bound", "1 for all data at once at the edge; below for small batches")
+        return Diagnostic(value, threshold, "comparison", "near 1 at the edge, if the preconditioner stood still")
+    return Diagnostic(
+        value, threshold, "bound", "above 1 not stable; settles near 1 with all data, below it with small batches"
+    )
 
 
 def _batch_sharpness(value: float, dynamics: Dynamics, lr: float) -> Diagnostic:

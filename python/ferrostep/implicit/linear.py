@@ -69,9 +69,9 @@ class Solver:
 
     Example:
         >>> solver = cg(rtol=1e-4)
-        >>> x, info = solver(lambda x: 2 * x, {"a": torch.ones(2), "b": torch.tensor(4.0)})
-        >>> x["b"], solver.last.iterations
-        (tensor(2.), 1)
+        >>> x, info = solver(lambda x: 2 * x, torch.tensor([2.0, 4.0]))
+        >>> x, solver.last.iterations
+        (tensor([1., 2.]), 1)
     """
 
     name: str

@@ -155,6 +155,10 @@ class GradNormSmooth(Optimizer):
             self.param_groups.clear()
             raise
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles have; torch's own would leave out what is not in the groups."""
+        return {**super().__getstate__(), "hessian": self.hessian, "solver": self.solver}
+
     @property
     def stalled(self) -> bool:
         """Whether the last step has found nothing better within ``max_search`` trials."""
@@ -247,14 +251,26 @@ class GradNormSmooth(Optimizer):
                 else HessianProduct(here.loss, flat.params)
             )
             return lambda vector: flat.joined(of_lists(flat.pieces(vector))).to(dtype)
-        given = self.hessian()
+        with torch.enable_grad():
+            given = self.hessian()
         if callable(given):
-            return given  # type: ignore[no-any-return]
+            return partial(multiplied, given, dtype)
         if not isinstance(given, Tensor):
             raise wrong_kind("what hessian() gives", given, "a torch.Tensor, or a function of a vector")
         if given.shape != (flat.size, flat.size):
             raise Problem.SHAPE.of("what hessian() gives", list(given.shape), [flat.size, flat.size])
         return given.detach().to(dtype)
+
+
+def multiplied(multiply: Callable[[Tensor], Any], dtype: torch.dtype, vector: Tensor) -> Tensor:
+    """The product by a function of the user's, who may differentiate in it."""
+    with torch.enable_grad():
+        product = multiply(vector)
+    if not isinstance(product, Tensor):
+        raise wrong_kind("a product by what hessian() gives", product, "a torch.Tensor")
+    if product.shape != vector.shape:
+        raise Problem.SHAPE.of("a product by what hessian() gives", list(product.shape), list(vector.shape))
+    return product.detach().to(dtype)
 
 
 @contextmanager

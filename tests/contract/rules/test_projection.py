@@ -134,6 +134,7 @@ def test_steps_within_the_backward_pass_and_skipped_ones() -> None:
 BAD: tuple[tuple[Any, type[Exception], str], ...] = (
     ("simples", ValueError, "Invalid projection: 'simples'; expected 'box', "),
     (3, TypeError, "projection is a int, expected a name"),
+    (partial(projections.simplex, dim=0), ValueError, "projection is simplex, which leaves the parameter; expected"),
     (("l1_ball", -1.0), ValueError, "Invalid r: -1.0; expected a finite number"),
     (("box", 1.0, 0.0), ValueError, "Invalid hi: 0.0; expected lo"),
     (("box", 1.0), TypeError, "missing 1 required positional argument: 'hi'"),
