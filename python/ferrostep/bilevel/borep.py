@@ -77,6 +77,7 @@ class BOREP(TwoLevelOptimizer):
         (9.0, 2.5)
     """
 
+    mark = "momentum"
     own = ("_lower_optimizer",)
 
     def __init__(

@@ -95,6 +95,7 @@ class LVHBA(TwoLevelOptimizer):
         (3.25, 2.75)
     """
 
+    mark = "penalty"
     own = ("project", "project_lower")
 
     def __init__(
