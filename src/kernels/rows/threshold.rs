@@ -95,7 +95,12 @@ fn threshold_by_sorting(sum: f64, candidates: &mut [f64]) -> f64 {
 /// The mean of what `part` makes of a vector's elements and those of `like`, where shares are positive; NaN where none
 /// is.
 #[inline(always)]
-pub fn mean_on_support<R: Real>(shares: &[R], vector: &[R], like: &[R], part: impl Fn(R, R) -> R + Copy) -> f64 {
+pub fn mean_on_support<R: Real>(
+    shares: &[R],
+    vector: &[R],
+    like: &[R],
+    part: impl Fn(R, R) -> R + Copy,
+) -> f64 {
     let (chunks, rest) = shares.as_chunks();
     let ((vectors, vector_rest), (likes, like_rest)) = (vector.as_chunks(), like.as_chunks());
     let mut support = Support::default();
