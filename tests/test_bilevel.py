@@ -392,6 +392,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "project": (lambda: LVHBA([X], [Y], project=3), TypeError, "project is a int"),  # type: ignore[arg-type]
     "what solves": (lambda: hypergradient(square, square, [X], [Y], solver=3), TypeError, "solver is a int"),  # type: ignore[arg-type]
     "check": (lambda: hypergradient(square, square, [X], [Y], check="no"), ValueError, "Invalid check: 'no'"),  # type: ignore[arg-type]
+    "no rate": (lambda: BOREP([X], [Y], neumann_lr=0.0), ValueError, "Invalid neumann_lr: 0.0"),
     "weight": (lambda: LVHBA([X], [Y]).resolve(square, weight=0.0), ValueError, "Invalid weight: 0.0"),
     "a group": (lambda: BOREP([X], [Y]).add_param_group({"params": [parameter(1.0)]}), RuntimeError, "takes no other"),
 }

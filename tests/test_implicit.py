@@ -451,6 +451,13 @@ def test_captured_tensors_of_transforms_are_refused(F: Any) -> None:
         root_vjp(F(f64(2.0).requires_grad_()), f64(2.0), (f64(1.0),), f64(1.0))
 
 
+def test_a_warm_start_is_not_from_what_is_not_finite() -> None:
+    solver = linear.cg(warm_start=True)
+    for b in (f64(1.0, math.nan), f64(1.0, 2.0)):
+        x, _ = solver(lambda v: 2 * v, b)
+    torch.testing.assert_close(x, f64(0.5, 1.0))
+
+
 def test_a_solver_may_use_its_memory_again() -> None:
     memory = np.zeros(2)
 
@@ -583,7 +590,8 @@ BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "scalar f": (lambda: optimality.stationary(lambda w: w)(W), ValueError, r"returned has shape \[2\], expected \[\]"),
     "f": (lambda: optimality.stationary(3), TypeError, "an argument of stationary is a int"),  # type: ignore[arg-type]
-    "eta": (lambda: optimality.newton(curved, -1.0), ValueError, "Invalid eta: -1.0"),
+    "eta": (lambda: optimality.newton(curved, 0.0), ValueError, "Invalid eta: 0.0; expected a finite number above 0"),
+    "rate": (lambda: linear.neumann(lr=0.0), ValueError, "Invalid lr: 0.0; expected a finite number above 0"),
     "etas": (lambda: optimality.block_proximal(curved, [soft], [1.0, 2.0]), ValueError, "etas has 2 numbers"),
     "blocks": (lambda: optimality.block_proximal(curved, [soft])(W, ()), ValueError, "w has type Tensor"),
     "v": (

@@ -24,7 +24,7 @@ from ferrostep.bilevel.levels import (
 from ferrostep.errors import wrong_choice, wrong_kind
 from ferrostep.gradients.lists import combine, gram
 from ferrostep.implicit import linear
-from ferrostep.numpy.arrays import check, real, whole
+from ferrostep.numpy.arrays import check, positive, real, whole
 from ferrostep.optim.arguments import check_lr
 
 SYSTEMS = ("neumann", "cg", "running")
@@ -77,6 +77,7 @@ class BOREP(TwoLevelOptimizer):
         (9.0, 2.5)
     """
 
+    mark = "momentum"
     own = ("_lower_optimizer",)
 
     def __init__(
@@ -113,7 +114,7 @@ class BOREP(TwoLevelOptimizer):
                     "period": whole("period", period, 1),
                     "solver": solver,
                     "neumann_steps": whole("neumann_steps", neumann_steps, 1),
-                    "neumann_lr": real("neumann_lr", neumann_lr, 0.0),
+                    "neumann_lr": positive("neumann_lr", neumann_lr),
                     "steps": 0,
                 },
                 {

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ferrostep.bilevel.levels import Closure, Gradient, both, gradient, value_of
 from ferrostep.curvature.products import double_backward
-from ferrostep.errors import wrong_kind
 from ferrostep.gradients.lists import combine
 from ferrostep.implicit import linear
 from ferrostep.implicit.equations import Check, check_check, solver_of, tell
@@ -109,8 +108,6 @@ def hypergradient(
         >>> hypergradient(upper, lower, [x], [y]).gradients
         [tensor([6.])]
     """
-    if solver is not None and not callable(solver):
-        raise wrong_kind("solver", solver, "a solver, such as ferrostep.implicit.linear.cg()")
     uppers, lowers = both(upper, lower, ("upper", "lower"))
     solve = solver_of("solver", solver, linear.cg)
     check_check(check)

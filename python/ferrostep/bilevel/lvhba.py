@@ -23,7 +23,7 @@ from ferrostep.bilevel.levels import (
 )
 from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.gradients.lists import combine
-from ferrostep.numpy.arrays import check, listed, real, whole
+from ferrostep.numpy.arrays import check, listed, positive, real, whole
 from ferrostep.optim.arguments import check_lr
 
 Projection: TypeAlias = Callable[[], object]
@@ -95,6 +95,7 @@ class LVHBA(TwoLevelOptimizer):
         (3.25, 2.75)
     """
 
+    mark = "penalty"
     own = ("project", "project_lower")
 
     def __init__(
@@ -122,8 +123,7 @@ class LVHBA(TwoLevelOptimizer):
         check("penalty[1]", power, 0.0, 0.5)
         gammas = tuple(_numbers("gamma", gamma, 2))
         for name, value in (("gamma[0]", gammas[0]), ("gamma[1]", gammas[1]), ("penalty[0]", strength)):
-            if value == 0:
-                raise Problem.NUMBER.of(name, value, "a number above 0")
+            positive(name, value)
         self.project, self.project_lower = project, project_lower
         super().__init__(
             [
@@ -275,8 +275,7 @@ class LVHBA(TwoLevelOptimizer):
         """
         if self.project_lower is not None:
             raise RuntimeError("resolve does not know project_lower: say Y by constraints")
-        if real("weight", weight, 0.0) == 0:
-            raise Problem.NUMBER.of("weight", weight, "a number above 0")
+        weight = positive("weight", weight)
         ys, none = self.lower["params"], torch.zeros(0, dtype=self.lower["params"][0].dtype)
         present = value_of("lower_closure", lower_closure).item()
         here = none if constraints is None else self._g(constraints, None).detach()

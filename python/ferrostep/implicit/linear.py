@@ -22,7 +22,7 @@ from ferrostep.errors import Problem, wrong_kind
 from ferrostep.implicit import methods, vectors
 from ferrostep.implicit.methods import Method, System
 from ferrostep.implicit.vectors import Vector
-from ferrostep.numpy.arrays import real, whole
+from ferrostep.numpy.arrays import positive, real, whole
 
 __all__ = ["Info", "Solver", "bicgstab", "cg", "dense", "gmres", "neumann", "normal_cg"]
 
@@ -131,7 +131,7 @@ class Solver:
             )
             most = max(100, 10 * sum(each.numel() for each in right)) if self.maxiter is None else self.maxiter
             self.last = info = self._run(system, x, most)
-        if self.warm_start:
+        if self.warm_start and math.isfinite(info.residual):
             self._solution = vectors.copied(x)
         return tree_unflatten(x, spec), info
 
@@ -370,7 +370,7 @@ def neumann(*, steps: int = 20, lr: float = 0.1, ridge: float = 0.0, warm_start:
         >>> x, info.residual
         (tensor([0.8750]), 0.25)
     """
-    method = partial(methods.neumann, steps=whole("steps", steps, 1), lr=real("lr", lr, 0.0))
+    method = partial(methods.neumann, steps=whole("steps", steps, 1), lr=positive("lr", lr))
     return Solver("neumann", method, math.inf, ridge=ridge, warm_start=warm_start)
 
 

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from ferrostep.errors import Problem, wrong_kind
 from ferrostep.implicit import linear as solvers
-from ferrostep.numpy.arrays import listed, real
+from ferrostep.numpy.arrays import listed, positive
 
 __all__ = [
     "Condition",
@@ -189,7 +189,7 @@ def projected_gradient(f: Function, projection: Function, eta: float = 1.0) -> C
         A map ``T(w, *args, theta)``; with ``theta`` None, ``projection(x)`` is called.
 
     Raises:
-        TypeError, ValueError: an argument is no function, or ``eta`` no number of at least 0.
+        TypeError, ValueError: an argument is no function, or ``eta`` no number above 0.
 
     Example:
         >>> from ferrostep.projections import simplex
@@ -197,7 +197,7 @@ def projected_gradient(f: Function, projection: Function, eta: float = 1.0) -> C
         >>> T(torch.tensor([0.75, 0.25]), torch.tensor([1.0, 0.5]), None)
         tensor([0.7500, 0.2500])
     """
-    eta = real("eta", eta, 0.0)
+    eta = positive("eta", eta)
 
     def projected_gradient(w: Any, *args: Any) -> Any:
         *own, theta = args
@@ -219,7 +219,7 @@ def proximal_gradient(f: Function, prox: Function, eta: float = 1.0) -> Conditio
         A map ``T(w, *args, theta)``.
 
     Raises:
-        TypeError, ValueError: an argument is no function, or ``eta`` no number of at least 0.
+        TypeError, ValueError: an argument is no function, or ``eta`` no number above 0.
 
     Example:
         >>> def soft(x, level, eta):
@@ -228,7 +228,7 @@ def proximal_gradient(f: Function, prox: Function, eta: float = 1.0) -> Conditio
         >>> T(torch.tensor([2.0, 0.0]), torch.tensor([3.0, 0.5]), torch.tensor(1.0))
         tensor([2., 0.])
     """
-    eta = real("eta", eta, 0.0)
+    eta = positive("eta", eta)
 
     def proximal_gradient(w: Any, *args: Any) -> Any:
         *own, theta = args
@@ -251,14 +251,14 @@ def mirror_descent(f: Function, projection: Function, mirror: Function, eta: flo
         A map ``T(w, *args, theta)``; with ``theta`` None, ``projection(x)`` is called.
 
     Raises:
-        TypeError, ValueError: an argument is no function, or ``eta`` no number of at least 0.
+        TypeError, ValueError: an argument is no function, or ``eta`` no number above 0.
 
     Example:
         >>> T = mirror_descent(lambda w, c: w @ (c + w.log()), lambda x: x.softmax(-1), torch.log)
         >>> T(torch.tensor([0.5, 0.5]), torch.tensor([1.0, 1.0]), None)
         tensor([0.5000, 0.5000])
     """
-    eta = real("eta", eta, 0.0)
+    eta = positive("eta", eta)
 
     def mirror_descent(w: Any, *args: Any) -> Any:
         *own, theta = args
@@ -290,7 +290,7 @@ def block_proximal(f: Function, proxes: Sequence[Function], etas: Sequence[float
         (tensor(2.), tensor(-3.))
     """
     proxes = listed("proxes", proxes)
-    steps = [real(f"etas[{i}]", eta, 0.0) for i, eta in enumerate([1.0] * len(proxes) if etas is None else etas)]
+    steps = [positive(f"etas[{i}]", eta) for i, eta in enumerate([1.0] * len(proxes) if etas is None else etas)]
     if len(steps) != len(proxes):
         raise Problem.COUNT.of("etas", f"{len(steps)} numbers", f"{len(proxes)}: one for each of proxes")
 
@@ -320,13 +320,13 @@ def newton(G: Function, eta: float = 1.0) -> Condition:
         A map ``T(w, *args)``.
 
     Raises:
-        TypeError, ValueError: ``G`` is no function, or ``eta`` no number of at least 0.
+        TypeError, ValueError: ``G`` is no function, or ``eta`` no number above 0.
 
     Example:
         >>> newton(lambda w, a: w * w - a)(torch.tensor(2.0), torch.tensor(5.0))
         tensor(2.2500)
     """
-    eta = real("eta", eta, 0.0)
+    eta = positive("eta", eta)
 
     @_signed_like(G)
     def newton(w: Any, *args: Any, **keywords: Any) -> Any:

@@ -64,6 +64,13 @@ def real(name: str, value: float, low: float) -> float:
         raise beyond(name, value) from None
 
 
+def positive(name: str, value: float) -> float:
+    """A finite number above 0; TypeError or ValueError, by its name, for anything else."""
+    if isinstance(value, Real) and not 0 < value < math.inf:
+        raise Problem.NUMBER.of(name, value, "a finite number above 0")
+    return real(name, value, 0.0)
+
+
 def beyond(name: str, value: object) -> Exception:
     """The ValueError for a number that no float comes near."""
     return Problem.NUMBER.of(name, f"{type(value).__name__} beyond all floats", "a finite number")

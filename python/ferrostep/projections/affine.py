@@ -46,11 +46,16 @@ class Affine:
         for name, x in (("A", A), ("b", b)):
             if maps.is_concrete(x) and not bool(x.isfinite().all()):
                 raise Problem.COUNT.of(name, "a number that is not finite", "none")
-        factor, info = torch.linalg.cholesky_ex(self._matrix @ self._matrix.mT)
+        # The rows are scaled to norm 1, which is constant to autograd: where all is solvable, it changes nothing else.
+        norms = self._matrix.detach().norm(dim=1, keepdim=True)
+        scaled = self._matrix / torch.where(norms > 0, norms, 1.0)
+        factor, info = torch.linalg.cholesky_ex(scaled @ scaled.mT)
         pivots = factor.diagonal().detach()
         is_solvable = maps.is_concrete(factor) and bool((info == 0) & (pivots.amin() > ILL_CONDITIONED * pivots.amax()))
         self._factor = factor if is_solvable else None
-        if not is_solvable:
+        if is_solvable:
+            self._matrix, self._right = scaled, self._right / norms.squeeze(1)
+        else:
             self._inverse: Tensor = torch.linalg.pinv(self._matrix)
 
     def __call__(self, x: Tensor, dim: int = -1) -> Tensor:

@@ -152,13 +152,14 @@ def box_section(x: Tensor, lo: Tensor, hi: Tensor, w: Tensor, c: Parameter) -> T
     ``t`` is between two neighbours of the points where a number meets a bound; there, all is linear.
     """
     lo, hi, w = (each.expand(x.shape) for each in (lo, hi, w))
-    middle = constant(_between_bends, x, lo, hi, w, torch.as_tensor(c, dtype=x.dtype, device=x.device))
+    total = torch.as_tensor(c, dtype=x.dtype, device=x.device).expand(x[..., :1].shape)
+    middle = constant(_between_bends, x, lo, hi, w, total)
     moved = (x - middle * w).detach()
     free = (lo < moved) & (moved < hi)
     bound = torch.where(moved <= lo, lo, hi)
     square = torch.where(free, w.square(), 0.0).sum(-1, keepdim=True)
-    total = torch.where(free, w * x, w * bound).sum(-1, keepdim=True)
-    t = (total - c) / torch.where(square > 0, square, 1.0)
+    at_zero = torch.where(free, w * x, w * bound).sum(-1, keepdim=True)
+    t = (at_zero - total) / torch.where(square > 0, square, 1.0)
     image = torch.where(free, x - t * w, bound)
     return torch.where(x.isfinite().all(-1, keepdim=True), image, torch.nan)
 
@@ -166,7 +167,6 @@ def box_section(x: Tensor, lo: Tensor, hi: Tensor, w: Tensor, c: Parameter) -> T
 def _between_bends(x: Tensor, lo: Tensor, hi: Tensor, w: Tensor, c: Tensor) -> Tensor:
     """A point in the piece of ``t`` where ``w.clip(x - t w, lo, hi) = c``, by bisecting the ends of the pieces."""
     bends = torch.cat([torch.where(w == 0, 0.0, (x - bound) / w) for bound in (lo, hi)], -1).sort(-1).values
-    c = c.unsqueeze(-1) if 0 < c.ndim < x.ndim else c
     first = torch.zeros_like(bends[..., :1], dtype=torch.long)
     last = torch.full_like(first, bends.shape[-1])
     for _ in range(bends.shape[-1].bit_length()):

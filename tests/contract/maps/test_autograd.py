@@ -217,3 +217,12 @@ def test_other_devices_take_the_reference(entry: Entry) -> None:
     assert torch.autograd.grad(y.sum(), x)[0].shape == x.shape
     if entry.in_place is not None:
         assert entry.in_place(x, **given) is x
+
+
+def test_a_batch_of_parameters_is_not_one_of_rows() -> None:
+    x = torch.linspace(-3.0, 2.0, 36, dtype=torch.float64).sin().view(3, 3, 4) * 3
+    c = torch.tensor([-1.0, 0.25, 2.0], dtype=torch.float64)
+    batch = torch.vmap(lambda x, c: projections.box_section(x, -1.0, 1.0, 1.0, c))(x, c)
+    torch.testing.assert_close(
+        batch, torch.stack([projections.box_section(x[i], -1.0, 1.0, 1.0, c[i].item()) for i in range(3)])
+    )

@@ -97,3 +97,9 @@ def test_what_does_not_converge_is_told() -> None:
 def test_bad_arguments(call: object, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()  # type: ignore[operator]
+
+
+def test_rows_of_equations_may_be_of_any_scale() -> None:
+    A, b, x = (torch.tensor(v, dtype=torch.float64) for v in ([[1.0, 1, 0], [0, 1, 1]], [1.0, 1.0], [0.3, 0.2, 0.1]))
+    scales = torch.tensor([1e10, 1e-10], dtype=torch.float64)
+    torch.testing.assert_close(affine(x, A * scales[:, None], b * scales), affine(x, A, b))
