@@ -157,13 +157,20 @@ impl Map for SortedMap {
             return;
         }
         self.pool(row.values(), room);
-        let mut order = room.order.iter();
+        let (mut order, mut weights) = (&room.order[..], &self.weights[..]);
         for block in &room.blocks {
-            for &i in order.by_ref().take(block.count) {
+            let (these, of_these);
+            (these, order) = order.split_at(block.count);
+            (of_these, weights) = weights.split_at(block.count);
+            // Measured from the block's first number: in sums with large ones the weights would lose digits.
+            let origin = origin(&[row.values()[these[0]]]);
+            let excess = |(&i, weight): (&usize, &f64)| weight - (row.values()[i].to_f64() - origin);
+            let mean = these.iter().zip(of_these).map(excess).sum::<f64>() / block.weight;
+            for &i in these {
                 let x = row.values()[i].to_f64();
                 let image = match self.kind {
                     Sorted::Slope => (-block.mean).max(0.0).copysign(x),
-                    Sorted::Permutahedron => x + block.mean,
+                    Sorted::Permutahedron => x - origin + mean,
                 };
                 row.to()[i] = R::from_f64(image);
             }

@@ -261,6 +261,7 @@ ORACLES: tuple[tuple[str, dict[str, Any], list[float], list[float], list[float] 
     ("sorted_l1", {"w": [1, 0.8, 0.6, 0.4, 0.2]}, Y, [0.2, -0.7, 0, 0, 1], None),
     ("permutahedron", {"w": [1, 2, 3, 4, 5]}, Y, [3.6, 1.3, 2.9, 2.4, 4.8], None),
     ("permutahedron", {"w": [1, 2, 3, 4, 5]}, [10 * y for y in Y], [4, 1, 3, 2, 5], None),
+    ("permutahedron", {"w": [0.1, 0.2, 0.3]}, [3e12, 1e12, 2e12], [0.3, 0.1, 0.2], None),
     ("isotonic", {}, Z, [1, 2.5, 2.5, 56 / 15, 56 / 15, 56 / 15, 5.5, 5.5], None),
     ("isotonic", {"weight": [1, 2, 1, 1, 3, 1, 0.5, 2]}, Z, [1, 8 / 3, 8 / 3, 3.625, 3.625, 3.7, 5.2, 5.2], None),
 )
