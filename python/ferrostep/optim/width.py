@@ -124,6 +124,8 @@ def width_scaled_param_groups(
         raise wrong_choice("rule", rule, *get_args(WidthRule))
     vectors = {"lr": real("lr", lr, 0.0), "weight_decay": real("vector_weight_decay", vector_weight_decay, 0.0)}
     matrices = {**vectors, "weight_decay": real("weight_decay", weight_decay, 0.0)}
+    if muon is not None and not isinstance(muon, Mapping):
+        raise wrong_kind("muon", muon, "a dict of arguments of groups")
     scaled = Scaled(vectors, matrices, rule, None if muon is None else {**matrices, **muon})
     model = model_of(model) or model
     models = [model] if isinstance(model, nn.Module) else []
@@ -237,6 +239,8 @@ def _by_shape(
     growing = [dim for dim, (one, other) in enumerate(zip(base, each.p.shape, strict=True)) if one != other]
     if reason or len(growing) == 1:
         return None, reason or f"only dimension {growing[0]} grows"
+    if 0 in base:
+        raise Problem.SHAPE.of(f"base_shapes[{each.name!r}]", list(base), "no side of length 0")
     return fan_in(each, each.p.shape) / fan_in(each, base), "hidden matrix"
 
 
