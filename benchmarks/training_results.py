@@ -45,6 +45,18 @@ LEFT_OUT = {
     "Muon": "its rule is that of the hidden matrices of MuonWithAuxAdamW",
 }
 """Classes without a row of their own, and why."""
+SPARING = (
+    "adamw",
+    "adamw_int8",
+    "frugal_whole",
+    "frugal",
+    "frugal_tenth",
+    "frugal_signs",
+    "galore",
+    "badam",
+    "sign_sgd",
+)
+"""Those of the table in docs/memory.md."""
 TIMED = Shape(width=256, layers=4)  # 3.2 million parameters
 PEER = "torch.adamw"
 ROUNDS = 15
@@ -190,6 +202,17 @@ def table(record: Record) -> str:
     return markdown.table(["optimizer", *WORKLOADS, "rates", "B/element", "time"], rows)
 
 
+def sparing(record: Record) -> str:
+    """Losses on the GPT of those that keep less state, beside AdamW's."""
+    found = {name: record.runs["gpt", name].result() for name in SPARING}
+    rows = []
+    for name, own in found.items():
+        differences = [loss - other for loss, other in zip(own.losses, found["adamw"].losses, strict=True)]
+        beside = f"{min(differences):+.3f} to {max(differences):+.3f}" if name != "adamw" else ""
+        rows.append([f"`{name}`", bytes_per_element(name), f"{own.lr:.2g}", shown(own), beside])
+    return markdown.table(["optimizer", "B/element", "rate", "loss, nats per byte", "less AdamW's, by seeds"], rows)
+
+
 def section(record: Record) -> str:
     """The table, what it lacks, and where the times are from."""
     done = finished(record)
@@ -247,6 +270,7 @@ def main() -> None:
         complete(record, chosen, arguments.fresh, arguments.jobs, console)
     if arguments.write:
         markdown.replace_sections(DOCS / "optimizers.md", {"results": section(record)})
+        markdown.replace_sections(DOCS / "memory.md", {"losses": sparing(record)})
         draw(record, DOCS / "optimizers.png")
 
 

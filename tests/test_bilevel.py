@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -312,6 +313,39 @@ def test_lvhba_resumes() -> None:
     assert torch.equal(whole.x, second.x) and torch.equal(whole.y, second.y)
 
 
+def test_copies_have_what_the_user_gave() -> None:
+    task = Quadratic()
+    copied: Any = copy.deepcopy(task.optimizer(lower_optimizer=torch.optim.SGD([task.y], lr=0.4)))
+    assert copied._lower_optimizer.param_groups[0]["params"][0] is copied.lower["params"][0]
+    constrained = LVHBA([X], [Y], project=square, project_lower=square)
+    loaded: Any = pickle.loads(pickle.dumps(constrained))
+    assert loaded.project is square and loaded.project_lower is square
+
+
+@pytest.mark.parametrize("solver", ["neumann", "cg", "running"])
+def test_one_batch_without_finite_losses_does_no_lasting_harm(solver: Any) -> None:
+    task = Quadratic()
+    optimizer = task.optimizer(solver=solver)
+    optimizer.step(task.upper, task.lower)
+    before = task.x.clone()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        optimizer.step(lambda: task.upper() * math.nan, task.lower)
+    assert torch.equal(task.x, before)
+    optimizer.step(task.upper, task.lower)
+    assert task.x.isfinite().all() and not torch.equal(task.x, before)
+
+
+@pytest.mark.parametrize("wrong", range(3))
+def test_lvhba_leaves_out_a_step_without_finite_gradients(wrong: int) -> None:
+    task = Coupled(3.0, -2.0)
+    closures = [task.upper, task.lower, task.g]
+    task.optimizer.step(*closures)
+    before = [task.x.item(), task.y.item(), str(task.optimizer.state_dict())]
+    task.optimizer.step(*(lambda f=f, k=k: f() * (math.nan if k == wrong else 1) for k, f in enumerate(closures)))
+    assert [task.x.item(), task.y.item(), str(task.optimizer.state_dict())] == before
+
+
 def test_the_lower_projection_sees_theta() -> None:
     task = Coupled(3.0, -2.0, project_lower=lambda: task.y.clamp_(min=-1.0))
     task.step()
@@ -323,6 +357,12 @@ def test_the_lower_projection_sees_theta() -> None:
 # --- what is refused ------------------------------------------------------------------------------------------------
 
 X, Y = parameter(1.0), parameter(2.0)
+
+
+def square() -> Tensor:
+    return (X * Y).square()
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no upper": (lambda: BOREP([], [Y]), ValueError, "upper_params is empty"),
     "no tensor": (lambda: BOREP([X], [3.0]), TypeError, r"lower_params\[0\] is a float"),  # type: ignore[list-item]
@@ -334,6 +374,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "period": (lambda: BOREP([X], [Y], period=0), ValueError, "Invalid period: 0"),
     "radius": (lambda: BOREP([X], [Y], radius=-1.0), ValueError, "Invalid radius: -1.0"),
     "solver": (lambda: BOREP([X], [Y], solver="gmres"), ValueError, "Invalid solver: 'gmres'"),  # type: ignore[arg-type]
+    "a linear solver": (
+        lambda: hypergradient(X.sum, Y.sum, [X], [Y], solver="cg"),  # type: ignore[arg-type]
+        TypeError,
+        "solver is a str, expected a solver",
+    ),
     "lower_optimizer": (lambda: BOREP([X], [Y], lower_optimizer=3), TypeError, "lower_optimizer is a int"),  # type: ignore[arg-type]
     "others": (
         lambda: BOREP([X], [Y], lower_optimizer=torch.optim.SGD([X])),
@@ -345,6 +390,9 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "power": (lambda: LVHBA([X], [Y], penalty=(1.0, 0.5)), ValueError, r"Invalid penalty\[1\]: 0.5"),
     "order": (lambda: LVHBA([X], [Y], order="sor"), ValueError, "Invalid order: 'sor'"),  # type: ignore[arg-type]
     "project": (lambda: LVHBA([X], [Y], project=3), TypeError, "project is a int"),  # type: ignore[arg-type]
+    "what solves": (lambda: hypergradient(square, square, [X], [Y], solver=3), TypeError, "solver is a int"),  # type: ignore[arg-type]
+    "check": (lambda: hypergradient(square, square, [X], [Y], check="no"), ValueError, "Invalid check: 'no'"),  # type: ignore[arg-type]
+    "weight": (lambda: LVHBA([X], [Y]).resolve(square, weight=0.0), ValueError, "Invalid weight: 0.0"),
     "a group": (lambda: BOREP([X], [Y]).add_param_group({"params": [parameter(1.0)]}), RuntimeError, "takes no other"),
 }
 
@@ -397,5 +445,10 @@ def test_nothing_is_changed_by_a_step_that_fails(kind: str, case: str) -> None:
 
 def test_a_state_of_another_class_is_refused() -> None:
     optimizer = BOREP([X], [Y])
-    with pytest.raises(ValueError, match="level of the groups"):
-        optimizer.load_state_dict(torch.optim.SGD([X]).state_dict())
+    for other, message in (
+        (torch.optim.SGD([X]), "level of the groups"),
+        (LVHBA([X], [Y]), "the upper group of the state dict has no 'momentum'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            optimizer.load_state_dict(other.state_dict())
+    assert "penalty" not in optimizer.upper

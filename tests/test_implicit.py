@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import functools
+import math
 import re
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from ferrostep.implicit import ConvergenceWarning, fixed_point, linear, optimality, root, root_jvp, root_vjp
@@ -427,13 +429,49 @@ def test_captured_tensors_that_need_gradients_are_refused(kind: str) -> None:
         fit(None, f64(1.0, 2.0))
 
 
-def test_captured_tensors_of_transforms_are_refused() -> None:
+class Held:
+    def __init__(self, t: Tensor) -> None:
+        self.t = t
+
+    def F(self, w: Tensor, a: Tensor) -> Tensor:
+        return w - a * self.t
+
+
+@pytest.mark.parametrize("F", [lambda t: lambda w, a: w - a * t, lambda t: Held(t).F], ids=["closure", "method"])
+def test_captured_tensors_of_transforms_are_refused(F: Any) -> None:
     def loss(t: Tensor) -> Tensor:
-        return root(lambda w, a: w - a * t, check=None)(lambda _, a: a * 2.0)(None, f64(1.0))
+        return root(F(t), check=None)(lambda _, a: a * 2.0)(None, f64(1.0))
 
     for transform, t in ((grad, f64(2.0)), (jacfwd, f64(2.0)), (vmap, f64(1.0, 2.0))):
         with pytest.raises(RuntimeError, match="t of shape"):
             transform(loss)(t)
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="t of shape"):
+        loss(forward_ad.make_dual(f64(2.0), f64(1.0)))
+    with pytest.raises(RuntimeError, match="t of shape"):
+        root_vjp(F(f64(2.0).requires_grad_()), f64(2.0), (f64(1.0),), f64(1.0))
+
+
+def test_a_solver_may_use_its_memory_again() -> None:
+    memory = np.zeros(2)
+
+    @root(lambda w, a: w * w - a)
+    def fit(_: None, a: Tensor) -> Tensor:
+        memory[:] = a.sqrt().numpy()
+        return torch.from_numpy(memory)
+
+    a = f64(4.0, 9.0).requires_grad_()
+    w = fit(None, a)
+    fit(None, f64(100.0, 100.0))
+    w.sum().backward()
+    torch.testing.assert_close(a.grad, 0.5 / a.detach().sqrt())
+
+
+def test_gradients_that_cannot_be_found_are_not_zeros_in_silence() -> None:
+    a = f64(4.0).requires_grad_()
+    root(lambda w, a: w * w - a, check=None)(lambda _, a: a * math.nan)(None, a).backward()
+    assert a.grad is not None and a.grad.isnan()
+    with pytest.warns(ConvergenceWarning, match="b is too small"):
+        (root(lambda w, a: w * w - a)(lambda _, a: a.sqrt())(None, a) * 1e-200).backward()
 
 
 def test_a_modules_parameters_are_arguments() -> None:

@@ -143,6 +143,14 @@ def test_states_of_a_switch_lie_beside_the_old_ones(own: dict[str, Any], renewed
     assert memory_plan([(64, 96), (64,)], FRUGAL, **own).scratch == renewed
 
 
+def test_attached_optimizers_renew_what_they_step_at_once() -> None:
+    """Columns of matrices of 4 MiB, of which 3 are stepped at once."""
+    shapes = [(1024, 1024)] * 10
+    plan, kept = (memory_plan(shapes, FRUGAL, reset_state=reset) for reset in (True, False))
+    assert plan.attached_gradients == 12 * MIB and plan.scratch - kept.scratch == 20 * MIB
+    assert plan.attached_total - kept.attached_total == 6 * MIB
+
+
 def test_storms_transport_lies_beside_the_gradients() -> None:
     assert memory_plan([(64, 80), (64,)], STORM, lr=0.1).scratch == 4 * (64 * 80 + 64)
 

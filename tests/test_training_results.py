@@ -20,6 +20,7 @@ from ferrostep.demo.model import GPT
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 PAGE = ROOT / "docs" / "optimizers.md"
+MEMORY = ROOT / "docs" / "memory.md"
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,7 @@ def test_the_page_has_the_table_of_the_record(results: ModuleType, record: objec
     """Bytes of state are those of real states."""
     text = PAGE.read_text()
     assert f"<!-- begin results -->\n\n{results.section(record)}\n\n<!-- end results -->" in text
+    assert f"<!-- begin losses -->\n\n{results.sparing(record)}\n\n<!-- end losses -->" in MEMORY.read_text()
     assert "](optimizers.png)" in text and (ROOT / "docs" / "optimizers.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -128,7 +128,7 @@ def test_orthogonal_steps_settle_at_the_same_gain_at_any_width(width: int) -> No
         ({"base_shapes": [3]}, TypeError, "base_shapes is a list, expected a module, or a dict"),
         ({"base_shapes": {}, "width": 3}, ValueError, "Invalid width: 3; expected None with base_shapes"),
         ({"base_shapes": {"0.weight": [4, 3], "0.bias": [4], "2.weight": [0, 0]}}, ValueError, "no side of length 0"),
-        ({"base_width": 4, "muon": 3}, TypeError, "muon is a int, expected a dict"),
+        ({"base_width": 4, "muon": True}, TypeError, "muon is a bool, expected a dict"),
         ({"base_widht": 3}, TypeError, "did you mean 'base_width'"),
     ],
     ids=str,

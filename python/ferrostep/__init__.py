@@ -15,6 +15,7 @@ from ferrostep import _core
 
 if TYPE_CHECKING:
     from ferrostep import (  # noqa: F401
+        batch_size,
         bilevel,
         curvature,
         gradients,

@@ -15,6 +15,7 @@ from ferrostep.bilevel.levels import (
     Closure,
     Losses,
     TwoLevelOptimizer,
+    are_finite,
     both,
     gradient,
     restored_on_error,
@@ -63,7 +64,7 @@ class BOREP(TwoLevelOptimizer):
 
     State: ``momentum_buffer`` of each upper parameter, and ``z`` of each lower one but for ``"neumann"``, 4 bytes per
     element in float32. The upper group counts ``steps``. Schedulers act on the upper ``lr``; the lower group has
-    ``lower_lr``. Where f's or g's gradient has NaN or infinity, that step is left out, and m stays.
+    ``lower_lr``. Where f's or g's gradient has NaN or infinity, that step is left out, and m and z stay.
 
     Raises:
         TypeError, ValueError: an impossible argument, named.
@@ -75,6 +76,8 @@ class BOREP(TwoLevelOptimizer):
         >>> losses.upper.item(), x.item()
         (9.0, 2.5)
     """
+
+    own = ("_lower_optimizer",)
 
     def __init__(
         self,
@@ -147,8 +150,9 @@ class BOREP(TwoLevelOptimizer):
             losses, direction, z = self._hypergradient(upper_closure, lower_closure)
             self._check_states()
         upper["steps"] += 1
-        for p, each in zip(lower["params"], z or [], strict=bool(z)):
-            self.state[p]["z"] = each
+        if z is not None and are_finite(z):
+            for p, each in zip(lower["params"], z, strict=True):
+                self.state[p]["z"] = each
         self._move(direction)
         return losses
 
@@ -179,7 +183,7 @@ class BOREP(TwoLevelOptimizer):
                     p.copy_(each)
 
     def _lower_step(self, gradients: list[Tensor], lr: float) -> None:
-        if not math.isfinite(float(gram([gradients])[0, 0])):
+        if not are_finite(gradients):
             return
         params = self.lower["params"]
         if self._lower_optimizer is None:
@@ -247,7 +251,7 @@ class BOREP(TwoLevelOptimizer):
     def _move(self, direction: list[Tensor]) -> None:
         """Momentum and step, by the kernels of lists."""
         params, momentum = self.upper["params"], self.upper["momentum"]
-        if not math.isfinite(float(gram([direction])[0, 0])):
+        if not are_finite(direction):
             return
         for p in params:
             if "momentum_buffer" not in self.state[p]:

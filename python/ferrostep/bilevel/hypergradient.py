@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ferrostep.bilevel.levels import Closure, Gradient, both, gradient, value_of
 from ferrostep.curvature.products import double_backward
+from ferrostep.errors import wrong_kind
 from ferrostep.gradients.lists import combine
 from ferrostep.implicit import linear
-from ferrostep.implicit.equations import Check, tell
+from ferrostep.implicit.equations import Check, check_check, solver_of, tell
 from ferrostep.numpy.arrays import listed
 
 UPPER, LOWER = "what upper_closure returned", "what lower_closure returned"
@@ -108,7 +109,11 @@ def hypergradient(
         >>> hypergradient(upper, lower, [x], [y]).gradients
         [tensor([6.])]
     """
+    if solver is not None and not callable(solver):
+        raise wrong_kind("solver", solver, "a solver, such as ferrostep.implicit.linear.cg()")
     uppers, lowers = both(upper, lower, ("upper", "lower"))
+    solve = solver_of("solver", solver, linear.cg)
+    check_check(check)
     start = None if z0 is None else listed("z0", z0)
     loss = value_of("upper_closure", upper_closure)
     found = gradient(UPPER, loss, [*lowers, *uppers])
@@ -119,7 +124,6 @@ def hypergradient(
         now = LowerGradient(lower_closure, uppers, lowers) if fresh else at
         return now.times(z)
 
-    solve = linear.cg() if solver is None else solver
     z, info = solve(product, of_y, x0=start)
     if not info.converged or info.reason:
         tell(

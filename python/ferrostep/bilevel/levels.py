@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
@@ -12,6 +13,7 @@ from torch.optim.optimizer import Optimizer
 
 from ferrostep.curvature.products import first_derivatives, listed_parameters
 from ferrostep.errors import Problem, wrong_choice, wrong_kind
+from ferrostep.gradients.lists import gram
 
 Closure: TypeAlias = Callable[[], Tensor]
 Gradient: TypeAlias = list[Tensor | None]
@@ -75,8 +77,16 @@ def gradient(name: str, loss: Tensor, params: Sequence[Tensor], **options: Any) 
         raise
 
 
+def are_finite(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether no number of a list is NaN or infinite, nor its norm."""
+    return math.isfinite(float(gram([tensors])[0, 0]))
+
+
 class TwoLevelOptimizer(Optimizer):
     """An optimizer with a group of the upper level and one of the lower."""
+
+    own: tuple[str, ...] = ()
+    """What a copy is to have besides groups and state: the user's optimizer or functions."""
 
     def __init__(self, groups: Sequence[dict[str, Any]]) -> None:
         super().__init__(groups, {})
@@ -101,12 +111,19 @@ class TwoLevelOptimizer(Optimizer):
         """Load a state dict of this class.
 
         Raises:
-            ValueError: it has other groups. Nothing has been changed then.
+            ValueError: it has other groups, or groups of another class. Nothing has been changed then.
         """
         levels = [group.get("level") for group in state_dict["param_groups"]]
         if levels != ["upper", "lower"]:
             raise wrong_choice("level of the groups", levels, ["upper", "lower"])  # type: ignore[arg-type]
+        for level, own, given in zip(levels, self.param_groups, state_dict["param_groups"], strict=True):
+            if missing := own.keys() - given.keys():
+                raise ValueError(f"the {level} group of the state dict has no {sorted(missing)[0]!r}, expected one")
         super().load_state_dict(state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles keep."""
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in self.own}}
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from ferrostep.bilevel.levels import (
     Closure,
     Losses,
     TwoLevelOptimizer,
+    are_finite,
     both,
     exchanged,
     gradient,
@@ -76,7 +77,7 @@ class LVHBA(TwoLevelOptimizer):
 
     State: ``theta`` of each lower parameter (4 bytes per element in float32); the first has ``multiplier`` and
     ``dual_center``, of the constraints' shape, and ``step``. Schedulers act on alpha, the upper group's ``lr``;
-    the lower group has ``beta`` and ``eta``.
+    the lower group has ``beta`` and ``eta``. A step with NaN or infinity in a gradient is left out.
 
     Raises:
         TypeError, ValueError: an impossible argument, named.
@@ -93,6 +94,8 @@ class LVHBA(TwoLevelOptimizer):
         >>> losses.upper.item(), round(x.item(), 4)
         (3.25, 2.75)
     """
+
+    own = ("project", "project_lower")
 
     def __init__(
         self,
@@ -169,6 +172,8 @@ class LVHBA(TwoLevelOptimizer):
             strength, power = self.upper["penalty"]
             share, alpha, gamma = 1 / (strength * (k + 1) ** power), float(self.upper["lr"]), group["gamma"][0]
             n = len(xs)
+            if not are_finite([*above, *below, *of_x_at_theta, *theta, lam]):
+                return Losses(value.detach(), loss.detach())
             with torch.no_grad():
                 steps = [1.0, -alpha * share, -alpha, alpha]
                 combine([xs, above[:n], below[:n], of_x_at_theta], steps, out=xs)
@@ -270,7 +275,8 @@ class LVHBA(TwoLevelOptimizer):
         """
         if self.project_lower is not None:
             raise RuntimeError("resolve does not know project_lower: say Y by constraints")
-        weight = real("weight", weight, 0.0)
+        if real("weight", weight, 0.0) == 0:
+            raise Problem.NUMBER.of("weight", weight, "a number above 0")
         ys, none = self.lower["params"], torch.zeros(0, dtype=self.lower["params"][0].dtype)
         present = value_of("lower_closure", lower_closure).item()
         here = none if constraints is None else self._g(constraints, None).detach()

@@ -38,6 +38,11 @@ class SpectralDensity(NamedTuple):
     sigma: float
     """The standard deviation of the normal distribution that each node is drawn as."""
 
+    def __repr__(self) -> str:
+        """Without the numbers, of which there are thousands."""
+        start, end = self.grid[0].item(), self.grid[-1].item()
+        return f"SpectralDensity(from {start:.4g} to {end:.4g}, {len(self.nodes)} nodes, sigma={self.sigma:.4g})"
+
     def plot(self, ax: Axes | None = None) -> Axes:
         """Draw the density, on a logarithmic scale (needs matplotlib: the extra ``demo``).
 

@@ -221,7 +221,7 @@ def called(loss: Any) -> Any:
 def listed_parameters(params: Iterable[Tensor] | Iterable[tuple[str, Tensor]]) -> list[Tensor]:
     """The parameters, given as such or in pairs with their names."""
     found: dict[int, Tensor] = {}
-    for i, item in enumerate(listed("params", params)):
+    for i, item in enumerate(listed("params", params, "a list of tensors, such as model.parameters()")):
         p = item[1] if isinstance(item, tuple) and len(item) == 2 else item
         if not isinstance(p, Tensor):
             raise wrong_kind(f"params[{i}]", item, "a torch.Tensor or (name, torch.Tensor)")

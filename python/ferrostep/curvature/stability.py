@@ -272,8 +272,10 @@ def stability_report(
 def _sharpness(spectrum: LanczosResult, dynamics: Dynamics, lr: float) -> Diagnostic:
     value, threshold = float(spectrum.values[-1]), dynamics.limit / lr
     if dynamics.is_adaptive:
-        return Diagnostic(value, threshold, "comparison", "near 1 at the edge of a preconditioner that were frozen")
-    return Diagnostic(value, threshold, "bound", "1 for all data at once at the edge; below for small batches")
+        return Diagnostic(value, threshold, "comparison", "near 1 at the edge, if the preconditioner stood still")
+    return Diagnostic(
+        value, threshold, "bound", "above 1 not stable; settles near 1 with all data, below it with small batches"
+    )
 
 
 def _batch_sharpness(value: float, dynamics: Dynamics, lr: float) -> Diagnostic:

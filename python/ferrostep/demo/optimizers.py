@@ -100,6 +100,7 @@ SOPHIA: dict[str, Any] = {"lr": 2.5e-4, "betas": (0.965, 0.99), "weight_decay": 
 ADAGRAD: dict[str, Any] = {"lr": 0.03}
 RMSPROP: dict[str, Any] = {"lr": 1e-3}
 SGD: dict[str, Any] = {"lr": 0.3, "momentum": 0.9}
+SIGN_SGD: dict[str, Any] = {"lr": 1e-3, "betas": (0.0, 0.0), "weight_decay": 0.1}
 STORM: dict[str, Any] = {"lr": 0.3}
 
 OPTIMIZERS: dict[str, Factory] = {
@@ -114,6 +115,7 @@ OPTIMIZERS: dict[str, Factory] = {
     "badam": projected(**FRUGAL, selection="block", state_free="none"),
     "frugal": projected(**FRUGAL),
     "frugal_signs": projected(**FRUGAL, density=0.0),
+    "frugal_tenth": projected(**FRUGAL, density=0.1),
     "frugal_whole": projected(**FRUGAL, density=1.0),
     "galore": projected(**GALORE),
     "gd": of("ferrostep.optim.SGD", **GD),
@@ -138,6 +140,7 @@ OPTIMIZERS: dict[str, Factory] = {
     "sam_adamw": around(of("ferrostep.optim.AdamW", **ADAMW)),
     "sam_sgd": around(of("ferrostep.optim.SGD", **SGD)),
     "sgd": of("ferrostep.optim.SGD", **SGD),
+    "sign_sgd": of("ferrostep.optim.Lion", **SIGN_SGD),
     "sophia_g": of("ferrostep.optim.SophiaG", **SOPHIA, rho=0.2),
     "sophia_h": of("ferrostep.optim.SophiaH", **SOPHIA, gamma=0.01),
     "storm": of("ferrostep.optim.STORM", **STORM),

@@ -41,7 +41,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
         yield from (("", value.func), ("", value.args), ("", value.keywords))
     elif isinstance(value, types.FunctionType):
         yield from _of_function(value)
-    elif callable(value) and not isinstance(value, type):
+    elif not isinstance(value, (type, types.ModuleType)):
         yield from getattr(value, "__dict__", {}).items()
 
 
@@ -56,9 +56,8 @@ def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
             continue
     yield from (("", function.__defaults__ or ()), ("", function.__kwdefaults__ or {}))
     for name in code.co_names:
-        value = function.__globals__.get(name)
-        if isinstance(value, (Tensor, nn.Module, types.FunctionType, *CONTAINERS)):
-            yield name, value
+        if name in function.__globals__:
+            yield name, function.__globals__[name]
 
 
 def names_of(function: Callable[..., Any], tensors: Sequence[Tensor]) -> str:

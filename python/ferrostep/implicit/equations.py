@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from ferrostep.errors import Problem, wrong_kind
+from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.implicit import linear, vectors
 from ferrostep.implicit.captured import captured, names_of
 from ferrostep.implicit.linear import described, vector_of
@@ -37,6 +37,20 @@ def tell(check: Check, message: str) -> None:
         raise RuntimeError(message)
     if check == "warn":
         warnings.warn(message, ConvergenceWarning, stacklevel=2)
+
+
+def check_check(check: Any) -> None:
+    """Raise for a ``check`` that is none."""
+    if check not in ("warn", "raise", None):
+        raise wrong_choice("check", check, "warn", "raise", None)
+
+
+def solver_of(name: str, solver: Any, default: Callable[[], linear.Solver]) -> linear.Solver:
+    """A solver that is given, or the default."""
+    solver = default() if solver is None else solver
+    if not isinstance(solver, linear.Solver):
+        raise wrong_kind(name, solver, "a solver, such as ferrostep.implicit.linear.cg()")
+    return solver
 
 
 @dataclass(frozen=True)
@@ -194,9 +208,7 @@ class Call(Equation):
                 raise wrong_kind(f"what {self.name} returned", found, "a pair (solution, aux), as of has_aux=True")
             found, aux = found[0], self._keep(found[1])
         w, self.found.solution = vector_of(f"the solution of {self.name}", found)
-        inputs = {each.untyped_storage().data_ptr() for each in plain if each.numel()}
-        shared = [each.untyped_storage().data_ptr() in inputs for each in w]
-        w = [vectors.copied([each])[0] if same else each.detach() for each, same in zip(w, shared, strict=True)]
+        w = vectors.copied(w)  # a solver may use its memory again, which no version counter tells of NumPy's
         self._look_at(w, plain)
         return (*w, *aux)
 

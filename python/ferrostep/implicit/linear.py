@@ -146,8 +146,11 @@ class Solver:
         if size == 0:
             for each in x:
                 each.zero_()
-            return Info(0, 0.0, system.tolerance)
+            is_zero = not any(bool(each.any()) for each in system.b)
+            return Info(0, 0.0, system.tolerance, None if is_zero else "b is too small, the square of its norm is 0")
         iterations, residual, reason = self.method(system, x, most)
+        if math.isnan(residual):
+            vectors.add_(x, math.nan, system.b)
         return Info(iterations, residual, system.tolerance, reason)
 
     def _guess(self, x0: Any, b: Vector, spec: TreeSpec) -> Vector:

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from ferrostep.errors import Problem, wrong_choice, wrong_kind
+from ferrostep.errors import Problem, wrong_kind
 from ferrostep.implicit import linear, vectors
 from ferrostep.implicit.captured import captured
 from ferrostep.implicit.equations import (
@@ -32,9 +32,12 @@ from ferrostep.implicit.equations import (
     Linear,
     Rule,
     Tensors,
+    check_check,
+    leaves_of,
     name_of,
     pushed,
     refusal,
+    solver_of,
 )
 from ferrostep.implicit.linear import described, vector_of
 from ferrostep.numpy.arrays import real, whole
@@ -136,8 +139,8 @@ def pushed_from(equation: Equation, w: Tensors, theta: Tensors, moved: dict[int,
 
 def _call(rule: Rule, solver: Callable[..., Any], initial: Any, args: Any, keywords: Any) -> tuple[Call, list[Tensor]]:
     """A call with its tensors: all leaves that are some, so that transforms see them."""
-    if torch._C._are_functorch_transforms_active():
-        inner = [each for _, each in captured(rule.condition) if torch._C._functorch.is_functorch_wrapped_tensor(each)]
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        inner = [each for _, each in captured(rule.condition) if _is_of_transform(each)]
         if inner:
             raise refusal(rule.condition, inner)
     leaves, spec = tree_flatten((initial, args, keywords))
@@ -171,6 +174,13 @@ def _call(rule: Rule, solver: Callable[..., Any], initial: Any, args: Any, keywo
     return Call(rule, solver, name_of(solver), spec, rest, places, guesses, records, names), tensors
 
 
+def _is_of_transform(x: Tensor) -> bool:
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return True
+    tangent = forward_ad.unpack_dual(x).tangent if forward_ad._current_level >= 0 else None  # type: ignore[no-untyped-call]
+    return tangent is not None
+
+
 def _rule(
     condition: Callable[..., Any],
     solve: linear.Solver | None,
@@ -182,12 +192,8 @@ def _rule(
 ) -> Rule:
     if not callable(condition):
         raise wrong_kind("F", condition, "a function")
-    default = getattr(condition, "solver", None) or linear.gmres
-    solve = default() if solve is None else solve
-    if not isinstance(solve, linear.Solver):
-        raise wrong_kind("solve", solve, "a solver, such as ferrostep.implicit.linear.cg()")
-    if check not in ("warn", "raise", None):
-        raise wrong_choice("check", check, "warn", "raise", None)
+    solve = solver_of("solve", solve, getattr(condition, "solver", None) or linear.gmres)
+    check_check(check)
     numbers = None
     if argnums is not None:
         given = argnums if isinstance(argnums, Sequence) else (argnums,)
@@ -328,6 +334,10 @@ def _known(F: Callable[..., Any], w: Any, args: Any, solve: linear.Solver | None
         raise wrong_kind("args", args, "a tuple of the arguments of F after w")
     call, tensors = _call(rule, lambda *_: w, None, args, {})
     call.found.solution = spec
+    if call.records:
+        at = call.residual([each.detach() for each in leaves], [each.detach() for each in tensors])
+        if any(each.requires_grad for each in at):
+            raise refusal(F, leaves_of(at))
     return call, leaves, tensors
 
 

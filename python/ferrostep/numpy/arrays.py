@@ -81,10 +81,10 @@ def number(name: str, value: Any) -> float:
     raise wrong_kind(name, value, "a number")
 
 
-def listed(name: str, given: Any) -> list[Any]:
+def listed(name: str, given: Any, expected: str = "a list") -> list[Any]:
     """The elements; TypeError, by its name, for what is one array or tensor, or nothing to go through."""
     if hasattr(given, "dtype") or isinstance(given, str) or not isinstance(given, Iterable):
-        raise wrong_kind(name, given, "a list")
+        raise wrong_kind(name, given, expected)
     return list(given)
 
 

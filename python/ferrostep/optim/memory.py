@@ -24,6 +24,8 @@ from ferrostep.optim.sam import SAM
 
 Kind: TypeAlias = Literal["parameters", "gradients", "state", "scratch"]
 KINDS: tuple[Kind, ...] = ("parameters", "gradients", "state", "scratch")
+BESIDE = "beside"
+"""Scratch memory as large as all that is stepped at once."""
 MIB = 2**20
 A_MODEL = "a module, shapes, parameters or parameter groups"
 
@@ -39,7 +41,7 @@ class MemoryPart(NamedTuple):
 
     kind: Kind
     name: str
-    """Of a state, its key; else empty."""
+    """Of a state, its key; of scratch memory that is larger the more is stepped at once, ``"beside"``; else empty."""
     dtype: str
     """That of the tensors, such as ``"float32"``; of scratch memory, empty."""
     bytes: int
@@ -108,7 +110,9 @@ class MemoryPlan:
         """:attr:`total` between ``attach`` and ``detach``; None for what cannot be attached."""
         if self.attached_gradients is None:
             return None
-        return self.total - self.gradients + self.attached_gradients
+        # What lies beside gradients is of those that are stepped at once.
+        both = self.gradients + sum(part.bytes for part in self.parts if part.name == BESIDE)
+        return self.total - both + both * self.attached_gradients // max(1, self.gradients)
 
     def __str__(self) -> str:
         rows = [(f"{part.kind} {part.name}".strip(), part.dtype, mib(part.bytes)) for part in self.parts]
@@ -186,7 +190,7 @@ def memory_plan(
             *parts_of("parameters", (("", p) for p in twins.params)),
             *parts_of("gradients", (("", p.grad) for p in twins.params if p.grad is not None)),
             *parts_of("state", states_of(optimizer)),
-            *([MemoryPart("scratch", "", "", scratch)] if scratch else []),
+            *(MemoryPart("scratch", name, "", size) for name, size in scratch.items() if size),
         ]
         attached = attached_gradients(optimizer, [p.grad.nbytes for p in twins.params if p.grad is not None])
     return MemoryPlan(name_of(optimizer), sum(p.numel() for p in twins.params), tuple(parts), attached)
@@ -249,8 +253,8 @@ class Twins:
         return twin
 
 
-def scratch_of(optimizer: Optimizer) -> int:
-    """Let an optimizer make its state as in a first step; returns the bytes that a step takes besides.
+def scratch_of(optimizer: Optimizer) -> dict[str, int]:
+    """Let an optimizer make its state as in a first step; returns the bytes that a step takes besides, by their name.
 
     Its parameters and gradients are to have no memory, so nothing is computed.
     """
@@ -258,7 +262,7 @@ def scratch_of(optimizer: Optimizer) -> int:
         weights: list[int] = [
             p.nbytes for group in optimizer.param_groups for p in group["params"] if p.grad is not None
         ]
-        return max(sum(weights), scratch_of(optimizer.base_optimizer))
+        return {"": max(sum(weights), sum(scratch_of(optimizer.base_optimizer).values()))}
     from ferrostep.offload import HostOptimizer  # which needs this package
 
     if isinstance(optimizer, HostOptimizer):
@@ -268,9 +272,9 @@ def scratch_of(optimizer: Optimizer) -> int:
         taken = optimizer._take(NewState(optimizer.state))
         # Without parameters, which are fake here and for plain torch as such.
         by_kernel = [g for g in taken.elsewhere if not optimizer._is_for_plain_torch({**g.group, "params": []})]
-        return max(map(working_memory, by_kernel), default=0) + optimizer._bytes_besides()
+        return {"": max(map(working_memory, by_kernel), default=0), BESIDE: optimizer._bytes_besides()}
     optimizer.step()
-    return 0
+    return {}
 
 
 def working_memory(gathered: Gathered) -> int:

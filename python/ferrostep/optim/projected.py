@@ -40,6 +40,11 @@ NAMED: Mapping[str, Named] = MappingProxyType(
 )
 
 
+NOT_IN_PLACE = MappingProxyType(
+    {getattr(projections, name[:-1]): name for name in projections.__all__ if name.endswith("_")}
+)
+"""Functions that return what they project and leave the parameter, with the name of their form in place."""
+
 RESTS = ("kahan_comp", "master_low")
 """States with what rounding has taken of a parameter, to which it is added back."""
 
@@ -52,6 +57,10 @@ def check_projection(group: Mapping[str, Any]) -> None:
     if group["differentiable"]:
         raise RuntimeError("projection does not support `differentiable`")
     if callable(projection):
+        function = projection.func if isinstance(projection, partial) else projection
+        for leaves, in_place in NOT_IN_PLACE.items():
+            if function is leaves:
+                raise ValueError(f"projection is {in_place[:-1]}, which leaves the parameter; expected {in_place}")
         if any(map(shards.is_distributed, group["params"])):
             raise RuntimeError(f"projection is a function, which DTensors exclude; expected one of {', '.join(NAMED)}")
         return
@@ -114,9 +123,16 @@ def _project(function: Callable[[Tensor], Any], p: Tensor, state: Mapping[Tensor
     own = state.get(p, {})
     rests = [_own(own[name]) for name in RESTS if own.get(name) is not None]
     before = _own(p).clone() if rests else p
-    function(p)
+    version = _version(p)
+    result = function(p)
+    if isinstance(result, Tensor) and result is not p and result.shape == p.shape and _version(p) == version:
+        raise RuntimeError("projection returned a new tensor, expected a function that changes the parameter in place")
     for rest in rests:
         rest.masked_fill_(_own(p).ne(before), 0)
+
+
+def _version(p: Tensor) -> int:
+    return -1 if p.is_inference() else p._version
 
 
 def _own(x: Tensor) -> Tensor:

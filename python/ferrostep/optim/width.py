@@ -122,10 +122,10 @@ def width_scaled_param_groups(
     """
     if rule not in get_args(WidthRule):
         raise wrong_choice("rule", rule, *get_args(WidthRule))
+    if muon is not None and not isinstance(muon, Mapping):
+        raise wrong_kind("muon", muon, "a dict of arguments, such as {'lr': 0.02}")
     vectors = {"lr": real("lr", lr, 0.0), "weight_decay": real("vector_weight_decay", vector_weight_decay, 0.0)}
     matrices = {**vectors, "weight_decay": real("weight_decay", weight_decay, 0.0)}
-    if muon is not None and not isinstance(muon, Mapping):
-        raise wrong_kind("muon", muon, "a dict of arguments of groups")
     scaled = Scaled(vectors, matrices, rule, None if muon is None else {**matrices, **muon})
     model = model_of(model) or model
     models = [model] if isinstance(model, nn.Module) else []

@@ -187,6 +187,7 @@ def group_lasso(x: Tensor, lambd: Parameter = 1.0, groups: Tensor | None = None,
         return maps.apply("group_lasso", x, [factor], dim)
     dim = checks.rows("x", x, dim)
     _check_groups(groups, x.shape[dim])
+    groups = groups.unique(return_inverse=True)[1]  # there is a sum for each, whatever its number
     factor = factor.movedim(dim, -1) if isinstance(factor, Tensor) and factor.ndim else factor
     return reference.group_lasso_of(x.movedim(dim, -1), factor, groups).movedim(-1, dim)
 

@@ -1,7 +1,7 @@
 //! Sums over the elements of one gradient, for its norms, and for the variance among those that were added up to it.
 
-use super::{CHUNK, Element, Position, Span, for_each, inputs_of, spans, with_type};
-use crate::kernels::linear::{self, sums};
+use super::{Element, Position, Span, for_each, inputs_of, spans, with_type};
+use crate::kernels::linear;
 use crate::runtime::{Isa, Shared};
 
 /// The sum of the sizes of all elements of the first list, and that of their squares.
@@ -35,20 +35,20 @@ pub unsafe fn follow(positions: &[Position], threads: usize) -> [f64; 2] {
     add_up(positions, threads, &|position, span| {
         let inputs = inputs_of(position, span.start);
         // SAFETY: the caller's promise; each span is one task's.
-        unsafe { with_type!(position.dtype, follow_of(isa, inputs[0], inputs[1], span.len)) }
+        unsafe {
+            with_type!(
+                position.dtype,
+                follow_of(isa, inputs[0], inputs[1].cast_mut(), span.len)
+            )
+        }
     })
 }
 
 /// # Safety
-/// As for [`follow`], for `len` elements of type `T`, no more than stay in the nearest cache between sum and copy.
-unsafe fn follow_of<T: Element>(isa: Isa, from: *const u8, to: *const u8, len: usize) -> [f64; 2] {
-    debug_assert!(len <= CHUNK);
-    let (from, to) = (from.cast::<T>(), to.cast::<T>());
+/// As for [`linear::follow`], with elements of type `T`.
+unsafe fn follow_of<T: Element>(isa: Isa, from: *const u8, to: *mut u8, len: usize) -> [f64; 2] {
     // SAFETY: the caller's promise.
-    let found = unsafe { sums::<T, true, 2>(isa, [from, to], len, false) };
-    // SAFETY: as above.
-    unsafe { from.copy_to_nonoverlapping(to.cast_mut(), len) };
-    [found.products[0][0], found.products[1][1]]
+    unsafe { linear::follow::<T>(isa, from.cast(), to.cast(), len) }
 }
 
 /// The sums of what `each` gives for all spans, in an order that threads do not change.

@@ -11,14 +11,16 @@ pub const LANES: usize = 16;
 #[inline(always)]
 pub fn total<R: Real>(row: &[R], term: impl Fn(f64) -> f64) -> f64 {
     let mut totals = [0.0; LANES];
-    let (chunks, rest) = row.as_chunks::<LANES>();
+    let (chunks, rest) = row.as_chunks::<CHUNK>();
     for chunk in chunks {
-        for (total, x) in totals.iter_mut().zip(chunk) {
-            *total += term(x.to_f64());
+        let mut terms = [0.0; CHUNK];
+        for (to, x) in terms.iter_mut().zip(chunk) {
+            *to = term(x.to_f64());
         }
+        add(&mut totals, terms);
     }
-    for (total, x) in totals.iter_mut().zip(rest) {
-        *total += term(x.to_f64());
+    for (i, x) in rest.iter().enumerate() {
+        totals[i % LANES] += term(x.to_f64());
     }
     fold(totals, |a, b| a + b)
 }
@@ -27,17 +29,26 @@ pub fn total<R: Real>(row: &[R], term: impl Fn(f64) -> f64) -> f64 {
 #[inline(always)]
 pub fn dot<A: Real, B: Real>(one: &[A], other: &[B]) -> f64 {
     let mut totals = [0.0; LANES];
-    let (ones, one_rest) = one.as_chunks::<LANES>();
-    let (others, other_rest) = other.as_chunks::<LANES>();
+    let (ones, one_rest) = one.as_chunks::<CHUNK>();
+    let (others, other_rest) = other.as_chunks::<CHUNK>();
     for (one, other) in ones.iter().zip(others) {
-        for (total, (a, b)) in totals.iter_mut().zip(one.iter().zip(other)) {
-            *total += a.to_f64() * b.to_f64();
+        let mut terms = [0.0; CHUNK];
+        for (to, (a, b)) in terms.iter_mut().zip(one.iter().zip(other)) {
+            *to = a.to_f64() * b.to_f64();
         }
+        add(&mut totals, terms);
     }
-    for (total, (a, b)) in totals.iter_mut().zip(one_rest.iter().zip(other_rest)) {
-        *total += a.to_f64() * b.to_f64();
+    for (i, (a, b)) in one_rest.iter().zip(other_rest).enumerate() {
+        totals[i % LANES] += a.to_f64() * b.to_f64();
     }
     fold(totals, |a, b| a + b)
+}
+
+#[inline(always)]
+fn add(totals: &mut [f64; LANES], terms: [f64; CHUNK]) {
+    for (total, sum) in totals.iter_mut().zip(&folded(terms, |a, b| a + b)) {
+        *total += sum;
+    }
 }
 
 /// The largest key of a number; NaN does not count.
@@ -47,7 +58,7 @@ pub fn largest<R: Real>(row: &[R], key: impl Fn(R) -> R + Copy) -> R {
     let mut tops = [R::from_f64(f64::NEG_INFINITY); LANES];
     let (chunks, rest) = row.as_chunks::<CHUNK>();
     for chunk in chunks {
-        for (top, x) in tops.iter_mut().zip(folded(keys(chunk, key), greater)) {
+        for (top, &x) in tops.iter_mut().zip(&folded(keys(chunk, key), greater)) {
             *top = greater(*top, x);
         }
     }
@@ -104,7 +115,7 @@ pub fn fold<T: Copy>(lanes: [T; LANES], with: impl Fn(T, T) -> T + Copy) -> T {
     with(one, other)
 }
 
-/// A chunk as one set of lanes.
+/// A chunk as one set of lanes. Loops go over a reference to it: arrays by themselves are not compiled to vector code.
 #[inline(always)]
 pub fn folded<T: Copy>(chunk: [T; CHUNK], with: impl Fn(T, T) -> T + Copy) -> [T; LANES] {
     let half: [T; CHUNK / 2] = halved(chunk, with);

@@ -6,6 +6,8 @@ use crate::kernels::matmul::Real;
 
 /// Squares of norms below this have lost digits, or may have.
 const LEAST_SQUARE: f64 = 1e-280;
+/// Factors below this would lose digits as f32.
+const LEAST_FACTOR: f64 = f32::MIN_POSITIVE as f64;
 
 /// Onto the rows of at most this norm; or what that takes away, the proximal operator of the norm.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +32,11 @@ impl Map for L2Ball {
             self.radius
         };
         let factor = kept / norm;
-        row.write(|x| R::from_f64(x.to_f64() * factor));
+        if factor < LEAST_FACTOR {
+            return row.write(|x| R::from_f64(x.to_f64() * factor));
+        }
+        let factor = R::from_f64(factor);
+        row.write(|x| x * factor);
     }
 
     /// The row tells. The same both ways.

@@ -95,12 +95,12 @@ fn threshold_by_sorting(sum: f64, candidates: &mut [f64]) -> f64 {
 /// The mean of what `part` makes of a vector's elements and those of `like`, where shares are positive; NaN where none
 /// is.
 #[inline(always)]
-pub fn mean_on_support<R: Real>(shares: &[R], vector: &[R], like: &[R], part: impl Fn(R, R) -> R) -> f64 {
+pub fn mean_on_support<R: Real>(shares: &[R], vector: &[R], like: &[R], part: impl Fn(R, R) -> R + Copy) -> f64 {
     let (chunks, rest) = shares.as_chunks();
     let ((vectors, vector_rest), (likes, like_rest)) = (vector.as_chunks(), like.as_chunks());
     let mut support = Support::default();
     for (shares, (vector, like)) in chunks.iter().zip(vectors.iter().zip(likes)) {
-        support.add(shares, vector, like, &part);
+        support.add(shares, vector, like, part);
     }
     if !rest.is_empty() {
         let [shares, vector, like] = [rest, vector_rest, like_rest].map(|few| filled(few, R::ZERO));
@@ -138,7 +138,7 @@ impl Support {
             let part = part(vector[i], like[i]);
             *inside = (if shares[i] > R::ZERO { part } else { R::ZERO }).to_f64();
         }
-        for (total, sum) in self.totals.iter_mut().zip(folded(inside, |a, b| a + b)) {
+        for (total, sum) in self.totals.iter_mut().zip(&folded(inside, |a, b| a + b)) {
             *total += sum;
         }
     }
@@ -175,11 +175,15 @@ fn candidates<'a, R: Real>(
     for chunk in chunks {
         let chunk = keys(chunk, key);
         if any_above(&chunk, top, least) {
-            chunk.as_chunks().0.iter().for_each(&mut keep);
+            for part in chunk.as_chunks().0 {
+                keep(part);
+            }
         }
     }
     let (parts, rest) = rest.as_chunks::<LANES>();
-    parts.iter().for_each(|part| keep(&keys(part, key)));
+    for part in parts {
+        keep(&keys(part, key));
+    }
     if !rest.is_empty() {
         let mut last = keys(&filled(rest, R::ZERO), key);
         last[rest.len()..].fill(R::from_f64(f64::NEG_INFINITY)); // no candidates

@@ -360,3 +360,4 @@ def test_groups_are_rows_of_their_own() -> None:
     for group in range(3):
         torch.testing.assert_close(y[:, groups == group], prox.group_lasso(x[:, groups == group], 0.8))
     assert torch.autograd.gradcheck(lambda x: prox.group_lasso(x, 0.8, groups=groups), x)
+    torch.testing.assert_close(prox.group_lasso(x, 0.8, groups=groups * 10**15), y)  # numbers may be any

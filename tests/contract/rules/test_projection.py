@@ -134,6 +134,7 @@ def test_steps_within_the_backward_pass_and_skipped_ones() -> None:
 BAD: tuple[tuple[Any, type[Exception], str], ...] = (
     ("simples", ValueError, "Invalid projection: 'simples'; expected 'box', "),
     (3, TypeError, "projection is a int, expected a name"),
+    (partial(projections.simplex, dim=0), ValueError, "projection is simplex, which leaves the parameter; expected"),
     (("l1_ball", -1.0), ValueError, "Invalid r: -1.0; expected a finite number"),
     (("box", 1.0, 0.0), ValueError, "Invalid hi: 0.0; expected lo"),
     (("box", 1.0), TypeError, "missing 1 required positional argument: 'hi'"),
@@ -153,6 +154,14 @@ def test_a_bad_one_is_an_error_before_anything_changes(projection: Any, error: t
     with pytest.raises(error, match=message):
         optimizer.step()
     assert bits(params[0]) == before and not optimizer.state
+
+
+def test_a_function_that_is_not_in_place_is_told() -> None:
+    params = parameters([(5, 3)])
+    optimizer = AdamW(params, projection=projections.simplex)
+    set_gradients(params, 0)
+    with pytest.raises(RuntimeError, match="projection returned a new tensor, expected a function that changes"):
+        optimizer.step()
 
 
 def test_what_cannot_be_projected_is_refused() -> None:
