@@ -210,6 +210,7 @@ def test_gains_and_ratios() -> None:
         (lambda: top_singular_values(mlp(4), iters=0), ValueError, "Invalid iters: 0"),
         (lambda: top_singular_values(mlp(4), tol=-1.0), ValueError, "Invalid tol: -1.0"),
         (lambda: top_singular_values(mlp(4), initial={}), TypeError, "initial is a dict, expected what top_sing"),  # type: ignore[arg-type]
+        (lambda: top_singular_values(mlp(4), param_groups=[{}]), TypeError, r"param_groups\[0\] is a dict, expected a"),
         (lambda: top_singular_values(of(torch.eye(2).to_sparse())), RuntimeError, "parameter 'w' has layout torch.sp"),
         (lambda: top_singular_values(of(torch.full((2, 2), math.nan))), ValueError, "parameter 'w' is not finite"),
         (
