@@ -112,6 +112,8 @@ def test_ranks_count_as_micro_batches(monkeypatch: pytest.MonkeyPatch) -> None:
         w.grad.copy_(ROWS.mean(0))
         found = accumulator.result(group="all")
     assert found == pytest.approx(sample_statistics([ROWS]), rel=1e-12)
+    with pytest.raises(RuntimeError, match="different sizes"):
+        GradVarianceAccumulator([w]).result(group="all")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64])
@@ -221,6 +223,13 @@ def test_averages_are_taken_of_both_parts_of_the_fraction() -> None:
     assert batch.decision == BatchSizeDecision(101, False, 101.0)
 
 
+def test_what_was_not_known_does_not_stay_so() -> None:
+    batch, other = AdaptiveBatchSize(4, 1000, interval=1), AdaptiveBatchSize(4, 1000, test="augmented", interval=1)
+    batch.update(GradStatistics(4, squared_norm=1.0, variance=1.0))
+    other.load_state_dict(batch.state_dict())
+    assert other.update(GradStatistics(4, 1.0, variance=100.0, inner_variance=100.0)) == 8
+
+
 def test_a_controller_resumes() -> None:
     batch = AdaptiveBatchSize(4, 1000, eta=0.1, interval=2, micro_batch=4)
     for _ in range(3):
@@ -232,6 +241,8 @@ def test_a_controller_resumes() -> None:
     assert batch.state_dict() == other.state_dict()
     with pytest.raises(ValueError, match="multiple of micro_batch"):
         other.load_state_dict({**batch.state_dict(), "size": 6})
+    with pytest.raises(KeyError, match="variance"):
+        other.load_state_dict({**batch.state_dict(), "averages": {"x": 1.0}})
     assert batch.state_dict() == other.state_dict()
 
 
@@ -306,6 +317,9 @@ def test_ranks_share_each_batch() -> None:
         (lambda: norm_test(EXACT, eta=0.0), ValueError, "eta"),
         (lambda: inner_product_test(EXACT, theta=NAN), ValueError, "theta"),
         (lambda: augmented_test(EXACT, nu="1"), TypeError, "nu"),
+        (lambda: norm_test(None), TypeError, "statistics is a NoneType, expected a GradStatistics"),
+        (lambda: noise_scale(GradStatistics(0, 1.0, 1.0)), ValueError, "Invalid statistics.batch_size: 0"),
+        (lambda: AdaptiveBatchSize(8, 16, test=["norm"]), ValueError, "Invalid test"),
         (lambda: AdaptiveBatchSize(0, 8), ValueError, "size"),
         (lambda: AdaptiveBatchSize(8, 4), ValueError, "max_size"),
         (lambda: AdaptiveBatchSize(8, 16, test="t"), ValueError, "test"),
@@ -319,6 +333,8 @@ def test_ranks_share_each_batch() -> None:
             "inner_variance is NaN",
         ),
         (lambda: ResizableBatchSampler(0, 1), ValueError, "n"),
+        (lambda: ResizableBatchSampler(3, 4, num_replicas=4), ValueError, "Invalid n: 3; expected 4 <= n"),
+        (lambda: ResizableBatchSampler(8, 2, seed=2**63), ValueError, "Invalid seed"),
         (lambda: ResizableBatchSampler(8, 2, num_replicas=4), ValueError, "size.*multiple of num_replicas"),
         (lambda: ResizableBatchSampler(8, 4, num_replicas=2, rank=2), ValueError, "rank"),
         (lambda: ResizableBatchSampler(8, 4).state_dict(batches=1), ValueError, "batches"),

@@ -127,6 +127,7 @@ def test_orthogonal_steps_settle_at_the_same_gain_at_any_width(width: int) -> No
         ({"base_shapes": {"0.weight": [3]}}, ValueError, r"\['0.weight'\] has shape \[3\], expected 2 dimensions"),
         ({"base_shapes": [3]}, TypeError, "base_shapes is a list, expected a module, or a dict"),
         ({"base_shapes": {}, "width": 3}, ValueError, "Invalid width: 3; expected None with base_shapes"),
+        ({"base_shapes": {"0.weight": [4, 3], "0.bias": [4], "2.weight": [0, 0]}}, ValueError, "no side of length 0"),
         ({"base_width": 4, "muon": True}, TypeError, "muon is a bool, expected a dict"),
         ({"base_widht": 3}, TypeError, "did you mean 'base_width'"),
     ],
@@ -209,6 +210,7 @@ def test_gains_and_ratios() -> None:
         (lambda: top_singular_values(mlp(4), iters=0), ValueError, "Invalid iters: 0"),
         (lambda: top_singular_values(mlp(4), tol=-1.0), ValueError, "Invalid tol: -1.0"),
         (lambda: top_singular_values(mlp(4), initial={}), TypeError, "initial is a dict, expected what top_sing"),  # type: ignore[arg-type]
+        (lambda: top_singular_values(mlp(4), param_groups=[{}]), TypeError, r"param_groups\[0\] is a dict, expected a"),
         (lambda: top_singular_values(of(torch.eye(2).to_sparse())), RuntimeError, "parameter 'w' has layout torch.sp"),
         (lambda: top_singular_values(of(torch.full((2, 2), math.nan))), ValueError, "parameter 'w' is not finite"),
         (

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from ferrostep.batch_size.decisions import TESTS, BatchSizeDecision, Test, check_bound, quantities, required
-from ferrostep.batch_size.statistics import GradStatistics, quotient
+from ferrostep.batch_size.statistics import GradStatistics, check_statistics, quotient
 from ferrostep.errors import Problem, wrong_choice
 from ferrostep.numpy.arrays import check, real, whole
 
@@ -71,7 +71,7 @@ class AdaptiveBatchSize:
     ) -> None:
         self.size = whole("size", size, 1)
         self.max_size = whole("max_size", max_size, self.size)
-        if test not in TESTS:
+        if test not in tuple(TESTS):
             raise wrong_choice("test", test, *TESTS)
         self.test = test
         bounds = {"eta": eta, "theta": theta, "nu": nu}
@@ -119,11 +119,11 @@ class AdaptiveBatchSize:
 
         Raises:
             TypeError: no statistics.
-            ValueError: the test needs ``inner_variance``, and it is missing. Nothing is changed then.
+            ValueError: statistics of no sample, or the test needs ``inner_variance``, and it is missing. Nothing is
+                changed then.
         """
         if statistics is not None:
-            if not isinstance(statistics, GradStatistics):
-                raise Problem.KIND.of("statistics", type(statistics).__name__, "a GradStatistics")
+            check_statistics(statistics)
             self._check_parts(statistics)
         is_due = self.is_due
         self.steps += 1
@@ -146,10 +146,10 @@ class AdaptiveBatchSize:
             raise Problem.VALUE.of("statistics.inner_variance", "NaN", expected)
 
     def _average(self, known: dict[str, float]) -> None:
-        if not self._averages:
-            self._averages = known
-        else:
-            self._averages = {name: self.ema * x + (1 - self.ema) * known[name] for name, x in self._averages.items()}
+        before = {name: x for name, x in self._averages.items() if not math.isnan(x)}
+        self._averages = {
+            name: self.ema * before[name] + (1 - self.ema) * x if name in before else x for name, x in known.items()
+        }
 
     def _decide(self) -> BatchSizeDecision:
         stat = required(self.test, self._averages, self.bounds)
@@ -178,5 +178,6 @@ class AdaptiveBatchSize:
         if self.micro_batch is not None and size % self.micro_batch:
             raise Problem.NUMBER.of("state_dict['size']", size, f"a multiple of micro_batch={self.micro_batch}")
         steps, skipped = (whole(f"state_dict[{name!r}]", state_dict[name], 0) for name in ("steps", "skipped"))
-        averages = {str(name): float(x) for name, x in state_dict["averages"].items()}
+        given = state_dict["averages"]
+        averages = {name: float(given[name]) for name in quantities(GradStatistics(1, 0.0, 0.0))} if given else {}
         self.size, self.steps, self.skipped, self._averages = size, steps, skipped, averages

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal, NamedTuple, TypeAlias
 
-from ferrostep.batch_size.statistics import GradStatistics
+from ferrostep.batch_size.statistics import GradStatistics, check_statistics
 from ferrostep.errors import Problem
 from ferrostep.numpy.arrays import real
 
@@ -63,7 +63,7 @@ def norm_test(statistics: GradStatistics, eta: float = 0.5) -> BatchSizeDecision
         The decision.
 
     Raises:
-        TypeError, ValueError: ``eta`` is no number above 0.
+        TypeError, ValueError: no statistics, or ``eta`` is no number above 0.
 
     Example:
         >>> norm_test(GradStatistics(batch_size=4, squared_norm=3.25, variance=2.5), eta=0.25)
@@ -85,7 +85,7 @@ def inner_product_test(statistics: GradStatistics, theta: float = 0.9) -> BatchS
         The decision.
 
     Raises:
-        TypeError, ValueError: ``theta`` is no number above 0.
+        TypeError, ValueError: no statistics, or ``theta`` is no number above 0.
 
     Example:
         >>> inner_product_test(GradStatistics(4, squared_norm=3.25, variance=3.0, inner_variance=2.4)).size
@@ -108,7 +108,7 @@ def augmented_test(statistics: GradStatistics, theta: float = 0.9, nu: float = 5
         The decision.
 
     Raises:
-        TypeError, ValueError: ``theta`` or ``nu`` is no number above 0.
+        TypeError, ValueError: no statistics, or ``theta`` or ``nu`` is no number above 0.
 
     Example:
         >>> augmented_test(GradStatistics(4, 3.25, variance=3.0, inner_variance=2.4), theta=0.1).size
@@ -119,6 +119,7 @@ def augmented_test(statistics: GradStatistics, theta: float = 0.9, nu: float = 5
 
 def decide(test: Test, statistics: GradStatistics, **bounds: float) -> BatchSizeDecision:
     """The decision of a test with its bounds."""
+    check_statistics(statistics)
     for name, bound in bounds.items():
         check_bound(name, bound)
     stat = required(test, quantities(statistics), bounds)

@@ -11,6 +11,9 @@ from torch.utils.data import Sampler
 from ferrostep.errors import Problem
 from ferrostep.numpy.arrays import whole
 
+SEEDS = 2**63
+"""The seed of an epoch, the sum of two numbers below this, is one of torch's."""
+
 
 class ResizableBatchSampler(Sampler[list[int]]):
     """Batches of indices, one permutation for each epoch, of a size that may change at any batch.
@@ -35,7 +38,8 @@ class ResizableBatchSampler(Sampler[list[int]]):
         epoch: number of the epoch that is under way, or was last, from 0.
 
     Raises:
-        TypeError, ValueError: no whole numbers, or ``size`` is no multiple of ``num_replicas``, as where it is less.
+        TypeError, ValueError: no whole numbers, ``size`` is no multiple of ``num_replicas``, as where it is less, or
+            there are fewer samples than ranks.
 
     Example:
         >>> sampler = ResizableBatchSampler(8, size=2, shuffle=False)
@@ -58,11 +62,11 @@ class ResizableBatchSampler(Sampler[list[int]]):
         num_replicas: int = 1,
         rank: int = 0,
     ) -> None:
-        self.n = whole("n", n, 1)
-        self.shuffle = shuffle
-        self.seed = whole("seed", seed, 0)
-        self.drop_last = drop_last
         self.num_replicas = whole("num_replicas", num_replicas, 1)
+        self.n = whole("n", n, self.num_replicas)
+        self.shuffle = shuffle
+        self.seed = whole("seed", seed, 0, SEEDS)
+        self.drop_last = drop_last
         self.rank = whole("rank", rank, 0, self.num_replicas)
         self.epoch = 0
         self._ends = [0]
@@ -140,7 +144,7 @@ class ResizableBatchSampler(Sampler[list[int]]):
             KeyError: something is missing.
             TypeError, ValueError: the numbers do not fit. Nothing has been changed then.
         """
-        seed, epoch = (whole(f"state_dict[{name!r}]", state_dict[name], 0) for name in ("seed", "epoch"))
+        seed, epoch = (whole(f"state_dict[{name!r}]", state_dict[name], 0, SEEDS) for name in ("seed", "epoch"))
         position = whole("state_dict['position']", state_dict["position"], 0, self.n + 1)
         self.resize(state_dict["size"])
         self.seed, self.epoch, self._ends = seed, epoch, [position]

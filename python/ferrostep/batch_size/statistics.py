@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ferrostep.errors import Problem
+from ferrostep.errors import Problem, wrong_kind
 from ferrostep.gradients import gram
 from ferrostep.numpy.arrays import listed, real, whole
 from ferrostep.reference import checks
@@ -48,6 +48,13 @@ class GradStatistics(NamedTuple):
         return at_least_zero(self.variance - along)
 
 
+def check_statistics(statistics: GradStatistics) -> None:
+    """Raise TypeError or ValueError for what is no statistics of at least one sample."""
+    if not isinstance(statistics, GradStatistics):
+        raise wrong_kind("statistics", statistics, "a GradStatistics")
+    whole("statistics.batch_size", statistics.batch_size, 1)
+
+
 def noise_scale(statistics: GradStatistics) -> float:
     """The simple noise scale (McCandlish et al. 2018, arXiv 1812.06162): the variance per squared norm, in samples.
 
@@ -61,12 +68,13 @@ def noise_scale(statistics: GradStatistics) -> float:
         The scale: infinite where the noise hides the gradient, NaN where nothing is known.
 
     Raises:
-        AttributeError: no statistics.
+        TypeError, ValueError: no statistics, or of no sample.
 
     Example:
         >>> noise_scale(GradStatistics(batch_size=4, squared_norm=3.25, variance=3.0))
         1.2
     """
+    check_statistics(statistics)
     return quotient(statistics.variance, statistics.unbiased_squared_norm)
 
 

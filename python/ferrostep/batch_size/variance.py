@@ -112,10 +112,8 @@ class GradVarianceAccumulator:
             ``inner_products``.
 
         Raises:
-            RuntimeError: nothing has been added.
+            RuntimeError: nothing has been added, or not as many samples on all ranks: on each rank then.
         """
-        if not self._sizes:
-            raise RuntimeError("nothing has been added: call add() after each backward()")
         gradient: Gradient = [p.grad for p in self._params] if group is not None else self._before
         square = self._squared_norm if group is None else norms(gradient)[1]
         spread = statistics.scaled_squares(self._sizes, self._squares)
@@ -123,9 +121,14 @@ class GradVarianceAccumulator:
         batch, parts = sum(self._sizes), len(self._sizes)
         if group is not None:
             device = self._params[0].device if self._params[0].device.type == "cuda" else "cpu"
-            sums = torch.tensor([batch, parts, spread, along], dtype=torch.float64, device=device)
+            # Also of a rank to which nothing has been added: the others would wait for it.
+            sums = torch.tensor([batch, parts, spread, along, batch**2, 1], dtype=torch.float64, device=device)
             torch.distributed.all_reduce(sums, group=group)
-            batch, parts, spread, along = sums.tolist()
+            batch, parts, spread, along, squares, ranks = sums.tolist()
+            if ranks * squares != batch**2:
+                raise RuntimeError("ranks have had batches of different sizes, whose mean is not that of all samples")
+        if not parts:
+            raise RuntimeError("nothing has been added: call add() after each backward()")
         return statistics.of_sums(int(batch), int(parts), square, spread, along)
 
     def _along(self, gradient: Gradient) -> list[float]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ferrostep import _core, reference
 from ferrostep.errors import Problem, wrong_kind
-from ferrostep.numpy.arrays import check, whole
+from ferrostep.numpy.arrays import check, listed, whole
 from ferrostep.optim import shards
 from ferrostep.optim.base import arithmetic_dtype
 from ferrostep.optim.roles import model_of, named_of, owners_of
@@ -241,7 +241,9 @@ def largest(p: Tensor, vector: Tensor, iters: int, tol: float) -> tuple[float, f
 def rates_of(param_groups: Iterable[dict[str, Any]] | None) -> dict[Tensor, tuple[float, float]]:
     """The learning rate and the weight decay of each parameter."""
     rates = {}
-    for group in param_groups or ():
+    for i, group in enumerate(listed("param_groups", param_groups or ())):
+        if not isinstance(group, Mapping) or not {"params", "lr"} <= group.keys():
+            raise wrong_kind(f"param_groups[{i}]", group, "a dict with params and lr")
         for each in group["params"]:
             p = each[1] if isinstance(each, tuple) else each
             rates[p] = (float(group["lr"]), float(group.get("weight_decay", 0.0)))

@@ -239,6 +239,8 @@ def _by_shape(
     growing = [dim for dim, (one, other) in enumerate(zip(base, each.p.shape, strict=True)) if one != other]
     if reason or len(growing) == 1:
         return None, reason or f"only dimension {growing[0]} grows"
+    if 0 in base:
+        raise Problem.SHAPE.of(f"base_shapes[{each.name!r}]", list(base), "no side of length 0")
     return fan_in(each, each.p.shape) / fan_in(each, base), "hidden matrix"
 
 

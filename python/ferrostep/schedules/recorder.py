@@ -47,7 +47,7 @@ class GradNormRecorder:
     def __init__(self, optimizer: Optimizer, norm: Norm = "l1", every: int = 1) -> None:
         if not isinstance(optimizer, Optimizer):
             raise wrong_kind("optimizer", optimizer, "a torch.optim.Optimizer")
-        if norm not in ORDERS:
+        if norm not in tuple(ORDERS):
             raise wrong_choice("norm", norm, *ORDERS)
         self.optimizer = optimizer
         self.norm = norm

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ferrostep.curvature.krylov import lanczos
-from ferrostep.curvature.operators import hvp_operator
+from ferrostep.curvature.operators import FlatParameters, hvp_operator
 from ferrostep.errors import Problem, wrong_kind
 from ferrostep.numpy.arrays import real, whole
 
@@ -167,7 +167,8 @@ class SpectralLR(LRScheduler):
         measured: the last measurement's largest eigenvalue and the smallest positive one; None before.
 
     Raises:
-        TypeError, ValueError: an impossible argument, or another optimizer.
+        TypeError, ValueError: an impossible argument, another optimizer, or parameters of another dtype or none that
+            require a gradient.
         KeyError: as of torch's schedulers.
 
     Example:
@@ -210,6 +211,7 @@ class SpectralLR(LRScheduler):
             raise Problem.NUMBER.of("max_momentum", max_momentum, "less than 1")
         if isinstance(optimizer, Optimizer):  # else torch's constructor says so
             check_groups(optimizer)
+            FlatParameters(trainable(optimizer))
         self.measured: tuple[float, float] | None = None
         self._log_top: float | None = None
         super().__init__(optimizer, last_epoch)
@@ -256,8 +258,8 @@ class SpectralLR(LRScheduler):
 
     def _measure(self) -> tuple[float, float] | None:
         """The averaged largest eigenvalue and the smallest positive one; None where none is positive."""
-        params = [p for group in self.optimizer.param_groups for p in group["params"] if p.requires_grad]
-        values = lanczos(hvp_operator(self.loss_fn, params), self.steps, seed=self.last_epoch).values.tolist()
+        operator = hvp_operator(self.loss_fn, trainable(self.optimizer))
+        values = lanczos(operator, self.steps, seed=self.last_epoch).values.tolist()
         largest = values[-1]
         if not largest > 0:
             return None
@@ -272,12 +274,17 @@ class SpectralLR(LRScheduler):
 def check_groups(optimizer: Optimizer) -> None:
     """Raise ValueError for an optimizer that is no gradient descent with a heavy ball's momentum."""
     for number, group in enumerate(optimizer.param_groups):
-        if "momentum" not in group or "betas" in group:
+        if not {"momentum", "dampening"} <= group.keys():
             name = type(optimizer).__name__
             raise Problem.NUMBER.of("optimizer", name, "SGD with momentum: the spectrum is that of the loss by itself")
         for entry in ("dampening", "nesterov", "maximize"):
             if group.get(entry):
                 raise Problem.NUMBER.of(f"{entry} of param group {number}", group[entry], "none, for a heavy ball")
+
+
+def trainable(optimizer: Optimizer) -> list[Tensor]:
+    """The parameters in which the loss is differentiated."""
+    return [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
 
 
 def _rate(largest: float, momentum: float) -> float:
