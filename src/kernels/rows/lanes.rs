@@ -13,11 +13,7 @@ pub fn total<R: Real>(row: &[R], term: impl Fn(f64) -> f64) -> f64 {
     let mut totals = [0.0; LANES];
     let (chunks, rest) = row.as_chunks::<CHUNK>();
     for chunk in chunks {
-        let mut terms = [0.0; CHUNK];
-        for (to, x) in terms.iter_mut().zip(chunk) {
-            *to = term(x.to_f64());
-        }
-        add(&mut totals, terms);
+        add(&mut totals, |i| term(chunk[i].to_f64()));
     }
     for (i, x) in rest.iter().enumerate() {
         totals[i % LANES] += term(x.to_f64());
@@ -32,11 +28,7 @@ pub fn dot<A: Real, B: Real>(one: &[A], other: &[B]) -> f64 {
     let (ones, one_rest) = one.as_chunks::<CHUNK>();
     let (others, other_rest) = other.as_chunks::<CHUNK>();
     for (one, other) in ones.iter().zip(others) {
-        let mut terms = [0.0; CHUNK];
-        for (to, (a, b)) in terms.iter_mut().zip(one.iter().zip(other)) {
-            *to = a.to_f64() * b.to_f64();
-        }
-        add(&mut totals, terms);
+        add(&mut totals, |i| one[i].to_f64() * other[i].to_f64());
     }
     for (i, (a, b)) in one_rest.iter().zip(other_rest).enumerate() {
         totals[i % LANES] += a.to_f64() * b.to_f64();
@@ -44,10 +36,16 @@ pub fn dot<A: Real, B: Real>(one: &[A], other: &[B]) -> f64 {
     fold(totals, |a, b| a + b)
 }
 
+/// Adds a chunk's terms, by their places. One loop over the lanes, and no array of terms, stays in registers.
 #[inline(always)]
-fn add(totals: &mut [f64; LANES], terms: [f64; CHUNK]) {
-    for (total, sum) in totals.iter_mut().zip(&folded(terms, |a, b| a + b)) {
-        *total += sum;
+pub fn add(totals: &mut [f64; LANES], term: impl Fn(usize) -> f64) {
+    const { assert!(CHUNK == 4 * LANES) };
+    for (lane, total) in totals.iter_mut().enumerate() {
+        let (even, odd) = (
+            term(lane) + term(lane + 2 * LANES),
+            term(lane + LANES) + term(lane + 3 * LANES),
+        );
+        *total += even + odd;
     }
 }
 
@@ -58,8 +56,9 @@ pub fn largest<R: Real>(row: &[R], key: impl Fn(R) -> R + Copy) -> R {
     let mut tops = [R::from_f64(f64::NEG_INFINITY); LANES];
     let (chunks, rest) = row.as_chunks::<CHUNK>();
     for chunk in chunks {
-        for (top, &x) in tops.iter_mut().zip(&folded(keys(chunk, key), greater)) {
-            *top = greater(*top, x);
+        let found = folded(keys(chunk, key), greater);
+        for (lane, top) in tops.iter_mut().enumerate() {
+            *top = greater(*top, found[lane]);
         }
     }
     for part in rest.chunks(LANES) {
@@ -115,9 +114,9 @@ pub fn fold<T: Copy>(lanes: [T; LANES], with: impl Fn(T, T) -> T + Copy) -> T {
     with(one, other)
 }
 
-/// A chunk as one set of lanes. Loops go over a reference to it: arrays by themselves are not compiled to vector code.
+/// A chunk as one set of lanes.
 #[inline(always)]
-pub fn folded<T: Copy>(chunk: [T; CHUNK], with: impl Fn(T, T) -> T + Copy) -> [T; LANES] {
+fn folded<T: Copy>(chunk: [T; CHUNK], with: impl Fn(T, T) -> T + Copy) -> [T; LANES] {
     let half: [T; CHUNK / 2] = halved(chunk, with);
     halved(half, with)
 }

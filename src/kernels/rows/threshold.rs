@@ -7,7 +7,7 @@
 //! Math. Program. 6, 1974) takes over where that goes on for long, as it does on geometric series.
 
 use super::Row;
-use super::lanes::{CHUNK, LANES, filled, fold, folded, keys, largest};
+use super::lanes::{CHUNK, LANES, add, filled, fold, keys, largest};
 use crate::kernels::matmul::Real;
 
 /// Steps before the candidates are sorted.
@@ -138,14 +138,10 @@ impl Support {
             return;
         }
         self.count += count as usize;
-        let mut inside = [0.0; CHUNK];
-        for (i, inside) in inside.iter_mut().enumerate() {
+        add(&mut self.totals, |i| {
             let part = part(vector[i], like[i]);
-            *inside = (if shares[i] > R::ZERO { part } else { R::ZERO }).to_f64();
-        }
-        for (total, sum) in self.totals.iter_mut().zip(&folded(inside, |a, b| a + b)) {
-            *total += sum;
-        }
+            (if shares[i] > R::ZERO { part } else { R::ZERO }).to_f64()
+        });
     }
 
     /// NaN where the support is empty.
