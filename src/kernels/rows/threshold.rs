@@ -165,32 +165,35 @@ fn candidates<'a, R: Real>(
         *room = vec![0.0; most]; // not `resize`, which writes: where nothing is kept, no memory is touched
     }
     let mut count = 0;
-    // Without a branch, which could not be foreseen: what is not kept is written over.
-    let mut keep = |part: &[R; LANES]| {
-        for (to, &x) in room[count..count + LANES].iter_mut().zip(part) {
-            *to = (x - top).to_f64();
-        }
-        count += LANES * usize::from(any_above(part, top, least));
-    };
     let (chunks, rest) = row.as_chunks::<CHUNK>();
     for chunk in chunks {
         let chunk = keys(chunk, key);
         if any_above(&chunk, top, least) {
             for part in chunk.as_chunks().0 {
-                keep(part);
+                count += keep(part, top, least, &mut room[count..]);
             }
         }
     }
     let (parts, rest) = rest.as_chunks::<LANES>();
     for part in parts {
-        keep(&keys(part, key));
+        count += keep(&keys(part, key), top, least, &mut room[count..]);
     }
     if !rest.is_empty() {
         let mut last = keys(&filled(rest, R::ZERO), key);
         last[rest.len()..].fill(R::from_f64(f64::NEG_INFINITY)); // no candidates
-        keep(&last);
+        count += keep(&last, top, least, &mut room[count..]);
     }
     &mut room[..count]
+}
+
+/// Writes the distances from `top`, and returns how many of them are to be kept: all or none. Without a branch, which
+/// could not be foreseen: what is not kept is written over.
+#[inline(always)]
+fn keep<R: Real>(part: &[R; LANES], top: R, least: R, to: &mut [f64]) -> usize {
+    for (to, &x) in to[..LANES].iter_mut().zip(part) {
+        *to = (x - top).to_f64();
+    }
+    LANES * usize::from(any_above(part, top, least))
 }
 
 #[inline(always)]
