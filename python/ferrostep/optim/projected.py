@@ -114,7 +114,11 @@ def _function(projection: Projection) -> Callable[[Tensor], Any]:
     if callable(projection):
         return projection
     named, arguments = _parse(projection)
-    return lambda p: named.function(_own(p), *arguments)
+
+    def in_place(p: Tensor) -> None:
+        named.function(_own(p), *arguments)
+
+    return in_place
 
 
 @torch.no_grad()
