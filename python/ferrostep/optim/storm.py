@@ -307,15 +307,15 @@ class STORM(TwoPointOptimizer):
             self._kept = kept
             self._move(self._at_other_point)
             yield
+            self._restore(kept)  # not in `finally`, before which Python lets an interrupt through
         except BaseException:
             self._forget_transport()
-            raise
-        finally:
             try:
                 self._restore(kept)
             except BaseException:  # an interrupt, of which there may be two
                 self._restore(kept)
                 raise
+            raise
 
     def transport(self, loss: Loss, *, all_reduce: bool | ProcessGroup = True) -> None:
         """Within :meth:`other_point`, find what carries the momentum to x. Calls add up, as those of ``backward`` do.
