@@ -17,25 +17,11 @@ from torch.nn import Parameter
 from ferrostep.bilevel import BOREP, LVHBA, hypergradient
 from ferrostep.bilevel.borep import epochs
 from ferrostep.implicit import ConvergenceWarning, linear
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_told_by_itself() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", ConvergenceWarning)
-        yield
-
-
-def f64(*values: Any) -> Tensor:
-    return torch.tensor(values[0] if len(values) == 1 else values, dtype=torch.float64)
+from tests.solutions import f64, near, nothing_is_told_by_itself  # noqa: F401  (used by all)
 
 
 def parameter(*values: Any) -> Parameter:
     return Parameter(f64(*values))
-
-
-def near(found: Any, *expected: Any, tolerance: float = 1e-10) -> None:
-    torch.testing.assert_close(found.detach(), f64(*expected), rtol=0, atol=tolerance)
 
 
 class Quadratic:

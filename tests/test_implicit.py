@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import re
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,23 +17,9 @@ from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from ferrostep.implicit import ConvergenceWarning, fixed_point, linear, optimality, root, root_jvp, root_vjp
 from ferrostep.projections import simplex
+from tests.solutions import f64, near, nothing_is_told_by_itself  # noqa: F401  (used by all)
 
 DENSE = linear.dense(rtol=1e-12)
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_told_by_itself() -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", ConvergenceWarning)
-        yield
-
-
-def f64(*values: Any) -> Tensor:
-    return torch.tensor(values[0] if len(values) == 1 else values, dtype=torch.float64)
-
-
-def near(found: Any, *expected: Any, tolerance: float = 1e-10) -> None:
-    torch.testing.assert_close(found, f64(*expected), rtol=0, atol=tolerance)
 
 
 def newton(F: Callable[..., Tensor], w: Tensor, *args: Any, steps: int = 30) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
-from ferrostep.bilevel.hypergradient import LOWER, UPPER, LowerGradient, filled, hypergradient, subtracted
+from ferrostep.bilevel.hypergradient import LOWER, LowerGradient, hypergradient, subtracted, upper_gradient
 from ferrostep.bilevel.levels import (
     Closure,
     Losses,
@@ -21,9 +21,10 @@ from ferrostep.bilevel.levels import (
     restored_on_error,
     value_of,
 )
+from ferrostep.curvature.products import filled, gradients_aside
 from ferrostep.errors import wrong_choice, wrong_kind
-from ferrostep.gradients.lists import combine, gram
-from ferrostep.implicit import linear
+from ferrostep.gradients.lists import combine
+from ferrostep.implicit import linear, vectors
 from ferrostep.numpy.arrays import check, positive, real, whole
 from ferrostep.optim.arguments import check_lr
 
@@ -191,19 +192,15 @@ class BOREP(TwoLevelOptimizer):
             with torch.no_grad():
                 combine([params, gradients], [1.0, -lr], out=params)
             return
-        before = [p.grad for p in params]
-        try:
+        with gradients_aside(params):
             for p, each in zip(params, gradients, strict=True):
                 p.grad = each
             self._lower_optimizer.step()
-        finally:
-            for p, grad in zip(params, before, strict=True):
-                p.grad = grad
 
     def _into_ball(self, center: list[Tensor], radius: float) -> None:
         params = self.lower["params"]
-        away = combine([params, center], [1.0, -1.0])
-        distance = math.sqrt(float(gram([away])[0, 0]))
+        away = vectors.difference(params, center)
+        distance = vectors.norm(away)
         if distance > radius:
             combine([center, away], [1.0, radius / distance], out=params)
 
@@ -234,13 +231,11 @@ class BOREP(TwoLevelOptimizer):
     def _running(self, upper_closure: Closure, lower_closure: Closure) -> tuple[Losses, list[Tensor], list[Tensor]]:
         """One step of z, with both of its terms at the present y."""
         xs, ys = self.upper["params"], self.lower["params"]
-        loss = value_of("upper_closure", upper_closure)
-        found = gradient(UPPER, loss, [*ys, *xs])
-        of_y, of_x = filled(found[: len(ys)], ys), found[len(ys) :]
+        loss, of_x, of_y = upper_gradient(upper_closure, xs, ys)
         at = LowerGradient(lower_closure, xs, ys)
         z, lr = self._z(), self.upper["neumann_lr"]
         z = filled(list(combine([z, at.times(z), of_y], [1.0, -lr, lr])), ys)
-        return Losses(loss.detach(), at.loss), subtracted(of_x, at.across(z), xs), z
+        return Losses(loss, at.loss), subtracted(of_x, at.across(z), xs), z
 
     def _check_states(self) -> None:
         for i, p in enumerate(self.upper["params"]):
@@ -259,7 +254,7 @@ class BOREP(TwoLevelOptimizer):
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         buffers = [self.state[p]["momentum_buffer"] for p in params]
         combine([buffers, direction], [momentum, 1.0 - momentum], out=buffers)
-        norm = math.sqrt(float(gram([buffers])[0, 0]))
+        norm = vectors.norm(buffers)
         if norm > 0:
             combine([params, buffers], [1.0, -float(self.upper["lr"]) / norm], out=params)
 

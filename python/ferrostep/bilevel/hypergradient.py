@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ferrostep.bilevel.levels import Closure, Gradient, both, gradient, value_of
-from ferrostep.curvature.products import double_backward
+from ferrostep.curvature.products import double_backward, filled
 from ferrostep.gradients.lists import combine
 from ferrostep.implicit import linear
-from ferrostep.implicit.equations import Check, check_check, solver_of, tell
+from ferrostep.implicit.equations import Check, check_check, solver_of, tell_unsolved
 from ferrostep.numpy.arrays import listed
 
 UPPER, LOWER = "what upper_closure returned", "what lower_closure returned"
@@ -64,9 +64,13 @@ class LowerGradient:
         return self._product(z, self.upper)
 
 
-def filled(gradients: Gradient, like: Sequence[Tensor]) -> list[Tensor]:
-    """With zeros in the place of None."""
-    return [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, like, strict=True)]
+def upper_gradient(
+    closure: Closure, upper: Sequence[Tensor], lower: Sequence[Tensor]
+) -> tuple[Tensor, Gradient, list[Tensor]]:
+    """The upper loss f, f_x, and f_y."""
+    loss = value_of("upper_closure", closure)
+    found = gradient(UPPER, loss, [*lower, *upper])
+    return loss.detach(), found[len(lower) :], filled(found[: len(lower)], lower)
 
 
 def hypergradient(
@@ -112,9 +116,7 @@ def hypergradient(
     solve = solver_of("solver", solver, linear.cg)
     check_check(check)
     start = None if z0 is None else listed("z0", z0)
-    loss = value_of("upper_closure", upper_closure)
-    found = gradient(UPPER, loss, [*lowers, *uppers])
-    of_y, of_x = filled(found[: len(lowers)], lowers), found[len(lowers) :]
+    loss, of_x, of_y = upper_gradient(upper_closure, uppers, lowers)
     at = LowerGradient(lower_closure, uppers, lowers)
 
     def product(z: list[Tensor]) -> list[Tensor]:
@@ -122,13 +124,8 @@ def hypergradient(
         return now.times(z)
 
     z, info = solve(product, of_y, x0=start)
-    if not info.converged or info.reason:
-        tell(
-            check,
-            f"the system of the hypergradient was not solved: {solve.name} ended after {info.iterations} iterations "
-            f"with a residual of {info.residual:.3g}, expected at most {info.tolerance:.3g}: {info.reason}",
-        )
-    return Hypergradient(subtracted(of_x, at.across(z), uppers), loss.detach(), at.loss, z, info)
+    tell_unsolved(check, "the system of the hypergradient", solve, info)
+    return Hypergradient(subtracted(of_x, at.across(z), uppers), loss, at.loss, z, info)
 
 
 def subtracted(of_x: Gradient, across: Gradient, upper: Sequence[Tensor]) -> list[Tensor]:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from ferrostep.bilevel.hypergradient import LOWER, UPPER, filled
+from ferrostep.bilevel.hypergradient import LOWER, UPPER
 from ferrostep.bilevel.levels import (
     Closure,
     Losses,
@@ -21,6 +21,7 @@ from ferrostep.bilevel.levels import (
     restored_on_error,
     value_of,
 )
+from ferrostep.curvature.products import filled, gradients_aside
 from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.gradients.lists import combine
 from ferrostep.numpy.arrays import check, listed, positive, real, whole
@@ -279,18 +280,13 @@ class LVHBA(TwoLevelOptimizer):
         ys, none = self.lower["params"], torch.zeros(0, dtype=self.lower["params"][0].dtype)
         present = value_of("lower_closure", lower_closure).item()
         here = none if constraints is None else self._g(constraints, None).detach()
-        grads = [y.grad for y in ys]
-        try:
-            with exchanged(ys, ys):
-                lam = torch.zeros_like(here)
-                for _ in range(1 if constraints is None else whole("rounds", rounds, 1)):
-                    self._minimize(lower_closure, constraints, lam, weight, whole("steps", steps, 1))
-                    there = none if constraints is None else self._g(constraints, lam).detach()
-                    lam = self._multiplier(lam, there, weight)
-                found, value = [y.detach().clone() for y in ys], value_of("lower_closure", lower_closure).item()
-        finally:
-            for y, grad in zip(ys, grads, strict=True):
-                y.grad = grad
+        with gradients_aside(ys), exchanged(ys, ys):
+            lam = torch.zeros_like(here)
+            for _ in range(1 if constraints is None else whole("rounds", rounds, 1)):
+                self._minimize(lower_closure, constraints, lam, weight, whole("steps", steps, 1))
+                there = none if constraints is None else self._g(constraints, lam).detach()
+                lam = self._multiplier(lam, there, weight)
+            found, value = [y.detach().clone() for y in ys], value_of("lower_closure", lower_closure).item()
         return Resolved(found, value, present - value, self._excess(here), self._excess(there))
 
     def _multiplier(self, lam: Tensor, g: Tensor, weight: float) -> Tensor:

@@ -78,7 +78,7 @@ class HessianProduct:
         self.loss = evaluated(loss)
         check_twice(self.loss)
         gradients = first_derivatives(self.loss, self.params, create_graph=True)
-        self.gradient = [g.detach() for g in _filled(gradients, self.params)]
+        self.gradient = [g.detach() for g in filled(gradients, self.params)]
         """The loss's gradient, not divided by ``grad_scale``; zeros where it has none."""
         # A gradient without a graph is constant: the loss is linear in the parameter.
         self._gradients = {i: g for i, g in enumerate(gradients) if g is not None and g.requires_grad}
@@ -102,7 +102,7 @@ class HessianProduct:
             )
             for i, product in zip(self._trainable, found, strict=True):
                 products[i] = product
-        full = _filled(products, self.params)
+        full = filled(products, self.params)
         if self.grad_scale == 1.0:
             return full
         # What had to be scaled for a 16-bit dtype cannot be unscaled in it.
@@ -165,7 +165,7 @@ class GaussNewtonProduct:
             found = _derivative([self._outputs], [self.params[i] for i in trainable], [turned], retain_graph)
             for i, product in zip(trainable, found, strict=True):
                 products[i] = product
-        return _filled(products, self.params)
+        return filled(products, self.params)
 
 
 def _derivative(
@@ -183,12 +183,9 @@ def _derivative(
         ) from error
 
 
-def _filled(products: Sequence[Tensor | None], params: Sequence[Tensor]) -> list[Tensor]:
-    """The products, with zeros where there are none."""
-    return [
-        torch.zeros_like(p, requires_grad=False) if product is None else product
-        for p, product in zip(params, products, strict=True)
-    ]
+def filled(found: Sequence[Tensor | None], params: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients or products, with zeros where there are none."""
+    return [torch.zeros_like(p, requires_grad=False) if x is None else x for p, x in zip(params, found, strict=True)]
 
 
 def work_dtype(p: Tensor) -> torch.dtype:
@@ -273,9 +270,22 @@ def check_reached(name: str, loss: Tensor, gradients: Sequence[Tensor | None]) -
         raise RuntimeError(f"{name} reaches none of the parameters: it has no gradient in any of them")
 
 
-def graph_of(loss: Tensor) -> Iterator[Any]:
+@contextmanager
+def gradients_aside(params: Sequence[Tensor]) -> Iterator[None]:
+    """Let parameters have no gradients meanwhile."""
+    before = [p.grad for p in params]
+    try:
+        for p in params:
+            p.grad = None
+        yield
+    finally:
+        for p, grad in zip(params, before, strict=True):
+            p.grad = grad
+
+
+def graph_of(*tensors: Tensor) -> Iterator[Any]:
     """The nodes of autograd's graph, each once."""
-    nodes, seen = [loss.grad_fn], set()
+    nodes, seen = [x.grad_fn for x in tensors], set()
     while nodes:
         node = nodes.pop()
         if node is None or node in seen:

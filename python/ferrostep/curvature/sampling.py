@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ferrostep.curvature.diagonal import count_ranks, mean_over_ranks
-from ferrostep.curvature.products import Loss, evaluated, first_derivatives, listed_parameters, work_dtype
+from ferrostep.curvature.products import Loss, evaluated, filled, first_derivatives, listed_parameters, work_dtype
 from ferrostep.errors import Problem
 from ferrostep.numpy.arrays import whole
 from ferrostep.reference import checks
@@ -141,10 +141,7 @@ def gauss_newton_bartlett(
     """
     params, labels = listed_parameters(params), whole("labels", labels, 0)
     gradients = first_derivatives(evaluated(loss), params, retain_graph=retain_graph)
-    dense = [
-        torch.zeros_like(p, requires_grad=False) if g is None else g for p, g in zip(params, gradients, strict=True)
-    ]
-    scaled = [g.to(work_dtype(g)) / grad_scale for g in dense]
+    scaled = [g.to(work_dtype(g)) / grad_scale for g in filled(gradients, params)]
     mean = mean_over_ranks(scaled, all_reduce)
     return [labels * count_ranks(all_reduce) * g * g for g in mean]
 

@@ -12,7 +12,7 @@ that captures what needs gradients.
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 
 # isort: split
-from ferrostep import gradients, numpy  # noqa: F401  (before their parts: threads may meet there)
+from ferrostep import curvature, gradients, numpy  # noqa: F401  (before their parts: threads may meet there)
 from ferrostep.implicit import linear, optimality
 from ferrostep.implicit.root import ConvergenceWarning, fixed_point, root, root_jvp, root_vjp
 

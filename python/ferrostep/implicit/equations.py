@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
+from ferrostep.curvature.products import graph_of
 from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.implicit import linear, vectors
 from ferrostep.implicit.captured import captured, names_of
@@ -37,6 +38,18 @@ def tell(check: Check, message: str) -> None:
         raise RuntimeError(message)
     if check == "warn":
         warnings.warn(message, ConvergenceWarning, stacklevel=2)
+
+
+def tell_unsolved(check: Check, system: str, solver: linear.Solver, info: linear.Info) -> None:
+    """Tell of a linear system that was not solved."""
+    if info.converged and not info.reason:
+        return
+    after = "" if info.reason is None else f": {info.reason}"
+    tell(
+        check,
+        f"{system} was not solved: {solver.name} ended after {info.iterations} iterations with a residual of "
+        f"{info.residual:.3g}, expected at most {info.tolerance:.3g}{after}",
+    )
 
 
 def check_check(check: Any) -> None:
@@ -304,15 +317,8 @@ class Linear(Equation):
         pull, push = parent.products(w, theta)
         forwards, backwards = (pull, push) if self.transposed else (push, pull)
         right = tuple(-each for each in c)
-        solve = self.rule.solve
-        u, info = solve(forwards, right, rmatvec=backwards)
-        if not info.converged or info.reason:
-            after = "" if info.reason is None else f": {info.reason}"
-            tell(
-                self.rule.check,
-                f"the linear system of the derivatives was not solved: {solve.name} ended after {info.iterations} "
-                f"iterations with a residual of {info.residual:.3g}, expected at most {info.tolerance:.3g}{after}",
-            )
+        u, info = self.rule.solve(forwards, right, rmatvec=backwards)
+        tell_unsolved(self.rule.check, "the linear system of the derivatives", self.rule.solve, info)
         return tuple(u)
 
 
@@ -323,18 +329,7 @@ def name_of(function: Any) -> str:
 
 def leaves_of(tensors: Iterable[Tensor]) -> list[Tensor]:
     """The tensors that the graphs of others end in."""
-    nodes: list[Any] = [each.grad_fn for each in tensors]
-    found: list[Tensor] = []
-    seen = set()
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            found.append(node.variable)
-        nodes += [following for following, _ in node.next_functions]
-    return found
+    return [node.variable for node in graph_of(*tensors) if hasattr(node, "variable")]
 
 
 def refusal(condition: Callable[..., Any], tensors: list[Tensor]) -> RuntimeError:

@@ -112,6 +112,10 @@ def _stepped(w: Any, gradient: Any, eta: float) -> Any:
     return _combined(lambda one, other: one - eta * other, w, gradient)
 
 
+def _projected(projection: Function, x: Any, theta: Any) -> Any:
+    return projection(x) if theta is None else projection(x, theta)
+
+
 def stationary(f: Function) -> Condition:
     """``grad_w f(w, *args) = 0``: a minimum without constraints. The Jacobian is the Hessian, for which CG is taken.
 
@@ -201,8 +205,7 @@ def projected_gradient(f: Function, projection: Function, eta: float = 1.0) -> C
 
     def projected_gradient(w: Any, *args: Any) -> Any:
         *own, theta = args
-        moved = _stepped(w, _gradient(f, w, tuple(own), {}), eta)
-        return projection(moved) if theta is None else projection(moved, theta)
+        return _projected(projection, _stepped(w, _gradient(f, w, tuple(own), {}), eta), theta)
 
     return Condition(projected_gradient, (f, projection))
 
@@ -263,7 +266,7 @@ def mirror_descent(f: Function, projection: Function, mirror: Function, eta: flo
     def mirror_descent(w: Any, *args: Any) -> Any:
         *own, theta = args
         moved = _stepped(tree_map(mirror, w), _gradient(f, w, tuple(own), {}), eta)
-        return projection(moved) if theta is None else projection(moved, theta)
+        return _projected(projection, moved, theta)
 
     return Condition(mirror_descent, (f, projection, mirror))
 

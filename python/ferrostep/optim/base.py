@@ -365,7 +365,7 @@ def zero_scale(name: str, p: Tensor, group: dict[str, Any]) -> Tensor | None:
     """The scales of a state of zeros, of a DTensor those of this rank's shard; None where it is no codes."""
     if not is_in_codes(name, p, group):
         return None
-    own = shards.local(p) if shards.is_distributed(p) else p
+    own = shards.local(p)
     return torch.zeros(blocks_of(own.numel()), dtype=torch.float32, device=p.device)
 
 

@@ -182,7 +182,7 @@ class EGD(RuleOptimizer):
     def _warn_of_zeros(self, number: int) -> None:
         group = self.param_groups[number]
         for i, p in enumerate(group["params"] if group["update"] == "eg" else ()):
-            own = shards.local(p) if shards.is_distributed(p) else p
+            own = shards.local(p)
             if own.is_meta or is_fake(own) or own.layout != torch.strided or own.dtype.itemsize < 2:
                 continue  # a step refuses what is of no use
             zeros = own.numel() - int(own.count_nonzero())

@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ferrostep.optim.options import check_has_shape
-from ferrostep.optim.roles import EMBEDDINGS, NORMS, Named, model_of, named_of, owners_of, reasons_by_name
-from ferrostep.optim.routing import Route, RoutedGroups, check_patterns, read_pairs
+from ferrostep.optim.roles import EMBEDDINGS, NORMS, Named
+from ferrostep.optim.routing import Route, RoutedGroups, check_patterns, owners_and_reasons
 from ferrostep.suggestions import suggesting
 
 ALL_LINEAR = ("all-linear", "all_linear")
@@ -76,16 +75,11 @@ def frugal_param_groups(
         3.bias     10     state-full  bias, position or token
     """
     check_patterns(always_state_free=always_state_free, **({} if isinstance(target, str) else {"target": target or ()}))
-    model = model_of(model) or model
-    models = [model] if isinstance(model, nn.Module) else []
-    named = list(named_of(model)) if isinstance(model, nn.Module) else read_pairs(model)
-    for each in named:
-        check_has_shape(f"parameter {each.name!r}", each.p)
-    reasons = reasons_by_name(named, models, (), ())
+    owners, reasons = owners_and_reasons(model)
     free, wanted = Targets("always_state_free", always_state_free), Targets("target", target)
     params: dict[str, list[tuple[str, Tensor]]] = {"projected": [], "state-free": [], "state-full": []}
     routes = []
-    for p, owned in owners_of(named).items():
+    for p, owned in owners.items():
         if p.requires_grad:
             kind, reason = kind_of(owned, reasons[p], free, wanted)
             params[kind].append((owned[0].name, p))

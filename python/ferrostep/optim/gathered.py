@@ -190,7 +190,7 @@ class Gathered(NamedTuple):
         """Whether a gradient holds a NaN or infinity where the group says to skip such a step."""
         if not self.group["skip_nonfinite"] or is_fake(self.grads[0]):
             return False
-        return not all((shards.local(g) if shards.is_distributed(g) else g).isfinite().all() for g in self.grads)
+        return not all(shards.local(g).isfinite().all() for g in self.grads)
 
     def squared_norms(self) -> list[Sum]:
         """Those of the gradients, in plain torch."""

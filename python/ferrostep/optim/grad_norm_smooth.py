@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -14,7 +13,15 @@ from torch.optim.optimizer import Optimizer, ParamsT
 
 from ferrostep.curvature.diagonal import hutchinson_diagonal
 from ferrostep.curvature.operators import FlatParameters
-from ferrostep.curvature.products import GaussNewtonProduct, HessianProduct, called, evaluated, first_derivatives
+from ferrostep.curvature.products import (
+    GaussNewtonProduct,
+    HessianProduct,
+    called,
+    evaluated,
+    filled,
+    first_derivatives,
+    gradients_aside,
+)
 from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.numpy.arrays import real, whole
 from ferrostep.optim import shards
@@ -273,19 +280,6 @@ def multiplied(multiply: Callable[[Tensor], Any], dtype: torch.dtype, vector: Te
     return product.detach().to(dtype)
 
 
-@contextmanager
-def gradients_aside(params: Sequence[Tensor]) -> Iterator[None]:
-    """Let parameters have no gradients meanwhile."""
-    before = [p.grad for p in params]
-    try:
-        for p in params:
-            p.grad = None
-        yield
-    finally:
-        for p, grad in zip(params, before, strict=True):
-            p.grad = grad
-
-
 def evaluate(closure: Closure, flat: FlatParameters, *, retain_graph: bool = False) -> Point:
     """The loss where the parameters are, and its gradient."""
     returned = called(closure)
@@ -293,7 +287,7 @@ def evaluate(closure: Closure, flat: FlatParameters, *, retain_graph: bool = Fal
         raise RuntimeError("the closure has called backward, expected only the loss")
     loss = evaluated(returned[0] if isinstance(returned, tuple) and returned else returned)
     found = first_derivatives(loss, flat.params, retain_graph=retain_graph)
-    gradient = flat.joined([torch.zeros_like(p) if g is None else g for p, g in zip(flat.params, found, strict=True)])
+    gradient = flat.joined(filled(found, flat.params))
     return Point(returned, loss, gradient, rule.norm_of(gradient))
 
 

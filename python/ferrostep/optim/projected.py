@@ -105,7 +105,7 @@ def projected(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[s
         check_projection(group)
         function = _function(group["projection"])
         for p in group["params"]:
-            if p.grad is not None and _own(p).numel() and not p.is_meta and not is_fake(p):
+            if p.grad is not None and shards.local(p).numel() and not p.is_meta and not is_fake(p):
                 todo.append(partial(_project, function, p, state))
     return todo
 
@@ -116,7 +116,7 @@ def _function(projection: Projection) -> Callable[[Tensor], Any]:
     named, arguments = _parse(projection)
 
     def in_place(p: Tensor) -> None:
-        named.function(_own(p), *arguments)
+        named.function(shards.local(p), *arguments)
 
     return in_place
 
@@ -125,19 +125,15 @@ def _function(projection: Projection) -> Callable[[Tensor], Any]:
 def _project(function: Callable[[Tensor], Any], p: Tensor, state: Mapping[Tensor, dict[str, Any]]) -> None:
     """Project a parameter. Where that moves it, what was kept of its number apart goes."""
     own = state.get(p, {})
-    rests = [_own(own[name]) for name in RESTS if own.get(name) is not None]
-    before = _own(p).clone() if rests else p
+    rests = [shards.local(own[name]) for name in RESTS if own.get(name) is not None]
+    before = shards.local(p).clone() if rests else p
     version = _version(p)
     result = function(p)
     if isinstance(result, Tensor) and result is not p and result.shape == p.shape and _version(p) == version:
         raise RuntimeError("projection returned a new tensor, expected a function that changes the parameter in place")
     for rest in rests:
-        rest.masked_fill_(_own(p).ne(before), 0)
+        rest.masked_fill_(shards.local(p).ne(before), 0)
 
 
 def _version(p: Tensor) -> int:
     return -1 if p.is_inference() else p._version
-
-
-def _own(x: Tensor) -> Tensor:
-    return shards.local(x) if shards.is_distributed(x) else x

@@ -31,9 +31,7 @@ class Routes(tuple[Route, ...]):
 
     def __str__(self) -> str:
         rows = [(r.name, "x".join(map(str, r.shape)) or "scalar", r.optimizer, r.reason) for r in self]
-        rows = [("parameter", "shape", "optimizer", "because"), *rows]
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        return "\n".join("  ".join([*(x.ljust(w) for x, w in zip(row, widths, strict=False)), row[3]]) for row in rows)
+        return in_columns([("parameter", "shape", "optimizer", "because"), *rows])
 
 
 class RoutedGroups(list[dict[str, Any]]):
@@ -127,15 +125,10 @@ def muon_param_groups(
     """
     check_patterns(exclude=exclude, include=include)
     muon = dict(muon or {})
-    model = model_of(model) or model
-    models = [model] if isinstance(model, nn.Module) else []
-    named = list(named_of(model)) if isinstance(model, nn.Module) else read_pairs(model)
-    for each in named:
-        check_has_shape(f"parameter {each.name!r}", each.p)
-    reasons = reasons_by_name(named, models, exclude, include)
+    owners, reasons = owners_and_reasons(model, exclude, include)
     groups: dict[str, list[tuple[str, Tensor]]] = {"matrices": [], "convolutions": [], "adamw": []}
     routes = []
-    for p, (each, *_) in owners_of(named).items():
+    for p, (each, *_) in owners.items():
         if p.requires_grad:
             kind = "adamw" if reasons[p] else kind_for_muon(each, "ndim_policy" in muon)
             layout = {"adamw": None, "convolutions": "flatten"}.get(kind, muon.get("ndim_policy", "error"))
@@ -161,6 +154,22 @@ def check_patterns(**patterns: Sequence[str]) -> None:
         for i, pattern in enumerate(given):
             if not isinstance(pattern, str):
                 raise wrong_kind(f"{name}[{i}]", pattern, "a str")
+
+
+def owners_and_reasons(
+    model: Any, exclude: Sequence[str] = (), include: Sequence[str] = ()
+) -> tuple[dict[Tensor, list[Named]], dict[Tensor, str]]:
+    """Each parameter with all its names, and why AdamW takes it; empty if Muon does."""
+    named, models = read_model(model)
+    for each in named:
+        check_has_shape(f"parameter {each.name!r}", each.p)
+    return owners_of(named), reasons_by_name(named, models, exclude, include)
+
+
+def read_model(model: Any) -> tuple[list[Named], list[nn.Module]]:
+    """Parameters under all their names, of a module or of pairs, and the module if there is one."""
+    model = model_of(model) or model
+    return (list(named_of(model)), [model]) if isinstance(model, nn.Module) else (read_pairs(model), [])
 
 
 def read_pairs(pairs: Any) -> list[Named]:
@@ -197,3 +206,9 @@ def kind_for_muon(each: Named, policy_is_given: bool) -> str:
         f"parameter {each.name!r} of shape {list(each.p.shape)} belongs to no convolution: say with "
         "muon={'ndim_policy': ...} whether to 'flatten' it or to take it as a 'batch' of matrices, or exclude it"
     )
+
+
+def in_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows below each other, without spaces at their ends."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in rows)

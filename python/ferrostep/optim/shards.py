@@ -32,8 +32,10 @@ def is_distributed(x: object) -> TypeGuard[DTensor]:
     return module is not None and isinstance(x, module.DTensor)
 
 
-def local(x: DTensor) -> Tensor:
-    """The memory of this rank's shard; `to_local` would make a view of a parameter's."""
+def local(x: Tensor) -> Tensor:
+    """The memory of this rank's shard, which `to_local` would make a view of; any other tensor as it is."""
+    if not is_distributed(x):
+        return x
     own: Tensor = x._local_tensor
     # What a collective operation has yet to bring.
     return own if type(own) is Tensor or not hasattr(own, "wait") else own.wait()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,8 +14,8 @@ from ferrostep.errors import Problem, wrong_kind
 from ferrostep.numpy.arrays import check, listed, whole
 from ferrostep.optim import shards
 from ferrostep.optim.base import arithmetic_dtype
-from ferrostep.optim.roles import model_of, named_of, owners_of
-from ferrostep.optim.routing import read_pairs
+from ferrostep.optim.roles import owners_of
+from ferrostep.optim.routing import in_columns, read_model
 from ferrostep.reference import checks
 from ferrostep.reference.width import relative_gain, stable_rank
 from ferrostep.suggestions import suggesting
@@ -167,9 +167,7 @@ def top_singular_values(
     check("tol", tol, 0.0)
     if initial is not None and not isinstance(initial, SingularValues):
         raise wrong_kind("initial", initial, "what top_singular_values gave")
-    model = model_of(model) or model
-    named = list(named_of(model)) if isinstance(model, nn.Module) else read_pairs(model)
-    matrices = {owned[0].name: p for p, owned in owners_of(named).items() if is_matrix(p)}
+    matrices = {owned[0].name: p for p, owned in owners_of(read_model(model)[0]).items() if is_matrix(p)}
     if not matrices:
         raise ValueError("top_singular_values got no matrices")
     rates = rates_of(param_groups)
@@ -248,9 +246,3 @@ def rates_of(param_groups: Iterable[dict[str, Any]] | None) -> dict[Tensor, tupl
             p = each[1] if isinstance(each, tuple) else each
             rates[p] = (float(group["lr"]), float(group.get("weight_decay", 0.0)))
     return rates
-
-
-def in_columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows below each other, without spaces at their ends."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join("  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in rows)

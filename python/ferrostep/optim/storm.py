@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 
 from ferrostep import reference
 from ferrostep.curvature.diagonal import mean_over_ranks
-from ferrostep.curvature.products import HessianProduct, Loss, evaluated
+from ferrostep.curvature.products import HessianProduct, Loss, evaluated, gradients_aside
 from ferrostep.errors import Problem, wrong_kind
 from ferrostep.numpy.arrays import whole
 from ferrostep.optim import shards
@@ -215,7 +215,7 @@ class STORM(TwoPointOptimizer):
                     self._keep_numbers(p, numbers, new_state)
                 own = self.state.get(p, {})
                 if p.grad is not None and group["skip_nonfinite"] and "transport" in own:
-                    taken.skips = taken.skips or not _local(own["transport"]).isfinite().all()
+                    taken.skips = taken.skips or not shards.local(own["transport"]).isfinite().all()
                 for name in TRANSPORT:
                     new_state.remove(p, name)
         return taken
@@ -365,7 +365,7 @@ class STORM(TwoPointOptimizer):
     def _written(self, p: Tensor) -> list[Tensor]:
         """The memory of a parameter that has begun, and of what its master keeps."""
         tensors = [p.detach(), *(self.state[p].get(COMPENSATIONS[name]) for name in MASTER_ROUNDINGS.values())]
-        return [_local(x) for x in tensors if x is not None]
+        return [shards.local(x) for x in tensors if x is not None]
 
     @torch.no_grad()
     def _restore(self, kept: dict[Tensor, list[tuple[Tensor, Tensor]]]) -> None:
@@ -401,10 +401,7 @@ class STORM(TwoPointOptimizer):
     def _differentiate(self, loss: Loss) -> tuple[Tensor, dict[Tensor, Tensor]]:
         """The loss and its gradients; those in ``grad`` are as before."""
         params = self._params()
-        before = [p.grad for p in params]
-        try:
-            for p in params:
-                p.grad = None
+        with gradients_aside(params):
             if not isinstance(loss, Tensor) and callable(loss):
                 with torch.enable_grad():
                     loss = loss()
@@ -413,9 +410,6 @@ class STORM(TwoPointOptimizer):
             value = evaluated(loss)
             value.backward()  # type: ignore[no-untyped-call]  # which other ranks may have a part in
             return value, {p: p.grad for p in params if p.grad is not None}
-        finally:
-            for p, grad in zip(params, before, strict=True):
-                p.grad = grad
 
     @contextmanager
     def _random_numbers_kept(self) -> Iterator[None]:
@@ -440,15 +434,11 @@ def check_choices(group: dict[str, Any]) -> None:
         raise Problem.NUMBER.of("max_grad_norm value", limit, expected)
 
 
-def _local(x: Tensor) -> Tensor:
-    return shards.local(x) if shards.is_distributed(x) else x
-
-
 def _like(new: Tensor, p: Tensor) -> Tensor:
     """What goes with a parameter, in its layout and in memory of its own, which DDP's buckets are not."""
     if new.layout != torch.strided:
         raise Problem.LAYOUT.of("a gradient at the other point", new.layout, torch.strided)
-    own = _local(new)
+    own = shards.local(new)
     if new.stride() == p.stride() and own.untyped_storage().nbytes() == own.nbytes:
         return new
     return torch.empty_like(p, dtype=new.dtype, requires_grad=False).copy_(new)

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.numpy.arrays import integers, real, whole
-from ferrostep.optim.options import check_has_shape
-from ferrostep.optim.roles import CONVOLUTIONS, Named, model_of, named_of, owners_of, reasons_by_name
-from ferrostep.optim.routing import Route, RoutedGroups, kind_for_muon, read_pairs
+from ferrostep.optim.roles import CONVOLUTIONS, Named, named_of
+from ferrostep.optim.routing import Route, RoutedGroups, kind_for_muon, owners_and_reasons
 from ferrostep.reference.width import muon_width_factors, relaxation_steps, width_factors
 from ferrostep.suggestions import suggesting
 
@@ -127,13 +126,8 @@ def width_scaled_param_groups(
     vectors = {"lr": real("lr", lr, 0.0), "weight_decay": real("vector_weight_decay", vector_weight_decay, 0.0)}
     matrices = {**vectors, "weight_decay": real("weight_decay", weight_decay, 0.0)}
     scaled = Scaled(vectors, matrices, rule, None if muon is None else {**matrices, **muon})
-    model = model_of(model) or model
-    models = [model] if isinstance(model, nn.Module) else []
-    named = list(named_of(model)) if isinstance(model, nn.Module) else read_pairs(model)
-    for each in named:
-        check_has_shape(f"parameter {each.name!r}", each.p)
-    reasons = reasons_by_name(named, models, (), ())
-    owners = {p: owned for p, owned in owners_of(named).items() if p.requires_grad}
+    owners, reasons = owners_and_reasons(model)
+    owners = {p: owned for p, owned in owners.items() if p.requires_grad}
     if not owners:
         raise ValueError("width_scaled_param_groups got no parameters that require a gradient")
     widths = widths_of(owners, reasons, base_width, base_shapes, width)
