@@ -55,7 +55,7 @@ fn is_right<T: Entry>(len: usize, error: f64) {
             scale(&mut w, 0.5, threads);
             all.push((alpha, norm, factors, norms, block, w));
         }
-        assert!(all[0] == all[1]);
+        assert!(all[0] == all[1], "{isa:?}, {len}");
     }
 }
 
