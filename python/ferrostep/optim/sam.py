@@ -127,6 +127,11 @@ class SAM(Optimizer):
         if self._base is not None:
             self._base.state = state
 
+    @property
+    def last_grad_norm(self) -> Tensor | None:
+        """The base optimizer's, of the gradients near the weights; None where it keeps none."""
+        return getattr(self.base_optimizer, "last_grad_norm", None)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the base optimizer.
 
