@@ -118,7 +118,11 @@ def is_in_parts(p: Tensor, hyperparameters: Mapping[str, Any]) -> bool:
 
 def process_groups(params: Iterable[Tensor]) -> list[ProcessGroup]:
     """The process groups that parameters are split over, in order; also in ways that no optimizer can step."""
-    specs = (p._spec for p in params if is_distributed(p))
+    if not are_possible():
+        return []
+    from torch.distributed.tensor import DTensor
+
+    specs = (p._spec for p in params if isinstance(p, DTensor))
     layouts = {(spec.mesh, spec.placements) for spec in specs}
     return in_order(mesh.get_group(i) for mesh, placements in layouts for i in _mesh_dims(mesh, placements))
 

@@ -97,6 +97,9 @@ class Taken:
 
     def _of_rank(self, gathered: Gathered) -> Gathered:
         self._distributed += [p for p in gathered.params if shards.is_distributed(p)]
+        if gathered.group["skip_nonfinite"]:
+            description = f"group {gathered.number} with skip_nonfinite=True"
+            self._together += [(group, description) for group in shards.process_groups(gathered.params)]
         return gathered.of_rank()
 
     def look_at_all(self) -> None:
@@ -108,9 +111,9 @@ class Taken:
         """What the ranks of a process group are to do together."""
         together = [description for of, description in self._together if of is group]
         summed = [
-            f"parameter {position} in group {gathered.number} by its norm"
+            f"parameter {position} in group {gathered.number} by {' and '.join(asked)}"
             for gathered, params in (*self._added, *self._elsewhere)
-            if gathered.is_clipped or gathered.rule.summed
+            if (asked := ["its norm"] * gathered.is_clipped + ["its sum"] * bool(gathered.rule.summed))
             for position, p in zip(gathered.positions, params, strict=False)
             if group in shards.process_groups([p])
         ]
