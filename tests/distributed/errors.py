@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -291,6 +293,31 @@ def layouts_that_no_rank_can_own(folder: Path) -> None:
     assert place in message and "differentiable" in message, message
     message = made(partial(Lion, kappa="topk", kappa_param=3, state_dtype="int8"), plain, columns)
     assert place in message and "another state_dtype than 'int8'" in message, message
+
+
+@on(4)
+def matrices_of_fsdp2_with_tensor_parallelism(folder: Path) -> None:
+    """Element-wise rules step them; rules of matrices say which they cannot own."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    model = nn.Sequential(nn.Linear(8, 16, bias=False), nn.Linear(16, 8, bias=False))
+    model = parallelize_module(model, mesh["tp"], {"0": ColwiseParallel(), "1": RowwiseParallel()})
+    fully_shard(model, mesh=mesh["dp"])
+    for i, placements in enumerate(("_StridedShard(", "(Shard(dim=0), Shard(dim=1))")):
+        p = [*model.parameters()][i]
+        assert placements in str(p.placements), p.placements
+        for cls in (Muon, AuON, HybridAuON, MuonAdamW):
+            message = message_of(partial(cls, [{"params": [p], **({"use_muon": True} if cls is MuonAdamW else {})}]))
+            assert message.startswith("NotImplementedError: ") and f"on rank {dist.get_rank()}" in message, message
+            assert placements in message and "expected one Shard at most" in message, message
+    optimizer, others = AdamW(model.parameters()), [Parameter(p.full_tensor()) for p in model.parameters()]
+    whole = AdamW(others)
+    for p, q in zip(model.parameters(), others, strict=True):
+        q.grad = torch.randn(q.shape)
+        p.grad = placed(q.grad, p.device_mesh, p.placements)
+    optimizer.step()
+    whole.step()
+    for p, q in zip(model.parameters(), others, strict=True):
+        near(p.full_tensor(), q)
 
 
 @on(2)

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
@@ -34,7 +35,8 @@ from ferrostep.optim import (
     SophiaG,
     SophiaH,
 )
-from tests.contract.rules.registry import ENTRIES
+from tests.contract.rules.registry import ENTRIES, one_of_each_class
+from tests.contract.training import parameters, train
 from tests.distributed.registry import on
 from tests.distributed.tensors import Twins, line, near, placed, split
 
@@ -434,6 +436,29 @@ def ddp_leaves_all_ranks_with_the_same_bits(folder: Path) -> None:
             dist.all_gather(others, p.detach())
             assert p.isfinite().all(), entry.name
             assert all(torch.equal(p, other) for other in others), entry.name
+
+
+@on(2)
+def zero_gives_each_rank_a_share(folder: Path) -> None:
+    """Parameters are those of one process, to the bit, and so is the state that one rank collects."""
+    for entry in one_of_each_class():
+        shapes = [shape for shape in entry.shapes if 0 not in shape]
+        params, others = parameters(shapes), parameters(shapes)
+        zero = ZeroRedundancyOptimizer(params, entry.optimizer, **entry.arguments)
+        whole = entry.build(others)
+        train(zero, params, 3)
+        train(whole, others, 3)
+        assert len(zero.optim.state) < len(params), entry.name
+        zero.consolidate_state_dict(to=0)
+        for p, q in zip(params, others, strict=True):
+            near(p, q)
+        if dist.get_rank() == 0:
+            own, expected = zero.state_dict()["state"], whole.state_dict()["state"]
+            assert own.keys() == expected.keys(), entry.name
+            for i, state in expected.items():
+                assert own[i].keys() == state.keys(), entry.name
+                for name, x in state.items():
+                    near(torch.as_tensor(own[i][name]), torch.as_tensor(x))
 
 
 @on(2)
