@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
@@ -149,12 +150,27 @@ def adamw_is_torchs_fused_on_dtensors(folder: Path) -> None:
 
 @on(4)
 def two_dimensions_of_a_mesh(folder: Path) -> None:
+    """Blocks of matrices, also as FSDP2 makes them over tensor parallelism, and replicas of shards."""
     mesh = init_device_mesh("cpu", (2, 2))
-    both = Twins(AdamW, ((9, 5), (4, 6)), lambda shape: [Shard(0), Shard(1)], mesh)
-    replicas = Twins(Muon, ((9, 5), (40, 60)), lambda shape: [Replicate(), Shard(0)], mesh)
-    for twins in (both, replicas):
-        twins.step()
-        twins.check()
+    shapes = ((9, 5), (40, 60), (2, 4), (0, 4))
+    clipped = {"normalize": "normuon", "max_grad_norm": 0.5, "ns_precision": "float64"}
+    muon: list[tuple[Any, dict[str, Any]]] = [(Muon, clipped), (Muon, {"ndim_policy": "batch"})]
+    others: list[tuple[Any, dict[str, Any]]] = [(AdamW, {}), (AuON, {}), (HybridAuON, {})]
+    for placements, rules in (
+        ([Shard(0), Shard(1)], muon + others),
+        ([_StridedShard(0, split_factor=2), Shard(0)], muon + others),
+        ([Shard(1), Shard(0)], muon),
+        ([Shard(0), Shard(0)], muon),
+        ([Replicate(), Shard(0)], muon),
+    ):
+        is_even = isinstance(placements[0], _StridedShard)  # as FSDP2 demands there
+        for cls, arguments in rules:
+            stacks = ((4, 8, 6), (3, 4, 5)) if "ndim_policy" in arguments else ()
+            own = [shape for shape in (*shapes, *stacks) if shape[0] % 4 == 0 or not is_even]
+            twins = Twins(partial(cls, **arguments), own, lambda _, where=placements: where, mesh)
+            twins.step(2)
+            is_near = cls is AuON or arguments is clipped
+            twins.check(**({"rtol": 1e-5, "atol": 1e-7} if is_near else {}))
 
 
 MATRICES = ((9, 5), (33, 70), (1, 7), (64, 64), (0, 4), (3, 8))

@@ -67,7 +67,11 @@ class Taken:
         self._added_with += [len(self._added)] * len(parts)
         self._add(along_moves, [gathered.params[i] for i in apart])
         self._parts += parts
-        self._together += [(each.group, each.description) for each in parts]
+        self._together += [
+            (group, each.description)
+            for each, i in zip(parts, apart, strict=True)
+            for group in shards.process_groups([gathered.params[i]])
+        ]
 
     def _add(self, gathered: Gathered, params: list[Tensor]) -> None:
         gathered.add_to(self.batch)
