@@ -67,7 +67,9 @@ class Layout:
         groups = _GROUPS.setdefault(first, {})
         if self.ranks not in groups:
             backend = dist.get_backend(first)
-            groups[self.ranks] = dist.new_group(list(self.ranks), backend=backend, use_local_synchronization=True)
+            made = dist.new_group(list(self.ranks), backend=backend, use_local_synchronization=True)
+            assert not isinstance(made, int)  # this process is one of the ranks
+            groups[self.ranks] = made
         return groups[self.ranks]
 
     def blocks(self, shape: Sequence[int]) -> list[Block]:
