@@ -220,6 +220,17 @@ def test_a_state_dict_goes_on_as_if_nothing_had_been(hessian: Any) -> None:
     assert torch.equal(x, again) and state_of(optimizer) == state_of(other)
 
 
+def test_schedulers_hear_that_there_is_no_learning_rate() -> None:
+    x = at(3.0, -2.0)
+    optimizer = GradNormSmooth([x], hessian="exact")
+    optimizer.load_state_dict(optimizer.state_dict())
+    for each in (optimizer, copy.deepcopy(optimizer)):
+        with pytest.raises(KeyError, match="GradNormSmooth has no 'lr' to schedule"):
+            torch.optim.lr_scheduler.StepLR(each, 3)
+        with pytest.raises(KeyError, match=r"^'momentum'$"):
+            each.param_groups[0]["momentum"]
+
+
 def test_a_closure_that_fails_leaves_everything() -> None:
     x = at(1.0, 1.0)
     x.grad = torch.ones(2, dtype=Double)

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ferrostep.choices import Distribution
 from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.numpy.arrays import listed
+from ferrostep.suggestions import suggesting
 
 Loss: TypeAlias = "Tensor | Callable[[], Tensor]"
 PairOfLoss: TypeAlias = "tuple[Tensor, Tensor] | Callable[[], tuple[Tensor, Tensor]]"
@@ -38,6 +39,7 @@ def double_backward() -> Iterator[None]:
         yield
 
 
+@suggesting
 class HessianProduct:
     r"""The Hessian of a loss as a function of a vector: ``v -> H v``, by differentiating twice (Pearlmutter 1994).
 
@@ -109,6 +111,7 @@ class HessianProduct:
         return [product.to(work_dtype(product)) / self.grad_scale for product in full]
 
 
+@suggesting
 class GaussNewtonProduct:
     r"""The Gauss-Newton matrix of a loss as a function of a vector: ``v -> J' H_out J v`` (Schraudolph 2002).
 

@@ -27,6 +27,7 @@ from ferrostep.numpy.arrays import real, whole
 from ferrostep.optim import shards
 from ferrostep.optim.arguments import check_positive
 from ferrostep.reference import grad_norm_smooth as rule
+from ferrostep.suggestions import suggesting
 
 Approximation: TypeAlias = Literal["ggn", "fisher", "diag", "exact"]
 Solver: TypeAlias = Literal["cholesky", "cg"]
@@ -54,6 +55,16 @@ class Point(NamedTuple):
         return self.loss.item(), self.norm
 
 
+class Group(dict[str, Any]):
+    """The parameter group, which says why it has no learning rate."""
+
+    def __missing__(self, name: str) -> Any:
+        if name == "lr":
+            raise KeyError("GradNormSmooth has no 'lr' to schedule: the radius gamma follows the gradient by itself")
+        raise KeyError(name)
+
+
+@suggesting
 class GradNormSmooth(Optimizer):
     r"""A damped Newton method by gradient-normalized smoothness (arXiv 2506.13710, Algorithm 1).
 
@@ -64,8 +75,9 @@ class GradNormSmooth(Optimizer):
         else:                                                 gamma <- gamma / 2, once more
 
     No step is longer than ``gamma``, the radius in which the gradient is about linear, which the method finds by
-    itself: there is no learning rate. It is for deterministic problems of few parameters, all data at once: logistic
-    and softmax regression, small networks. Random batches or dropout make its comparison of losses void.
+    itself: there is no learning rate, and schedulers of one raise KeyError. It is for deterministic problems of few
+    parameters, all data at once: logistic and softmax regression, small networks. Random batches or dropout make its
+    comparison of losses void.
 
     :meth:`step` takes a closure, as ``torch.optim.LBFGS`` does, that evaluates the loss and returns it; unlike there,
     it does not call ``backward``, and ``zero_grad`` is not needed:
@@ -152,7 +164,7 @@ class GradNormSmooth(Optimizer):
             raise ValueError("GradNormSmooth takes one parameter group: its radius is that of all parameters together")
         super().add_param_group(param_group)
         try:
-            (group,) = self.param_groups
+            self.param_groups[:] = [group] = [Group(self.param_groups[0])]
             _check_numbers(group)
             for i, p in enumerate(group["params"]):
                 if shards.is_distributed(p):
@@ -165,6 +177,11 @@ class GradNormSmooth(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles have; torch's own would leave out what is not in the groups."""
         return {**super().__getstate__(), "hessian": self.hessian, "solver": self.solver}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What copies, pickles and ``load_state_dict`` set, whose groups are plain dicts."""
+        super().__setstate__(state)
+        self.param_groups[:] = map(Group, self.param_groups)
 
     @property
     def stalled(self) -> bool:
@@ -270,9 +287,9 @@ class GradNormSmooth(Optimizer):
 
 
 def multiplied(multiply: Callable[[Tensor], Any], dtype: torch.dtype, vector: Tensor) -> Tensor:
-    """The product by a function of the user's, who may differentiate in it."""
+    """The product by a function of the user's, who may differentiate in it, and write to what it gets."""
     with torch.enable_grad():
-        product = multiply(vector)
+        product = multiply(vector.clone())
     if not isinstance(product, Tensor):
         raise wrong_kind("a product by what hessian() gives", product, "a torch.Tensor")
     if product.shape != vector.shape:
