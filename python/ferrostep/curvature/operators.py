@@ -239,9 +239,9 @@ class FlatParameters:
         self.dtype = torch.float64 if is_double else torch.float32
 
     def pieces(self, vector: Tensor) -> list[Tensor]:
-        """The vector as tensors like the parameters."""
-        pieces = torch.split_with_sizes(vector, self.sizes)
-        return [piece.view(p.shape).to(p.dtype) for piece, p in zip(pieces, self.params, strict=True)]
+        """The vector as tensors like the parameters; of several, one in each row, along a dimension before theirs."""
+        pieces, lead = torch.split_with_sizes(vector, self.sizes, -1), vector.shape[:-1]
+        return [piece.reshape(*lead, *p.shape).to(p.dtype) for piece, p in zip(pieces, self.params, strict=True)]
 
     def multiplied_by(self, product: Product) -> Callable[[Tensor], Tensor]:
         """The product as a function of flat vectors."""
@@ -254,8 +254,9 @@ class FlatParameters:
         return LinearOperator(multiply, self.size, dtype=self.dtype, device=self.device)
 
     def joined(self, tensors: Sequence[Tensor]) -> Tensor:
-        """A new vector of tensors like the parameters."""
-        return torch.cat([x.detach().reshape(-1).to(self.dtype) for x in tensors])
+        """A new vector of tensors like the parameters; a matrix, of such with a dimension before theirs."""
+        lead = tensors[0].shape[: tensors[0].ndim - self.params[0].ndim]
+        return torch.cat([x.detach().reshape(*lead, -1).to(self.dtype) for x in tensors], -1)
 
 
 def random_vector(op: LinearOperator, seed: int, number: int, *, signs: bool) -> Tensor:

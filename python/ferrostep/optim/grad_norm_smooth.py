@@ -16,6 +16,7 @@ from ferrostep.curvature.operators import FlatParameters
 from ferrostep.curvature.products import (
     GaussNewtonProduct,
     HessianProduct,
+    Product,
     called,
     evaluated,
     filled,
@@ -37,6 +38,10 @@ Solve: TypeAlias = Callable[[float], "Tensor | None"]
 
 PROBES = 10
 """Products of an estimated diagonal."""
+AT_ONCE = 64
+"""Products that are made together: as many times the memory of one backward pass."""
+MOST_EXACT = 4 * AT_ONCE
+"""Of so many unknowns the diagonal is no estimate: as many products at once take about the time of those."""
 MOST_IN_DOUBLE = 5000
 """Systems of so many unknowns are solved in float64, whatever the parameters' dtype."""
 
@@ -91,11 +96,12 @@ class GradNormSmooth(Optimizer):
     =============  ===========================================================================  =====================
     ``hessian``    H                                                                            what a step costs
     =============  ===========================================================================  =====================
-    ``"ggn"``      Gauss-Newton matrix; the closure returns ``(loss, outputs)``, the loss       P products, or CG's
-                   computed from the outputs alone
-    ``"exact"``    the Hessian, which may be indefinite: more damping makes up for it           P products, or CG's
+    ``"ggn"``      Gauss-Newton matrix; the closure returns ``(loss, outputs)``, the loss       P products, 64 at a
+                   computed from the outputs alone                                              time, or CG's
+    ``"exact"``    the Hessian, which may be indefinite: more damping makes up for it           the same
     ``"fisher"``   ``g g'``, of rank one                                                        nothing
-    ``"diag"``     Hutchinson's estimate of the diagonal, clipped at 0 (experimental)           10 products
+    ``"diag"``     the diagonal, clipped at 0 (experimental): of up to 256 unknowns exactly,    P products, 64 at a
+                   of more by Hutchinson's estimate                                             time; 10
     a function     called once a step without arguments: a positive semi-definite tensor of     its own
                    shape (P, P), or a function of vectors of shape (P,)
     =============  ===========================================================================  =====================
@@ -253,28 +259,37 @@ class GradNormSmooth(Optimizer):
         g = here.gradient.to(dtype)
         if self.hessian == "fisher":
             return partial(rule.by_rank_one, g, 1.0, g)
+        if self.hessian == "diag" and flat.size <= MOST_EXACT:
+            matrix = matrix_of(HessianProduct(here.loss, flat.params), flat).to(dtype)
+            return partial(rule.by_diagonal, matrix.diagonal(), g)
         if self.hessian == "diag":
             generator = torch.Generator(flat.device).manual_seed(self._numbers["n_evals"])
             found = hutchinson_diagonal(
                 here.loss, flat.params, num_samples=PROBES, generator=generator, all_reduce=False
             )
             return partial(rule.by_diagonal, flat.joined(found).to(dtype), g)
-        curvature = self._curvature(here, flat, dtype)
+        if self.hessian == "ggn":
+            return self._solver(GaussNewtonProduct(here.returned, flat.params), flat, g)
+        if self.hessian == "exact":
+            return self._solver(HessianProduct(here.loss, flat.params), flat, g)
+        curvature = self._given(flat, dtype)
         if self.solver == "cg":
             product = partial(torch.mv, curvature) if isinstance(curvature, Tensor) else curvature
             return partial(rule.by_conjugate_gradients, product, g, tolerance=group["cg_tol"])
         matrix = curvature if isinstance(curvature, Tensor) else rule.of_products(curvature, g)
         return partial(rule.by_cholesky, matrix, g)
 
-    def _curvature(self, here: Point, flat: FlatParameters, dtype: torch.dtype) -> Tensor | Callable[[Tensor], Tensor]:
-        """The matrix, or the function of vectors that multiplies with it."""
-        if not callable(self.hessian):
-            of_lists = (
-                GaussNewtonProduct(here.returned, flat.params)
-                if self.hessian == "ggn"
-                else HessianProduct(here.loss, flat.params)
-            )
-            return lambda vector: flat.joined(of_lists(flat.pieces(vector))).to(dtype)
+    def _solver(self, of_lists: Product, flat: FlatParameters, g: Tensor) -> Solve:
+        """The steps with a matrix that autograd multiplies with."""
+        (group,) = self.param_groups
+        if self.solver == "cg":
+            product = flat.multiplied_by(of_lists)
+            return partial(rule.by_conjugate_gradients, lambda v: product(v).to(g.dtype), g, tolerance=group["cg_tol"])
+        return partial(rule.by_cholesky, rule.symmetric_part(matrix_of(of_lists, flat).to(g.dtype)), g)
+
+    def _given(self, flat: FlatParameters, dtype: torch.dtype) -> Tensor | Callable[[Tensor], Tensor]:
+        """What the user's function gives: the matrix, or the function of vectors that multiplies with it."""
+        assert callable(self.hessian)
         with torch.enable_grad():
             given = self.hessian()
         if callable(given):
@@ -284,6 +299,19 @@ class GradNormSmooth(Optimizer):
         if given.shape != (flat.size, flat.size):
             raise Problem.SHAPE.of("what hessian() gives", list(given.shape), [flat.size, flat.size])
         return given.detach().to(dtype)
+
+
+def matrix_of(product: Product, flat: FlatParameters) -> Tensor:
+    """The matrix, of shape (P, P) and the parameters' dtype, from products of many vectors at once.
+
+    One by one where a function in the graph does not take several, and where that is not the reason raises what is.
+    """
+    units = torch.eye(flat.size, dtype=flat.dtype, device=flat.device)
+    try:
+        rows = [flat.joined(product(flat.pieces(some), is_batched=True)) for some in units.split(AT_ONCE)]
+    except RuntimeError:
+        rows = [flat.joined(product(flat.pieces(unit)))[None] for unit in units]
+    return torch.cat(rows)
 
 
 def multiplied(multiply: Callable[[Tensor], Any], dtype: torch.dtype, vector: Tensor) -> Tensor:
