@@ -227,8 +227,11 @@ def together(module: Any, dtype: torch.dtype) -> list[Any]:
     alpha = module.recur(basis[0], basis[1], 0.3, basis[2], w)
     first = w.clone()
     norm = module.subtract(w, basis[3], 0.7)
-    block = torch.stack([w, first])
-    factors, norms = module.orthogonalize(basis, block)
+    orthonormal = torch.linalg.qr(basis.T.double())[0].T.to(dtype).contiguous()
+    block = torch.stack([w / w.norm(), first / first.norm(), basis[0], basis[1] + basis[4]])
+    factors, norms = module.orthogonalize(orthonormal, block[:2])
+    more, others = module.orthogonalize(orthonormal[:4], block[1:])
+    factors, norms = factors + more, norms + others
     module.scale(w, 1.25)
     return [basis, alpha, first, norm, *factors, norms, block, w]
 

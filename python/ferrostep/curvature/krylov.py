@@ -237,8 +237,6 @@ class Basis:
         coefficients, norms = vectors.orthogonalize(self.rows[: self.first], block)
         for row, scale in zip(coefficients, [*self.norms[:-1], 1.0], strict=True):
             _check_symmetric(max(map(abs, row)) * scale, size)
-        for i in range(1, len(block)):
-            _, (norms[-1],) = vectors.orthogonalize(block[:i], block[i : i + 1])
         if norms[-1] < 0.7 * norm:
             # What is left has the rounding of what was taken from it (Daniel, Gragg, Kaufman and Stewart 1976).
             _, (norms[-1],) = vectors.orthogonalize(self.rows[:j], block[-1:])
