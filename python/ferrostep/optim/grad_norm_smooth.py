@@ -308,7 +308,7 @@ def matrix_of(product: Product, flat: FlatParameters) -> Tensor:
     """
     units = torch.eye(flat.size, dtype=flat.dtype, device=flat.device)
     try:
-        rows = [flat.joined(product(flat.pieces(some), is_batched=True)) for some in units.split(AT_ONCE)]
+        rows = [flat.joined(product(flat.pieces(some), is_batched=True)) for some in torch.split(units, AT_ONCE)]
     except RuntimeError:
         rows = [flat.joined(product(flat.pieces(unit)))[None] for unit in units]
     return torch.cat(rows)

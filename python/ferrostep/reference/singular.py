@@ -85,7 +85,8 @@ def mixed_start(before: Tensor, drawn: Tensor) -> Tensor:
         tensor([1.6000, 0.8000])
     """
     sign = 1.0 if torch.dot(before, drawn) >= 0 else -1.0  # so that they do not cancel
-    return before / before.norm() + drawn * (sign / drawn.norm())
+    mixed: Tensor = before / before.norm() + drawn * (sign / drawn.norm())
+    return mixed
 
 
 def _dot(x: Tensor, y: Tensor) -> float:
