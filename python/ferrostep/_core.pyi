@@ -468,8 +468,8 @@ def krylov_subtract(w: Any, q: Any, alpha: float, threads: int) -> float:
     """Writes ``w - alpha * q`` to ``w``; returns its norm."""
 
 def krylov_orthogonalize(basis: Any, block: Any, threads: int) -> tuple[list[list[float]], list[float]]:
-    """Writes ``w - Q c`` with ``c = Q' w`` to each row w of a block, of a matrix of which the rows are the columns of
-    Q; returns c and the norm of every row."""
+    """Writes ``w - Q c`` with ``c = Q' w`` to each row w of a block, of an orthonormal basis of which the rows are the
+    columns of Q, and takes the block's rows before it likewise; returns c and the norm of every row."""
 
 def krylov_scale(w: Any, factor: float, threads: int) -> None:
     """Multiplies ``w`` by a factor."""
