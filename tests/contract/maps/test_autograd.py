@@ -223,11 +223,12 @@ def test_whoever_looks_on_sees_the_operators() -> None:
     with torch.profiler.profile() as profile:
         f(x)
     assert "ferrostep::map_forward" in {event.name for event in profile.events()}
-    traced = make_fx(lambda x: f(x))(x)
-    assert torch.equal(traced(v), f(v)) and "map_forward" in traced.code
+    for traced in (make_fx(lambda x: f(x))(x), make_fx(lambda x: projections.simplex_(x.clone()))(x)):
+        assert torch.equal(traced(v), f(v)) and "map_forward" in traced.code
     with FakeTensorMode() as mode:
         fake = mode.from_tensor(x)
-    assert isinstance(f(fake), FakeTensor) and isinstance(f(x.as_subclass(Own)), Own)
+    assert isinstance(f(fake), FakeTensor) and projections.simplex_(fake) is fake
+    assert isinstance(f(x.as_subclass(Own)), Own)
 
 
 def test_plain_autograd_goes_past_the_operators_with_the_same_results() -> None:
