@@ -214,11 +214,12 @@ class Batch:
         threads: int,
         *,
         copies: list[tuple[Any, Any]] = ...,
+        then: list[Callable[[], object]] = ...,
     ) -> bool:
         """Update everything that was added, on up to ``threads`` threads, without the GIL; once.
 
-        Then tell autograd of the parameters, and copy to the first tensor of each of ``copies`` the second: an
-        interrupt leaves nothing of this undone.
+        Then tell autograd of the parameters, copy to the first tensor of each of ``copies`` the second, and call all of
+        ``then``, what raises once more: an interrupt leaves nothing of this undone.
 
         Returns False, with nothing changed, if a gradient that is not to be has a NaN or infinity. Raises ValueError
         if tensors share memory of which some is written.

@@ -310,14 +310,12 @@ class RuleOptimizer(InPlaceOptimizer):
             params = (p for group in self.param_groups for p in group["params"])
             taken = agreed(shards.process_groups(params), lambda: self._take(new_state))
             if self._is_to_run(taken, new_state):
-                taken.run(torch.get_num_threads())
+                taken.run(torch.get_num_threads(), projections)
         finally:
             if taken is None or not taken.batch.finished:
                 new_state.discard()
-        if taken.batch.finished:
-            self._after_update(taken.batch, taken.elsewhere)
-            for project in projections:
-                project()
+            else:
+                self._after_update(taken.batch, taken.elsewhere)
 
     def _is_to_run(self, taken: Taken, new_state: NewState) -> bool:
         """Whether the step is to be taken, now that what is to be known of all gradients is."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -168,16 +168,16 @@ class Taken:
         summand = self._elsewhere[i]
         self._elsewhere[i] = summand._replace(gathered=summand.gathered._replace(**found))
 
-    def run(self, threads: int) -> None:
-        """Take the step: all of it or, on an error, nothing."""
+    def run(self, threads: int, then: Sequence[Callable[[], object]] = ()) -> None:
+        """Take the step: all of it with what is then to be called or, on an error, nothing."""
         if not self._parts and not self._elsewhere:
-            self.batch.run(threads)
+            self.batch.run(threads, then=list(then))
         else:
-            self._run_with_others(threads)
+            self._run_with_others(threads, list(then))
         if self._distributed:
             torch.autograd.graph.increment_version(self._distributed)
 
-    def _run_with_others(self, threads: int) -> None:
+    def _run_with_others(self, threads: int, then: list[Callable[[], object]]) -> None:
         copies = []
         if self._parts:
             from ferrostep.optim.ownership import exchange
@@ -186,4 +186,4 @@ class Taken:
         copies += [copy for gathered in self.elsewhere for copy in gathered.updates()]
         # What autograd records of a differentiable step; parameters of other groups are detached.
         with torch.set_grad_enabled(any(gathered.group["differentiable"] for gathered in self.elsewhere)):
-            self.batch.run(threads, copies=copies)
+            self.batch.run(threads, copies=copies, then=then)
