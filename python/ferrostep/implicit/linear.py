@@ -23,6 +23,7 @@ from ferrostep.implicit import methods, vectors
 from ferrostep.implicit.methods import Method, System
 from ferrostep.implicit.vectors import Vector
 from ferrostep.numpy.arrays import positive, real, whole
+from ferrostep.suggestions import suggesting
 
 __all__ = ["Info", "Solver", "bicgstab", "cg", "dense", "gmres", "neumann", "normal_cg"]
 
@@ -225,6 +226,7 @@ def _transpose(matvec: Product, b: Any) -> Product:
     return transposed
 
 
+@suggesting
 def cg(
     *,
     rtol: float = 1e-6,
@@ -260,6 +262,7 @@ def cg(
     return Solver("cg", methods.restarted(methods.cg), rtol, atol, maxiter, preconditioner, ridge, warm_start)
 
 
+@suggesting
 def bicgstab(
     *,
     rtol: float = 1e-6,
@@ -292,6 +295,7 @@ def bicgstab(
     )
 
 
+@suggesting
 def gmres(
     *,
     restart: int = 20,
@@ -324,6 +328,7 @@ def gmres(
     return Solver("gmres", methods.restarted(method), rtol, atol, maxiter, preconditioner, ridge, warm_start)
 
 
+@suggesting
 def normal_cg(*, rtol: float = 1e-6, atol: float = 0.0, maxiter: int | None = None, warm_start: bool = False) -> Solver:
     """CG for ``A^T A x = A^T b``, whose condition number is the square of A's: a last resort.
 
@@ -346,6 +351,7 @@ def normal_cg(*, rtol: float = 1e-6, atol: float = 0.0, maxiter: int | None = No
     return Solver("normal_cg", methods.restarted(methods.normal_cg), rtol, atol, maxiter, None, 0.0, warm_start)
 
 
+@suggesting
 def neumann(*, steps: int = 20, lr: float = 0.1, ridge: float = 0.0, warm_start: bool = False) -> Solver:
     """The Neumann series, cut: ``lr * sum_{q < steps} (I - lr A)^q b``.
 
@@ -374,6 +380,7 @@ def neumann(*, steps: int = 20, lr: float = 0.1, ridge: float = 0.0, warm_start:
     return Solver("neumann", method, math.inf, ridge=ridge, warm_start=warm_start)
 
 
+@suggesting
 def dense(*, rtol: float = 1e-6, atol: float = 0.0, ridge: float = 0.0) -> Solver:
     """The matrix by its columns, one product each, and its factorization in float64: for some hundred unknowns.
 
