@@ -10,9 +10,9 @@ use crate::runtime::Isa;
 
 /// Of the elements of `N` tensors at one place.
 pub trait Formula<const N: usize>: Copy + Send + Sync {
-    /// The first so many tensors are written.
+    /// The first so many tensors are written, at least one.
     const WRITTEN: usize;
-    /// Whether the squares of the first result are summed.
+    /// Whether the squares of the first one are summed, which is written.
     const SQUARES: bool;
 
     /// What becomes of them. Only vectors of arrays that are taken apart stay in registers.
@@ -62,11 +62,11 @@ impl<T: Element, F: Formula<N>, const N: usize> Routine for Stretch<T, F, N> {
         let mut squares = Squares([A::F64::splat(0.0); PARTS]);
         let whole = len - len % MAX_LANES;
         for i in (0..whole).step_by(MAX_LANES) {
-            for tensor in tensors {
+            for tensor in &tensors {
                 prefetch::<A, T>(tensor.cast_const().cast(), i, MAX_LANES);
             }
             // SAFETY: as many elements lie within the tensors.
-            unsafe { block::<A, T, F, N>(formula, tensors.map(|tensor| tensor.add(i)), &mut squares) };
+            unsafe { block::<A, T, F, N>(formula, &tensors, i, &mut squares) };
         }
         if whole < len {
             // The last elements go through copies that are filled up with zeros.
@@ -74,19 +74,16 @@ impl<T: Element, F: Formula<N>, const N: usize> Routine for Stretch<T, F, N> {
             let rest = len - whole;
             // SAFETY: the tensors hold `rest` elements from `whole` on, the copies more than that.
             unsafe {
-                for (padded, tensor) in padded.iter_mut().zip(tensors) {
-                    tensor
-                        .add(whole)
-                        .copy_to_nonoverlapping(padded.as_mut_ptr(), rest);
+                for (padded, tensor) in padded.iter_mut().zip(&tensors) {
+                    let from = tensor.add(whole);
+                    from.copy_to_nonoverlapping(padded.as_mut_ptr(), rest);
                 }
                 let first = padded.as_mut_ptr();
-                block::<A, T, F, N>(
-                    formula,
-                    std::array::from_fn(|n| first.add(n).cast()),
-                    &mut squares,
-                );
-                for (padded, tensor) in padded.iter().zip(tensors).take(F::WRITTEN) {
-                    tensor.add(whole).copy_from_nonoverlapping(padded.as_ptr(), rest);
+                let copies = std::array::from_fn(|n| first.add(n).cast());
+                block::<A, T, F, N>(formula, &copies, 0, &mut squares);
+                for (padded, tensor) in padded.iter().zip(&tensors).take(F::WRITTEN) {
+                    let to = tensor.add(whole);
+                    to.copy_from_nonoverlapping(padded.as_ptr(), rest);
                 }
             }
         }
@@ -97,41 +94,37 @@ impl<T: Element, F: Formula<N>, const N: usize> Routine for Stretch<T, F, N> {
     }
 }
 
+/// The elements from number `at` on.
+///
 /// # Safety
-/// The pointers are valid for [`MAX_LANES`] elements, those that are written for writing.
+/// The pointers are valid for [`MAX_LANES`] elements there, those that are written for writing.
 #[inline(always)]
 unsafe fn block<A: Arch, T: Element, F: Formula<N>, const N: usize>(
     formula: F,
-    tensors: [*mut T; N],
+    tensors: &[*mut T; N],
+    at: usize,
     squares: &mut Squares<A::F64>,
 ) {
     let lanes = <T::Combined as Arithmetic>::Vector::<A>::LANES;
-    let mut first = [T::default(); MAX_LANES];
-    for i in (0..MAX_LANES).step_by(lanes) {
-        // Not `map`: its closure is not always inlined, and by itself it lacks the instruction set.
+    for i in (at..at + MAX_LANES).step_by(lanes) {
+        // Neither `map` nor `zip`, which are calls: see CONTRIBUTING.md.
         let mut elements = [<T::Combined as Arithmetic>::Vector::<A>::splat(0.0); N];
-        for (element, tensor) in elements.iter_mut().zip(tensors) {
+        for (n, element) in elements.iter_mut().enumerate() {
             // SAFETY: the caller's promise, here and below.
-            *element = unsafe { T::load::<A>(tensor.add(i)) };
+            *element = unsafe { T::load::<A>(tensors[n].add(i)) };
         }
         let results = formula.of(elements);
-        for (result, tensor) in results.into_iter().zip(tensors).take(F::WRITTEN) {
-            // SAFETY: as above.
-            unsafe { T::store::<A>(result, tensor.add(i)) };
-        }
-        if F::SQUARES && F::WRITTEN == 0 {
-            // SAFETY: there is room for all lanes.
-            unsafe { T::store::<A>(results[0], first.as_mut_ptr().add(i)) };
+        for (n, result) in results.iter().enumerate() {
+            if n < F::WRITTEN {
+                // SAFETY: as above.
+                unsafe { T::store::<A>(*result, tensors[n].add(i)) };
+            }
         }
     }
     if F::SQUARES {
-        let from = match F::WRITTEN {
-            0 => first.as_ptr(),
-            _ => tensors[0].cast_const(),
-        };
-        for i in (0..MAX_LANES).step_by(WIDENED) {
+        for i in (at..at + MAX_LANES).step_by(WIDENED) {
             // SAFETY: as above.
-            unsafe { squares.add(from.add(i)) };
+            unsafe { squares.add(tensors[0].add(i).cast_const()) };
         }
     }
 }
