@@ -322,7 +322,8 @@ class Linear(Equation):
 
 def solution_of(rule: Rule, product: Product, transposed: Product, c: Tensors) -> tuple[Tensor, ...]:
     """The solution of ``A u + c = 0``; tell of a system that was not solved."""
-    u, info = rule.solve(product, tuple(-each for each in c), rmatvec=transposed)
+    right = [-each for each in c]
+    u, info = rule.solve.solve_lists(lambda x: list(product(x)), lambda x: list(transposed(x)), right)
     tell_unsolved(rule.check, "the linear system of the derivatives", rule.solve, info)
     return tuple(u)
 

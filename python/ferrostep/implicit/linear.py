@@ -9,7 +9,7 @@ by one more product (but for :func:`neumann`), and a solver that cannot go on sa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -29,6 +29,8 @@ __all__ = ["Info", "Solver", "bicgstab", "cg", "dense", "gmres", "neumann", "nor
 
 Product: TypeAlias = Callable[[Any], Any]
 """From a tree like b to one like it."""
+Linear: TypeAlias = Callable[[Vector], Vector]
+"""The same of lists."""
 
 
 class Info(NamedTuple):
@@ -122,19 +124,42 @@ class Solver:
         with torch.no_grad():
             x = self._guess(x0, right, spec)
             transposed = rmatvec or _transpose(matvec, b)
-            precondition = self.preconditioner
-            system = System(
-                self._on_vectors(matvec, right, spec),
-                self._on_vectors(transposed, right, spec),
-                precondition and _on_lists("preconditioner(r)", precondition, right, spec),
-                right,
-                self._tolerance(right),
-            )
-            most = max(100, 10 * sum(each.numel() for each in right)) if self.maxiter is None else self.maxiter
-            self.last = info = self._run(system, x, most)
+            product, adjoint = (_on_lists("matvec(x)", each, right, spec) for each in (matvec, transposed))
+            info = self._solve(product, adjoint, right, spec, x)
+        return tree_unflatten(x, spec), info
+
+    @torch.no_grad()
+    def solve_lists(self, product: Linear, transposed: Linear, b: Sequence[Tensor]) -> tuple[Vector, Info]:
+        """Solve as a call does, with products of lists that are known to be like b: no iteration looks at them.
+
+        Args:
+            product, transposed: ``x -> A x`` and ``x -> A^T x``, from a list of tensors like b to one like it.
+            b: tensors of any shape, float32 or float64, on one device. A preconditioner gets tuples of such.
+
+        Returns:
+            The solution, a list like ``b``, and its :class:`Info`.
+
+        Raises:
+            TypeError, ValueError: ``b`` is not as described.
+        """
+        right, spec = vector_of("b", tuple(b))
+        x = self._guess(None, right, spec)
+        return x, self._solve(product, transposed, right, spec, x)
+
+    def _solve(self, product: Linear, transposed: Linear, b: Vector, spec: TreeSpec, x: Vector) -> Info:
+        precondition = self.preconditioner
+        system = System(
+            self._ridged(product),
+            self._ridged(transposed),
+            precondition and _on_lists("preconditioner(r)", precondition, b, spec),
+            b,
+            self._tolerance(b),
+        )
+        most = max(100, 10 * sum(each.numel() for each in b)) if self.maxiter is None else self.maxiter
+        self.last = info = self._run(system, x, most)
         if self.warm_start and math.isfinite(info.residual):
             self._solution = vectors.copied(x)
-        return tree_unflatten(x, spec), info
+        return info
 
     def _tolerance(self, b: Vector) -> float:
         """What the residual is to be at most; nothing is asked of a series that is cut."""
@@ -164,8 +189,7 @@ class Solver:
             return vectors.copied(self._solution)
         return [torch.zeros_like(each, memory_format=torch.contiguous_format) for each in b]
 
-    def _on_vectors(self, function: Product, like: Vector, spec: TreeSpec) -> Callable[[Vector], Vector]:
-        product = _on_lists("matvec(x)", function, like, spec)
+    def _ridged(self, product: Linear) -> Linear:
         if self.ridge == 0:
             return product
 
@@ -199,7 +223,7 @@ def described(tensors: Any) -> str:
     return ", ".join(each) or "no tensors"
 
 
-def _on_lists(name: str, function: Product, like: Vector, spec: TreeSpec) -> Callable[[Vector], Vector]:
+def _on_lists(name: str, function: Product, like: Vector, spec: TreeSpec) -> Linear:
     """A function of trees as one of lists of tensors; refuse results of another structure."""
 
     def on_lists(x: Vector) -> Vector:
