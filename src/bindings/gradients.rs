@@ -149,9 +149,9 @@ pub fn ema(
 #[pyfunction]
 pub fn descend(py: Python<'_>, r: List<'_>, q: List<'_>, alpha: f64, threads: usize) -> PyResult<f64> {
     let inputs = [("r", &r), ("q", &q)];
-    // SAFETY: two inputs, of which the first is the output.
     take(&inputs, &inputs[..1])?.change(
         py,
+        // SAFETY: two inputs, of which the first is the output.
         |positions| unsafe { gradients::apply(positions, Descend { alpha }, threads) },
         threads,
     )
@@ -169,9 +169,9 @@ pub fn advance(
     threads: usize,
 ) -> PyResult<()> {
     let inputs = [("x", &x), ("p", &p), ("z", &z)];
-    // SAFETY: three inputs, of which the first two are the outputs.
     take(&inputs, &inputs[..2])?.change(
         py,
+        // SAFETY: three inputs, of which the first two are the outputs.
         |positions| unsafe { gradients::apply(positions, Advance { alpha, beta }, threads) },
         threads,
     )?;
@@ -194,9 +194,9 @@ pub fn normalized_step(
         ("direction", &direction),
         ("params", &params),
     ];
-    // SAFETY: three inputs, of which the last two are the outputs.
     take(&inputs, &inputs[1..])?.change(
         py,
+        // SAFETY: three inputs, of which the last two are the outputs.
         |positions| unsafe { gradients::normalized(positions, momentum, lr, threads) },
         threads,
     )

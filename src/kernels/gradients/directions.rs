@@ -65,10 +65,11 @@ impl Formula<2> for Blend {
 /// As for [`apply`], where the second and the third list are written.
 pub unsafe fn normalized(positions: &[Position], momentum: f64, lr: f64, threads: usize) -> f64 {
     let [blended, moved] = [[1, 0], [2, 1]].map(|lists| of_lists(positions, lists));
-    // SAFETY: the caller's promise, here and below.
+    // SAFETY: the caller's promise.
     let norm = unsafe { apply(&blended, Blend { momentum }, threads) }.sqrt();
     if norm.is_finite() && norm > 0.0 {
         // The sum is not needed, and costs nothing beside the memory.
+        // SAFETY: as above.
         unsafe { apply(&moved, Descend { alpha: lr / norm }, threads) };
     }
     norm
