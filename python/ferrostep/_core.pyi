@@ -396,6 +396,20 @@ def norms(gradient: list[Any | None], threads: int) -> list[float]:
 def follow(gradient: list[Any | None], before: list[Any | None], threads: int) -> list[float]:
     """The squares of the norms of ``gradient`` and ``gradient - before``, and ``before <- gradient``, in one pass."""
 
+def descend(r: list[Any], q: list[Any], alpha: float, threads: int) -> float:
+    """``r <- r - alpha * q``, and the square of the norm of r, in one pass."""
+
+def advance(x: list[Any], p: list[Any], z: list[Any], alpha: float, beta: float, threads: int) -> None:
+    """``x <- x + alpha * p`` and ``p <- z + beta * p``, in one pass."""
+
+def normalized_step(
+    buffers: list[Any], direction: list[Any], params: list[Any], momentum: float, lr: float, threads: int
+) -> float:
+    """``direction <- momentum * buffers + (1 - momentum) * direction``, ``params <- params - lr / norm * direction``.
+
+    Returns the norm, of all tensors of the new ``direction``. Where it is 0 or not finite ``params`` stay.
+    """
+
 def combine(
     lists: list[list[Any | None]], outputs: list[list[Any | None]], factors: list[list[float]], threads: int
 ) -> None:
