@@ -14,6 +14,7 @@ mod selected;
 mod simplex;
 mod sums;
 mod sweep;
+mod taking;
 mod terms;
 mod tiles;
 
