@@ -317,6 +317,9 @@ class RuleOptimizer(InPlaceOptimizer):
             if taken is None or not taken.batch.finished:
                 new_state.discard()
         if taken.batch.finished:
+            self._recorders.add(taken.power_sums)
+            if self._release is None:
+                self._end_step()
             self._after_update(taken.batch, taken.elsewhere)
             for project in projections:
                 project()
@@ -378,7 +381,8 @@ class RuleOptimizer(InPlaceOptimizer):
 
     def _asks_ranks(self, group: dict[str, Any]) -> bool:
         """Whether a group's step depends on what other ranks have."""
-        return bool(group["skip_nonfinite"]) or group["max_grad_norm"] is not None or self._asks_for_sums(group)
+        asks_for_norms = group["max_grad_norm"] is not None or bool(self._recorders.orders)
+        return bool(group["skip_nonfinite"]) or asks_for_norms or self._asks_for_sums(group)
 
     def _take(self, new_state: NewState) -> Taken:
         try:
@@ -392,7 +396,7 @@ class RuleOptimizer(InPlaceOptimizer):
 
     def _gather_all(self, new_state: NewState) -> Taken:
         """Hand all groups to Rust, which checks them; what is for plain torch, checked, too."""
-        taken = Taken(self._known, self._scratch)
+        taken = Taken(self._known, self._scratch, self._recorders.orders)
         is_ours = False
         for number, group in enumerate(self.param_groups):
             check_max_grad_norm(group["max_grad_norm"])

@@ -12,7 +12,7 @@ mod tests;
 pub use combine::combine;
 pub use moments::{Sums, sums};
 pub use normal::{Rows, Work};
-pub use norms::{follow, norms};
+pub use norms::{Norms, Powers, follow};
 pub use singular::{Singular, top_singular_value};
 
 use half::{bf16, f16};
