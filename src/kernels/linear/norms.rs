@@ -146,10 +146,10 @@ impl<V: Double> Lanes<V> {
     #[inline(always)]
     fn of(values: &[[f64; LANES]; 2]) -> Self {
         let mut sums = Lanes([[V::splat(0.0); PARTS]; 2]);
-        for (parts, values) in sums.0.iter_mut().zip(values) {
-            for (part, lanes) in parts.iter_mut().zip(values.chunks_exact(V::LANES)) {
+        for (k, values) in values.iter().enumerate() {
+            for part in 0..LANES / V::LANES {
                 // SAFETY: a vector's lanes.
-                *part = unsafe { V::load_f64(lanes.as_ptr()) };
+                sums.0[k][part] = unsafe { V::load_f64(values.as_ptr().add(part * V::LANES)) };
             }
         }
         sums
@@ -158,10 +158,10 @@ impl<V: Double> Lanes<V> {
     #[inline(always)]
     fn values(&self) -> [[f64; LANES]; 2] {
         let mut all = [[0.0; LANES]; 2];
-        for (parts, values) in self.0.iter().zip(&mut all) {
-            for (part, lanes) in parts.iter().zip(values.chunks_exact_mut(V::LANES)) {
+        for (k, values) in all.iter_mut().enumerate() {
+            for part in 0..LANES / V::LANES {
                 // SAFETY: a vector's lanes.
-                unsafe { part.store_f64(lanes.as_mut_ptr()) };
+                unsafe { self.0[k][part].store_f64(values.as_mut_ptr().add(part * V::LANES)) };
             }
         }
         all
@@ -174,17 +174,20 @@ impl<V: Double> Lanes<V> {
         let pairs = LANES / V::LANES / 2;
         for pair in 0..pairs {
             // SAFETY: the caller's promise.
-            let halves = unsafe { T::widen::<V>(from, pair) };
-            for (half, x) in halves.into_iter().enumerate() {
-                let part = half * pairs + pair;
-                let [sizes, squares] = &mut self.0;
-                if SIZES {
-                    sizes[part] = sizes[part] + x.abs();
-                }
-                if SQUARES {
-                    squares[part] = squares[part] + x * x;
-                }
-            }
+            let [lower, upper] = unsafe { T::widen::<V>(from, pair) };
+            self.add_part::<SIZES, SQUARES>(pair, lower);
+            self.add_part::<SIZES, SQUARES>(pairs + pair, upper);
+        }
+    }
+
+    #[inline(always)]
+    fn add_part<const SIZES: bool, const SQUARES: bool>(&mut self, part: usize, x: V) {
+        let [sizes, squares] = &mut self.0;
+        if SIZES {
+            sizes[part] = sizes[part] + x.abs();
+        }
+        if SQUARES {
+            squares[part] = squares[part] + x * x;
         }
     }
 
