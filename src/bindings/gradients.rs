@@ -4,11 +4,13 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use smallvec::{SmallVec, smallvec};
 
-use super::arguments::{at_least_zero, finite, share};
+use super::arguments::{at_least_zero, finite, powers, share};
 use super::call::{Call, Names, Owner, Role};
 use super::errors::Problem;
 use super::view::View;
+use crate::kernels::elementwise::{self, NormSums, Values};
 use crate::kernels::gradients::{self, Advance, Descend, Factors, Position, Products};
+use crate::kernels::linear::Powers;
 use crate::kernels::storage::Access;
 
 type List<'py> = Vec<Option<Bound<'py, PyAny>>>;
@@ -84,10 +86,11 @@ pub fn gram(py: Python<'_>, lists: Vec<List<'_>>, threads: usize) -> PyResult<Ve
     Ok(sums.chunks(lists.len().max(1)).map(<[f64]>::to_vec).collect())
 }
 
-/// The l1 norm of a gradient, and the square of its l2 norm.
+/// The l1 norm of a gradient, and the square of its l2 norm: of those that are asked for; see `_core.pyi`.
 #[pyfunction]
-pub fn norms(py: Python<'_>, gradient: List<'_>, threads: usize) -> PyResult<[f64; 2]> {
-    take(&[("gradients", &gradient)], &[])?.norms(py, threads)
+pub fn norms(py: Python<'_>, gradient: List<'_>, orders: Vec<u32>, threads: usize) -> PyResult<NormSums> {
+    let powers = powers(&orders)?;
+    take(&[("gradients", &gradient)], &[])?.norms(py, powers, threads)
 }
 
 /// The squares of a gradient's norm and of its distance from another, which becomes a copy of it; see `_core.pyi`.
@@ -339,11 +342,19 @@ impl<N: Names> Lists<N> {
         Ok(products.unwrap_or_default())
     }
 
-    fn norms(&mut self, py: Python<'_>, threads: usize) -> PyResult<[f64; 2]> {
-        let positions = &self.positions;
+    fn norms(&mut self, py: Python<'_>, powers: Powers, threads: usize) -> PyResult<NormSums> {
+        let values = |position: &Position| Values {
+            dtype: position.dtype,
+            len: position.len,
+            data: position.inputs[0].cast_const(),
+        };
+        let tensors: Vec<Values> = self.positions.iter().map(values).collect();
         // SAFETY: as in `products`.
-        let kernel = || Some(unsafe { gradients::norms(positions, threads) });
-        Ok(self.call.run(py, threads, kernel)?.unwrap_or_default())
+        let kernel = || Some(unsafe { elementwise::norms(&tensors, powers, threads) });
+        let all = self.call.run(py, threads, kernel)?.unwrap_or_default();
+        Ok(all
+            .iter()
+            .fold([0.0; 2], |sum, own| [sum[0] + own[0], sum[1] + own[1]]))
     }
 
     fn follow(&mut self, py: Python<'_>, threads: usize) -> PyResult<[f64; 2]> {

@@ -315,6 +315,9 @@ class RuleOptimizer(InPlaceOptimizer):
             if taken is None or not taken.batch.finished:
                 new_state.discard()
             else:
+                self._recorders.add(taken.power_sums)
+                if self._release is None:
+                    self._end_step()
                 self._after_update(taken.batch, taken.elsewhere)
 
     def _is_to_run(self, taken: Taken, new_state: NewState) -> bool:
@@ -369,7 +372,7 @@ class RuleOptimizer(InPlaceOptimizer):
 
     def _gather_all(self, new_state: NewState) -> Taken:
         """Hand all groups to Rust, which checks them; what is for plain torch, checked, too."""
-        taken = Taken(self._known, self._scratch)
+        taken = Taken(self._known, self._scratch, self._recorders.orders)
         is_ours = False
         for number, group in enumerate(self.param_groups):
             check_max_grad_norm(group["max_grad_norm"])

@@ -2,7 +2,7 @@
 //! projection of one onto the normal plane of another. Steps along directions that change with them.
 
 mod directions;
-mod norms;
+mod follow;
 mod pcgrad;
 
 use std::ops::Range;
@@ -14,7 +14,7 @@ use super::storage::{Float, with_type};
 use crate::runtime::{Isa, Shared, pool};
 
 pub use directions::{Advance, Descend, apply, normalized};
-pub use norms::{follow, norms};
+pub use follow::follow;
 pub use pcgrad::pcgrad;
 
 /// As many lists are summed or combined at once; of more, several at a time while they are in the cache.

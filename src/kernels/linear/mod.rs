@@ -14,7 +14,7 @@ pub use combine::combine;
 pub use formulas::{Formula, compute};
 pub use moments::{Sums, sums};
 pub use normal::{Rows, Work};
-pub use norms::{follow, norms};
+pub use norms::{Norms, Powers, follow};
 pub use singular::{Singular, top_singular_value};
 
 use half::{bf16, f16};
