@@ -225,6 +225,8 @@ def test_nothing_is_allocated() -> None:
         ({"w": (3, 0.5)}, {}, TypeError, "shape of w is a float, expected an integer"),
         ([(3, 4)], {"lr": -1.0}, ValueError, "Invalid learning rate: -1.0"),
         ([(3, 4)], {"momentun": 1}, TypeError, "momentun"),
+        ([(3, 4)], {"dtype": "bfloat16"}, TypeError, "dtype is a str, expected a torch.dtype, or None"),
+        ([(3, 4)], {"dtype": torch.int8}, ValueError, "dtype is torch.int8, expected one of floats"),
         (nn.LazyLinear(3), {}, RuntimeError, "weight is of a lazy module and has no shape yet"),
     ],
     ids=lambda value: str(value)[:20],
