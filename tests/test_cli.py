@@ -271,6 +271,17 @@ def test_plan_takes_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert [row.split()[0] for row in rows] == list(DEFAULT)
 
 
+def test_plan_takes_tuples_and_mappings_and_small_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**MODELS["gpt2"], "n_embd": 64, "n_layer": 1, "n_positions": 64, "vocab_size": 4096}))
+    half = "adamw:betas=(0.9,0.95),state_dtype={'exp_avg':'bfloat16'},weight_decay=0.1"
+    assert main(["plan", "--config", str(path), "--optimizer", half, "--optimizer", "adamw"]) == 0
+    title, _, _, *rows = capsys.readouterr().out.splitlines()
+    assert title.endswith("; MiB without activations")
+    (weights, state), whole = [row.split()[1:4:2] for row in rows]
+    assert whole == ["1.21", "2.41"] and (weights, state) == ("1.21", "1.81")
+
+
 @pytest.mark.frameworks
 @pytest.mark.parametrize(
     "config",
