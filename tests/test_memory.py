@@ -208,6 +208,12 @@ def test_a_printed_plan_is_a_table() -> None:
     ]
 
 
+def test_the_default_device_plays_no_part() -> None:
+    expected = memory_plan([(8, 4)], AdamW)
+    with torch.device("meta"):
+        assert memory_plan([(8, 4)], AdamW) == memory_plan([nn.Parameter(torch.ones(8, 4))], AdamW) == expected
+
+
 def test_nothing_is_allocated() -> None:
     """A trillion elements."""
     plan = memory_plan({"weight": (1_000_000, 1_000_000)}, AdamW, state_dtype=torch.bfloat16, dtype=torch.bfloat16)

@@ -220,6 +220,7 @@ def test_the_recorder_takes_complex_sparse_and_missing_gradients() -> None:
     ("arguments", "expected"),
     [
         ((0.1, 256, 1024, "linear"), 0.4),
+        ((0.1, 256, 1024, "linear", 1e-310), 0.1),
         ((1e-3, 256, 1024), 2e-3),
         ((1.0, 1000, 250, "surge", 1000.0), 0.8),
         ((1.0, 1000, 1000, "surge", 1000.0), 1.0),
