@@ -379,6 +379,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "rates": (lambda: LVHBA([X], [Y], lr=(0.1, 0.1)), ValueError, "lr has 2 numbers, expected 3"),  # type: ignore[arg-type]
     "gamma": (lambda: LVHBA([X], [Y], gamma=(0.0, 1.0)), ValueError, r"Invalid gamma\[0\]: 0.0"),
     "power": (lambda: LVHBA([X], [Y], penalty=(1.0, 0.5)), ValueError, r"Invalid penalty\[1\]: 0.5"),
+    "equality": (lambda: LVHBA([X], [Y], equality="no"), TypeError, "equality is a str, expected a bool"),  # type: ignore[arg-type]
     "order": (lambda: LVHBA([X], [Y], order="sor"), ValueError, "Invalid order: 'sor'"),  # type: ignore[arg-type]
     "project": (lambda: LVHBA([X], [Y], project=3), TypeError, "project is a int"),  # type: ignore[arg-type]
     "what solves": (lambda: hypergradient(square, square, [X], [Y], solver=3), TypeError, "solver is a int"),  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Sampler
 
 from ferrostep.errors import Problem
-from ferrostep.numpy.arrays import whole
+from ferrostep.numpy.arrays import truth, whole
 
 SEEDS = 2**63
 """The seed of an epoch, the sum of two numbers below this, is one of torch's."""
@@ -65,9 +65,9 @@ class ResizableBatchSampler(Sampler[list[int]]):
     ) -> None:
         self.num_replicas = whole("num_replicas", num_replicas, 1)
         self.n = whole("n", n, self.num_replicas)
-        self.shuffle = shuffle
+        self.shuffle = truth("shuffle", shuffle)
         self.seed = whole("seed", seed, 0, SEEDS)
-        self.drop_last = drop_last
+        self.drop_last = truth("drop_last", drop_last)
         self.rank = whole("rank", rank, 0, self.num_replicas)
         self.epoch = 0
         self._ends = [0]

@@ -13,7 +13,7 @@ from ferrostep.batch_size.statistics import GradStatistics
 from ferrostep.curvature.products import listed_parameters
 from ferrostep.gradients import combine, gram
 from ferrostep.gradients.lists import Gradient, follow, norms
-from ferrostep.numpy.arrays import whole
+from ferrostep.numpy.arrays import truth, whole
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -57,7 +57,7 @@ class GradVarianceAccumulator:
     ) -> None:
         self._params = listed_parameters(params)
         self._before: list[Tensor | None] = [None] * len(self._params)
-        self._inner_products = inner_products
+        self._inner_products = truth("inner_products", inner_products)
         self._clear()
 
     def _clear(self) -> None:

@@ -126,7 +126,7 @@ def _row(name: str, given: Any) -> Norms:
     """One dimension of numbers in float64; TypeError or ValueError, by their name, for anything else."""
     try:
         found: Norms = np.asarray(given, np.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise wrong_kind(name, given, "a sequence of numbers, or an array without a graph") from error
     if found.ndim != 1:
         raise Problem.SHAPE.of(name, list(found.shape), "one dimension")
