@@ -357,6 +357,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no tensor": (lambda: BOREP([X], [3.0]), TypeError, r"lower_params\[0\] is a float"),  # type: ignore[list-item]
     "both levels": (lambda: LVHBA([X], [Y, X]), ValueError, r"upper_params\[0\] is lower_params\[1\]"),
     "dtype": (lambda: BOREP([Parameter(X.bfloat16())], [Y]), ValueError, r"upper_params\[0\] has dtype torch.bfloat16"),
+    "expanded": (
+        lambda: BOREP([X], [torch.ones(1).expand(3).requires_grad_()]),
+        ValueError,
+        r"lower_params\[0\] has elements that share memory",
+    ),
     "no leaf": (lambda: BOREP([X * 1], [Y]), ValueError, r"upper_params\[0\] is no leaf"),
     "lr": (lambda: BOREP([X], [Y], lr=-1.0), ValueError, "Invalid learning rate: -1.0"),
     "momentum": (lambda: BOREP([X], [Y], momentum=1.0), ValueError, "Invalid momentum: 1.0"),
@@ -377,6 +382,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "rates": (lambda: LVHBA([X], [Y], lr=(0.1, 0.1)), ValueError, "lr has 2 numbers, expected 3"),  # type: ignore[arg-type]
     "gamma": (lambda: LVHBA([X], [Y], gamma=(0.0, 1.0)), ValueError, r"Invalid gamma\[0\]: 0.0"),
     "power": (lambda: LVHBA([X], [Y], penalty=(1.0, 0.5)), ValueError, r"Invalid penalty\[1\]: 0.5"),
+    "equality": (lambda: LVHBA([X], [Y], equality="no"), TypeError, "equality is a str, expected a bool"),  # type: ignore[arg-type]
     "order": (lambda: LVHBA([X], [Y], order="sor"), ValueError, "Invalid order: 'sor'"),  # type: ignore[arg-type]
     "project": (lambda: LVHBA([X], [Y], project=3), TypeError, "project is a int"),  # type: ignore[arg-type]
     "what solves": (lambda: hypergradient(square, square, [X], [Y], solver=3), TypeError, "solver is a int"),  # type: ignore[arg-type]
@@ -436,7 +442,7 @@ def test_nothing_is_changed_by_a_step_that_fails(kind: str, case: str) -> None:
 def test_a_state_of_another_class_is_refused() -> None:
     optimizer = BOREP([X], [Y])
     for other, message in (
-        (torch.optim.SGD([X]), "level of the groups"),
+        (torch.optim.SGD([X]), r"level of the groups: \[None\]; expected \['upper', 'lower'\]"),
         (LVHBA([X], [Y]), "the upper group of the state dict has no 'momentum'"),
     ):
         with pytest.raises(ValueError, match=message):

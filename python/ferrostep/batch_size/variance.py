@@ -13,7 +13,7 @@ from ferrostep.batch_size.statistics import GradStatistics
 from ferrostep.curvature.products import listed_parameters
 from ferrostep.gradients import combine, gram
 from ferrostep.gradients.lists import Gradient, follow, power_sum
-from ferrostep.numpy.arrays import whole
+from ferrostep.numpy.arrays import truth, whole
 from ferrostep.suggestions import suggesting
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class GradVarianceAccumulator:
     ) -> None:
         self._params = listed_parameters(params)
         self._before: list[Tensor | None] = [None] * len(self._params)
-        self._inner_products = inner_products
+        self._inner_products = truth("inner_products", inner_products)
         self._clear()
 
     def _clear(self) -> None:
@@ -77,7 +77,7 @@ class GradVarianceAccumulator:
 
         Raises:
             TypeError, ValueError: ``batch_size`` is no whole number of at least 1, or a gradient is sparse or has
-                changed its shape or dtype.
+                changed its shape or dtype since the last reset.
             RuntimeError: there are no gradients, or one has gone since the last call. Nothing is taken in then.
         """
         size = whole("batch_size", batch_size, 1)
@@ -86,7 +86,7 @@ class GradVarianceAccumulator:
             raise RuntimeError("no parameter has a gradient: call add() after backward(), and before zero_grad()")
         before = list(self._before)
         for i, (now, there) in enumerate(zip(gradient, before, strict=True)):
-            if now is not None and there is None:
+            if now is not None and (there is None or (not self._sizes and not _is_like(now, there))):
                 before[i] = torch.zeros_like(now)
             elif now is None and there is not None:
                 if self._sizes:
@@ -145,3 +145,7 @@ class GradVarianceAccumulator:
         for there in self._before:
             if there is not None:
                 there.zero_()
+
+
+def _is_like(x: Tensor, other: Tensor) -> bool:
+    return (x.shape, x.dtype, x.device) == (other.shape, other.dtype, other.device)

@@ -12,6 +12,7 @@ from torch.optim.optimizer import Optimizer
 
 from ferrostep import _core, reference
 from ferrostep.errors import wrong_kind
+from ferrostep.numpy.arrays import truth
 from ferrostep.optim import shards
 from ferrostep.optim.agreement import agreed
 from ferrostep.optim.base import without_dynamo
@@ -80,7 +81,7 @@ class SAM(Optimizer):
         if not isinstance(base_optimizer, Optimizer):
             raise wrong_kind("base_optimizer", base_optimizer, "a torch.optim.Optimizer")
         self.rho = rho
-        self.adaptive = bool(adaptive)
+        self.adaptive = truth("adaptive", adaptive)
         self._weights: dict[Tensor, Tensor] | None = None  # between both steps the weights to go back to
         self._base: Optimizer | None = None
         super().__init__([dict(group) for group in base_optimizer.param_groups], base_optimizer.defaults)

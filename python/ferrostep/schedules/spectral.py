@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ferrostep.curvature.krylov import lanczos
 from ferrostep.curvature.operators import FlatParameters, hvp_operator
 from ferrostep.errors import Problem, wrong_kind
-from ferrostep.numpy.arrays import real, whole
+from ferrostep.numpy.arrays import real, truth, whole
 from ferrostep.suggestions import suggesting
 
 NOISE_FLOOR = 1e-4
@@ -206,7 +206,7 @@ class SpectralLR(LRScheduler):
         self.interval = whole("interval", interval, 1)
         self.steps = whole("steps", steps, 1)
         self.safety = real("safety", safety, 0.0)
-        self.set_momentum = bool(set_momentum)
+        self.set_momentum = truth("set_momentum", set_momentum)
         self.max_momentum = real("max_momentum", max_momentum, 0.0)
         self.warmup_steps = whole("warmup_steps", warmup_steps, 0)
         if not 0 < self.safety <= 1:
