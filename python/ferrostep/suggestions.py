@@ -15,6 +15,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "wd": ("weight_decay",),
     "mom": ("momentum",),
     "epsilon": ("eps",),
+    "project": ("projection",),
     **{name: ("betas",) for name in ("b1", "b2", "beta1", "beta2", "beta_1", "beta_2")},
     "adam": ("adamw", "decoupled_weight_decay"),
 }
