@@ -192,7 +192,7 @@ impl Batch {
                 }
                 scalars.iter().for_each(|scalar| scalar.write());
             }
-            elementwise::select(works, threads);
+            elementwise::prepare(works, threads);
             let counted = elementwise::run(works, threads);
             matrices.iter_mut().for_each(|step| step.run(threads, memory));
             Some(counted)
