@@ -4,6 +4,7 @@
 //! instruction set, storage type, rounding mode and any number of threads.
 
 mod ball;
+mod carried;
 mod coded;
 mod combinations;
 mod declared;
@@ -42,6 +43,7 @@ pub mod storm;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use ball::Ball;
+pub use carried::CarriedUpdates;
 pub use combinations::is_supported;
 use combinations::kernel;
 pub use declared::{ByName, Declaration, HyperparameterKind, Hyperparameters, Source, Steady, Visitor};
@@ -415,6 +417,10 @@ pub trait Work: Send + Sync {
     fn first_blocks(&self) -> Vec<usize>;
     /// Whether the rule is to know sums.
     fn is_to_know(&self) -> bool {
+        false
+    }
+    /// Whether [`Work::sum`] writes what the maker gave it for that, and so is to be called once.
+    fn writes_in_sums(&self) -> bool {
         false
     }
     /// What the rule sums over block `index`; no block is to be summed or updated by another thread meanwhile.
