@@ -226,11 +226,12 @@ class Batch:
         threads: int,
         *,
         copies: list[tuple[Any, Any]] = ...,
+        then: list[Callable[[], object]] = ...,
     ) -> bool:
         """Update everything that was added, on up to ``threads`` threads, without the GIL; once.
 
-        Then tell autograd of the parameters, and copy to the first tensor of each of ``copies`` the second: an
-        interrupt leaves nothing of this undone.
+        Then tell autograd of the parameters, copy to the first tensor of each of ``copies`` the second, and call all of
+        ``then``, what raises once more: an interrupt leaves nothing of this undone.
 
         Returns False, with nothing changed, if a gradient that is not to be has a NaN or infinity. Raises ValueError
         if tensors share memory of which some is written.
@@ -407,6 +408,20 @@ def norms(gradient: list[Any | None], threads: int) -> list[float]:
 def follow(gradient: list[Any | None], before: list[Any | None], threads: int) -> list[float]:
     """The squares of the norms of ``gradient`` and ``gradient - before``, and ``before <- gradient``, in one pass."""
 
+def descend(r: list[Any], q: list[Any], alpha: float, threads: int) -> float:
+    """``r <- r - alpha * q``, and the square of the norm of r, in one pass."""
+
+def advance(x: list[Any], p: list[Any], z: list[Any], alpha: float, beta: float, threads: int) -> None:
+    """``x <- x + alpha * p`` and ``p <- z + beta * p``, in one pass."""
+
+def normalized_step(
+    buffers: list[Any], direction: list[Any], params: list[Any], momentum: float, lr: float, threads: int
+) -> float:
+    """``direction <- momentum * buffers + (1 - momentum) * direction``, ``params <- params - lr / norm * direction``.
+
+    Returns the norm, of all tensors of the new ``direction``. Where it is 0 or not finite ``params`` stay.
+    """
+
 def combine(
     lists: list[list[Any | None]], outputs: list[list[Any | None]], factors: list[list[float]], threads: int
 ) -> None:
@@ -480,8 +495,8 @@ def krylov_subtract(w: Any, q: Any, alpha: float, threads: int) -> float:
     """Writes ``w - alpha * q`` to ``w``; returns its norm."""
 
 def krylov_orthogonalize(basis: Any, block: Any, threads: int) -> tuple[list[list[float]], list[float]]:
-    """Writes ``w - Q c`` with ``c = Q' w`` to each row w of a block, of a matrix of which the rows are the columns of
-    Q; returns c and the norm of every row."""
+    """Writes ``w - Q c`` with ``c = Q' w`` to each row w of a block, of an orthonormal basis of which the rows are the
+    columns of Q, and takes the block's rows before it likewise; returns c and the norm of every row."""
 
 def krylov_scale(w: Any, factor: float, threads: int) -> None:
     """Multiplies ``w`` by a factor."""

@@ -166,10 +166,16 @@ impl Batch {
         }
     }
 
-    /// Runs the step, on up to `threads` threads and without the GIL, tells autograd of it, and copies what was
-    /// computed elsewhere. See `_core.pyi`.
-    #[pyo3(signature = (threads, *, copies=Vec::new()))]
-    fn run(&mut self, py: Python<'_>, threads: usize, copies: Vec<finish::Copy<'_>>) -> PyResult<bool> {
+    /// Runs the step, on up to `threads` threads and without the GIL, tells autograd of it, copies what was computed
+    /// elsewhere, and calls what follows. See `_core.pyi`.
+    #[pyo3(signature = (threads, *, copies=Vec::new(), then=Vec::new()))]
+    fn run(
+        &mut self,
+        py: Python<'_>,
+        threads: usize,
+        copies: Vec<finish::Copy<'_>>,
+        then: Vec<Bound<'_, PyAny>>,
+    ) -> PyResult<bool> {
         if std::mem::replace(&mut self.started, true) {
             return Err(PyRuntimeError::new_err("this batch has run already"));
         }
@@ -206,9 +212,9 @@ impl Batch {
         if !self.ledger.call.has_run() {
             return result.map(|_| false);
         }
-        let copied = finish::copy(&copies);
+        let finished = finish::copy(&copies).and(finish::follow(&then));
         self.counted = result?.unwrap_or_default();
-        copied.map(|()| true)
+        finished.map(|()| true)
     }
 
     /// Whether `run` has updated everything: also after an interrupt that came meanwhile.

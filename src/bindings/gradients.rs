@@ -8,7 +8,7 @@ use super::arguments::{at_least_zero, finite, share};
 use super::call::{Call, Names, Owner, Role};
 use super::errors::Problem;
 use super::view::View;
-use crate::kernels::gradients::{self, Factors, Position, Products};
+use crate::kernels::gradients::{self, Advance, Descend, Factors, Position, Products};
 use crate::kernels::storage::Access;
 
 type List<'py> = Vec<Option<Bound<'py, PyAny>>>;
@@ -143,6 +143,63 @@ pub fn ema(
     let mut lists = take(&inputs, &inputs[..1])?;
     all_or_none(&inputs)?;
     lists.move_towards(py, tau, threads)
+}
+
+/// Writes `r - alpha * q` to r, and gives the square of its norm; see `_core.pyi`.
+#[pyfunction]
+pub fn descend(py: Python<'_>, r: List<'_>, q: List<'_>, alpha: f64, threads: usize) -> PyResult<f64> {
+    let inputs = [("r", &r), ("q", &q)];
+    take(&inputs, &inputs[..1])?.change(
+        py,
+        // SAFETY: two inputs, of which the first is the output.
+        |positions| unsafe { gradients::apply(positions, Descend { alpha }, threads) },
+        threads,
+    )
+}
+
+/// Writes `x + alpha * p` to x and `z + beta * p` to p; see `_core.pyi`.
+#[pyfunction]
+pub fn advance(
+    py: Python<'_>,
+    x: List<'_>,
+    p: List<'_>,
+    z: List<'_>,
+    alpha: f64,
+    beta: f64,
+    threads: usize,
+) -> PyResult<()> {
+    let inputs = [("x", &x), ("p", &p), ("z", &z)];
+    take(&inputs, &inputs[..2])?.change(
+        py,
+        // SAFETY: three inputs, of which the first two are the outputs.
+        |positions| unsafe { gradients::apply(positions, Advance { alpha, beta }, threads) },
+        threads,
+    )?;
+    Ok(())
+}
+
+/// A step along the normalized momentum; see `_core.pyi`.
+#[pyfunction]
+pub fn normalized_step(
+    py: Python<'_>,
+    buffers: List<'_>,
+    direction: List<'_>,
+    params: List<'_>,
+    momentum: f64,
+    lr: f64,
+    threads: usize,
+) -> PyResult<f64> {
+    let inputs = [
+        ("momentum_buffer", &buffers),
+        ("direction", &direction),
+        ("params", &params),
+    ];
+    take(&inputs, &inputs[1..])?.change(
+        py,
+        // SAFETY: three inputs, of which the last two are the outputs.
+        |positions| unsafe { gradients::normalized(positions, momentum, lr, threads) },
+        threads,
+    )
 }
 
 /// Refuses a place at which one of two lists, of one length, has a tensor and the other has none.
@@ -294,6 +351,18 @@ impl<N: Names> Lists<N> {
         // SAFETY: as in `products`; both lists have tensors at the same places, and the second is written.
         let kernel = || Some(unsafe { gradients::follow(positions, threads) });
         Ok(self.call.run(py, threads, kernel)?.unwrap_or_default())
+    }
+
+    /// Runs a kernel that changes the outputs, with what [`gradients::apply`] is promised.
+    fn change(
+        &mut self,
+        py: Python<'_>,
+        kernel: impl FnOnce(&[Position]) -> f64 + Send,
+        threads: usize,
+    ) -> PyResult<f64> {
+        let positions = &self.positions;
+        let found = self.call.run(py, threads, || Some(kernel(positions)))?;
+        Ok(found.unwrap_or_default())
     }
 
     /// Makes of the products at each position what is returned, and the factors by which all is combined: one row for

@@ -14,11 +14,13 @@ from ferrostep.curvature.products import listed_parameters
 from ferrostep.gradients import combine, gram
 from ferrostep.gradients.lists import Gradient, follow, norms
 from ferrostep.numpy.arrays import whole
+from ferrostep.suggestions import suggesting
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@suggesting
 class GradVarianceAccumulator:
     r"""The statistics of a step's gradient, from its micro-batches.
 

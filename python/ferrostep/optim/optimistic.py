@@ -158,9 +158,6 @@ class OptimisticMD(RuleOptimizer):
                     chosen = f"{name}={group[name]!r}"
                     raise ValueError(f"{chosen} and geometry={group['geometry']!r} exclude each other")
 
-    def _asks_for_sums(self, group: dict[str, Any]) -> bool:
-        return group["adaptive"] is not None
-
     def _takes_matrices(self, group: dict[str, Any]) -> bool:
         return group["radius"] is not None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,7 +72,11 @@ class Taken:
         self._added_with += [len(self._added)] * len(parts)
         self._add(along_moves, [gathered.params[i] for i in apart])
         self._parts += parts
-        self._together += [(each.group, each.description) for each in parts]
+        self._together += [
+            (group, each.description)
+            for each, i in zip(parts, apart, strict=True)
+            for group in shards.process_groups([gathered.params[i]])
+        ]
 
     def _add(self, gathered: Gathered, params: list[Tensor]) -> None:
         gathered.add_to(self.batch)
@@ -102,6 +106,9 @@ class Taken:
 
     def _of_rank(self, gathered: Gathered) -> Gathered:
         self._distributed += [p for p in gathered.params if shards.is_distributed(p)]
+        if gathered.group["skip_nonfinite"]:
+            description = f"group {gathered.number} with skip_nonfinite=True"
+            self._together += [(group, description) for group in shards.process_groups(gathered.params)]
         return gathered.of_rank()
 
     def look_at_all(self) -> None:
@@ -113,9 +120,9 @@ class Taken:
         """What the ranks of a process group are to do together."""
         together = [description for of, description in self._together if of is group]
         summed = [
-            f"parameter {position} in group {gathered.number} by its norm"
+            f"parameter {position} in group {gathered.number} by {' and '.join(asked)}"
             for gathered, params in (*self._added, *self._elsewhere)
-            if gathered.is_clipped or gathered.rule.summed
+            if (asked := ["its norm"] * gathered.is_clipped + ["its sum"] * bool(gathered.rule.summed))
             for position, p in zip(gathered.positions, params, strict=False)
             if group in shards.process_groups([p])
         ]
@@ -166,16 +173,16 @@ class Taken:
         summand = self._elsewhere[i]
         self._elsewhere[i] = summand._replace(gathered=summand.gathered._replace(**found))
 
-    def run(self, threads: int) -> None:
-        """Take the step: all of it or, on an error, nothing."""
+    def run(self, threads: int, then: Sequence[Callable[[], object]] = ()) -> None:
+        """Take the step: all of it with what is then to be called or, on an error, nothing."""
         if not self._parts and not self._elsewhere:
-            self.batch.run(threads)
+            self.batch.run(threads, then=list(then))
         else:
-            self._run_with_others(threads)
+            self._run_with_others(threads, list(then))
         if self._distributed:
             torch.autograd.graph.increment_version(self._distributed)
 
-    def _run_with_others(self, threads: int) -> None:
+    def _run_with_others(self, threads: int, then: list[Callable[[], object]]) -> None:
         copies = []
         if self._parts:
             from ferrostep.optim.ownership import exchange
@@ -184,4 +191,4 @@ class Taken:
         copies += [copy for gathered in self.elsewhere for copy in gathered.updates()]
         # What autograd records of a differentiable step; parameters of other groups are detached.
         with torch.set_grad_enabled(any(gathered.group["differentiable"] for gathered in self.elsewhere)):
-            self.batch.run(threads, copies=copies)
+            self.batch.run(threads, copies=copies, then=then)

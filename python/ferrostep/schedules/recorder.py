@@ -14,11 +14,13 @@ from ferrostep.errors import wrong_choice, wrong_kind
 from ferrostep.gradients.lists import norms
 from ferrostep.numpy.arrays import whole
 from ferrostep.reference import checks
+from ferrostep.suggestions import suggesting
 
 Norm: TypeAlias = Literal["l1", "l2"]
 ORDERS: dict[str, int] = {"l1": 1, "l2": 2}
 
 
+@suggesting
 class GradNormRecorder:
     """Records the norm of all gradients of an optimizer, for :func:`refine_schedule`.
 

@@ -16,6 +16,7 @@ mod selected;
 mod simplex;
 mod sums;
 mod sweep;
+mod taking;
 mod terms;
 mod tiles;
 

@@ -1,6 +1,7 @@
 //! Gradients of several losses over the same parameters: their inner products, linear combinations of them, and the
-//! projection of one onto the normal plane of another.
+//! projection of one onto the normal plane of another. Steps along directions that change with them.
 
+mod directions;
 mod norms;
 mod pcgrad;
 
@@ -12,6 +13,7 @@ use super::linear::{self, CHUNK, ELEMENTS_PER_THREAD, Element, sums};
 use super::storage::{Float, with_type};
 use crate::runtime::{Isa, Shared, pool};
 
+pub use directions::{Advance, Descend, apply, normalized};
 pub use norms::{follow, norms};
 pub use pcgrad::pcgrad;
 
