@@ -36,6 +36,7 @@ from ferrostep.optim import (
     SophiaG,
     SophiaH,
 )
+from ferrostep.schedules import GradNormRecorder
 from tests.contract.rules.registry import ENTRIES, one_of_each_class
 from tests.contract.training import parameters, train
 from tests.distributed.registry import on
@@ -282,8 +283,11 @@ def norms_are_those_of_whole_tensors(folder: Path) -> None:
         for backend in ("auto", "reference"):
             build = partial(cls, **arguments)
             twins = Twins(build, MATRICES, lambda shape: [Shard(0)], dtype=torch.float64, backend=backend)
+            recorders = [[GradNormRecorder(t, norm).attach() for t in twins.optimizers] for norm in ("l1", "l2")]
             twins.step()
             twins.check(rtol=1e-10, atol=1e-12)
+            for of_whole, of_parts in recorders:
+                assert of_parts.norms == pytest.approx(of_whole.norms, rel=1e-12) and of_whole.norms
             for each, other in zip(*(t.param_groups for t in twins.optimizers), strict=True):
                 assert each.get("steps") == other.get("steps")
 

@@ -310,14 +310,15 @@ class RuleOptimizer(InPlaceOptimizer):
             params = (p for group in self.param_groups for p in group["params"])
             taken = agreed(shards.process_groups(params), lambda: self._take(new_state))
             if self._is_to_run(taken, new_state):
-                taken.run(torch.get_num_threads())
+                taken.run(torch.get_num_threads(), projections)
         finally:
             if taken is None or not taken.batch.finished:
                 new_state.discard()
-        if taken.batch.finished:
-            self._after_update(taken.batch, taken.elsewhere)
-            for project in projections:
-                project()
+            else:
+                self._recorders.add(taken.power_sums)
+                if self._release is None:
+                    self._end_step()
+                self._after_update(taken.batch, taken.elsewhere)
 
     def _is_to_run(self, taken: Taken, new_state: NewState) -> bool:
         """Whether the step is to be taken, now that what is to be known of all gradients is."""
@@ -371,7 +372,7 @@ class RuleOptimizer(InPlaceOptimizer):
 
     def _gather_all(self, new_state: NewState) -> Taken:
         """Hand all groups to Rust, which checks them; what is for plain torch, checked, too."""
-        taken = Taken(self._known, self._scratch)
+        taken = Taken(self._known, self._scratch, self._recorders.orders)
         is_ours = False
         for number, group in enumerate(self.param_groups):
             check_max_grad_norm(group["max_grad_norm"])
