@@ -221,7 +221,8 @@ class STORM(TwoPointOptimizer):
         return taken
 
     def _bytes_besides(self) -> int:
-        return sum(p.nbytes for group in self.param_groups for p in group["params"] if p.grad is not None)
+        # Within `step(closure)`: a copy of x and the transport, beside the last step's gradients.
+        return 2 * sum(p.nbytes for group in self.param_groups for p in group["params"] if p.grad is not None)
 
     def _check_transported(self) -> None:
         if self._kept is not None:
