@@ -222,7 +222,8 @@ class STORM(TwoPointOptimizer):
 
     def _bytes_besides(self) -> int:
         # Within `step(closure)`: a copy of x and the transport, beside the last step's gradients.
-        return 2 * sum(p.nbytes for group in self.param_groups for p in group["params"] if p.grad is not None)
+        weights: int = sum(p.nbytes for group in self.param_groups for p in group["params"] if p.grad is not None)
+        return 2 * weights
 
     def _check_transported(self) -> None:
         if self._kept is not None:
