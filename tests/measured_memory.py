@@ -24,6 +24,7 @@ from ferrostep.optim import (
     NIGT,
     SAM,
     SGD,
+    STORM,
     Adagrad,
     AdaGradNorm,
     Adam,
@@ -36,6 +37,7 @@ from ferrostep.optim import (
     Muon,
     MuonAdamW,
     MuonWithAuxAdamW,
+    NAdam,
     OptimisticAdam,
     OptimisticMD,
     RAdam,
@@ -74,6 +76,12 @@ def switched(optimizer: Any) -> None:
     optimizer.step()
 
 
+def closed(optimizer: Any) -> None:
+    """A step of its own gradients, and one that has the last step's beside."""
+    for _ in range(2):
+        optimizer.step(lambda: sum(p.sum() for group in optimizer.param_groups for p in group["params"]))
+
+
 def groups(params: Any) -> list[dict[str, Any]]:
     """Matrices for Muon, the rest for AdamW."""
     own = list(params)
@@ -98,6 +106,10 @@ CASES: dict[str, Case] = {
     "DiffGrad": Case(DiffGrad),
     "EGD, adam": Case(lambda p: EGD(p, adam=True)),
     "FRUGAL, a switch": Case(FRUGAL, step=switched),
+    "FRUGAL, a switch of blocks": Case(
+        lambda p: FRUGAL(p, selection="block", block_order="descending"), shapes=MATRICES, step=switched
+    ),
+    "FRUGAL, a switch of elements": Case(lambda p: FRUGAL(p, selection="randk"), BF16, step=switched),
     "HostOptimizer": Case(lambda p: HostOptimizer(p, AdamW), BF16),
     "HybridAuON": Case(HybridAuON, shapes=MATRICES),
     "Lion": Case(Lion),
@@ -109,6 +121,7 @@ CASES: dict[str, Case] = {
     "Muon, products in float64": Case(lambda p: Muon(p, ns_precision="float64"), shapes=MATRICES),
     "MuonAdamW": Case(lambda p: MuonAdamW(groups(p))),
     "MuonWithAuxAdamW": Case(lambda p: MuonWithAuxAdamW(groups(p))),
+    "NAdam": Case(NAdam),
     "NIGT": Case(lambda p: NIGT(p, lr=1e-3)),
     "NorMuon": Case(lambda p: Muon(p, normalize="normuon"), shapes=MATRICES),
     "OptimisticAdam": Case(OptimisticAdam),
@@ -117,6 +130,7 @@ CASES: dict[str, Case] = {
     "RMSprop, centered": Case(lambda p: RMSprop(p, centered=True, momentum=0.5)),
     "SAM": Case(lambda p: SAM(AdamW(p)), step=both_steps),
     "SGD": Case(lambda p: SGD(p, momentum=0.9)),
+    "STORM": Case(lambda p: STORM(p, lr=1e-3), step=closed),
     "SophiaG": Case(lambda p: SophiaG(p, bs=8)),
     "SophiaH": Case(SophiaH),
 }

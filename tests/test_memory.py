@@ -132,6 +132,7 @@ def test_what_runs_in_plain_torch_has_a_plan_without_scratch(optimizer: Any, opt
         ({}, 4 * (2 * 64 * 24 + 24)),
         ({"reset_state": False}, 4 * 24),
         ({"selection": "block"}, 4 * 2 * 64 * 96),
+        ({"selection": "block", "state_dtype": torch.bfloat16}, 2 * 2 * 64 * 96),
         ({"density": 0.0}, 0),
         ({"projectable": False}, 0),
     ],
@@ -139,6 +140,14 @@ def test_what_runs_in_plain_torch_has_a_plan_without_scratch(optimizer: Any, opt
 )
 def test_states_of_a_switch_lie_beside_the_old_ones(own: dict[str, Any], renewed: int) -> None:
     assert memory_plan([(64, 96), (64,)], FRUGAL, **own).scratch == renewed
+
+
+def test_blocks_of_several_sizes_are_planned_for_the_largest() -> None:
+    """The first two turns of three are the smallest and the largest; or any two, when the order is random."""
+    shapes, bytes_of = [(8, 8), (8, 16), (8, 32)], 4 * 2 * 8
+    for order, most in {"ascending": 16 + 32, "descending": 32 + 16, "random": 32 + 32}.items():
+        plan = memory_plan(shapes, FRUGAL, selection="block", block_order=order)
+        assert plan.state["exp_avg"] + plan.state["exp_avg_sq"] + plan.scratch == bytes_of * most
 
 
 def test_attached_optimizers_renew_what_they_step_at_once() -> None:
@@ -150,7 +159,7 @@ def test_attached_optimizers_renew_what_they_step_at_once() -> None:
 
 
 def test_storms_transport_lies_beside_the_gradients() -> None:
-    assert memory_plan([(64, 80), (64,)], STORM, lr=0.1).scratch == 4 * (64 * 80 + 64)
+    assert memory_plan([(64, 80), (64,)], STORM, lr=0.1).scratch == 2 * 4 * (64 * 80 + 64)
 
 
 def test_masters_of_other_peoples_classes() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -329,12 +330,29 @@ class FRUGAL(RuleOptimizer):
         # At a switch new states lie beside the old ones until the step ends.
         found = 0
         for group in self.param_groups:
-            is_kept = not group["reset_state"] and group["selection"] != "block"
+            if group["selection"] == "block" and group["projectable"]:
+                found += self._bytes_of_turns(group)
+                continue
+            is_kept = not group["reset_state"]
             names = CHOICES if is_kept else (*CHOICES, *(each for name in MOMENTS for each in (name, scale_of(name))))
             for state in (self.state.get(p, {}) for p in group["params"]):
                 if "refresh" in state:
                     found += sum(state[name].nbytes for name in names if name in state)
         return found
+
+    def _bytes_of_turns(self, group: dict[str, Any]) -> int:
+        """The most bytes of the states of tensors that take turns in a switch, the first ones' apart."""
+        projected = [p for p in group["params"] if p.ndim > 1]
+        rule = active_rule(group)
+        sizes = [sum(new.nbytes for name in rule.states for new in new_states(rule, name, p, group)) for p in projected]
+        chosen = selections.count(len(projected), group["density"])
+        if group["block_order"] == "random":  # the largest may come twice
+            most = 2 * sum(sorted(sizes, reverse=True)[:chosen])
+        else:
+            turns = [{**group, "refreshes": number} for number in range(1, len(sizes) + 2)]
+            active = [sum(sizes[i] for i in selections.active_tensors(len(sizes), turn)) for turn in turns]
+            most = max(map(sum, pairwise(active)), default=0)
+        return most - sum(size for p, size in zip(projected, sizes, strict=True) if "refresh" in self.state.get(p, {}))
 
     def _after_update(self, batch: _core.Batch, elsewhere: list[Gathered]) -> None:
         for number, counters in self._counters.items():
@@ -389,6 +407,12 @@ def zeros_of(rule: Rule, name: str, p: Tensor, group: dict[str, Any]) -> Tensor 
     if name not in rule.shapes:
         return rule.zero_state(name, p, group)
     return torch.zeros(rule.state_shape(name, p), dtype=plain_state_dtype(name, p, group), device=p.device)
+
+
+def new_states(rule: Rule, name: str, p: Tensor, group: dict[str, Any]) -> Iterator[Tensor]:
+    """A state of a whole tensor as it is before the first step, with its scale where it is codes."""
+    own = (rule.zero_state(name, p, group), zero_scale(name, p, group) if name in rule.signed else None)
+    yield from (new for new in own if new is not None)
 
 
 def plain_state_dtype(name: str, p: Tensor, group: dict[str, Any]) -> torch.dtype:

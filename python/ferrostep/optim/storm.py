@@ -230,7 +230,9 @@ class STORM(TwoPointOptimizer):
         return [with_carried_momentum(part) for part in parts] if group["normalize"] else parts
 
     def _bytes_besides(self) -> int:
-        return sum(p.nbytes for group in self.param_groups for p in group["params"] if p.grad is not None)
+        # Within `step(closure)`: a copy of x and the transport, beside the last step's gradients.
+        weights: int = sum(p.nbytes for group in self.param_groups for p in group["params"] if p.grad is not None)
+        return 2 * weights
 
     def _check_transported(self) -> None:
         if self._kept is not None:
