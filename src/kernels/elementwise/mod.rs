@@ -3,6 +3,7 @@
 //! A rule is a struct of hyperparameters and one per-element function ([`Rule`]); the engine gives it every
 //! instruction set, storage type, rounding mode and any number of threads.
 
+mod blocks;
 mod code;
 mod coded;
 mod combinations;
