@@ -23,7 +23,7 @@ class Recorder(Protocol):
     def is_due(self) -> bool:
         """Whether it wants the norm of the next step."""
 
-    def passed(self, power_sum: float | None) -> None:
+    def _passed(self, power_sum: float | None) -> None:
         """A step has been taken: the sum of the powers of all its gradients' elements, None where it is not due."""
 
 
@@ -56,7 +56,7 @@ class Recorders:
             params = list(params)
             sums = {order: float(total(own[p] for p in params if p in own)) for order, own in self._found.items()}
             for each in self.all:
-                each.passed(sums.get(each.order) if each.is_due else None)
+                each._passed(sums.get(each.order) if each.is_due else None)
         self.forget()
 
     def forget(self) -> None:

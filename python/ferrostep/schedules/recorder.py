@@ -97,7 +97,7 @@ class GradNormRecorder:
         if isinstance(self.optimizer, InPlaceOptimizer):
             self._end = self.optimizer._record(self)
         else:
-            self._end = self.optimizer.register_step_post_hook(lambda *_: self._record()).remove
+            self._end = self.optimizer.register_step_post_hook(self._after_step).remove
         return self
 
     def detach(self) -> None:
@@ -112,7 +112,7 @@ class GradNormRecorder:
     def __exit__(self, *_: object) -> None:
         self.detach()
 
-    def passed(self, power_sum: float | None) -> None:
+    def _passed(self, power_sum: float | None) -> None:
         """Count a step, and record it where there is a sum: of the sizes of all elements, or of their squares."""
         self._calls += 1
         if power_sum is not None:
@@ -139,8 +139,11 @@ class GradNormRecorder:
 
     def _record(self) -> float | None:
         is_due = self.is_due
-        self.passed(self._power_sum() if is_due else None)
+        self._passed(self._power_sum() if is_due else None)
         return self.norms[-1] if is_due else None
+
+    def _after_step(self, *_: object) -> None:
+        self._record()
 
     @torch.no_grad()
     def _power_sum(self) -> float:

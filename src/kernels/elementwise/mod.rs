@@ -4,6 +4,7 @@
 //! instruction set, storage type, rounding mode and any number of threads.
 
 mod ball;
+mod blocks;
 mod carried;
 mod code;
 mod coded;
@@ -383,12 +384,12 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
             return;
         }
         let updates = &*self;
-        let squares = sums::of_blocks(updates.blocks, updates.elements, threads, &|index| {
+        let squares = blocks::of_blocks(updates.blocks, updates.elements, threads, &|index| {
             let (slot, _, part) = updates.block(index);
             // SAFETY: `push` got buffers valid for `len` elements, within which the part lies; nobody else has it.
             unsafe { ball::squared_norm(&slot.rule, &part, updates.scale) }
         });
-        let squares = sums::by_tensor(&self.first_blocks(), &squares, |own| own.iter().sum());
+        let squares = blocks::by_tensor(&self.first_blocks(), &squares, |own| own.iter().sum());
         for (slot, squares) in self.slots.iter_mut().zip(squares) {
             if let Some(ball) = slot.rule.ball() {
                 ball.know(squares);

@@ -3,8 +3,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::blocks::{by_tensor, of_blocks};
 use super::finite::Values;
-use super::sums::{by_tensor, of_blocks};
 use super::{Work, find};
 use crate::kernels::linear::{Element, Norms, Powers};
 use crate::kernels::storage::{BLOCK, Float, with_type};

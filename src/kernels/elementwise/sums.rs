@@ -3,14 +3,15 @@
 
 use std::marker::PhantomData;
 
+use super::blocks::{by_tensor, of_blocks};
 use super::tiles::{self, TILE};
-use super::{ELEMENTS_PER_THREAD, Rule, Work};
+use super::{Rule, Work};
 use crate::kernels::storage::{Buffers, Float};
 use crate::kernels::vector::{
     Arch, Arithmetic, Double, Halves, InF32, InF64, MAX_LANES, Routine, Stored, Vector, WIDENED, Widened,
     dispatch, prefetch,
 };
-use crate::runtime::{Isa, Shared, pool};
+use crate::runtime::Isa;
 
 /// What is summed of each element: what [`Rule::term`] gives, or its square, which is exact for f32, or another whole
 /// power of it, [`Rule::power`].
@@ -63,30 +64,6 @@ pub fn sums(batches: &[Box<dyn Work + '_>], threads: usize) -> Vec<Vec<f64>> {
         of_each.push(by_tensor(&batch.first_blocks(), own, |own| own.iter().sum()));
     }
     of_each
-}
-
-/// The sum over each tensor, from those over all blocks; `first_blocks` are the numbers of the tensors' first ones.
-pub fn by_tensor<T>(first_blocks: &[usize], sums: &[T], total: impl Fn(&[T]) -> T) -> Vec<T> {
-    let ends = first_blocks.iter().skip(1).copied().chain([sums.len()]);
-    let of_tensor = |(&first, end): (&usize, usize)| total(&sums[first..end]);
-    first_blocks.iter().zip(ends).map(of_tensor).collect()
-}
-
-/// What `block` gives for each of so many blocks, with so many elements in all.
-pub fn of_blocks<T: Clone + Default>(
-    blocks: usize,
-    elements: usize,
-    threads: usize,
-    block: &(dyn Fn(usize) -> T + Sync),
-) -> Vec<T> {
-    let mut sums = vec![T::default(); blocks];
-    let to = Shared::new(sums.as_mut_ptr());
-    let useful = elements.div_ceil(ELEMENTS_PER_THREAD);
-    pool::for_each(threads.min(useful), blocks, &|index| {
-        // SAFETY: every block has a place of its own.
-        unsafe { *to.get().add(index) = block(index) };
-    });
-    sums
 }
 
 /// What a rule sums over a block, with the gradient multiplied by `scale`.
