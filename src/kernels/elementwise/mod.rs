@@ -22,6 +22,7 @@ mod sweep;
 mod taking;
 mod terms;
 mod tiles;
+mod work;
 
 pub mod adagrad;
 pub mod adagrad_norm;
@@ -44,8 +45,6 @@ pub mod sgd;
 pub mod sophia;
 pub mod storm;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use ball::Ball;
 pub use carried::CarriedUpdates;
 use code::Code;
@@ -59,11 +58,12 @@ pub use norms::{NormSums, norms, run_measured};
 pub use selected::{Bits, Columns, Piece, SelectedUpdates, Selection, piece, sample};
 pub use simplex::SimplexUpdates;
 pub use sums::{Summed, sums};
+use work::find;
+pub use work::{Work, prepare, run};
 
 use super::linear::Norms;
 use super::storage::{BLOCK, Buffers, Rounding};
 use super::vector::{Noise, Vector};
-use crate::runtime::pool;
 
 /// Fewer elements than this are not worth waking a thread for: see `benchmarks/README.md`.
 const ELEMENTS_PER_THREAD: usize = 16_384;
@@ -402,42 +402,6 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unsupported;
 
-/// Batches of different rules, to be run together.
-pub trait Work: Send + Sync {
-    fn blocks(&self) -> usize;
-    fn elements(&self) -> usize;
-    /// Multiplies the gradients of this step, and what is summed of them.
-    fn scale(&mut self, factor: f64);
-    /// The numbers of the parameters' first blocks.
-    fn first_blocks(&self) -> Vec<usize>;
-    /// Whether the rule is to know sums.
-    fn is_to_know(&self) -> bool {
-        false
-    }
-    /// Whether [`Work::sum`] writes what the maker gave it for that, and so is to be called once.
-    fn writes_in_sums(&self) -> bool {
-        false
-    }
-    /// What the rule sums over block `index`; no block is to be summed or updated by another thread meanwhile.
-    fn sum(&self, _index: usize) -> f64 {
-        0.0
-    }
-    /// Tells the rules of the parameters the sums that they are to know.
-    fn know(&mut self, _sums: &[f64]) {}
-    /// Tells the rules what else they are to know of their tensors, when they know the sums.
-    fn prepare(&mut self, _threads: usize) {}
-    /// Updates block `index` and returns what the rule counted; every block is to be run exactly once.
-    fn run(&self, index: usize) -> u32;
-    /// Whether [`Work::run_measured`] does more than that: then blocks of [`BLOCK`] elements are visited one by one.
-    fn measures(&self) -> bool {
-        false
-    }
-    /// As `run`; adds the block's gradient to the norms, too, if they are measured.
-    fn run_measured(&self, index: usize, _norms: &mut Norms) -> u32 {
-        self.run(index)
-    }
-}
-
 impl<R: Rule<N>, const N: usize> Work for Updates<R, N> {
     fn blocks(&self) -> usize {
         self.blocks
@@ -494,36 +458,6 @@ impl<R: Rule<N>, const N: usize> Work for Updates<R, N> {
     fn run_measured(&self, index: usize, norms: &mut Norms) -> u32 {
         self.visit(index, self.measures().then_some(norms))
     }
-}
-
-/// Lets rules know what else they are to know of their tensors than sums, on up to `threads` threads.
-pub fn prepare(batches: &mut [Box<dyn Work + '_>], threads: usize) {
-    batches.iter_mut().for_each(|batch| batch.prepare(threads));
-}
-
-/// Runs all batches on up to `threads` threads and returns what the rules counted: a sum of whole numbers, so the
-/// order in which threads add to it plays no part.
-pub fn run(batches: &[Box<dyn Work + '_>], threads: usize) -> u64 {
-    let counted = AtomicU64::new(0);
-    let elements: usize = batches.iter().map(|batch| batch.elements()).sum();
-    let blocks: usize = batches.iter().map(|batch| batch.blocks()).sum();
-    let useful = elements.div_ceil(ELEMENTS_PER_THREAD);
-    pool::for_each(threads.min(useful), blocks, &|index| {
-        let (batch, index) = find(batches, index);
-        counted.fetch_add(batch.run(index).into(), Ordering::Relaxed);
-    });
-    counted.into_inner()
-}
-
-/// The batch that block `index` of all is one of, and its number there.
-fn find<'a>(batches: &'a [Box<dyn Work + '_>], mut index: usize) -> (&'a (dyn Work + 'a), usize) {
-    for batch in batches {
-        if index < batch.blocks() {
-            return (&**batch, index);
-        }
-        index -= batch.blocks();
-    }
-    unreachable!("there are no more blocks")
 }
 
 #[cfg(test)]
