@@ -118,6 +118,8 @@ def test_borep_goes_the_way_of_the_specification() -> None:
 
 @pytest.mark.parametrize("solver", ["cg", "running"])
 def test_borep_ends_at_the_solution(solver: Any) -> None:
+    """The oracle's 4000 steps from (0, 0), of 10 lower steps and rates from .1 to 0, which take 25 to 90 s, were run by
+    hand: errors of 7.7e-4 with 60 terms of the series and 1.00e-2 with 5, as it says."""
     task, steps = Quadratic(), 50
     with torch.no_grad():
         task.x.copy_(f64(1.1, 1.5))
@@ -232,6 +234,7 @@ class Coupled:
 
 @pytest.mark.smoke
 def test_lvhba_goes_the_way_of_the_specification() -> None:
+    """The oracle's 20000 steps, which take 16 s, were run by hand: within 1e-8 of the solution after 9000."""
     task = Coupled(3.0, -2.0)
     for x in (2.75, 2.55689976036, 2.39772855258):
         task.step()

@@ -1,7 +1,12 @@
-"""GaLore and BAdam, settings of FRUGAL, beside their authors' packages: `pip install --no-deps galore-torch badam`."""
+"""FRUGAL beside its authors' code, and GaLore and BAdam, settings of it, beside theirs.
+
+`pip install --no-deps galore-torch badam`; FRUGAL's code is no package: a clone of github.com/fzmushko/FRUGAL on
+PYTHONPATH.
+"""
 
 from __future__ import annotations
 
+import math
 import sys
 from types import ModuleType
 from typing import Any
@@ -13,7 +18,7 @@ from torch.nn import Parameter
 from ferrostep.optim import FRUGAL, selections
 from tests.contract.training import parameters, set_gradients
 
-pytestmark = pytest.mark.frameworks  # both packages import transformers
+pytestmark = pytest.mark.frameworks  # all three import transformers
 
 
 @pytest.fixture
@@ -23,6 +28,65 @@ def galore(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     monkeypatch.setattr(sys.modules[name], "Optimizer2State", object, raising=False)
     return pytest.importorskip("galore_torch", exc_type=ImportError)
+
+
+@pytest.fixture
+def authors(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """FRUGAL's own code, with the root that torch no longer has."""
+    monkeypatch.setattr(sys.modules["torch.optim.optimizer"], "_dispatch_sqrt", math.sqrt, raising=False)
+    module = pytest.importorskip("frugal", exc_type=ImportError)
+    if not hasattr(module, "CoordAdamW"):
+        pytest.skip("another package is called frugal")
+    return module
+
+
+SETTINGS = {
+    "columns": ("CoordAdamW", {"coord_choice": "columns"}, {"selection": "columns"}),
+    "rows": ("CoordAdamW", {"coord_choice": "rows"}, {"selection": "rows"}),
+    "randk": ("CoordAdamW", {"coord_choice": "randk"}, {"selection": "randk"}),
+    "lion": ("CoordLion", {"coord_choice": "columns"}, {"selection": "columns", "inner": "lion"}),
+    "svd": ("GaloreAdamW", {}, {"selection": "svd"}),
+    "kept": ("GaloreAdamW", {"reset_statistics": False}, {"selection": "svd", "reset_state": False}),
+    "block": ("BlockAdamW", {"block_order": "descending"}, {"selection": "block", "block_order": "descending"}),
+    "gradients": ("CoordAdamW", {"inactive_update_rule": "sgd"}, {"state_free": "sgd"}),
+}
+"""By what is tried: their class and arguments, and ours."""
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_authors_code(authors: Any, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """At equal selections, over two switches, with a vector and a matrix that are not projected."""
+    kind, their_own, own = SETTINGS[name]
+    shapes = ((12, 8), (8, 12), (4, 4), (8, 8), (5,), (3, 4))
+    ours, theirs = parameters(shapes, torch.float64), parameters(shapes, torch.float64)
+    both: Any = {"lr": 0.01, "density": 0.25, "update_gap": 3, "weight_decay": 0.1}
+    groups = [{"params": theirs[4:], "is_proj_params": False}, {"params": theirs[:4], "is_proj_params": True}]
+    more = {"no_deprecation_warning": True} if kind.endswith("AdamW") else {}
+    scales = {"proj_params_lr_scale": 0.5, "inactive_lr_scale": 0.2}
+    other = getattr(authors, kind)(groups, betas=(0.9, 0.99), **both, **scales, **their_own, **more)
+    twin = dict(zip(ours, theirs, strict=True))
+    monkeypatch.setattr(selections, "choose", lambda p, *_: chosen(other.state[twin[p]]["projector"], p))
+    groups = [{"params": ours[4:], "projectable": False}, {"params": ours[:4]}]
+    scales = {"projected_lr_scale": 0.5, "state_free_lr_scale": 0.2}
+    optimizer = FRUGAL(groups, betas=(0.9, 0.99), **both, **scales, **own)
+    for step in range(7):
+        for params in (ours, theirs):
+            set_gradients(params, step)
+        other.step()
+        optimizer.step()
+        for p, q in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-14, atol=1e-15)
+
+
+def chosen(projector: Any, p: Parameter) -> torch.Tensor:
+    """What theirs has selected, as ours keeps it."""
+    if not hasattr(projector, "indices"):
+        return projector.ortho_matrix.clone()
+    if isinstance(projector.indices, torch.Tensor):
+        return projector.indices.sort().values.int()
+    bits = torch.zeros(p.shape, dtype=torch.uint8)
+    bits[projector.indices] = 1
+    return (bits.view(-1, 8) << torch.arange(8)).sum(1, dtype=torch.uint8)
 
 
 def test_galore(galore: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,21 @@ def test_runs_are_done_once(results: ModuleType, tmp_path: Path, monkeypatch: py
     assert len(done) == 2 * 10 and done[:10] == done[10:]
 
 
+def test_times_of_some_stand_beside_those_of_the_same_machine(
+    results: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(results, "TIMED", results.SMALL)
+    monkeypatch.setattr(results, "interleave", lambda each, rounds: {name: [0.002] for name in each})
+    record, console = results.Record(tmp_path / "runs.json"), results.Console(file=(tmp_path / "log").open("w"))
+    for machine, names, known in [
+        ("one", ["sgd", "lion"], {"sgd", "lion"}),
+        ("one", ["adamw"], {"sgd", "lion", "adamw"}),
+        ("another", ["adamw"], {"adamw"}),
+    ]:
+        results.measure_times(record, names, machine, torch.get_num_threads(), console)
+        assert set(record.times["ratios"]) == known
+
+
 @pytest.mark.frameworks
 @pytest.mark.parametrize("task", ["gpt", "digits", "friedman"])
 def test_the_tasks_train(results: ModuleType, task: str) -> None:

@@ -10,11 +10,13 @@ from torch.utils.data import Sampler
 
 from ferrostep.errors import Problem
 from ferrostep.numpy.arrays import truth, whole
+from ferrostep.suggestions import suggesting
 
 SEEDS = 2**63
 """The seed of an epoch, the sum of two numbers below this, is one of torch's."""
 
 
+@suggesting
 class ResizableBatchSampler(Sampler[list[int]]):
     """Batches of indices, one permutation for each epoch, of a size that may change at any batch.
 

@@ -13,6 +13,7 @@ from ferrostep.errors import Problem, wrong_kind
 from ferrostep.gradients import gram
 from ferrostep.numpy.arrays import listed, real, whole
 from ferrostep.reference import checks
+from ferrostep.suggestions import suggesting
 
 
 class GradStatistics(NamedTuple):
@@ -126,6 +127,7 @@ def sample_statistics(gradients: Sequence[Tensor] | Mapping[str, Tensor]) -> Gra
     return of_parts([1] * count, products.diagonal().tolist(), float(products.sum()), along=products.sum(1).tolist())
 
 
+@suggesting
 def two_batch_statistics(
     small_batch: int, small_squared_norm: float, batch: int, squared_norm: float
 ) -> GradStatistics:

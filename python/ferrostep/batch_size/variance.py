@@ -12,13 +12,15 @@ from ferrostep.batch_size import statistics
 from ferrostep.batch_size.statistics import GradStatistics
 from ferrostep.curvature.products import listed_parameters
 from ferrostep.gradients import combine, gram
-from ferrostep.gradients.lists import Gradient, follow, norms
+from ferrostep.gradients.lists import Gradient, follow, power_sum
 from ferrostep.numpy.arrays import truth, whole
+from ferrostep.suggestions import suggesting
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@suggesting
 class GradVarianceAccumulator:
     r"""The statistics of a step's gradient, from its micro-batches.
 
@@ -115,7 +117,7 @@ class GradVarianceAccumulator:
             RuntimeError: nothing has been added, or not as many samples on all ranks: on each rank then.
         """
         gradient: Gradient = [p.grad for p in self._params] if group is not None else self._before
-        square = self._squared_norm if group is None else norms(gradient)[1]
+        square = self._squared_norm if group is None else power_sum(gradient, 2)
         spread = statistics.scaled_squares(self._sizes, self._squares)
         along = statistics.squares_along(self._sizes, self._along(gradient), square) if self._sums else torch.nan
         batch, parts = sum(self._sizes), len(self._sizes)

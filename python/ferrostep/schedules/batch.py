@@ -7,10 +7,12 @@ from typing import Literal, TypeAlias
 
 from ferrostep.errors import Problem, wrong_choice
 from ferrostep.numpy.arrays import real, whole
+from ferrostep.suggestions import suggesting
 
 BatchRule: TypeAlias = Literal["sqrt", "linear", "surge"]
 
 
+@suggesting
 def scale_lr_for_batch(
     lr: float,
     old_batch: int,

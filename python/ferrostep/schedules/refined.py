@@ -12,6 +12,7 @@ import numpy.typing as npt
 from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.numpy.arrays import check, real, whole
 from ferrostep.schedules.schedule import Schedule, ScheduleLR
+from ferrostep.suggestions import suggesting
 
 Mode: TypeAlias = Literal["adam", "sgd"]
 Norms: TypeAlias = npt.NDArray[np.float64]
@@ -20,6 +21,7 @@ MOST_KNOTS = 10_000
 """Longer runs are sampled at so many points: state dicts stay small."""
 
 
+@suggesting
 class RefinedSchedule(Schedule):
     """A schedule that :func:`refine_schedule` made: factors at equal distances, and straight lines between.
 
@@ -59,6 +61,7 @@ class RefinedSchedule(Schedule):
         return self.factors[left] * (1 - share) + self.factors[left + 1] * share
 
 
+@suggesting
 def refine_schedule(
     norms: Sequence[float] | Norms,
     total_steps: int | None = None,

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ferrostep.errors import wrong_kind
 from ferrostep.figures import axes
+from ferrostep.suggestions import suggesting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,6 +59,7 @@ class Schedule(ABC):
         return ax
 
 
+@suggesting
 class ScheduleLR(LRScheduler):
     """The scheduler of a schedule: group by group, the initial learning rate times the step's factor.
 

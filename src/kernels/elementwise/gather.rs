@@ -16,12 +16,31 @@ pub struct Chosen<'a> {
 }
 
 impl Chosen<'_> {
-    /// The bits of so many elements of a row from number `i` on, which all lie in two bytes.
+    /// Whether there is a bit for each element of a row.
+    pub fn has_all_bits(&self) -> bool {
+        self.bits.len() >= self.row.div_ceil(8)
+    }
+
+    /// Whether element `i` of a row is one of them.
+    pub fn has(&self, i: usize) -> bool {
+        self.bits[i / 8] >> (i % 8) & 1 == 1
+    }
+
+    /// The bits of so many elements of a row from number `i` on, a multiple of `lanes`: a power of two up to 16.
+    ///
+    /// # Safety
+    /// They lie within the row, and there is a bit for each of its elements.
     #[inline(always)]
-    fn which(&self, i: usize, lanes: usize) -> u32 {
-        let upper = if lanes > 8 { self.bits[i / 8 + 1] } else { 0 };
-        let both = u32::from(upper) << 8 | u32::from(self.bits[i / 8]);
-        both >> (i % 8) & ((1 << lanes) - 1)
+    pub unsafe fn which(&self, i: usize, lanes: usize) -> u32 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let at = self.bits.as_ptr().add(i / 8);
+            let bits = match lanes > 8 {
+                true => u16::from_le_bytes(at.cast::<[u8; 2]>().read()).into(),
+                false => u32::from(*at),
+            };
+            bits >> (i % 8) & ((1 << lanes) - 1)
+        }
     }
 }
 
@@ -57,6 +76,16 @@ impl Room {
     pub unsafe fn with_gradients(&mut self, part: &Buffers<0>, chosen: &Chosen<'_>) -> Buffers<0> {
         // SAFETY: the caller's promise.
         unsafe { gathered(part.grad, part.grad_dtype.size(), chosen, &mut self.grad) };
+        self.taken(part, chosen)
+    }
+
+    /// Where so many f32 and their gradients have room.
+    pub fn of_f32(&mut self, chosen: &Chosen<'_>) -> [*mut u32; 2] {
+        [&mut self.param, &mut self.grad].map(|room| room_for(chosen, size_of::<f32>(), room).cast())
+    }
+
+    /// A parameter of what has been taken of one.
+    pub fn taken(&mut self, part: &Buffers<0>, chosen: &Chosen<'_>) -> Buffers<0> {
         Buffers {
             len: chosen.count * chosen.rows,
             param: self.param.as_mut_ptr().cast(),
@@ -89,11 +118,16 @@ fn size_of_kept(part: &Buffers<0>) -> usize {
 /// # Safety
 /// `from` is valid for reading elements of `size` bytes.
 unsafe fn gathered(from: *const u8, size: usize, chosen: &Chosen<'_>, room: &mut Vec<u64>) {
+    let to = room_for(chosen, size, room);
+    // SAFETY: the caller's promise, and there is room.
+    unsafe { moved::<true>(from.cast_mut(), to, size, chosen) };
+}
+
+/// Where so many elements of `size` bytes, and what is written beyond, have room.
+fn room_for(chosen: &Chosen<'_>, size: usize, room: &mut Vec<u64>) -> *mut u8 {
     let numbers = (chosen.count * chosen.rows * size).div_ceil(8) + BEYOND;
     room.resize(room.len().max(numbers), 0);
-    let (from, to) = (from.cast_mut(), room.as_mut_ptr().cast());
-    // SAFETY: the caller's promise, and there is room.
-    unsafe { moved::<true>(from, to, size, chosen) };
+    room.as_mut_ptr().cast()
 }
 
 /// # Safety
@@ -209,6 +243,7 @@ impl<T: Element, const GATHERS: bool> Routine for Move<'_, T, GATHERS> {
 
     #[inline(always)]
     unsafe fn run<A: Arch>(self) {
+        assert!(self.chosen.has_all_bits());
         let mut together = self.together;
         for row in 0..self.chosen.rows {
             // SAFETY: the maker's promise: the rows are valid, and so is what is together.
@@ -242,7 +277,7 @@ impl<T: Element, const GATHERS: bool> Move<'_, T, GATHERS> {
             }
             for i in i..row {
                 // what is left
-                if self.chosen.bits[i / 8] >> (i % 8) & 1 == 1 {
+                if self.chosen.has(i) {
                     match GATHERS {
                         true => *together = *apart.add(i),
                         false => *apart.add(i) = *together,

@@ -2,13 +2,14 @@
 //! others: in one pass, a stretch of the parameter at a time, while it is in the cache.
 
 use super::gather::{Chosen, Room};
+use super::taking::take_and_update;
 use super::{BLOCK, Code, Rule, Unsupported, Work};
 use crate::kernels::storage::{Buffers, Rounding, State};
 use crate::kernels::vector::Noise;
 
 /// Elements that are visited at once where single elements are gathered: with the gathered ones they stay in the nearest
-/// caches.
-const STRETCH: usize = 8192;
+/// cache.
+const STRETCH: usize = 2048;
 
 /// A rule with the code for a parameter's types, whatever its number of states.
 pub trait Piece: Send + Sync {
@@ -16,6 +17,19 @@ pub trait Piece: Send + Sync {
     /// The buffers and states, as many as the rule has, are valid for `len` elements of the types that the piece was
     /// made for, and nobody else has them.
     unsafe fn run(&self, part: &Buffers<0>, states: &[State], scale: f64, noise: Noise);
+
+    /// As `run` without states; the room takes the chosen elements as they were, and their gradients.
+    ///
+    /// # Safety
+    /// As for `run`.
+    unsafe fn run_taking(
+        &self,
+        part: &Buffers<0>,
+        scale: f64,
+        noise: Noise,
+        chosen: &Chosen<'_>,
+        room: &mut Room,
+    ) -> Buffers<0>;
 }
 
 struct OfTypes<R, const N: usize> {
@@ -42,8 +56,38 @@ impl<R: Rule<N>, const N: usize> Piece for OfTypes<R, N> {
     unsafe fn run(&self, part: &Buffers<0>, states: &[State], scale: f64, noise: Noise) {
         let states: [State; N] = states.try_into().expect("as many states as the rule has");
         // SAFETY: the caller's promise is the same.
-        unsafe { self.code.run(&self.rule, &part.with_states(states), scale, noise) };
+        unsafe {
+            self.code
+                .run(&self.rule, &part.with_states(states), scale, noise, None)
+        };
     }
+
+    unsafe fn run_taking(
+        &self,
+        part: &Buffers<0>,
+        scale: f64,
+        noise: Noise,
+        chosen: &Chosen<'_>,
+        room: &mut Room,
+    ) -> Buffers<0> {
+        // SAFETY: the caller's promise is the same.
+        unsafe {
+            if Self::HAS_NO_STATES
+                && let Some(taken) = take_and_update(room, part, chosen, (self.rule, self.code), scale)
+            {
+                return taken;
+            }
+            // The gradients come from the memory while all are updated, and are gathered from the cache.
+            room.take(part, chosen);
+            self.run(part, &[], scale, noise);
+            room.with_gradients(part, chosen)
+        }
+    }
+}
+
+impl<R: Rule<N>, const N: usize> OfTypes<R, N> {
+    /// A constant, so that nothing is compiled for rules with states.
+    const HAS_NO_STATES: bool = N == 0;
 }
 
 /// Which elements of a matrix are selected.
@@ -287,12 +331,15 @@ impl Visit<'_> {
     /// Updates elements from `start` to `end`, of which some are selected; there are `rank` selected ones before them.
     unsafe fn stretch(&self, start: usize, end: usize, chosen: &Chosen<'_>, rank: usize, room: &mut Room) {
         let part = self.slot.buffers.part(start, end - start);
-        // The gradients come from the memory while the others are updated, and are gathered from the cache.
         // SAFETY: the caller's promise; the room is made large enough.
         unsafe {
-            room.take(&part, chosen);
-            self.rest(start, end);
-            let gathered = room.with_gradients(&part, chosen);
+            let gathered = match &self.slot.rest {
+                Some(rest) => rest.run_taking(&part, self.scale, self.noise(start as u64), chosen, room),
+                None => {
+                    room.take(&part, chosen);
+                    room.with_gradients(&part, chosen)
+                }
+            };
             self.inner(&gathered, rank, start);
             room.scatter(&part, chosen);
         }
