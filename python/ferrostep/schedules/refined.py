@@ -42,7 +42,7 @@ class RefinedSchedule(Schedule):
     """
 
     def __init__(self, factors: Sequence[float] | Norms, total_steps: int, floored: int = 0, dropped: int = 0) -> None:
-        self.factors = _row("factors", factors).tolist()
+        self.factors: list[float] = _row("factors", factors).tolist()
         if len(self.factors) < 2:
             raise Problem.COUNT.of("factors", f"{len(self.factors)} numbers", "at least 2")
         for i, factor in enumerate(self.factors):
