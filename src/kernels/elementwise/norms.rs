@@ -55,14 +55,14 @@ pub fn run_measured(
         norms.total()
     });
     let mut rest = &parts[..];
-    let of_batch = |batch: &Box<dyn Work + '_>| {
+    let of_each = batches.iter().map(|batch| {
         let own = rest.split_off(..batch.blocks()).expect("the sums of all blocks");
         match batch.measures() {
             true => by_tensor(&batch.first_blocks(), own, total),
             false => Vec::new(),
         }
-    };
-    let of_each = batches.iter().map(of_batch).collect();
+    });
+    let of_each = of_each.collect();
     (counted.into_inner(), of_each)
 }
 

@@ -32,7 +32,8 @@ pub trait Work: Send + Sync {
     fn prepare(&mut self, _threads: usize) {}
     /// Updates block `index` and returns what the rule counted; every block is to be run exactly once.
     fn run(&self, index: usize) -> u32;
-    /// Whether [`Work::run_measured`] does more than that: then blocks of [`BLOCK`](crate::kernels::storage::BLOCK) elements are visited one by one.
+    /// Whether [`Work::run_measured`] does more than that: then blocks of `storage::BLOCK` elements are visited one by
+    /// one.
     fn measures(&self) -> bool {
         false
     }
