@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +45,18 @@ def norms(layers: int) -> list[Contest]:
         torch._foreach_copy_(before, [p.grad for p in params])
         return each
 
+    def recorded(*norms: Literal["l1", "l2"]) -> Callable[[], None]:
+        recorders = [GradNormRecorder(optimizer, norm) for norm in norms]
+
+        def step() -> None:
+            with ExitStack() as stack:
+                for recorder in recorders:
+                    stack.enter_context(recorder.attach())
+                optimizer.step()
+
+        return step
+
+    clipped = AdamW(params, max_grad_norm=1.0)
     return [
         Contest(
             "norms, GPT-2",
@@ -50,7 +64,17 @@ def norms(layers: int) -> list[Contest]:
                 "sum(g.abs().sum())": lambda: sum(p.grad.abs().sum() for p in params).item(),
                 "GradNormRecorder, l1": GradNormRecorder(optimizer, "l1").record,
                 "GradNormRecorder, l2": GradNormRecorder(optimizer, "l2").record,
+                "sum(g.sum()), which only reads": lambda: sum(p.grad.sum() for p in params).item(),
+            },
+        ),
+        Contest(
+            "a step and its norms, GPT-2",
+            {
                 "AdamW.step": optimizer.step,
+                "recorded, l1": recorded("l1"),
+                "recorded, l2": recorded("l2"),
+                "recorded, both": recorded("l1", "l2"),
+                "with max_grad_norm": clipped.step,
             },
         ),
         Contest("a micro-batch's variance, GPT-2", {"plain torch": plain, "GradVarianceAccumulator": add}),

@@ -10,8 +10,13 @@ from ferrostep.curvature import LinearOperator, lanczos
 from projections import Contest
 
 SIZES = (1_000_000, 5_000_000)
-"""25 million elements would take 5 GB for each contestant."""
+LARGE = 25_000_000
+"""5 GB for the vectors of a contestant, and a minute for a round of all."""
+SUMMED = 250_000_000
+"""Elements of a sum that reads memory, beyond any cache."""
 STEPS = 50
+TOGETHER = 4
+"""Vectors that ours makes orthogonal at once, on this matrix."""
 
 
 def in_torch(diagonal: Tensor, start: Tensor, steps: int) -> tuple[list[float], list[float]]:
@@ -32,9 +37,20 @@ def in_torch(diagonal: Tensor, start: Tensor, steps: int) -> tuple[list[float], 
     return alphas, betas
 
 
-def iterations() -> list[Contest]:
+def iterations(*, large: bool) -> list[Contest]:
     """Of vectors of several sizes, in float32."""
-    return [of(size) for size in SIZES]
+    return [of(size) for size in (*SIZES, *([LARGE] if large else []))]
+
+
+def passes() -> int:
+    """How many vectors ours reads or writes, the least: what share of the memory's rate that is can be told.
+
+    In each step the product takes 3, the recurrence ``product - beta * before`` with its inner product 4, taking q from
+    that with the norm 3, dividing by it 2; vectors that are made orthogonal are read twice and written, all before them
+    read twice.
+    """
+    firsts = range(1, STEPS + 1, TOGETHER)
+    return STEPS * (3 + 4 + 3 + 2) + sum(2 * first for first in firsts) + 3 * STEPS
 
 
 def of(size: int) -> Contest:

@@ -6,11 +6,13 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from ferrostep.offload import HostOptimizer
 from ferrostep.optim import AdamW
@@ -37,12 +39,12 @@ def weights(dtype: torch.dtype) -> list[Tensor]:
     return params
 
 
-def in_torch(params: list[Tensor]) -> Callable[[], object]:
-    """What is done by hand: gradients cast into memory that is there already, a step on masters, these cast back."""
+def by_hand(params: list[Tensor], optimizer_class: Callable[..., Optimizer]) -> Callable[[], object]:
+    """Gradients cast into memory that is there already, a step on masters, these cast back."""
     masters = [Parameter(p.detach().float()) for p in params]
     for master in masters:
         master.grad = torch.empty_like(master)
-    optimizer = torch.optim.AdamW(masters, fused=True, **ARGUMENTS)
+    optimizer = optimizer_class(masters, **ARGUMENTS)
 
     @torch.no_grad()
     def step() -> None:
@@ -53,6 +55,15 @@ def in_torch(params: list[Tensor]) -> Callable[[], object]:
     return step
 
 
+def deepspeeds() -> dict[str, Callable[..., Optimizer]]:
+    """DeepSpeedCPUAdam where it is installed; it compiles its kernel at first, which takes minutes."""
+    try:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+    except ImportError:
+        return {}
+    return {"DeepSpeedCPUAdam: cast, step, copy back": DeepSpeedCPUAdam}
+
+
 def contests() -> list[Contest]:
     """Steps of AdamW on weights of both types."""
     found = []
@@ -60,7 +71,8 @@ def contests() -> list[Contest]:
         # Each has weights of its own: one that another writes would have to be looked at.
         of_others = HostOptimizer(weights(dtype), torch.optim.AdamW, fused=True, **ARGUMENTS)
         contestants: dict[str, Callable[[], object]] = {
-            PEER: in_torch(weights(dtype)),
+            PEER: by_hand(weights(dtype), partial(torch.optim.AdamW, fused=True)),
+            **{name: by_hand(weights(dtype), each) for name, each in deepspeeds().items()},
             MIXED: AdamW(weights(dtype), master_weights="float32", **ARGUMENTS).step,
             HOSTED: HostOptimizer(weights(dtype), AdamW, **ARGUMENTS).step,
             "HostOptimizer, torch's fused AdamW": of_others.step,

@@ -3,6 +3,9 @@ them, and a step of BO-REP along a hypergradient, each beside what one would wri
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import cycle
+
 import torch
 from torch import Tensor
 
@@ -39,16 +42,16 @@ def iteration() -> Contest:
         return squares
 
     def ours() -> float:
-        vectors.move_(x, r, a, p, q)
-        squares = vectors.dot(r, r)
-        vectors.turn_(p, b, r)
+        squares = vectors.descend_(r, a, q)
+        vectors.advance_(x, a, p, b, r)
         return squares
 
     return Contest("vectors of a CG iteration, 20 tensors, 1M", {"torch foreach": in_torch, "ferrostep": ours})
 
 
 def backward() -> Contest:
-    """The backward pass of a ridge regression, beside the same conjugate gradients by hand."""
+    """The backward pass of a ridge regression, beside the same conjugate gradients by hand: with products of matrices,
+    which know what the loss is, and with those of autograd, which is as little as there can be for any loss."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2 * UNKNOWNS, UNKNOWNS, generator=generator)
     target, v = torch.randn(2 * UNKNOWNS, generator=generator), torch.randn(UNKNOWNS, generator=generator)
@@ -62,24 +65,34 @@ def backward() -> Contest:
         return torch.linalg.solve(features.mT @ features + decay.diag(), features.mT @ target)
 
     w = fit(None, decay)
-    at, diagonal = w.detach(), decay.detach()
+    at, diagonal = w.detach().requires_grad_(), decay.detach()
 
-    def by_hand() -> Tensor:
+    def by_matrix(p: Tensor) -> Tensor:
+        return features.mT @ (features @ p) + diagonal * p
+
+    def by_autograd() -> Tensor:
+        gradient = torch.autograd.grad(loss(at, diagonal), at, create_graph=True)[0]
+        return by_hand(lambda p: torch.autograd.grad(gradient, at, p, retain_graph=True)[0])
+
+    def by_hand(product: Callable[[Tensor], Tensor] = by_matrix) -> Tensor:
         u, r, p = torch.zeros_like(v), v.clone(), v.clone()
         squares, tolerance = torch.dot(r, r).item(), 1e-10 * torch.dot(v, v).item()
         while squares > tolerance:
-            q = features.mT @ (features @ p) + diagonal * p
+            q = product(p)
             a = squares / torch.dot(p, q).item()
             u.add_(p, alpha=a)
             r.sub_(q, alpha=a)
             before, squares = squares, torch.dot(r, r).item()
             p.mul_(squares / before).add_(r)
-        return -u * at
+        return -u * at.detach()
 
     def ours() -> Tensor:
         return torch.autograd.grad(w, decay, v, retain_graph=True)[0]
 
-    return Contest(f"backward of a ridge of {UNKNOWNS}", {"CG by hand": by_hand, "ferrostep": ours})
+    return Contest(
+        f"backward of a ridge of {UNKNOWNS}",
+        {"CG by hand": by_hand, "by hand, by autograd": by_autograd, "ferrostep": ours},
+    )
 
 
 def step() -> Contest:
@@ -94,7 +107,8 @@ def step() -> Contest:
 
     upper = [p.clone().requires_grad_() for p in params]
     optimizer = BOREP(upper, [torch.zeros(1, requires_grad=True)], lr=lr, momentum=momentum)
+    turns = cycle(lists(2))  # the states keep what a step was given
     return Contest(
         "BO-REP's step, 20 tensors, 1M",
-        {"torch foreach": in_torch, "ferrostep": lambda: optimizer._move(direction)},
+        {"torch foreach": in_torch, "ferrostep": lambda: optimizer._move(next(turns))},
     )

@@ -25,7 +25,7 @@ from ferrostep.batch_size import (
     sample_statistics,
     two_batch_statistics,
 )
-from ferrostep.gradients.lists import follow, norms
+from ferrostep.gradients.lists import follow, power_sum
 from ferrostep.reference import gradients as reference
 
 ROWS = torch.tensor([[1.0, 0, 2], [3, 1, 0], [2, -1, 1], [0, 0, 1]], dtype=torch.float64)
@@ -122,7 +122,8 @@ def test_the_passes_are_those_of_plain_torch(dtype: torch.dtype) -> None:
     before = [None if x is None else torch.randn_like(x) for x in gradient]
     others = [None if x is None else x.clone() for x in before]
     if not dtype.is_complex:
-        assert norms(gradient) == pytest.approx(reference.norms(gradient), rel=1e-12)
+        found = [power_sum(gradient, order) for order in (1, 2)]
+        assert found == pytest.approx(reference.norms(gradient), rel=1e-12)
     assert follow(gradient, before) == pytest.approx(reference.follow(gradient, others), rel=1e-12)
     for x, copied, other in zip(gradient, before, others, strict=True):
         assert x is None or (torch.equal(x, copied) and torch.equal(x, other))
@@ -140,6 +141,12 @@ def test_accumulation_begins_anew_after_a_reset() -> None:
         assert accumulator.result().variance == pytest.approx(2.0)
     w.grad, unused.grad = None, torch.ones(2)
     with pytest.raises(RuntimeError, match=r"params\[0\].grad has gone"):
+        accumulator.add(2)
+    assert accumulator.result().variance == pytest.approx(2.0)
+    accumulator.reset()
+    w.data, w.grad, unused.grad = w.data.float(), None, None  # as after model.float()
+    for part in ROWS.float().split(2):
+        ((part @ w).mean() / 2).backward()
         accumulator.add(2)
     assert accumulator.result().variance == pytest.approx(2.0)
 
@@ -293,6 +300,20 @@ def test_workers_fetch_ahead_and_the_state_does_not() -> None:
     assert next(iter(sampler)) == [4, 5]
 
 
+@pytest.mark.parametrize(
+    "change", [lambda sampler: next(iter(sampler)), lambda sampler: sampler.load_state_dict(sampler.state_dict())]
+)
+def test_an_iteration_ends_where_the_sampler_begins_anew(change: Any) -> None:
+    sampler = ResizableBatchSampler(12, 2, shuffle=False)
+    first = iter(sampler)
+    next(first)
+    change(sampler)
+    state = sampler.state_dict()
+    with pytest.raises(RuntimeError, match="another iteration"):
+        next(first)
+    assert sampler.state_dict() == state
+
+
 def test_ranks_share_each_batch() -> None:
     ranks = [ResizableBatchSampler(11, 4, num_replicas=2, rank=rank) for rank in range(2)]
     batches = list(zip(*ranks, strict=True))
@@ -328,10 +349,19 @@ def test_ranks_share_each_batch() -> None:
         (lambda: AdaptiveBatchSize(8, 16, micro_batch=3), ValueError, "size.*multiple of micro_batch"),
         (lambda: AdaptiveBatchSize(8, 16).update(3.0), TypeError, "statistics"),
         (
+            lambda: AdaptiveBatchSize(8, 16).update(GradStatistics(8, torch.ones(()), 1.0)),
+            TypeError,
+            "statistics.squared_norm is a Tensor, expected a float",
+        ),
+        (lambda: noise_scale(GradStatistics(8, 1.0, -1.0)), ValueError, "Invalid statistics.variance: -1.0"),
+        (
             lambda: AdaptiveBatchSize(8, 16, test="augmented").update(GradStatistics(8, 1.0, 1.0)),
             ValueError,
             "inner_variance is NaN",
         ),
+        (lambda: GradVarianceAccumulator([torch.ones(1)], inner_products="no"), TypeError, "inner_products is a str"),
+        (lambda: ResizableBatchSampler(8, 2, shuffle="False"), TypeError, "shuffle is a str, expected a bool"),
+        (lambda: ResizableBatchSampler(8, 2, drop_last="no"), TypeError, "drop_last is a str"),
         (lambda: ResizableBatchSampler(0, 1), ValueError, "n"),
         (lambda: ResizableBatchSampler(3, 4, num_replicas=4), ValueError, "Invalid n: 3; expected 4 <= n"),
         (lambda: ResizableBatchSampler(8, 2, seed=2**63), ValueError, "Invalid seed"),

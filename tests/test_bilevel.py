@@ -118,6 +118,8 @@ def test_borep_goes_the_way_of_the_specification() -> None:
 
 @pytest.mark.parametrize("solver", ["cg", "running"])
 def test_borep_ends_at_the_solution(solver: Any) -> None:
+    """The oracle's 4000 steps from (0, 0), of 10 lower steps and rates from .1 to 0, which take 25 to 90 s, were run by
+    hand: errors of 7.7e-4 with 60 terms of the series and 1.00e-2 with 5, as it says."""
     task, steps = Quadratic(), 50
     with torch.no_grad():
         task.x.copy_(f64(1.1, 1.5))
@@ -232,6 +234,7 @@ class Coupled:
 
 @pytest.mark.smoke
 def test_lvhba_goes_the_way_of_the_specification() -> None:
+    """The oracle's 20000 steps, which take 16 s, were run by hand: within 1e-8 of the solution after 9000."""
     task = Coupled(3.0, -2.0)
     for x in (2.75, 2.55689976036, 2.39772855258):
         task.step()
@@ -354,6 +357,11 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no tensor": (lambda: BOREP([X], [3.0]), TypeError, r"lower_params\[0\] is a float"),  # type: ignore[list-item]
     "both levels": (lambda: LVHBA([X], [Y, X]), ValueError, r"upper_params\[0\] is lower_params\[1\]"),
     "dtype": (lambda: BOREP([Parameter(X.bfloat16())], [Y]), ValueError, r"upper_params\[0\] has dtype torch.bfloat16"),
+    "expanded": (
+        lambda: BOREP([X], [torch.ones(1).expand(3).requires_grad_()]),
+        ValueError,
+        r"lower_params\[0\] has elements that share memory",
+    ),
     "no leaf": (lambda: BOREP([X * 1], [Y]), ValueError, r"upper_params\[0\] is no leaf"),
     "lr": (lambda: BOREP([X], [Y], lr=-1.0), ValueError, "Invalid learning rate: -1.0"),
     "momentum": (lambda: BOREP([X], [Y], momentum=1.0), ValueError, "Invalid momentum: 1.0"),
@@ -374,6 +382,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "rates": (lambda: LVHBA([X], [Y], lr=(0.1, 0.1)), ValueError, "lr has 2 numbers, expected 3"),  # type: ignore[arg-type]
     "gamma": (lambda: LVHBA([X], [Y], gamma=(0.0, 1.0)), ValueError, r"Invalid gamma\[0\]: 0.0"),
     "power": (lambda: LVHBA([X], [Y], penalty=(1.0, 0.5)), ValueError, r"Invalid penalty\[1\]: 0.5"),
+    "equality": (lambda: LVHBA([X], [Y], equality="no"), TypeError, "equality is a str, expected a bool"),  # type: ignore[arg-type]
     "order": (lambda: LVHBA([X], [Y], order="sor"), ValueError, "Invalid order: 'sor'"),  # type: ignore[arg-type]
     "project": (lambda: LVHBA([X], [Y], project=3), TypeError, "project is a int"),  # type: ignore[arg-type]
     "what solves": (lambda: hypergradient(square, square, [X], [Y], solver=3), TypeError, "solver is a int"),  # type: ignore[arg-type]
@@ -433,7 +442,7 @@ def test_nothing_is_changed_by_a_step_that_fails(kind: str, case: str) -> None:
 def test_a_state_of_another_class_is_refused() -> None:
     optimizer = BOREP([X], [Y])
     for other, message in (
-        (torch.optim.SGD([X]), "level of the groups"),
+        (torch.optim.SGD([X]), r"level of the groups: \[None\]; expected \['upper', 'lower'\]"),
         (LVHBA([X], [Y]), "the upper group of the state dict has no 'momentum'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -194,6 +194,9 @@ def test_refine_writes_the_schedule_of_a_run(tmp_path: Path) -> None:
         (json.dumps({"norms": [1, 2]}), "is no run that GradNormRecorder.save wrote"),
         (json.dumps({**RUN, "norms": [1, None]}), "norms has 1 finite numbers"),
         (json.dumps({**RUN, "norm": "l3"}), "'l3'"),
+        (json.dumps({**RUN, "every": 0}), "range() arg 3 must not be zero"),
+        (json.dumps({"norm": "l1", "steps": 3, "norms": [1, 2, 3]}), "'every'"),
+        (json.dumps({**RUN, "norms": [10**400, 1, 2]}), "norms is a list, expected a sequence of numbers"),
     ],
 )
 def test_refine_refuses_what_is_no_run(
@@ -269,6 +272,17 @@ def test_plan_takes_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     elements = sum(math.prod(shape) for shape in of_config(config).values())
     assert title == f"llama: {elements:,} parameters of float32; GiB without activations"
     assert [row.split()[0] for row in rows] == list(DEFAULT)
+
+
+def test_plan_takes_tuples_and_mappings_and_small_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**MODELS["gpt2"], "n_embd": 64, "n_layer": 1, "n_positions": 64, "vocab_size": 4096}))
+    half = "adamw:betas=(0.9,0.95),state_dtype={'exp_avg':'bfloat16'},weight_decay=0.1"
+    assert main(["plan", "--config", str(path), "--optimizer", half, "--optimizer", "adamw"]) == 0
+    title, _, _, *rows = capsys.readouterr().out.splitlines()
+    assert title.endswith("; MiB without activations")
+    (weights, state), whole = [row.split()[1:4:2] for row in rows]
+    assert whole == ["1.21", "2.41"] and (weights, state) == ("1.21", "1.81")
 
 
 @pytest.mark.frameworks

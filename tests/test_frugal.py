@@ -297,9 +297,10 @@ def test_what_is_not_projectable_is_adamw_and_loads_from_torch() -> None:
     plain.load_state_dict(frugal.state_dict())
 
 
-def test_a_failing_step_changes_nothing() -> None:
+@pytest.mark.parametrize("selection", ["columns", "svd"])
+def test_a_failing_step_changes_nothing(selection: str) -> None:
     params = parameters(((4, 8), (3, 4)))
-    optimizer = FRUGAL(params, update_gap=2)
+    optimizer = FRUGAL(params, update_gap=2, selection=selection)
     train(optimizer, params, 2)
     before, counters = copies(optimizer), dict(optimizer.param_groups[0], params=None)
     set_gradients(params, 2)
@@ -364,6 +365,32 @@ def test_states_that_do_not_fit(selection: str, change: Callable[[dict[str, Any]
 def test_impossible_arguments(own: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         FRUGAL(parameters(((2, 3),)), **own)
+
+
+@pytest.mark.parametrize(
+    "own", [{"density": 2.0}, {"update_gap": 0}, {"block_order": "up"}, {"proj_side": "full"}], ids=str
+)
+@pytest.mark.parametrize("selection", ["columns", "random", "block"])
+def test_arguments_that_have_become_impossible(selection: str, own: dict[str, Any]) -> None:
+    params = parameters(((4, 8),))
+    optimizer = FRUGAL(params, selection=selection)
+    train(optimizer, params, 1)
+    before, counters = copies(optimizer), dict(optimizer.param_groups[0], params=None)
+    optimizer.param_groups[0].update(own)
+    set_gradients(params, 1)
+    with pytest.raises(ValueError, match=next(iter(own))):
+        optimizer.step()
+    assert_same_bits(copies(optimizer), before)
+    assert dict(optimizer.param_groups[0], params=None) == {**counters, **own}
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_basis_of_a_gradient_that_is_to_be_skipped(value: float) -> None:
+    p = Parameter(torch.ones(4, 6))
+    p.grad = torch.randn(4, 6)
+    p.grad[1, 2] = value
+    FRUGAL([p], selection="svd", skip_nonfinite=True).step()
+    assert torch.equal(p, torch.ones(4, 6))
 
 
 def test_groups_may_come_as_iterators() -> None:

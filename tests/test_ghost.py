@@ -109,12 +109,25 @@ def test_conversion_keeps_parameters_and_statistics() -> None:
     assert type(single) is GhostBatchNorm2d
 
 
+def per_batch(momentum: float) -> GhostBatchNorm1d:
+    layer = GhostBatchNorm1d(3, momentum_per="batch")
+    layer.momentum = momentum
+    return layer
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
         (lambda: GhostBatchNorm1d(3, 0), ValueError, "ghost_size"),
         (lambda: GhostBatchNorm1d(3, 2.5), TypeError, "ghost_size"),
         (lambda: GhostBatchNorm1d(3, momentum_per="step"), ValueError, "momentum_per"),
+        (
+            lambda: GhostBatchNorm1d(3, momentum=1.5, momentum_per="batch"),
+            ValueError,
+            "Invalid momentum: 1.5; .*0 to 1",
+        ),
+        (lambda: per_batch(1.5)(torch.ones(64, 3)), ValueError, "Invalid momentum: 1.5"),
+        (lambda: GhostBatchNorm1d(3, ghost_sise=2), TypeError, "did you mean 'ghost_size'"),
         (lambda: GhostBatchNorm2d(3, 2)(torch.ones(8, 3)), ValueError, "4D input"),
         (lambda: GhostBatchNorm2d(3, 2)(torch.ones(8, 4, 2, 2)), ValueError, "input has shape .* expected 3 channels"),
         (lambda: convert_ghost_batchnorm(torch.ones(3)), TypeError, "module"),
@@ -131,3 +144,8 @@ def test_synchronized_statistics_are_refused_and_nothing_changes() -> None:
     with pytest.raises(TypeError, match="1 is a SyncBatchNorm"):
         convert_ghost_batchnorm(model)
     assert type(model[0]) is nn.BatchNorm1d
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3, momentum=2.0))
+    with pytest.raises(ValueError, match=r"Invalid momentum: 2\.0"):
+        convert_ghost_batchnorm(model, momentum_per="batch")
+    assert type(model[0]) is nn.BatchNorm1d
+    assert type(convert_ghost_batchnorm(model)[1]) is GhostBatchNorm1d  # per ghost it is as torch has it

@@ -13,7 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ferrostep.optim import GradNormSmooth
+from ferrostep.curvature import GaussNewtonProduct, HessianProduct
+from ferrostep.curvature.operators import FlatParameters
+from ferrostep.optim import GradNormSmooth, grad_norm_smooth
+from ferrostep.optim.grad_norm_smooth import matrix_of
 from ferrostep.reference import grad_norm_smooth as rule
 
 Double = torch.float64
@@ -102,7 +105,8 @@ def test_of_a_model_linear_in_its_parameters_the_gauss_newton_matrix_is_the_hess
 
 
 @pytest.mark.parametrize("hessian", ["fisher", "diag"])
-def test_cheap_approximations_descend(hessian: Any) -> None:
+def test_cheap_approximations_descend(hessian: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grad_norm_smooth, "MOST_EXACT", 0)
     model, closure = logistic()
     optimizer = GradNormSmooth(model.parameters(), hessian=hessian)
     losses = [optimizer.step(closure).item() for _ in range(15)]
@@ -121,6 +125,51 @@ def test_the_diagonal_of_a_diagonal_hessian_is_exact() -> None:
     for x, hessian in ((one, "diag"), (other, "exact")):
         GradNormSmooth([x], hessian=hessian).step(lambda x=x: quadratic(x))  # type: ignore[arg-type, misc]
     torch.testing.assert_close(one, other)
+
+
+class Counted(torch.autograd.Function):
+    """A square whose backward pass looks at numbers, which vmap does not allow."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        assert math.isfinite(grad.sum().item())
+        return 2 * ctx.saved_tensors[0] * grad
+
+
+@pytest.mark.parametrize("square", [lambda x: x * x, Counted.apply], ids=["batched", "one by one"])
+def test_matrices_are_those_of_torch_func(square: Callable[[Tensor], Tensor]) -> None:
+    """Of more than one batch of products, of which the first parameter has no part."""
+    generator = torch.Generator().manual_seed(0)
+    unused, w = at(1.0, 2.0), nn.Parameter(torch.randn(7, 10, generator=generator, dtype=Double))
+    x = torch.randn(5, 7, generator=generator, dtype=Double)
+    flat = FlatParameters([unused, w])
+
+    def loss(outputs: Tensor) -> Tensor:
+        return (square(outputs).sum(1) + 1).log().sum()
+
+    def of(flat_w: Tensor) -> Tensor:
+        return ((x @ flat_w.view(7, 10)).square().sum(1) + 1).log().sum()
+
+    exact = torch.func.hessian(of)(w.detach().flatten())
+    outputs = x @ w
+    for product in (
+        HessianProduct(loss(outputs), flat.params),
+        GaussNewtonProduct((loss(outputs), outputs), flat.params),
+    ):
+        found = matrix_of(product, flat)
+        assert found.shape == (72, 72) and found[:2].count_nonzero() == 0 == found[:, :2].count_nonzero()
+        torch.testing.assert_close(found[2:, 2:], exact)  # the outputs are linear in w
+    optimizer = GradNormSmooth([w], hessian="diag")
+    gradient, before = torch.autograd.grad(loss(x @ w), w)[0].flatten(), w.detach().clone()
+    optimizer.step(lambda: loss(x @ w))
+    lam = rule.damping(rule.norm_of(gradient), state_of(optimizer)["gamma"] / 2)
+    expected = rule.by_diagonal(exact.diagonal(), gradient, lam)
+    torch.testing.assert_close((w - before).detach().flatten(), expected)
 
 
 @pytest.mark.parametrize("solver", ["cholesky", "cg"])
@@ -203,7 +252,8 @@ def test_without_a_gradient_nothing_moves() -> None:
 
 
 @pytest.mark.parametrize("hessian", ["exact", "diag"])
-def test_a_state_dict_goes_on_as_if_nothing_had_been(hessian: Any) -> None:
+def test_a_state_dict_goes_on_as_if_nothing_had_been(hessian: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grad_norm_smooth, "MOST_EXACT", 0)  # estimates go on, too
     x = at(3.0, -2.0)
     optimizer = GradNormSmooth([x], hessian=hessian)
     for _ in range(2):
@@ -218,6 +268,17 @@ def test_a_state_dict_goes_on_as_if_nothing_had_been(hessian: Any) -> None:
         optimizer.step(lambda: root(x))
         other.step(lambda: root(again))
     assert torch.equal(x, again) and state_of(optimizer) == state_of(other)
+
+
+def test_schedulers_hear_that_there_is_no_learning_rate() -> None:
+    x = at(3.0, -2.0)
+    optimizer = GradNormSmooth([x], hessian="exact")
+    optimizer.load_state_dict(optimizer.state_dict())
+    for each in (optimizer, copy.deepcopy(optimizer)):
+        with pytest.raises(KeyError, match="GradNormSmooth has no 'lr' to schedule"):
+            torch.optim.lr_scheduler.StepLR(each, 3)
+        with pytest.raises(KeyError, match=r"^'momentum'$"):
+            each.param_groups[0]["momentum"]
 
 
 def test_a_closure_that_fails_leaves_everything() -> None:

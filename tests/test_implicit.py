@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vmap
 
+from ferrostep import _core
 from ferrostep.implicit import ConvergenceWarning, fixed_point, linear, optimality, root, root_jvp, root_vjp
 from ferrostep.projections import simplex
+from ferrostep.reference import directions
 from tests.solutions import f64, near, nothing_is_told_by_itself  # noqa: F401  (used by all)
 
 DENSE = linear.dense(rtol=1e-12)
@@ -176,6 +178,56 @@ def test_no_step_of_the_solver_is_recorded(steps: int) -> None:
     following = [node for node, _ in w.grad_fn.next_functions if node is not None]
     assert len(following) == 1 and hasattr(following[0], "variable")
     assert len(w.grad_fn.saved_tensors) == 2  # type: ignore[attr-defined]
+
+
+def test_a_backward_pass_computes_the_condition_once_and_what_a_recorded_one_does() -> None:
+    calls = [0]
+
+    def F(w: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        calls[0] += 1
+        return curved(w, t, s)
+
+    t, s = T.clone().requires_grad_(), S.clone().requires_grad_()
+    w = root(F, solve=linear.gmres(rtol=1e-12))(lambda initial, *args: newton(curved, initial, *args))(W0, t, s)
+    calls[0] = 0
+    plain = torch.autograd.grad(w.sum(), (t, s), retain_graph=True)
+    assert calls[0] == 1
+    for one, other in zip(plain, torch.autograd.grad(w.sum(), (t, s), create_graph=True), strict=True):
+        assert not one.requires_grad and other.requires_grad
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_steps_along_directions_are_those_of_plain_torch(dtype: torch.dtype) -> None:
+    """Bit by bit, on tensors of which one is not contiguous and one has no elements; the sums but for their order."""
+    generator = torch.Generator().manual_seed(0)
+
+    def vector() -> list[Tensor]:
+        shapes = [(5000,), (3, 7), (0,), ()]
+        return [
+            torch.randn(shape, generator=generator, dtype=dtype).mT
+            if len(shape) == 2
+            else torch.randn(shape, generator=generator, dtype=dtype)
+            for shape in shapes
+        ]
+
+    x, p, r, q = (vector() for _ in range(4))
+    ours, theirs = ([[each.clone() for each in one] for one in (x, p, r, q)] for _ in range(2))
+    squares = [
+        _core.descend(ours[2], ours[3], 0.7, 2),
+        _core.advance(*ours[:3], 0.3, -0.4, 2),
+        _core.normalized_step(*ours[3:0:-1], 0.9, 0.1, 2),
+    ]
+    expected = [
+        directions.descend(theirs[2], theirs[3], 0.7),
+        directions.advance(*theirs[:3], 0.3, -0.4),
+        directions.normalized_step(*theirs[3:0:-1], 0.9, 0.1),
+    ]
+    assert squares == [pytest.approx(each, rel=1e-12) if each is not None else None for each in expected]
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6 if dtype == torch.float32 else 1e-15, atol=0.0)
+    for k in (0, 2):  # what no norm has a part in
+        assert all(map(torch.equal, ours[k], theirs[k]))
 
 
 # --- the oracles of the specification -------------------------------------------------------------------------------
@@ -550,6 +602,8 @@ def test_systems_of_no_unknowns() -> None:
 W = f64(1.0, 2.0)
 BAD: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "F": (lambda: root(3), TypeError, "F is a int"),  # type: ignore[arg-type]
+    "a name": (lambda: root(curved, solver=DENSE), TypeError, r"root\(\) got .* did you mean 'solve'"),  # type: ignore[call-arg]
+    "a solver's": (lambda: linear.cg(max_iter=3), TypeError, r"cg\(\) got .* did you mean 'maxiter'"),  # type: ignore[call-arg]
     "T": (lambda: fixed_point(None), TypeError, "T is a NoneType"),  # type: ignore[arg-type]
     "solve": (lambda: root(curved, solve="cg"), TypeError, "solve is a str"),  # type: ignore[arg-type]
     "check": (lambda: root(curved, check="no"), ValueError, "Invalid check: 'no'"),  # type: ignore[arg-type]

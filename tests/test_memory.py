@@ -217,6 +217,12 @@ def test_a_printed_plan_is_a_table() -> None:
     ]
 
 
+def test_the_default_device_plays_no_part() -> None:
+    expected = memory_plan([(8, 4)], AdamW)
+    with torch.device("meta"):
+        assert memory_plan([(8, 4)], AdamW) == memory_plan([nn.Parameter(torch.ones(8, 4))], AdamW) == expected
+
+
 def test_nothing_is_allocated() -> None:
     """A trillion elements."""
     plan = memory_plan({"weight": (1_000_000, 1_000_000)}, AdamW, state_dtype=torch.bfloat16, dtype=torch.bfloat16)
@@ -234,6 +240,8 @@ def test_nothing_is_allocated() -> None:
         ({"w": (3, 0.5)}, {}, TypeError, "shape of w is a float, expected an integer"),
         ([(3, 4)], {"lr": -1.0}, ValueError, "Invalid learning rate: -1.0"),
         ([(3, 4)], {"momentun": 1}, TypeError, "momentun"),
+        ([(3, 4)], {"dtype": "bfloat16"}, TypeError, "dtype is a str, expected a torch.dtype, or None"),
+        ([(3, 4)], {"dtype": torch.int8}, ValueError, "dtype is torch.int8, expected one of floats"),
         (nn.LazyLinear(3), {}, RuntimeError, "weight is of a lazy module and has no shape yet"),
     ],
     ids=lambda value: str(value)[:20],

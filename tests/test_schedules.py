@@ -220,6 +220,7 @@ def test_the_recorder_takes_complex_sparse_and_missing_gradients() -> None:
     ("arguments", "expected"),
     [
         ((0.1, 256, 1024, "linear"), 0.4),
+        ((0.1, 256, 1024, "linear", 1e-310), 0.1),
         ((1e-3, 256, 1024), 2e-3),
         ((1.0, 1000, 250, "surge", 1000.0), 0.8),
         ((1.0, 1000, 1000, "surge", 1000.0), 1.0),
@@ -263,12 +264,17 @@ def test_a_regime_keeps_the_number_of_updates() -> None:
         (lambda: refine_schedule([1.0, math.nan]), ValueError, "norms has 1 finite numbers"),
         (lambda: refine_schedule([[1.0, 2.0]]), ValueError, "norms has shape"),
         (lambda: refine_schedule([1.0, -2.0]), ValueError, "norms"),
-        (lambda: refine_schedule(["a", "b"]), ValueError, "could not convert"),
+        (lambda: refine_schedule(["a", "b"]), TypeError, "norms is a list, expected a sequence of numbers"),
+        (lambda: refine_schedule(torch.ones(3, requires_grad=True)), TypeError, "norms is a Tensor"),
         (lambda: refine_schedule([1.0, 0.0], floor=0.0), ValueError, "floor"),
+        (lambda: refine_schedule([1e-200, 1.0, 1.0], mode="sgd", floor=0.0), ValueError, "Invalid floor: 0.0"),
+        (lambda: refine_schedule([1.0, 10.0, 100.0], floor=1e308), ValueError, "Invalid floor"),
         (lambda: refine_schedule([1.0, 2.0], smoothing=1.0), ValueError, "smoothing"),
         (lambda: refine_schedule([1.0, 2.0], mode="lion"), ValueError, "mode"),
         (lambda: refine_schedule([1.0, 2.0], total_steps=0), ValueError, "total_steps"),
         (lambda: RefinedSchedule([1.0], 3), ValueError, "factors"),
+        (lambda: RefinedSchedule([1.0, math.nan], 3), ValueError, r"factors\[1\]"),
+        (lambda: RefinedSchedule([[1.0], [2.0]], 3), ValueError, "factors has shape"),
         (lambda: GradNormRecorder(nn.Linear(2, 2)), TypeError, "optimizer"),
         (lambda: GradNormRecorder(optimizer(), "l3"), ValueError, "norm"),
         (lambda: GradNormRecorder(optimizer(), every=0), ValueError, "every"),
@@ -292,6 +298,19 @@ def test_the_state_of_another_scheduler_is_refused_and_nothing_changes() -> None
         with pytest.raises(KeyError, match="schedule"):
             scheduler.load_state_dict(other.state_dict())
         assert scheduler.state_dict() == before
+
+
+def test_a_schedule_of_two_schedulers_stays_as_it_is_when_one_loads() -> None:
+    decay = LinearDecay(4)
+    one, other = ScheduleLR(optimizer(), decay), ScheduleLR(optimizer(), decay)
+    one.load_state_dict(LinearDecayLR(optimizer(), 9).state_dict())
+    assert (one.schedule.total_steps, other.schedule.total_steps) == (9, 4)
+
+
+def test_a_schedule_says_what_it_is() -> None:
+    assert repr(LinearDecay(4)) == "LinearDecay(total_steps=4, warmup_steps=0, power=1.0, final='1/T')"
+    refined = repr(refine_schedule([1.0] * 5))
+    assert refined == "RefinedSchedule(factors=[5 numbers], total_steps=5, floored=0, dropped=0)"
 
 
 def test_a_schedule_draws_itself() -> None:

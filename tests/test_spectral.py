@@ -172,6 +172,7 @@ W, LOSS = quadratic()
         ),
         (lambda: SpectralLR(optim.SGD([W]), LOSS, interval=0), ValueError, "Invalid interval: 0"),
         (lambda: SpectralLR(optim.SGD([W]), LOSS, steps=0), ValueError, "Invalid steps: 0"),
+        (lambda: SpectralLR(optim.SGD([W]), LOSS, set_momentum="no"), TypeError, "set_momentum is a str"),
         (lambda: SpectralLR(optim.SGD([W]), LOSS, safety=0.0), ValueError, "Invalid safety: 0.0; expected more than 0"),
         (lambda: SpectralLR(optim.SGD([W]), LOSS, max_momentum=1.0), ValueError, "Invalid max_momentum: 1.0"),
         (lambda: heavy_ball(1.0, 2.0), ValueError, "Invalid smallest: 2.0; expected at most largest=1.0"),

@@ -200,6 +200,16 @@ class TestLanczos:
         assert torch.equal(one.alphas, same.alphas) and not torch.equal(one.alphas, other.alphas)
 
 
+def test_an_operator_multiplies_as_a_matrix_does() -> None:
+    h = symmetric(5)
+    op, columns = of(h), gaussian(5, 3, seed=1)
+    torch.testing.assert_close(op @ columns[:, 0], h @ columns[:, 0])
+    torch.testing.assert_close(op @ columns, h @ columns)
+    assert op.products == 4 and (op @ columns[:, :0]).shape == (5, 0)
+    with torch.inference_mode():  # where tensors do not count what is written to them
+        assert lanczos(op, 2).steps == 2
+
+
 def test_traces() -> None:
     h = symmetric(40)
     found, norm = trace(of(h), 400), frobenius(of(h), 400)
@@ -217,8 +227,11 @@ def together(module: Any, dtype: torch.dtype) -> list[Any]:
     alpha = module.recur(basis[0], basis[1], 0.3, basis[2], w)
     first = w.clone()
     norm = module.subtract(w, basis[3], 0.7)
-    block = torch.stack([w, first])
-    factors, norms = module.orthogonalize(basis, block)
+    orthonormal = torch.linalg.qr(basis.T.double())[0].T.to(dtype).contiguous()
+    block = torch.stack([w / w.norm(), first / first.norm(), basis[0], basis[1] + basis[4]])
+    factors, norms = module.orthogonalize(orthonormal, block[:2])
+    more, others = module.orthogonalize(orthonormal[:4], block[1:])
+    factors, norms = factors + more, norms + others
     module.scale(w, 1.25)
     return [basis, alpha, first, norm, *factors, norms, block, w]
 
@@ -301,6 +314,8 @@ BAD: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     "which": (ValueError, "^Invalid which: 'BE'", lambda: top_eigenvalues(IDENTITY, which="BE")),  # type: ignore[arg-type]
     "tol": (TypeError, "^tol is a str", lambda: top_eigenvalues(IDENTITY, tol="a")),  # type: ignore[arg-type]
     "probes": (TypeError, "^probes is a NoneType", lambda: trace(IDENTITY, None)),  # type: ignore[arg-type]
+    "written to": (RuntimeError, "^multiply has written to", lambda: trace(LinearOperator(lambda v: v.mul_(2), 3))),
+    "written to a part": (RuntimeError, "^multiply has", lambda: lanczos(lambda v: v[:1].zero_() + v, 2, q1=ONES)),
     "no function": (TypeError, "^multiply is a NoneType", lambda: LinearOperator(None, 3)),  # type: ignore[arg-type]
     "kind": (ValueError, "^Invalid kind: 'fisher'", lambda: hvp_operator(cubic, [W], kind="fisher")),  # type: ignore[arg-type]
     "16-bit parameters": (ValueError, "^parameter 0 has dtype", lambda: hvp_operator(cubic, [W.bfloat16()])),
@@ -310,6 +325,8 @@ BAD: dict[str, tuple[type[Exception], str, Callable[[], object]]] = {
     },
     "no batches": (ValueError, "^data is empty", lambda: hvp_operator(cubic, [W], [])),
     "no batches to be sharp along": (ValueError, "^data is empty", lambda: batch_sharpness(cubic, [W], [])),
+    "a pair for batches": (TypeError, r"^data is a tuple, .*\[\(x, y\)\]", lambda: hvp_operator(cubic, [W], (W, W))),
+    "a tensor for batches": (TypeError, "^data is a Tensor", lambda: hvp_operator(cubic, [W], W)),
     "a batch": (TypeError, r"^data\[0\] is a int", lambda: hvp_operator(cubic, [W], [3])),
     "no samples": (ValueError, r"^data\[0\] has shape \[\]", lambda: hvp_operator(cubic, [W], [torch.tensor(1)])),
     "a loss for data": (TypeError, "^loss_fn is a Tensor", lambda: hvp_operator(cubic(), [W], [ONES])),

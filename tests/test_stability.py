@@ -149,6 +149,21 @@ def test_learning_rates_of_groups_count_by_their_ratio() -> None:
     assert report.rows["sharpness"].standing == "bound"
 
 
+def test_the_learning_rate_is_the_optimizers_or_another_that_is_told() -> None:
+    w = weights(1.0, 1.0)
+    optimizer = optim.SGD([w], lr=0.3)
+    own, same, other = (stability_report(squares(w), [w], lr, optimizer=optimizer) for lr in (None, 0.3, 0.6))
+    assert own.lr == same.lr == 0.3 and own.warnings == same.warnings
+    assert other.rows["sharpness"].ratio == pytest.approx(2 * own.rows["sharpness"].ratio)
+    assert other.warnings == ["the optimizer's first group has lr 0.3 now: this is about 0.6", *own.warnings]
+
+
+def test_large_gradients_do_not_overflow() -> None:
+    w = Parameter(torch.ones(3))
+    found = batch_sharpness(lambda x: x * (w**2).sum() / 2, [w], [torch.tensor(1e25), torch.tensor(3e25)])
+    assert found == (pytest.approx(2e25, rel=1e-5), pytest.approx(2.8e25, rel=1e-5))
+
+
 def test_the_cost_is_kept_and_nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.Tanh(), nn.Dropout(0.3), nn.Linear(16, 3))

@@ -183,9 +183,24 @@ def test_the_kernel_does_what_the_reference_does() -> None:
 def test_what_was_found_before_is_where_the_next_call_begins() -> None:
     model = mlp(64)
     first = top_singular_values(model, iters=60, tol=1e-6)
-    again = top_singular_values(model, iters=60, tol=1e-5, initial=first)
-    assert all(each.steps == 1 for each in again.values())
-    assert all(math.isclose(again[name].value, first[name].value, rel_tol=1e-6) for name in first)
+    again = top_singular_values(model, initial=first)
+    assert again["2.weight"].steps < first["2.weight"].steps
+    assert all(math.isclose(again[name].value, first[name].value, rel_tol=1e-4) for name in first)
+    once = top_singular_values(model, iters=1, initial=first)  # then without more
+    assert all(math.isclose(once[name].value, first[name].value, rel_tol=1e-6) for name in first)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 500])
+def test_a_vector_that_is_no_longer_the_first_does_not_hold_the_search(columns: int) -> None:
+    values = torch.linspace(0.0, 0.5, columns)
+    values[0] = 1.0
+    before = top_singular_values(of(torch.diag(values)), iters=60)
+    assert math.isclose(before["w"].value, 1.0, rel_tol=1e-6)
+    values[-1] = 1.2
+    found = top_singular_values(of(torch.diag(values)), iters=60, initial=before)["w"]
+    assert math.isclose(found.value, 1.2, rel_tol=1e-5)
+    turned = optim.SingularValues(before, {"w": -before.vectors["w"]})
+    assert math.isclose(top_singular_values(of(torch.diag(values)), 60, initial=turned)["w"].value, 1.2, rel_tol=1e-5)
 
 
 def test_gains_and_ratios() -> None:
@@ -203,6 +218,10 @@ def test_gains_and_ratios() -> None:
     assert str(table).splitlines()[1].endswith("2.000")
 
 
+def known(element: float) -> optim.SingularValues:
+    return optim.SingularValues({}, {"w": torch.full((2,), element)})
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -212,7 +231,10 @@ def test_gains_and_ratios() -> None:
         (lambda: top_singular_values(mlp(4), initial={}), TypeError, "initial is a dict, expected what top_sing"),  # type: ignore[arg-type]
         (lambda: top_singular_values(mlp(4), param_groups=[{}]), TypeError, r"param_groups\[0\] is a dict, expected a"),
         (lambda: top_singular_values(of(torch.eye(2).to_sparse())), RuntimeError, "parameter 'w' has layout torch.sp"),
-        (lambda: top_singular_values(of(torch.full((2, 2), math.nan))), ValueError, "parameter 'w' is not finite"),
+        (lambda: top_singular_values(of(torch.full((2, 2), math.nan))), ValueError, "squared norm of .* is nan"),
+        (lambda: top_singular_values(of(torch.eye(2).double() * 1e200)), ValueError, "squared norm of .* is inf"),
+        (lambda: top_singular_values(of(torch.eye(2)), initial=known(0.0)), ValueError, "initial's vector of 'w'"),
+        (lambda: top_singular_values(of(torch.eye(2)), initial=known(math.nan)), ValueError, "initial's vector of 'w'"),
         (
             lambda: gain_invariance(top_singular_values(mlp(4)), top_singular_values(nn.Linear(2, 2))),
             ValueError,

@@ -94,8 +94,8 @@ def parser() -> Parser:
 def add_plan(command: argparse.ArgumentParser) -> None:
     """The arguments of `plan`."""
     command.description = (
-        "Print, for each optimizer, the GiB that weights, gradients, state and scratch memory take, activations aside, "
-        "and in total between attach() and detach(). Nothing of it is allocated."
+        "Print, for each optimizer, the GiB (MiB where all is below one) that weights, gradients, state and scratch "
+        "memory take, activations aside, and in total between attach() and detach(). Nothing of it is allocated."
     )
     model = command.add_mutually_exclusive_group(required=True)
     model.add_argument("--model", metavar="NAME", help=f"one of {', '.join(plans.MODELS)}")
@@ -109,7 +109,8 @@ def add_plan(command: argparse.ArgumentParser) -> None:
         "--optimizer",
         action="append",
         metavar="NAME[:OPTION=VALUE,...]",
-        help="a class of ferrostep.optim, or as torch.NAME one of torch.optim; may be given several times "
+        help="a class of ferrostep.optim, or as torch.NAME one of torch.optim, and its options, such as "
+        "adamw:betas=(0.9,0.95),state_dtype=int8; may be given several times "
         f"(default: {' '.join(plans.DEFAULT)})",
     )
     command.add_argument(
@@ -208,7 +209,9 @@ def run_plan(arguments: argparse.Namespace) -> int:
     chosen = dict.fromkeys(arguments.optimizer or plans.DEFAULT)
     found = {optimizer: plans.plan_of(optimizer, model, dtype) for optimizer in chosen}
     elements = next(iter(found.values())).elements
-    print(f"{name}: {elements:,} parameters of {arguments.dtype}; GiB without activations\n\n{plans.table(found)}")
+    unit = plans.unit_of(found)
+    print(f"{name}: {elements:,} parameters of {arguments.dtype}; {unit} without activations\n")
+    print(plans.table(found, unit))
     return 0
 
 

@@ -190,15 +190,19 @@ class Batch:
         ``"master"`` (float32). ``scales`` are by name those of states that are codes (uint8): a float32 for each 256 of
         them in the order of the indices, or None where a state is numbers; rules of matrices take none. ``group`` and
         ``positions`` are the numbers by which error messages name a tensor. With ``skip_nonfinite`` nothing is updated,
-        of no group, if a gradient of this one has a NaN or infinity. With ``measure`` :meth:`squared_norms` has those
-        of these gradients. After the rule, each parameter is multiplied by the exponential of a normal number times
-        ``noise``, which ``seed`` tells.
+        of no group, if a gradient of this one has a NaN or infinity. With ``measure`` :meth:`norms` and
+        :meth:`measured_norms` have those of these gradients. After the rule, each parameter is multiplied by the
+        exponential of a normal number times ``noise``, which ``seed`` tells.
 
         Raises TypeError, ValueError or RuntimeError for a tensor that cannot be updated; nothing has changed then.
         """
 
-    def squared_norms(self, threads: int) -> list[list[float]]:
-        """For each group that was added, the squared norms of the gradients that are measured, in float64."""
+    def norms(self, orders: list[int], threads: int) -> list[list[list[float]]]:
+        """For each group that was added, what the norms of the gradients that are measured follow from.
+
+        That is of each the l1 norm and the square of the l2 norm, in float64, where ``orders`` (``[1]``, ``[2]`` or
+        ``[1, 2]``) ask for it, else 0. The numbers of a complex gradient count by themselves.
+        """
 
     def scale(self, factors: list[float]) -> None:
         """Multiply the gradients of each group that was added on their way into the step, and into its sums."""
@@ -214,11 +218,16 @@ class Batch:
         threads: int,
         *,
         copies: list[tuple[Any, Any]] = ...,
+        then: list[Callable[[], object]] = ...,
+        orders: list[int] | None = None,
     ) -> bool:
         """Update everything that was added, on up to ``threads`` threads, without the GIL; once.
 
-        Then tell autograd of the parameters, and copy to the first tensor of each of ``copies`` the second: an
-        interrupt leaves nothing of this undone.
+        With ``orders``, :meth:`measured_norms` has what :meth:`norms` would have said, to the bit: element-wise rules
+        leave it behind, in the same pass; rules of rows, of parts of a matrix and of matrices take one pass more.
+
+        Then tell autograd of the parameters, copy to the first tensor of each of ``copies`` the second, and call all of
+        ``then``, what raises once more: an interrupt leaves nothing of this undone.
 
         Returns False, with nothing changed, if a gradient that is not to be has a NaN or infinity. Raises ValueError
         if tensors share memory of which some is written.
@@ -227,6 +236,9 @@ class Batch:
     @property
     def finished(self) -> bool:
         """Whether ``run`` has updated everything."""
+
+    def measured_norms(self) -> list[list[list[float]]]:
+        """After ``run`` with ``orders``: those, as of :meth:`norms`; nothing where it has changed nothing."""
 
     def counted(self) -> tuple[int, int]:
         """After ``run``: how many elements the rules counted, and how many elements there are."""
@@ -389,11 +401,25 @@ def orthogonal_combine(
 def gram(lists: list[list[Any | None]], threads: int) -> list[list[float]]:
     """The inner products of all pairs of lists, in float64."""
 
-def norms(gradient: list[Any | None], threads: int) -> list[float]:
-    """The l1 norm, and the square of the l2 norm, in float64 and in one pass."""
+def norms(gradient: list[Any | None], orders: list[int], threads: int) -> list[float]:
+    """The l1 norm, and the square of the l2 norm, in float64 and in one pass; 0 for what ``orders`` leave out."""
 
 def follow(gradient: list[Any | None], before: list[Any | None], threads: int) -> list[float]:
     """The squares of the norms of ``gradient`` and ``gradient - before``, and ``before <- gradient``, in one pass."""
+
+def descend(r: list[Any], q: list[Any], alpha: float, threads: int) -> float:
+    """``r <- r - alpha * q``, and the square of the norm of r, in one pass."""
+
+def advance(x: list[Any], p: list[Any], z: list[Any], alpha: float, beta: float, threads: int) -> None:
+    """``x <- x + alpha * p`` and ``p <- z + beta * p``, in one pass."""
+
+def normalized_step(
+    buffers: list[Any], direction: list[Any], params: list[Any], momentum: float, lr: float, threads: int
+) -> float:
+    """``direction <- momentum * buffers + (1 - momentum) * direction``, ``params <- params - lr / norm * direction``.
+
+    Returns the norm, of all tensors of the new ``direction``. Where it is 0 or not finite ``params`` stay.
+    """
 
 def combine(
     lists: list[list[Any | None]], outputs: list[list[Any | None]], factors: list[list[float]], threads: int
@@ -468,8 +494,8 @@ def krylov_subtract(w: Any, q: Any, alpha: float, threads: int) -> float:
     """Writes ``w - alpha * q`` to ``w``; returns its norm."""
 
 def krylov_orthogonalize(basis: Any, block: Any, threads: int) -> tuple[list[list[float]], list[float]]:
-    """Writes ``w - Q c`` with ``c = Q' w`` to each row w of a block, of a matrix of which the rows are the columns of
-    Q; returns c and the norm of every row."""
+    """Writes ``w - Q c`` with ``c = Q' w`` to each row w of a block, of an orthonormal basis of which the rows are the
+    columns of Q, and takes the block's rows before it likewise; returns c and the norm of every row."""
 
 def krylov_scale(w: Any, factor: float, threads: int) -> None:
     """Multiplies ``w`` by a factor."""

@@ -6,7 +6,8 @@ with a vector follows from the rows or from their image. It is its own derivativ
 rows, plain torch has that, too, so that all orders of differentiation are there.
 
 torch sees two operators, which it can trace, batch and differentiate backwards. In forward mode and within torch.func,
-for which that is not enough, functions around them stand in, which torch.compile could not trace.
+for which that is not enough, functions around them stand in, which torch.compile could not trace. Where nobody looks on
+but plain autograd, the kernels are called without either: a small map takes less time than torch's dispatcher.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def apply_(name: str, x: Tensor, parameters: Sequence[Parameter | None], dim: in
         apply_(name, x.unsqueeze(0), parameters)
         return x
     dim = checks.rows("x", x, dim)
-    if torch.compiler.is_compiling() or _by_function() or not _is_for_kernel(name, x, parameters):
+    if not (_is_for_kernel(name, x, parameters) and _is_direct(x)):
         return x.copy_(apply(name, x, parameters, dim))
     _kernel(*_split(name, parameters)).forward(x, x, dim, torch.get_num_threads())
     return x
@@ -149,13 +150,46 @@ def _curvature(told: Tensor, v: Tensor, w: Tensor, name: str, numbers: list[floa
 
 
 def _image(x: Tensor, *of: Any) -> Tensor:
-    result: Tensor = (_Forward.apply if _by_function() else _forward)(x, *of)
+    if _is_direct(x) and not _is_profiled():
+        way = _RecordedForward.apply if torch.is_grad_enabled() and x.requires_grad else _write_image
+    else:
+        way = _Forward.apply if _by_function() else _forward
+    result: Tensor = way(x, *of)
     return result
 
 
 def _product(told: Tensor, v: Tensor, *of: Any) -> Tensor:
-    result: Tensor = (_Product.apply if _by_function() else _product_of)(told, v, *of)
+    if _is_direct(told, v) and not _is_profiled():
+        is_recorded = torch.is_grad_enabled() and (told.requires_grad or v.requires_grad)
+        way = _RecordedProduct.apply if is_recorded else _write_product
+    else:
+        way = _Product.apply if _by_function() else _product_of
+    result: Tensor = way(told, v, *of)
     return result
+
+
+def _keys(x: Tensor) -> int:
+    return int(torch._C._dispatch_keys(x).raw_repr())
+
+
+_PLAIN = {_keys(make(0, device="cpu")) for make in (torch.empty, torch.inference_mode()(torch.empty))}
+"""The keys of tensors that are neither wrapped, nor batched, nor to be negated when they are read."""
+
+
+def _is_direct(*tensors: Tensor) -> bool:
+    """Whether these are tensors as they lie in memory, of which nobody but autograd is to learn what becomes."""
+    return not (
+        torch.compiler.is_compiling()
+        or _by_function()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._get_tracing_state()
+    ) and all(type(x) in (Tensor, torch.nn.Parameter) and _keys(x) in _PLAIN for x in tensors)
+
+
+def _is_profiled() -> bool:
+    """Whether a profiler waits for the operators' names."""
+    return torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
 
 
 def _by_function() -> bool:
@@ -165,15 +199,13 @@ def _by_function() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
-@torch.library.custom_op("ferrostep::map_forward", mutates_args=())
-def _forward(x: Tensor, vectors: Tensor | None, name: str, numbers: list[float] | None, dim: int) -> Tensor:
+def _write_image(x: Tensor, vectors: Tensor | None, name: str, numbers: list[float] | None, dim: int) -> Tensor:
     image = torch.empty_like(x)
     _kernel(vectors, name, numbers).forward(x, image, dim, torch.get_num_threads())
     return image
 
 
-@torch.library.custom_op("ferrostep::map_product", mutates_args=())
-def _product_of(
+def _write_product(
     told: Tensor,
     v: Tensor,
     vectors: Tensor | None,
@@ -187,6 +219,10 @@ def _product_of(
     threads = torch.get_num_threads()
     _kernel(vectors, name, numbers).product(told, v, product, dim, threads, transposed=transposed)
     return product
+
+
+_forward = torch.library.custom_op("ferrostep::map_forward", _write_image, mutates_args=())
+_product_of = torch.library.custom_op("ferrostep::map_product", _write_product, mutates_args=())
 
 
 def _keep_told(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -242,11 +278,8 @@ class _Forward(torch.autograd.Function):
 
     forward = staticmethod(_forward)
     setup_context = staticmethod(_keep_told)
+    backward = staticmethod(_forward_backward)
     vmap = staticmethod(_forward_vmap)
-
-    @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        return _forward_backward(ctx, v)[0], None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, t: Tensor, *_: None) -> Tensor:
@@ -259,11 +292,8 @@ class _Product(torch.autograd.Function):
 
     forward = staticmethod(_product_of)
     setup_context = staticmethod(_keep_both)
+    backward = staticmethod(_product_backward)
     vmap = staticmethod(_product_vmap)
-
-    @staticmethod
-    def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
-        return *_product_backward(ctx, w)[:2], None, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, of_told: Tensor | None, of_v: Tensor | None, *_: None) -> Tensor | None:
@@ -271,3 +301,27 @@ class _Product(torch.autograd.Function):
         along = None if of_v is None else _product(told, of_v, vectors, *ctx.of, ctx.transposed)
         bent = None if of_told is None else _curvature(told, v, of_told, *ctx.of)
         return along if bent is None else bent if along is None else along + bent
+
+
+class _RecordedForward(torch.autograd.Function):
+    """For backward mode alone: a context that is set up apart would take ten times as long."""
+
+    backward = staticmethod(_forward_backward)
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        image = _write_image(*inputs)
+        _keep_told(ctx, inputs, image)
+        return image
+
+
+class _RecordedProduct(torch.autograd.Function):
+    """The same of the products."""
+
+    backward = staticmethod(_product_backward)
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        product = _write_product(*inputs)
+        _keep_both(ctx, inputs, product)
+        return product

@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import inspect
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,10 @@ DEFAULT = (
     "torch.adamw",
 )
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+BETWEEN_OPTIONS = re.compile(r",(?![^([{]*[)\]}])")
+"""The commas that are not within a tuple, a list or a mapping."""
+UNITS = {"GiB": 2**30, "MiB": 2**20}
+"""Of tables."""
 
 
 def gpt2(config: Config) -> Shapes:
@@ -177,7 +182,7 @@ def plan_of(text: str, model: nn.Module | Shapes, dtype: torch.dtype) -> MemoryP
     }
     if known.lower() not in classes:
         raise DemoError(f"unknown optimizer {name!r}{hint(known.lower(), classes)}")
-    options = dict(option_of(text, each) for each in given.split(",") if each)
+    options = dict(option_of(text, each) for each in BETWEEN_OPTIONS.split(given) if each)
     cls = classes[known.lower()]
     rate = inspect.signature(cls).parameters.get("lr")
     if rate is not None and rate.default is rate.empty:
@@ -192,17 +197,22 @@ def plan_of(text: str, model: nn.Module | Shapes, dtype: torch.dtype) -> MemoryP
 
 def option_of(optimizer: str, text: str) -> tuple[str, Any]:
     """An option and its value, a Python literal, the name of a dtype or a word."""
-    import torch
-
     name, found, value = text.partition("=")
     if not found:
         raise DemoError(f"{optimizer}: expected option=value, got {text!r}")
-    if value in DTYPES:
-        return name, getattr(torch, value)
     try:
-        return name, ast.literal_eval(value)
+        return name, meaning(ast.literal_eval(value))
     except (ValueError, SyntaxError):
-        return name, value
+        return name, meaning(value)
+
+
+def meaning(value: Any) -> Any:
+    """The value with dtypes for their names, also in a mapping."""
+    import torch
+
+    if isinstance(value, dict):
+        return {key: meaning(each) for key, each in value.items()}
+    return getattr(torch, value) if value in DTYPES else value
 
 
 def hint(name: str, known: Iterable[str]) -> str:
@@ -211,9 +221,14 @@ def hint(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {near!r}?)" if near else ""
 
 
-def table(plans: Mapping[str, MemoryPlan]) -> str:
+def unit_of(plans: Mapping[str, MemoryPlan]) -> str:
+    """The unit that a table of them is in."""
+    most = max(plan.total for plan in plans.values())
+    return "GiB" if most >= UNITS["GiB"] else "MiB"
+
+
+def table(plans: Mapping[str, MemoryPlan], unit: str) -> str:
     """One row for each plan."""
-    gib = 2**30
     rows = [("optimizer", "weights", "gradients", "state", "scratch", "total", "attached")]
     for name, plan in plans.items():
         sizes: Sequence[int | None] = (
@@ -224,7 +239,7 @@ def table(plans: Mapping[str, MemoryPlan]) -> str:
             plan.total,
             plan.attached_total,
         )
-        rows.append((name, *("-" if size is None else f"{size / gib:.2f}" for size in sizes)))  # type: ignore[arg-type]
+        rows.append((name, *("-" if size is None else f"{size / UNITS[unit]:.2f}" for size in sizes)))  # type: ignore[arg-type]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     first, *others = widths
     return "\n".join(

@@ -6,16 +6,16 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import ParamSpec, TypeVar
+from typing import Any, TypeVar
 
-P = ParamSpec("P")
-T = TypeVar("T")
+T = TypeVar("T", bound=Callable[..., Any])
 
 ALIASES: dict[str, tuple[str, ...]] = {
     "learning_rate": ("lr",),
     "wd": ("weight_decay",),
     "mom": ("momentum",),
     "epsilon": ("eps",),
+    "project": ("projection",),
     **{name: ("betas",) for name in ("b1", "b2", "beta1", "beta2", "beta_1", "beta_2")},
     "adam": ("adamw", "decoupled_weight_decay"),
 }
@@ -51,18 +51,23 @@ def unexpected(owner: str, name: str, known: Iterable[str], otherwise: str | Non
     return TypeError(f"{owner}() got an unexpected keyword argument {name!r}; {hint}")
 
 
-def suggesting(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, with such errors in place of Python's."""
-    known = inspect.signature(function).parameters
+def suggesting(called: T) -> T:
+    """The function, or the class with its constructor, with such errors in place of Python's."""
+    function: Callable[..., Any] = called.__init__ if isinstance(called, type) else called  # type: ignore[misc]
+    known = list(inspect.signature(called).parameters)
 
     @functools.wraps(function)
-    def checked(*args: P.args, **keywords: P.kwargs) -> T:
+    def checked(*args: Any, **keywords: Any) -> Any:
         for name in keywords:
             if name not in known:
-                raise unexpected(function.__name__, name, known)
+                owner = type(args[0]) if isinstance(called, type) else called
+                raise unexpected(owner.__name__, name, known)
         return function(*args, **keywords)
 
-    return checked
+    if not isinstance(called, type):
+        return checked  # type: ignore[return-value]
+    called.__init__ = checked  # type: ignore[misc]
+    return called
 
 
 def mistaken_entry(name: object, known: Iterable[str]) -> str | None:

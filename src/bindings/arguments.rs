@@ -4,6 +4,8 @@ use pyo3::conversion::FromPyObjectOwned;
 use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
 
+use crate::kernels::linear::Powers;
+
 /// The error for an object that is no `expected`.
 pub fn wrong_kind(argument: &str, given: &Bound<'_, PyAny>, expected: &str) -> PyErr {
     match given.get_type().name() {
@@ -27,6 +29,18 @@ where
             error
         }
     })
+}
+
+/// What is summed for norms of these orders.
+pub fn powers(orders: &[u32]) -> PyResult<Powers> {
+    match orders {
+        [1] => Ok(Powers::Sizes),
+        [2] => Ok(Powers::Squares),
+        [1, 2] => Ok(Powers::Both),
+        _ => Err(PyValueError::new_err(format!(
+            "Invalid orders: {orders:?}; expected [1], [2] or [1, 2]"
+        ))),
+    }
 }
 
 /// What a word stands for among those known.

@@ -1,15 +1,18 @@
 //! One optimizer step as a Python object: groups are taken in one by one, and only when all have been does anything
 //! change.
 
+use std::ops::Range;
+
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
+use super::arguments::powers;
 use super::finish;
 use super::parameters::{Disturbed, Ledger, Lists, Options};
 use super::reader::{Known, Reader};
 use super::rules::{self, Update};
-use crate::kernels::elementwise::{self, Work};
+use crate::kernels::elementwise::{self, NormSums, Values, Work};
 use crate::kernels::matrix::{Step, Workspace};
 use crate::kernels::storage::Rounding;
 
@@ -24,6 +27,8 @@ pub struct Batch {
     known: Option<Py<Known>>,
     started: bool,
     counted: u64,
+    /// What the step has left behind: of each group, for each gradient that was to be measured.
+    norms: Vec<Vec<NormSums>>,
 }
 
 /// Where the updates of a group are.
@@ -55,6 +60,7 @@ impl Batch {
             known,
             started: false,
             counted: 0,
+            norms: Vec::new(),
         }
     }
 
@@ -118,19 +124,15 @@ impl Batch {
         Ok(())
     }
 
-    /// The squared norms of the gradients that are to be measured. See `_core.pyi`.
-    fn squared_norms(&mut self, py: Python<'_>, threads: usize) -> Vec<Vec<f64>> {
+    /// The norms of the gradients that are to be measured, before the step. See `_core.pyi`.
+    fn norms(&mut self, py: Python<'_>, orders: Vec<u32>, threads: usize) -> PyResult<Vec<Vec<NormSums>>> {
+        let powers = powers(&orders)?;
         let Ledger { call, measured, .. } = &mut self.ledger;
         // SAFETY: the views of all tensors are valid.
         let all = call.read(py, threads, || unsafe {
-            elementwise::squared_norms(measured, threads)
+            elementwise::norms(measured, powers, threads)
         });
-        let starts = [0].into_iter().chain(self.added.iter().map(|&(_, end)| end));
-        let ends = self.added.iter().map(|&(_, end)| end);
-        starts
-            .zip(ends)
-            .map(|(start, end)| all[start..end].to_vec())
-            .collect()
+        Ok(self.measured().map(|of_group| all[of_group].to_vec()).collect())
     }
 
     /// Multiplies the gradients of each group. See `_core.pyi`.
@@ -163,13 +165,25 @@ impl Batch {
         }
     }
 
-    /// Runs the step, on up to `threads` threads and without the GIL, tells autograd of it, and copies what was
-    /// computed elsewhere. See `_core.pyi`.
-    #[pyo3(signature = (threads, *, copies=Vec::new()))]
-    fn run(&mut self, py: Python<'_>, threads: usize, copies: Vec<finish::Copy<'_>>) -> PyResult<bool> {
+    /// Runs the step, on up to `threads` threads and without the GIL, tells autograd of it, copies what was computed
+    /// elsewhere, and calls what follows. See `_core.pyi`.
+    #[pyo3(signature = (threads, *, copies=Vec::new(), then=Vec::new(), orders=None))]
+    fn run(
+        &mut self,
+        py: Python<'_>,
+        threads: usize,
+        copies: Vec<finish::Copy<'_>>,
+        then: Vec<Bound<'_, PyAny>>,
+        orders: Option<Vec<u32>>,
+    ) -> PyResult<bool> {
+        let powers = orders.map(|orders| powers(&orders)).transpose()?;
         if std::mem::replace(&mut self.started, true) {
             return Err(PyRuntimeError::new_err("this batch has run already"));
         }
+        let apart = match powers {
+            Some(_) => self.measured_apart(),
+            None => Vec::new(),
+        };
         let Ledger {
             call,
             scalars,
@@ -193,9 +207,17 @@ impl Batch {
                 scalars.iter().for_each(|scalar| scalar.write());
             }
             elementwise::select(works, threads);
-            let counted = elementwise::run(works, threads);
+            let found = match powers {
+                None => (elementwise::run(works, threads), Vec::new(), Vec::new()),
+                Some(powers) => {
+                    // SAFETY: as above; gradients are only read.
+                    let apart = unsafe { elementwise::norms(&apart, powers, threads) };
+                    let (counted, left) = elementwise::run_measured(works, powers, threads);
+                    (counted, left, apart)
+                }
+            };
             matrices.iter_mut().for_each(|step| step.run(threads, memory));
-            Some(counted)
+            Some(found)
         });
         if let Some(known) = &self.known {
             known.borrow_mut(py).workspace = workspace;
@@ -203,9 +225,18 @@ impl Batch {
         if !self.ledger.call.has_run() {
             return result.map(|_| false);
         }
-        let copied = finish::copy(&copies);
-        self.counted = result?.unwrap_or_default();
-        copied.map(|()| true)
+        let finished = finish::copy(&copies).and(finish::follow(&then));
+        let (counted, left, apart) = result?.unwrap_or_default();
+        self.counted = counted;
+        if powers.is_some() {
+            self.norms = self.collected(left, apart);
+        }
+        finished.map(|()| true)
+    }
+
+    /// After `run`: the norms that it was to measure. See `_core.pyi`.
+    fn measured_norms(&self) -> Vec<Vec<NormSums>> {
+        self.norms.clone()
     }
 
     /// Whether `run` has updated everything: also after an interrupt that came meanwhile.
@@ -218,6 +249,43 @@ impl Batch {
     fn counted(&self) -> (u64, usize) {
         let elements = self.works.iter().map(|work| work.elements()).sum();
         (self.counted, elements)
+    }
+}
+
+impl Batch {
+    /// Of each group that was added, where its gradients are among those that are to be measured.
+    fn measured(&self) -> impl Iterator<Item = Range<usize>> {
+        let starts = [0].into_iter().chain(self.added.iter().map(|&(_, end)| end));
+        let ends = self.added.iter().map(|&(_, end)| end);
+        starts.zip(ends).map(|(start, end)| start..end)
+    }
+
+    /// The work of a group that leaves the norms of its gradients behind.
+    fn measuring(&self, place: &Place) -> Option<usize> {
+        match *place {
+            Place::Elements(i) if self.works[i].measures() => Some(i),
+            _ => None,
+        }
+    }
+
+    /// The gradients of groups that do not, which take a pass of their own.
+    fn measured_apart(&self) -> Vec<Values> {
+        let groups = self.added.iter().zip(self.measured());
+        groups
+            .filter(|((place, _), _)| self.measuring(place).is_none())
+            .flat_map(|(_, of_group)| self.ledger.measured[of_group].to_vec())
+            .collect()
+    }
+
+    /// For each group, the norms that its work has left or that were measured apart.
+    fn collected(&self, mut left: Vec<Vec<NormSums>>, apart: Vec<NormSums>) -> Vec<Vec<NormSums>> {
+        let mut apart = apart.into_iter();
+        let groups = self.added.iter().zip(self.measured());
+        let own = |((place, _), of_group): (&(Place, usize), Range<usize>)| match self.measuring(place) {
+            Some(i) => std::mem::take(&mut left[i]),
+            None => apart.by_ref().take(of_group.len()).collect(),
+        };
+        groups.map(own).collect()
     }
 }
 

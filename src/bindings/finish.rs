@@ -17,6 +17,12 @@ pub fn copy(copies: &[Copy]) -> PyResult<()> {
     copies.iter().map(copied).fold(Ok(()), PyResult::and)
 }
 
+/// Calls what is to follow.
+pub fn follow(calls: &[Bound<'_, PyAny>]) -> PyResult<()> {
+    let called = |call: &Bound<'_, PyAny>| insist(|| call.call0());
+    calls.iter().map(called).fold(Ok(()), PyResult::and)
+}
+
 /// Tells autograd that the tensors were changed. No Python code runs meanwhile, so no interrupt comes up.
 pub fn tell(py: Python<'_>, changed: &Bound<'_, PyList>) -> PyResult<()> {
     static INCREMENT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();

@@ -4,11 +4,13 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use smallvec::{SmallVec, smallvec};
 
-use super::arguments::{at_least_zero, finite, share};
+use super::arguments::{at_least_zero, finite, powers, share};
 use super::call::{Call, Names, Owner, Role};
 use super::errors::Problem;
 use super::view::View;
-use crate::kernels::gradients::{self, Factors, Position, Products};
+use crate::kernels::elementwise::{self, NormSums, Values};
+use crate::kernels::gradients::{self, Advance, Descend, Factors, Position, Products};
+use crate::kernels::linear::Powers;
 use crate::kernels::storage::Access;
 
 type List<'py> = Vec<Option<Bound<'py, PyAny>>>;
@@ -84,10 +86,11 @@ pub fn gram(py: Python<'_>, lists: Vec<List<'_>>, threads: usize) -> PyResult<Ve
     Ok(sums.chunks(lists.len().max(1)).map(<[f64]>::to_vec).collect())
 }
 
-/// The l1 norm of a gradient, and the square of its l2 norm.
+/// The l1 norm of a gradient, and the square of its l2 norm: of those that are asked for; see `_core.pyi`.
 #[pyfunction]
-pub fn norms(py: Python<'_>, gradient: List<'_>, threads: usize) -> PyResult<[f64; 2]> {
-    take(&[("gradients", &gradient)], &[])?.norms(py, threads)
+pub fn norms(py: Python<'_>, gradient: List<'_>, orders: Vec<u32>, threads: usize) -> PyResult<NormSums> {
+    let powers = powers(&orders)?;
+    take(&[("gradients", &gradient)], &[])?.norms(py, powers, threads)
 }
 
 /// The squares of a gradient's norm and of its distance from another, which becomes a copy of it; see `_core.pyi`.
@@ -143,6 +146,63 @@ pub fn ema(
     let mut lists = take(&inputs, &inputs[..1])?;
     all_or_none(&inputs)?;
     lists.move_towards(py, tau, threads)
+}
+
+/// Writes `r - alpha * q` to r, and gives the square of its norm; see `_core.pyi`.
+#[pyfunction]
+pub fn descend(py: Python<'_>, r: List<'_>, q: List<'_>, alpha: f64, threads: usize) -> PyResult<f64> {
+    let inputs = [("r", &r), ("q", &q)];
+    take(&inputs, &inputs[..1])?.change(
+        py,
+        // SAFETY: two inputs, of which the first is the output.
+        |positions| unsafe { gradients::apply(positions, Descend { alpha }, threads) },
+        threads,
+    )
+}
+
+/// Writes `x + alpha * p` to x and `z + beta * p` to p; see `_core.pyi`.
+#[pyfunction]
+pub fn advance(
+    py: Python<'_>,
+    x: List<'_>,
+    p: List<'_>,
+    z: List<'_>,
+    alpha: f64,
+    beta: f64,
+    threads: usize,
+) -> PyResult<()> {
+    let inputs = [("x", &x), ("p", &p), ("z", &z)];
+    take(&inputs, &inputs[..2])?.change(
+        py,
+        // SAFETY: three inputs, of which the first two are the outputs.
+        |positions| unsafe { gradients::apply(positions, Advance { alpha, beta }, threads) },
+        threads,
+    )?;
+    Ok(())
+}
+
+/// A step along the normalized momentum; see `_core.pyi`.
+#[pyfunction]
+pub fn normalized_step(
+    py: Python<'_>,
+    buffers: List<'_>,
+    direction: List<'_>,
+    params: List<'_>,
+    momentum: f64,
+    lr: f64,
+    threads: usize,
+) -> PyResult<f64> {
+    let inputs = [
+        ("momentum_buffer", &buffers),
+        ("direction", &direction),
+        ("params", &params),
+    ];
+    take(&inputs, &inputs[1..])?.change(
+        py,
+        // SAFETY: three inputs, of which the last two are the outputs.
+        |positions| unsafe { gradients::normalized(positions, momentum, lr, threads) },
+        threads,
+    )
 }
 
 /// Refuses a place at which one of two lists, of one length, has a tensor and the other has none.
@@ -282,11 +342,19 @@ impl<N: Names> Lists<N> {
         Ok(products.unwrap_or_default())
     }
 
-    fn norms(&mut self, py: Python<'_>, threads: usize) -> PyResult<[f64; 2]> {
-        let positions = &self.positions;
+    fn norms(&mut self, py: Python<'_>, powers: Powers, threads: usize) -> PyResult<NormSums> {
+        let values = |position: &Position| Values {
+            dtype: position.dtype,
+            len: position.len,
+            data: position.inputs[0].cast_const(),
+        };
+        let tensors: Vec<Values> = self.positions.iter().map(values).collect();
         // SAFETY: as in `products`.
-        let kernel = || Some(unsafe { gradients::norms(positions, threads) });
-        Ok(self.call.run(py, threads, kernel)?.unwrap_or_default())
+        let kernel = || Some(unsafe { elementwise::norms(&tensors, powers, threads) });
+        let all = self.call.run(py, threads, kernel)?.unwrap_or_default();
+        Ok(all
+            .iter()
+            .fold([0.0; 2], |sum, own| [sum[0] + own[0], sum[1] + own[1]]))
     }
 
     fn follow(&mut self, py: Python<'_>, threads: usize) -> PyResult<[f64; 2]> {
@@ -294,6 +362,18 @@ impl<N: Names> Lists<N> {
         // SAFETY: as in `products`; both lists have tensors at the same places, and the second is written.
         let kernel = || Some(unsafe { gradients::follow(positions, threads) });
         Ok(self.call.run(py, threads, kernel)?.unwrap_or_default())
+    }
+
+    /// Runs a kernel that changes the outputs, with what [`gradients::apply`] is promised.
+    fn change(
+        &mut self,
+        py: Python<'_>,
+        kernel: impl FnOnce(&[Position]) -> f64 + Send,
+        threads: usize,
+    ) -> PyResult<f64> {
+        let positions = &self.positions;
+        let found = self.call.run(py, threads, || Some(kernel(positions)))?;
+        Ok(found.unwrap_or_default())
     }
 
     /// Makes of the products at each position what is returned, and the factors by which all is combined: one row for

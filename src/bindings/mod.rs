@@ -37,7 +37,9 @@ mod _core {
     #[pymodule_export]
     use super::gather::{columns, with_gradient};
     #[pymodule_export]
-    use super::gradients::{combine, ema, follow, gram, norms, orthogonal, orthogonal_combine};
+    use super::gradients::{
+        advance, combine, descend, ema, follow, gram, normalized_step, norms, orthogonal, orthogonal_combine,
+    };
     #[pymodule_export]
     use super::guidance::Guidance;
     #[pymodule_export]

@@ -12,10 +12,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from ferrostep.optim import FRUGAL, AdamW, AuON, HybridAuON, Lion, Muon, MuonAdamW, MuonWithAuxAdamW
+from ferrostep.optim import FRUGAL, SAM, AdamW, AuON, HybridAuON, Lion, Muon, MuonAdamW, MuonWithAuxAdamW
+from tests.contract.rules.registry import one_of_each_class
 from tests.distributed.registry import on
 from tests.distributed.tensors import Twins, line, near, placed
 
@@ -88,23 +90,55 @@ def gradients_that_are_placed_otherwise(folder: Path) -> None:
 
 @on(2)
 def what_one_rank_finds_is_told_to_all(folder: Path) -> None:
-    """Only rank 1 has the fault; rank 0 would wait for it for ever."""
-    for cls in (Muon, AuON, HybridAuON, partial(AdamW, skip_nonfinite=True)):
+    """Only rank 1 has the fault; rank 0 would wait for it for ever, or go on alone."""
+    for entry in one_of_each_class():
         for steps in (0, 1):
-            twins = twins_of(cls, steps)
-            state = twins.optimizers[1].state[twins.parts[1]]
+            twins = twins_of(entry.build, steps)
             if dist.get_rank() == 1:
-                if steps:
-                    state["momentum_buffer" if "momentum_buffer" in state else "exp_avg"] = torch.ones(2)
+                if steps and entry.state:
+                    twins.optimizers[1].state[twins.parts[1]][entry.state] = torch.ones(2)
                 else:
                     twins.parts[1].grad = placed_by_rank(twins, [Replicate()])
-            optimizer = twins.optimizers[1]
-            before = [p.full_tensor() for p in twins.parts]
-            message = message_of(optimizer.step)
-            assert "parameter 1 in group 0" in message, message
-            assert (dist.get_rank() == 1) != message.startswith("RuntimeError: rank 1 cannot take the step: "), message
-            for p, old in zip(twins.parts, before, strict=True):
-                assert torch.equal(p.full_tensor(), old)
+            told_to_all(twins, twins.optimizers[1].step)
+    twins = Twins(lambda params, **_: SAM(AdamW(params)), ((8, 4), (6, 6)), lambda shape: [Shard(0)])
+    twins.give_gradients()
+    if dist.get_rank() == 1:
+        twins.parts[1].grad = placed_by_rank(twins, [Replicate()])
+    told_to_all(twins, twins.optimizers[1].first_step)
+
+
+def told_to_all(twins: Twins, call: Callable[[], Any]) -> None:
+    """The call fails because of rank 1, and changes nothing."""
+    message = failing(twins, call)
+    assert "parameter 1 in group 0" in message, message
+    assert (dist.get_rank() == 1) != message.startswith("RuntimeError: rank 1 cannot take the step: "), message
+
+
+def failing(twins: Twins, call: Callable[[], Any]) -> str:
+    """The message of a call that changes no parameter."""
+    before = [p.full_tensor() for p in twins.parts]
+    message = message_of(call)
+    for p, old in zip(twins.parts, before, strict=True):
+        assert torch.equal(p.full_tensor(), old)
+    return message
+
+
+@on(2)
+def options_that_one_rank_has_by_itself(folder: Path) -> None:
+    """They decide what ranks ask one another, and whether they skip a step."""
+    for entry in one_of_each_class():
+        twins = twins_of(entry.build, 1)
+        optimizer = twins.optimizers[1]
+        for name, value, words in (
+            ("skip_nonfinite", True, "group 0 with skip_nonfinite=True"),
+            ("max_grad_norm", 1.0, "parameter 0 in group 0 by its norm"),
+        ):
+            before = optimizer.param_groups[0][name]
+            optimizer.param_groups[0][name] = value if dist.get_rank() == 1 else before
+            message = failing(twins, optimizer.step)
+            assert f"rank 1 would step {words}" in message, (entry.name, message)
+            optimizer.param_groups[0][name] = before
+        optimizer.step()
 
 
 def placed_by_rank(twins: Twins, placements: Any) -> DTensor:
@@ -236,17 +270,18 @@ def layouts_that_no_rank_can_own(folder: Path) -> None:
     mesh = init_device_mesh("cpu", (2, 2))
     matrix, plain = torch.ones(8, 8), Parameter(torch.ones(2, 2))
     place = f"parameter 1 in group 1 on rank {dist.get_rank()}"
-    both = Parameter(placed(matrix, mesh, [Shard(0), Shard(1)]))
+    in_strips = [_StridedShard(0, split_factor=2), Replicate()]
+    strips = Parameter(DTensor.from_local(torch.ones(4, 8), mesh, in_strips))
     for cls in (Muon, AuON, HybridAuON):
-        message = made(cls, plain, both)
+        message = made(cls, plain, strips)
         assert message.startswith("NotImplementedError"), message
-        assert place in message and "(Shard(dim=0), Shard(dim=1))" in message, message
+        assert place in message and "_StridedShard" in message, message
         later = cls([{"params": [Parameter(torch.ones(2, 2))]}, {"params": [plain, Parameter(matrix.clone())]}])
-        later.param_groups[1]["params"][1] = both
-        both.grad = both.detach().clone()
+        later.param_groups[1]["params"][1] = strips
+        strips.grad = strips.detach().clone()
         message = message_of(later.step)
         assert message.startswith("NotImplementedError"), message
-        assert place in message and "(Shard(dim=0), Shard(dim=1))" in message, message
+        assert place in message and "_StridedShard" in message, message
     sums = Parameter(DTensor.from_local(matrix, mesh, [Partial(), Replicate()]))
     for cls in (AdamW, Muon):
         message = made(cls, plain, sums)

@@ -11,6 +11,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -24,11 +25,11 @@ from tests.test_docs import blocks
 
 
 class Model(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, up: int) -> None:
         super().__init__()
         self.embed = nn.Embedding(11, 10)
-        self.up = nn.Linear(10, 18)
-        self.down = nn.Linear(18, 10)
+        self.up = nn.Linear(10, up)
+        self.down = nn.Linear(up, 10)
         self.norm = nn.LayerNorm(10)
         self.head = nn.Linear(10, 11)
 
@@ -56,11 +57,11 @@ def train(model: nn.Module, optimizer: Optimizer, batches: list[Tensor], norms: 
         optimizer.step()
 
 
-def compare(split: Callable[[nn.Module], nn.Module], share: Callable[[Tensor], Tensor]) -> None:
+def compare(split: Callable[[nn.Module], nn.Module], share: Callable[[Tensor], Tensor], up: int = 18) -> None:
     """Train a model and what ``split`` makes of it, which gets its share of each batch."""
     for build in optimizers():
         torch.manual_seed(1)
-        whole = Model()
+        whole = Model(up)
         parts = split(copy.deepcopy(whole))
         batches = [torch.randint(0, 11, (8,)) for _ in range(5)]
         norms: list[list[Any]] = [[], []]
@@ -96,6 +97,22 @@ def tensor_parallel_layers_train_as_one_process(folder: Path) -> None:
         return parallelize_module(model, line(), {"up": ColwiseParallel(), "down": RowwiseParallel()})
 
     compare(split, lambda x: x)
+
+
+@on(4)
+def fsdp2_over_tensor_parallelism_trains_as_one_process(folder: Path) -> None:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    half = mesh.get_local_rank("dp")
+
+    def split(model: nn.Module) -> nn.Module:
+        model = parallelize_module(model, mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+        for layer in (model.up, model.down):
+            fully_shard(layer, mesh=mesh["dp"])
+        model = fully_shard(model, mesh=mesh["dp"])
+        assert "_StridedShard" in str(model.up.weight.placements)
+        return model
+
+    compare(split, lambda x: torch.cat([x[half * 2 : half * 2 + 2], x[6 - half * 2 : 8 - half * 2]]), up=20)
 
 
 @on(2)

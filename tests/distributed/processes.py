@@ -12,8 +12,8 @@ import warnings
 from datetime import timedelta
 from pathlib import Path
 
-TIMEOUT = 150.0
-"""Seconds that the processes get together; they take about a tenth of it, but for a machine that does much else."""
+TIMEOUT = 300.0
+"""Seconds that the processes get together; they take about a twentieth of it, but for a machine that does much else."""
 
 
 def run(ranks: int, folder: Path) -> list[dict[str, str]]:

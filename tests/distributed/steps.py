@@ -13,7 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.placement_types import _StridedShard
 from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
@@ -34,7 +36,9 @@ from ferrostep.optim import (
     SophiaG,
     SophiaH,
 )
-from tests.contract.rules.registry import ENTRIES
+from ferrostep.schedules import GradNormRecorder
+from tests.contract.rules.registry import ENTRIES, one_of_each_class
+from tests.contract.training import parameters, train
 from tests.distributed.registry import on
 from tests.distributed.tensors import Twins, line, near, placed, split
 
@@ -147,12 +151,27 @@ def adamw_is_torchs_fused_on_dtensors(folder: Path) -> None:
 
 @on(4)
 def two_dimensions_of_a_mesh(folder: Path) -> None:
+    """Blocks of matrices, also as FSDP2 makes them over tensor parallelism, and replicas of shards."""
     mesh = init_device_mesh("cpu", (2, 2))
-    both = Twins(AdamW, ((9, 5), (4, 6)), lambda shape: [Shard(0), Shard(1)], mesh)
-    replicas = Twins(Muon, ((9, 5), (40, 60)), lambda shape: [Replicate(), Shard(0)], mesh)
-    for twins in (both, replicas):
-        twins.step()
-        twins.check()
+    shapes = ((9, 5), (40, 60), (2, 4), (0, 4))
+    clipped = {"normalize": "normuon", "max_grad_norm": 0.5, "ns_precision": "float64"}
+    muon: list[tuple[Any, dict[str, Any]]] = [(Muon, clipped), (Muon, {"ndim_policy": "batch"})]
+    others: list[tuple[Any, dict[str, Any]]] = [(AdamW, {}), (AuON, {}), (HybridAuON, {})]
+    for placements, rules in (
+        ([Shard(0), Shard(1)], muon + others),
+        ([_StridedShard(0, split_factor=2), Shard(0)], muon + others),
+        ([Shard(1), Shard(0)], muon),
+        ([Shard(0), Shard(0)], muon),
+        ([Replicate(), Shard(0)], muon),
+    ):
+        is_even = isinstance(placements[0], _StridedShard)  # as FSDP2 demands there
+        for cls, arguments in rules:
+            stacks = ((4, 8, 6), (3, 4, 5)) if "ndim_policy" in arguments else ()
+            own = [shape for shape in (*shapes, *stacks) if shape[0] % 4 == 0 or not is_even]
+            twins = Twins(partial(cls, **arguments), own, lambda _, where=placements: where, mesh)
+            twins.step(2)
+            is_near = cls is AuON or arguments is clipped
+            twins.check(**({"rtol": 1e-5, "atol": 1e-7} if is_near else {}))
 
 
 MATRICES = ((9, 5), (33, 70), (1, 7), (64, 64), (0, 4), (3, 8))
@@ -264,8 +283,11 @@ def norms_are_those_of_whole_tensors(folder: Path) -> None:
         for backend in ("auto", "reference"):
             build = partial(cls, **arguments)
             twins = Twins(build, MATRICES, lambda shape: [Shard(0)], dtype=torch.float64, backend=backend)
+            recorders = [[GradNormRecorder(t, norm).attach() for t in twins.optimizers] for norm in ("l1", "l2")]
             twins.step()
             twins.check(rtol=1e-10, atol=1e-12)
+            for of_whole, of_parts in recorders:
+                assert of_parts.norms == pytest.approx(of_whole.norms, rel=1e-12) and of_whole.norms
             for each, other in zip(*(t.param_groups for t in twins.optimizers), strict=True):
                 assert each.get("steps") == other.get("steps")
 
@@ -434,6 +456,29 @@ def ddp_leaves_all_ranks_with_the_same_bits(folder: Path) -> None:
             dist.all_gather(others, p.detach())
             assert p.isfinite().all(), entry.name
             assert all(torch.equal(p, other) for other in others), entry.name
+
+
+@on(2)
+def zero_gives_each_rank_a_share(folder: Path) -> None:
+    """Parameters are those of one process, to the bit, and so is the state that one rank collects."""
+    for entry in one_of_each_class():
+        shapes = [shape for shape in entry.shapes if 0 not in shape]
+        params, others = parameters(shapes), parameters(shapes)
+        zero = ZeroRedundancyOptimizer(params, entry.optimizer, **entry.arguments)
+        whole = entry.build(others)
+        train(zero, params, 3)
+        train(whole, others, 3)
+        assert len(zero.optim.state) < len(params), entry.name
+        zero.consolidate_state_dict(to=0)
+        for p, q in zip(params, others, strict=True):
+            near(p, q)
+        if dist.get_rank() == 0:
+            own, expected = zero.state_dict()["state"], whole.state_dict()["state"]
+            assert own.keys() == expected.keys(), entry.name
+            for i, state in expected.items():
+                assert own[i].keys() == state.keys(), entry.name
+                for name, x in state.items():
+                    near(torch.as_tensor(own[i][name]), torch.as_tensor(x))
 
 
 @on(2)

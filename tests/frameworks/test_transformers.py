@@ -88,6 +88,9 @@ def arguments(optim_args: str | None) -> Any:
     [
         ("ferrostep=AdamW", (optim.AdamW, {"lr": 1e-3, "betas": (0.8, 0.9), "eps": 1e-6})),
         ("ferrostep=AdamW,eps=0.1", (optim.AdamW, {"lr": 1e-3, "betas": (0.8, 0.9), "eps": 0.1})),
+        ("ferrostep=MuonAdamW", (optim.MuonAdamW, {"lr": 1e-3, "betas": (0.8, 0.9), "eps": 1e-6})),
+        ("ferrostep=MuonAdamW, betas=(0.9, 0.95)", (optim.MuonAdamW, {"lr": 1e-3, "betas": (0.9, 0.95), "eps": 1e-6})),
+        ("ferrostep=Muon", (optim.Muon, {"lr": 1e-3})),
         (
             "rounding=stochastic, ferrostep=Lion, betas=(0.95, 0.98), seed=3, maximize=True",
             (optim.Lion, {"lr": 1e-3, "rounding": "stochastic", "betas": (0.95, 0.98), "seed": 3, "maximize": True}),
@@ -101,6 +104,17 @@ def test_optim_args_select_class_and_arguments(text: str | None, expected: tuple
         pass
 
     assert OurTrainer.get_optimizer_cls_and_kwargs(arguments(text)) == expected
+
+
+def test_what_is_named_after_adam_counts_where_it_was_changed(tmp_path: Path) -> None:
+    def kwargs(optim_args: str, **given: Any) -> dict[str, Any]:
+        args = transformers.TrainingArguments(str(tmp_path), optim_args=optim_args, **given)
+        return TrainerMixin.get_optimizer_cls_and_kwargs(args)[1]
+
+    for name in ("AdamW", "MuonAdamW", "Lion"):
+        assert kwargs(f"ferrostep={name}") == {"lr": 5e-5}  # hence the class's own
+    assert kwargs("ferrostep=MuonAdamW", adam_beta2=0.98)["betas"] == (0.95, 0.98)
+    assert kwargs("ferrostep=Lion", adam_beta1=0.95, adam_epsilon=0.1) == {"lr": 5e-5, "betas": (0.95, 0.99)}
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ from ferrostep.batch_size.decisions import TESTS, BatchSizeDecision, Test, check
 from ferrostep.batch_size.statistics import GradStatistics, check_statistics, quotient
 from ferrostep.errors import Problem, wrong_choice
 from ferrostep.numpy.arrays import check, real, whole
+from ferrostep.suggestions import suggesting
 
 
+@suggesting
 class AdaptiveBatchSize:
     r"""The batch size of a run, which grows where a test asks for it and never shrinks.
 

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from ferrostep.batch_size.statistics import GradStatistics, check_statistics
 from ferrostep.errors import Problem
 from ferrostep.numpy.arrays import real
+from ferrostep.suggestions import suggesting
 
 Test: TypeAlias = Literal["norm", "inner_product", "augmented"]
 
@@ -48,6 +49,7 @@ class BatchSizeDecision(NamedTuple):
     stat: float
 
 
+@suggesting
 def norm_test(statistics: GradStatistics, eta: float = 0.5) -> BatchSizeDecision:
     r"""The norm test: is the mean gradient's error at most the share ``eta`` of it (Byrd et al. 2012)?
 
@@ -72,6 +74,7 @@ def norm_test(statistics: GradStatistics, eta: float = 0.5) -> BatchSizeDecision
     return decide("norm", statistics, eta=eta)
 
 
+@suggesting
 def inner_product_test(statistics: GradStatistics, theta: float = 0.9) -> BatchSizeDecision:
     r"""The inner product test: do the samples' gradients agree on a descent (Bollapragada et al. 2018, 1710.11258)?
 
@@ -94,6 +97,7 @@ def inner_product_test(statistics: GradStatistics, theta: float = 0.9) -> BatchS
     return decide("inner_product", statistics, theta=theta)
 
 
+@suggesting
 def augmented_test(statistics: GradStatistics, theta: float = 0.9, nu: float = 5.84) -> BatchSizeDecision:
     r"""The inner product test with a bound of what is orthogonal to the gradient (Bollapragada et al. 2018).
 

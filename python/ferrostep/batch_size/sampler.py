@@ -9,19 +9,22 @@ import torch
 from torch.utils.data import Sampler
 
 from ferrostep.errors import Problem
-from ferrostep.numpy.arrays import whole
+from ferrostep.numpy.arrays import truth, whole
+from ferrostep.suggestions import suggesting
 
 SEEDS = 2**63
 """The seed of an epoch, the sum of two numbers below this, is one of torch's."""
 
 
+@suggesting
 class ResizableBatchSampler(Sampler[list[int]]):
     """Batches of indices, one permutation for each epoch, of a size that may change at any batch.
 
     A new size neither repeats nor drops a sample: the epoch goes on where it is. So it does after a loop that was
     broken off, and after :meth:`load_state_dict`, which gives the same indices as if nothing had happened. For
     ``DataLoader(batch_sampler=...)``; batches that workers have fetched ahead keep their size, so that the step is to
-    look at what it gets.
+    look at what it gets, and count as given: after a loop that was broken off, go back to those that it has had with
+    ``load_state_dict(state_dict(batches=...))``.
 
     Args:
         n: number of samples, such as ``len(dataset)``.
@@ -64,9 +67,9 @@ class ResizableBatchSampler(Sampler[list[int]]):
     ) -> None:
         self.num_replicas = whole("num_replicas", num_replicas, 1)
         self.n = whole("n", n, self.num_replicas)
-        self.shuffle = shuffle
+        self.shuffle = truth("shuffle", shuffle)
         self.seed = whole("seed", seed, 0, SEEDS)
-        self.drop_last = drop_last
+        self.drop_last = truth("drop_last", drop_last)
         self.rank = whole("rank", rank, 0, self.num_replicas)
         self.epoch = 0
         self._ends = [0]
@@ -88,16 +91,22 @@ class ResizableBatchSampler(Sampler[list[int]]):
         self.size = number
 
     def __iter__(self) -> Iterator[list[int]]:
-        """The batches that are left of the epoch, on this rank; of the next one where none is left."""
+        """The batches that are left of the epoch, on this rank; of the next one where none is left.
+
+        Raises:
+            RuntimeError: in an iteration that goes on though another has begun since, or a state was loaded.
+        """
         at = self._ends[-1]
         if self._count(at) == 0:
             self.epoch, at = self.epoch + 1, 0
-        self._ends = [at]
+        ends = self._ends = [at]
         order = self._order()
-        while (count := self._count(at := self._ends[-1])) > 0:
-            self._ends.append(at + count)
+        while (count := self._count(at := ends[-1])) > 0:
+            ends.append(at + count)
             yield order[at + self.rank : at + count : self.num_replicas]
-        self._ends.append(self.n)
+            if ends is not self._ends:
+                raise RuntimeError("the sampler has begun another iteration or loaded a state: this one has ended")
+        ends.append(self.n)
 
     def __len__(self) -> int:
         """How many batches the next iteration has at the present size."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import NamedTuple
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from ferrostep.errors import Problem, wrong_kind
 from ferrostep.gradients import gram
 from ferrostep.numpy.arrays import listed, real, whole
 from ferrostep.reference import checks
+from ferrostep.suggestions import suggesting
 
 
 class GradStatistics(NamedTuple):
@@ -49,10 +51,15 @@ class GradStatistics(NamedTuple):
 
 
 def check_statistics(statistics: GradStatistics) -> None:
-    """Raise TypeError or ValueError for what is no statistics of at least one sample."""
+    """Raise TypeError or ValueError for what is no statistics of at least one sample, in floats."""
     if not isinstance(statistics, GradStatistics):
         raise wrong_kind("statistics", statistics, "a GradStatistics")
     whole("statistics.batch_size", statistics.batch_size, 1)
+    for name, value in zip(statistics._fields[1:], statistics[1:], strict=True):
+        if not isinstance(value, Real):  # a tensor would keep its graph in the averages
+            raise wrong_kind(f"statistics.{name}", value, "a float")
+        if value < 0:
+            raise Problem.NUMBER.of(f"statistics.{name}", value, "a number of at least 0, or NaN")
 
 
 def noise_scale(statistics: GradStatistics) -> float:
@@ -120,6 +127,7 @@ def sample_statistics(gradients: Sequence[Tensor] | Mapping[str, Tensor]) -> Gra
     return of_parts([1] * count, products.diagonal().tolist(), float(products.sum()), along=products.sum(1).tolist())
 
 
+@suggesting
 def two_batch_statistics(
     small_batch: int, small_squared_norm: float, batch: int, squared_norm: float
 ) -> GradStatistics:

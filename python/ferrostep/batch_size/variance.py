@@ -12,13 +12,15 @@ from ferrostep.batch_size import statistics
 from ferrostep.batch_size.statistics import GradStatistics
 from ferrostep.curvature.products import listed_parameters
 from ferrostep.gradients import combine, gram
-from ferrostep.gradients.lists import Gradient, follow, norms
-from ferrostep.numpy.arrays import whole
+from ferrostep.gradients.lists import Gradient, follow, power_sum
+from ferrostep.numpy.arrays import truth, whole
+from ferrostep.suggestions import suggesting
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@suggesting
 class GradVarianceAccumulator:
     r"""The statistics of a step's gradient, from its micro-batches.
 
@@ -57,7 +59,7 @@ class GradVarianceAccumulator:
     ) -> None:
         self._params = listed_parameters(params)
         self._before: list[Tensor | None] = [None] * len(self._params)
-        self._inner_products = inner_products
+        self._inner_products = truth("inner_products", inner_products)
         self._clear()
 
     def _clear(self) -> None:
@@ -75,7 +77,7 @@ class GradVarianceAccumulator:
 
         Raises:
             TypeError, ValueError: ``batch_size`` is no whole number of at least 1, or a gradient is sparse or has
-                changed its shape or dtype.
+                changed its shape or dtype since the last reset.
             RuntimeError: there are no gradients, or one has gone since the last call. Nothing is taken in then.
         """
         size = whole("batch_size", batch_size, 1)
@@ -84,7 +86,7 @@ class GradVarianceAccumulator:
             raise RuntimeError("no parameter has a gradient: call add() after backward(), and before zero_grad()")
         before = list(self._before)
         for i, (now, there) in enumerate(zip(gradient, before, strict=True)):
-            if now is not None and there is None:
+            if now is not None and (there is None or (not self._sizes and not _is_like(now, there))):
                 before[i] = torch.zeros_like(now)
             elif now is None and there is not None:
                 if self._sizes:
@@ -115,7 +117,7 @@ class GradVarianceAccumulator:
             RuntimeError: nothing has been added, or not as many samples on all ranks: on each rank then.
         """
         gradient: Gradient = [p.grad for p in self._params] if group is not None else self._before
-        square = self._squared_norm if group is None else norms(gradient)[1]
+        square = self._squared_norm if group is None else power_sum(gradient, 2)
         spread = statistics.scaled_squares(self._sizes, self._squares)
         along = statistics.squares_along(self._sizes, self._along(gradient), square) if self._sums else torch.nan
         batch, parts = sum(self._sizes), len(self._sizes)
@@ -143,3 +145,7 @@ class GradVarianceAccumulator:
         for there in self._before:
             if there is not None:
                 there.zero_()
+
+
+def _is_like(x: Tensor, other: Tensor) -> bool:
+    return (x.shape, x.dtype, x.device) == (other.shape, other.dtype, other.device)

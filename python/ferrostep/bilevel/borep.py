@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
+from ferrostep import _core
 from ferrostep.bilevel.hypergradient import LOWER, LowerGradient, hypergradient, subtracted, upper_gradient
 from ferrostep.bilevel.levels import (
     Closure,
@@ -27,6 +29,7 @@ from ferrostep.gradients.lists import combine
 from ferrostep.implicit import linear, vectors
 from ferrostep.numpy.arrays import check, positive, real, whole
 from ferrostep.optim.arguments import check_lr
+from ferrostep.reference import directions
 
 SYSTEMS = ("neumann", "cg", "running")
 
@@ -245,18 +248,20 @@ class BOREP(TwoLevelOptimizer):
 
     @torch.no_grad()
     def _move(self, direction: list[Tensor]) -> None:
-        """Momentum and step, by the kernels of lists."""
-        params, momentum = self.upper["params"], self.upper["momentum"]
-        if not are_finite(direction):
-            return
-        for p in params:
-            if "momentum_buffer" not in self.state[p]:
-                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-        buffers = [self.state[p]["momentum_buffer"] for p in params]
-        combine([buffers, direction], [momentum, 1.0 - momentum], out=buffers)
-        norm = vectors.norm(buffers)
-        if norm > 0:
-            combine([params, buffers], [1.0, -float(self.upper["lr"]) / norm], out=params)
+        """Momentum and step; the new momentum takes the place of the direction, whose tensors the states have then."""
+        params, momentum, lr = self.upper["params"], self.upper["momentum"], float(self.upper["lr"])
+        buffers = [self.state.get(p, {}).get("momentum_buffer", torch.zeros_like(p)) for p in params]
+        if all(p.is_cpu for p in params):
+            threads = torch.get_num_threads()
+            call = partial(_core.normalized_step, buffers, direction, params, momentum, lr, threads)
+        else:
+            call = partial(directions.normalized_step, buffers, direction, params, momentum, lr)
+        _core.complete(call, partial(self._keep, direction))
+
+    def _keep(self, direction: list[Tensor], norm: float) -> None:
+        if math.isfinite(norm):
+            for p, each in zip(self.upper["params"], direction, strict=True):
+                self.state[p]["momentum_buffer"] = each
 
 
 def epochs(total: int, first: int, lr: float, radius: float) -> Iterator[tuple[int, float, float]]:

@@ -14,6 +14,7 @@ from ferrostep.gradients.lists import combine
 from ferrostep.implicit import linear
 from ferrostep.implicit.equations import Check, check_check, solver_of, tell_unsolved
 from ferrostep.numpy.arrays import listed
+from ferrostep.suggestions import suggesting
 
 UPPER, LOWER = "what upper_closure returned", "what lower_closure returned"
 
@@ -73,6 +74,7 @@ def upper_gradient(
     return loss.detach(), found[len(lower) :], filled(found[: len(lower)], lower)
 
 
+@suggesting
 def hypergradient(
     upper_closure: Closure,
     lower_closure: Closure,

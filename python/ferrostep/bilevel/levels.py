@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import Optimizer
 
 from ferrostep.curvature.products import first_derivatives, listed_parameters
-from ferrostep.errors import Problem, wrong_choice, wrong_kind
+from ferrostep.errors import Problem, wrong_kind
 from ferrostep.gradients.lists import gram
 
 Closure: TypeAlias = Callable[[], Tensor]
@@ -38,6 +38,8 @@ def parameters(name: str, given: Iterable[Tensor]) -> list[Tensor]:
             raise Problem.DTYPE.of(f"{name}[{i}]", p.dtype, "float32 or float64")
         if not p.requires_grad or not p.is_leaf:
             raise ValueError(f"{name}[{i}] is no leaf that requires gradients, expected a parameter")
+        if any(stride == 0 < size - 1 for size, stride in zip(p.shape, p.stride(), strict=True)):
+            raise ValueError(f"{name}[{i}] has elements that share memory (an expanded view?), expected a clone of it")
     return params
 
 
@@ -117,7 +119,7 @@ class TwoLevelOptimizer(Optimizer):
         """
         levels = [group.get("level") for group in state_dict["param_groups"]]
         if levels != ["upper", "lower"]:
-            raise wrong_choice("level of the groups", levels, ["upper", "lower"])  # type: ignore[arg-type]
+            raise Problem.NUMBER.of("level of the groups", levels, ["upper", "lower"])
         if self.mark not in state_dict["param_groups"][0]:
             expected = f"a state dict of {type(self).__name__}"
             raise ValueError(f"the upper group of the state dict has no {self.mark!r}, expected {expected}")

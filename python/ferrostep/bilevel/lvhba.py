@@ -24,7 +24,7 @@ from ferrostep.bilevel.levels import (
 from ferrostep.curvature.products import filled, gradients_aside
 from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.gradients.lists import combine
-from ferrostep.numpy.arrays import check, listed, positive, real, whole
+from ferrostep.numpy.arrays import check, listed, positive, real, truth, whole
 from ferrostep.optim.arguments import check_lr
 
 Projection: TypeAlias = Callable[[], object]
@@ -137,7 +137,7 @@ class LVHBA(TwoLevelOptimizer):
                     "eta": eta,
                     "gamma": gammas,
                     "multiplier_bound": real("multiplier_bound", multiplier_bound, 0.0),
-                    "equality": bool(equality),
+                    "equality": truth("equality", equality),
                     "order": order,
                 },
             ]

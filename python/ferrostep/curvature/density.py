@@ -13,6 +13,7 @@ from ferrostep.curvature.krylov import lanczos
 from ferrostep.curvature.operators import LinearOperator, random_vector
 from ferrostep.figures import axes
 from ferrostep.numpy.arrays import check, whole
+from ferrostep.suggestions import suggesting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,6 +63,7 @@ class SpectralDensity(NamedTuple):
         return ax
 
 
+@suggesting
 def spectral_density(
     op: LinearOperator,
     steps: int = 100,

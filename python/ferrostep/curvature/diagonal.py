@@ -12,11 +12,13 @@ from torch import distributed as dist
 from ferrostep.choices import Distribution
 from ferrostep.curvature.products import HessianProduct, Loss, draw_probes, listed_parameters, work_dtype
 from ferrostep.numpy.arrays import whole
+from ferrostep.suggestions import suggesting
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@suggesting
 class HutchinsonDiagonal:
     """The mean of estimates ``u * (H u)`` of the Hessian's diagonal, added one by one (Bekas et al. 2007).
 
@@ -98,6 +100,7 @@ class HutchinsonDiagonal:
             total += _product(u, product)
 
 
+@suggesting
 def hutchinson_diagonal(
     loss: Loss | Iterable[Loss],
     params: Iterable[Tensor],

@@ -14,6 +14,7 @@ from ferrostep.curvature import vectors
 from ferrostep.curvature.operators import LinearOperator, finite, random_vector
 from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.numpy.arrays import check, whole
+from ferrostep.suggestions import suggesting
 
 ASYMMETRY = 0.05
 """What a symmetric matrix's product has along vectors that it should be orthogonal to, relative to the matrix, is
@@ -72,6 +73,7 @@ class Eigenvalue(NamedTuple):
     """Products that it took."""
 
 
+@suggesting
 def lanczos(
     op: LinearOperator | Callable[[Tensor], Tensor],
     k: int,
@@ -120,6 +122,7 @@ def lanczos(
     return solved(alphas, betas)
 
 
+@suggesting
 def top_eigenvalues(
     op: LinearOperator,
     n: int = 1,
@@ -234,8 +237,6 @@ class Basis:
         coefficients, norms = vectors.orthogonalize(self.rows[: self.first], block)
         for row, scale in zip(coefficients, [*self.norms[:-1], 1.0], strict=True):
             _check_symmetric(max(map(abs, row)) * scale, size)
-        for i in range(1, len(block)):
-            _, (norms[-1],) = vectors.orthogonalize(block[:i], block[i : i + 1])
         if norms[-1] < 0.7 * norm:
             # What is left has the rounding of what was taken from it (Daniel, Gragg, Kaufman and Stewart 1976).
             _, (norms[-1],) = vectors.orthogonalize(self.rows[:j], block[-1:])

@@ -17,8 +17,10 @@ from ferrostep.curvature.products import GaussNewtonProduct, HessianProduct, Pro
 from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.numpy.arrays import listed, whole
 from ferrostep.reference import checks
+from ferrostep.suggestions import suggesting
 
 
+@suggesting
 class LinearOperator:
     """A symmetric matrix of P rows as a function of a vector, which counts its products.
 
@@ -34,12 +36,17 @@ class LinearOperator:
     Raises:
         TypeError, ValueError: an impossible size or dtype, or nothing that can be called; in a call, a vector of
             another shape, dtype or device, or a product that is none.
+        RuntimeError: in a call, ``multiply`` has written to its argument.
 
     Example:
         >>> diagonal = torch.tensor([1.0, 2.0, 3.0])
         >>> operator = LinearOperator(lambda v: diagonal * v, 3)
         >>> operator(torch.ones(3)), operator.products
         (tensor([1., 2., 3.]), 1)
+        >>> operator @ torch.eye(3)[:, 1:]
+        tensor([[0., 0.],
+                [2., 0.],
+                [0., 3.]])
     """
 
     def __init__(
@@ -63,9 +70,21 @@ class LinearOperator:
         """The product, of shape (P,), without a graph."""
         self.check("the vector", vector)
         self.products += 1
+        version = _version(vector)
         product = self.multiply(vector)
+        if _version(vector) != version:
+            raise RuntimeError(
+                "multiply has written to the vector that it was given, expected it to leave that as it is"
+            )
         self.check("the product of the matrix", product)
         return product.detach()
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        """The product with a vector of shape (P,), or with each column of a matrix of shape (P, n)."""
+        if not isinstance(other, Tensor) or other.ndim != 2:
+            return self(other)
+        columns = [self(column) for column in other.T]
+        return torch.stack(columns, 1) if columns else other.clone()
 
     def check(self, name: str, vector: Any) -> None:
         """Refuse what is no vector of the matrix.
@@ -95,6 +114,7 @@ class LinearOperator:
         return torch.empty(shape, dtype=self.dtype, device=self.device)
 
 
+@suggesting
 def hvp_operator(
     loss_fn: Callable[..., Any] | Tensor,
     params: Iterable[Tensor],
@@ -116,9 +136,9 @@ def hvp_operator(
             from the outputs, a tensor of any shape, alone.
         params: the parameters, of any shape, of dtype float32 or float64, on one device, or (name, parameter) pairs;
             also a part of a model's. One that the loss does not use has zeros.
-        data: batches, each a tensor, or a tuple, list or dict that begins with one, of which the first dimension is
-            the batch. The matrix is that of the mean over all samples; every product goes through all batches, and
-            only one graph is alive at a time. Default None.
+        data: a list, ``DataLoader`` or the like of batches, each a tensor, or a tuple, list or dict that begins with
+            one, of which the first dimension is the batch. The matrix is that of the mean over all samples; every
+            product goes through all batches, and only one graph is alive at a time. Default None.
         kind: ``"hessian"`` (default) or ``"ggn"``, the Gauss-Newton matrix ``J' H_out J`` with the Jacobian J of the
             outputs and the Hessian of the loss in these: positive semi-definite for a loss convex in them.
         precond: a positive diagonal D, as one tensor of the shape of each parameter; the matrix is then
@@ -169,6 +189,7 @@ def hvp_operator(
     return flat.operator(multiply, precond)
 
 
+@suggesting
 def check_symmetry(op: LinearOperator, probes: int = 2, *, seed: int = 0) -> float:
     """How far an operator is from a symmetric matrix, as far as random vectors u and v see.
 
@@ -218,9 +239,9 @@ class FlatParameters:
         self.dtype = torch.float64 if is_double else torch.float32
 
     def pieces(self, vector: Tensor) -> list[Tensor]:
-        """The vector as tensors like the parameters."""
-        pieces = torch.split_with_sizes(vector, self.sizes)
-        return [piece.view(p.shape).to(p.dtype) for piece, p in zip(pieces, self.params, strict=True)]
+        """The vector as tensors like the parameters; of several, one in each row, along a dimension before theirs."""
+        pieces, lead = torch.split_with_sizes(vector, self.sizes, -1), vector.shape[:-1]
+        return [piece.reshape(*lead, *p.shape).to(p.dtype) for piece, p in zip(pieces, self.params, strict=True)]
 
     def multiplied_by(self, product: Product) -> Callable[[Tensor], Tensor]:
         """The product as a function of flat vectors."""
@@ -233,8 +254,9 @@ class FlatParameters:
         return LinearOperator(multiply, self.size, dtype=self.dtype, device=self.device)
 
     def joined(self, tensors: Sequence[Tensor]) -> Tensor:
-        """A new vector of tensors like the parameters."""
-        return torch.cat([x.detach().reshape(-1).to(self.dtype) for x in tensors])
+        """A new vector of tensors like the parameters; a matrix, of such with a dimension before theirs."""
+        lead = tensors[0].shape[: tensors[0].ndim - self.params[0].ndim]
+        return torch.cat([x.detach().reshape(*lead, -1).to(self.dtype) for x in tensors], -1)
 
 
 def random_vector(op: LinearOperator, seed: int, number: int, *, signs: bool) -> Tensor:
@@ -273,6 +295,8 @@ class RandomNumbers:
 
     def batches(self, data: Iterable[Any]) -> list[Any]:
         """All batches, of which a ``DataLoader`` draws a seed for its workers, and the order if it shuffles."""
+        if isinstance(data, tuple) and data and all(isinstance(each, Tensor) for each in data):
+            raise wrong_kind("data", data, "a list: [(x, y)] is one batch of both, [x, y] are two batches")
         with self.again():
             batches = listed("data", data)
         if not batches:
@@ -315,6 +339,11 @@ def _first(name: str, batch: Any) -> Tensor:
     if first.ndim == 0:
         raise Problem.SHAPE.of(name, [], "a first dimension, the samples")
     return first
+
+
+def _version(x: Tensor) -> int:
+    """How often a tensor has been written to; inference tensors do not count."""
+    return 0 if x.is_inference() else x._version
 
 
 def _check_dtype(name: str, dtype: Any) -> None:

@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ferrostep.choices import Distribution
 from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.numpy.arrays import listed
+from ferrostep.suggestions import suggesting
 
 Loss: TypeAlias = "Tensor | Callable[[], Tensor]"
 PairOfLoss: TypeAlias = "tuple[Tensor, Tensor] | Callable[[], tuple[Tensor, Tensor]]"
@@ -38,6 +39,7 @@ def double_backward() -> Iterator[None]:
         yield
 
 
+@suggesting
 class HessianProduct:
     r"""The Hessian of a loss as a function of a vector: ``v -> H v``, by differentiating twice (Pearlmutter 1994).
 
@@ -84,8 +86,12 @@ class HessianProduct:
         self._gradients = {i: g for i, g in enumerate(gradients) if g is not None and g.requires_grad}
         """Those that have a derivative, by the positions of their parameters."""
 
-    def __call__(self, vectors: Sequence[Tensor], *, retain_graph: bool = True) -> list[Tensor]:
+    def __call__(
+        self, vectors: Sequence[Tensor], *, retain_graph: bool = True, is_batched: bool = False
+    ) -> list[Tensor]:
         """The product with ``vectors``, one per parameter, of its shape and dtype; detached.
+
+        ``is_batched``: with several at once, along a first dimension that all vectors have, as ``torch.vmap`` does.
 
         ``retain_graph=False`` frees the graph, for the loss's own ``backward``, too. With a ``grad_scale``, products of
         bfloat16 and float16 parameters are float32.
@@ -99,16 +105,18 @@ class HessianProduct:
                 [self.params[i] for i in self._trainable],
                 [vectors[i] for i in self._gradients],
                 retain_graph,
+                is_batched,
             )
             for i, product in zip(self._trainable, found, strict=True):
                 products[i] = product
-        full = filled(products, self.params)
+        full = filled(products, vectors)
         if self.grad_scale == 1.0:
             return full
         # What had to be scaled for a 16-bit dtype cannot be unscaled in it.
         return [product.to(work_dtype(product)) / self.grad_scale for product in full]
 
 
+@suggesting
 class GaussNewtonProduct:
     r"""The Gauss-Newton matrix of a loss as a function of a vector: ``v -> J' H_out J v`` (Schraudolph 2002).
 
@@ -150,30 +158,41 @@ class GaussNewtonProduct:
         self._combined = {i: x for i, x in enumerate(found) if x is not None}
         """The rows of J, combined by weights that are zeros, by the positions of their parameters."""
 
-    def __call__(self, vectors: Sequence[Tensor], *, retain_graph: bool = True) -> list[Tensor]:
+    def __call__(
+        self, vectors: Sequence[Tensor], *, retain_graph: bool = True, is_batched: bool = False
+    ) -> list[Tensor]:
         """The product with ``vectors``, one per parameter, of its shape and dtype; detached.
+
+        ``is_batched``: with several at once, along a first dimension that all vectors have, as ``torch.vmap`` does.
 
         ``retain_graph=False`` frees the graph.
         """
         products: list[Tensor | None] = [None] * len(self.params)
         if self._slope.requires_grad:  # else the loss is linear in the outputs
             (along,) = _derivative(
-                list(self._combined.values()), [self._weights], [vectors[i] for i in self._combined], True
+                list(self._combined.values()), [self._weights], [vectors[i] for i in self._combined], True, is_batched
             )
-            (turned,) = _derivative([self._slope], [self._outputs], [along], True)
+            (turned,) = _derivative([self._slope], [self._outputs], [along], True, is_batched)
             trainable = list(self._combined)
-            found = _derivative([self._outputs], [self.params[i] for i in trainable], [turned], retain_graph)
+            params = [self.params[i] for i in trainable]
+            found = _derivative([self._outputs], params, [turned], retain_graph, is_batched)
             for i, product in zip(trainable, found, strict=True):
                 products[i] = product
-        return filled(products, self.params)
+        return filled(products, vectors)
 
 
 def _derivative(
-    of: Sequence[Tensor], inputs: Sequence[Tensor], vectors: Sequence[Tensor | None], retain_graph: bool
+    of: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    vectors: Sequence[Tensor | None],
+    retain_graph: bool,
+    is_batched: bool,
 ) -> Sequence[Tensor | None]:
     """The products of a gradient's Jacobian with vectors; RuntimeError where there is none."""
     try:
-        return torch.autograd.grad(of, inputs, vectors, retain_graph=retain_graph, allow_unused=True)
+        return torch.autograd.grad(
+            of, inputs, vectors, retain_graph=retain_graph, allow_unused=True, is_grads_batched=is_batched
+        )
     except RuntimeError as error:
         if "scaled_dot_product" not in str(error):
             raise

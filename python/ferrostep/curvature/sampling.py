@@ -20,11 +20,13 @@ from ferrostep.curvature.products import Loss, evaluated, filled, first_derivati
 from ferrostep.errors import Problem
 from ferrostep.numpy.arrays import whole
 from ferrostep.reference import checks
+from ferrostep.suggestions import suggesting
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
+@suggesting
 def sampled_cross_entropy(
     logits: Tensor,
     targets: Tensor | None = None,
@@ -76,6 +78,7 @@ def sampled_cross_entropy(
     return F.cross_entropy(rows, labels), len(labels)
 
 
+@suggesting
 def sampled_squared_error(outputs: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, int]:
     """Half the mean squared error at labels drawn around the outputs, and the number of labels.
 
@@ -104,6 +107,7 @@ def sampled_squared_error(outputs: Tensor, *, generator: torch.Generator | None 
     return 0.5 * F.mse_loss(outputs, outputs.detach() + noise), outputs.numel()
 
 
+@suggesting
 def gauss_newton_bartlett(
     loss: Loss,
     labels: int,

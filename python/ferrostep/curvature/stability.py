@@ -20,6 +20,7 @@ from ferrostep.curvature.traces import Estimate, mean, probed, root
 from ferrostep.errors import wrong_kind
 from ferrostep.figures import axes
 from ferrostep.numpy.arrays import real, whole
+from ferrostep.suggestions import suggesting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +40,7 @@ class BatchSharpness(NamedTuple):
     """The sum of ``<g_b, H_b g_b>`` over the sum of ``norm(g_b)^2``."""
 
 
+@suggesting
 def batch_sharpness(
     loss_fn: Callable[..., Tensor] | Tensor, params: Iterable[Tensor], data: Iterable[Any] | None = None
 ) -> BatchSharpness:
@@ -87,10 +89,13 @@ def batch_sharpness(
 
 
 def along_gradient(product: HessianProduct, flat: FlatParameters) -> tuple[float, float]:
-    """``<g, H g>`` and ``norm(g)^2``."""
-    gradient = flat.joined(product.gradient)
-    along = flat.joined(product(flat.pieces(gradient)))
-    return finite(vectors.dot(gradient, along)), vectors.dot(gradient, gradient)
+    """``<g, H g>`` and ``norm(g)^2``, by the product with a unit vector: that with g may be too large for float32."""
+    unit = flat.joined(product.gradient)
+    square = finite(vectors.dot(unit, unit))
+    if square:
+        vectors.scale(unit, 1 / math.sqrt(square))
+    along = flat.joined(product(flat.pieces(unit)))
+    return finite(vectors.dot(unit, along)) * square, square
 
 
 def _ratio(curvature: float, square: float) -> float:
@@ -183,10 +188,11 @@ class StabilityReport:
         return ax
 
 
+@suggesting
 def stability_report(
     loss_fn: Callable[[], Tensor],
     params: Iterable[Tensor],
-    lr: float,
+    lr: float | None = None,
     *,
     batch_size: int | None = None,
     momentum: float = 0.0,
@@ -218,7 +224,8 @@ def stability_report(
     Args:
         loss_fn: a function without arguments that returns the mean loss, of shape (), of a batch; called once.
         params: the parameters, of any shape, of dtype float32 or float64, on one device, or (name, parameter) pairs.
-        lr: the learning rate in question; with an optimizer whose groups differ, that of its first group.
+        lr: the learning rate in question; with an optimizer whose groups differ, that of its first group. Default None:
+            the optimizer's. With another one than that the report is for what is given here, and warns.
         batch_size: B, the samples of a step. Default None: all, so that trace and norm have no threshold.
         momentum: of SGD, from 0 to below 1. Default 0.
         optimizer: where momentum and preconditioner are taken from: SGD, Adam, AdamW, NAdam, RMSprop, Adagrad, of torch
@@ -231,7 +238,8 @@ def stability_report(
         The report, which prints as a table.
 
     Raises:
-        TypeError: an optimizer of another kind, whose limits are not known, or an argument of another kind.
+        TypeError: an optimizer of another kind, whose limits are not known, neither a learning rate nor an optimizer,
+            or an argument of another kind.
         ValueError: an impossible number, a momentum beside an optimizer, parameters that are not the optimizer's, a
             state that is not there yet, or a product that is not finite.
         RuntimeError: as of :func:`hvp_operator`.
@@ -243,13 +251,13 @@ def stability_report(
         >>> round(report.rows["sharpness"].threshold, 4), report.products
         (7.6, 13)
     """
-    lr = real("lr", lr, math.ulp(0.0))
     size = None if batch_size is None else whole("batch_size", batch_size, 1)
     probes, lanczos_steps = whole("probes", probes, 1), whole("lanczos_steps", lanczos_steps, 1)
     if optimizer is not None and momentum != 0.0:
         raise ValueError(f"momentum is {momentum} beside an optimizer, which has its own: expected one of both")
     flat = FlatParameters(params)
     dynamics = of_momentum(momentum) if optimizer is None else of_optimizer(optimizer, flat.params)
+    lr, others = _rates(lr, optimizer)
     with RandomNumbers(flat.device).again():
         product = HessianProduct(loss_fn, flat.params)
     curvature, square = along_gradient(product, flat)
@@ -265,8 +273,20 @@ def stability_report(
         "frobenius": _frobenius(frobenius.value, dynamics, lr, size),
     }
     products = 1 + plain.products + matrix.products
-    warnings = [*_of_the_loss(product.loss, square), *_of_the_numbers(spectrum, trace)]
+    warnings = [*others, *_of_the_loss(product.loss, square), *_of_the_numbers(spectrum, trace)]
     return StabilityReport(rows, warnings, products, lr, dynamics, spectrum, trace, frobenius)
+
+
+def _rates(lr: float | None, optimizer: Optimizer | None) -> tuple[float, list[str]]:
+    """The learning rate of the report, and what to say where the optimizer has another one."""
+    own = None if optimizer is None else float(optimizer.param_groups[0]["lr"])
+    given = own if lr is None else lr
+    if given is None:
+        raise wrong_kind("lr", None, "a number, as there is no optimizer")
+    rate = real("lr", given, math.ulp(0.0))
+    if own is None or math.isclose(rate, own, rel_tol=1e-6):
+        return rate, []
+    return rate, [f"the optimizer's first group has lr {own:g} now: this is about {rate:g}"]
 
 
 def _sharpness(spectrum: LanczosResult, dynamics: Dynamics, lr: float) -> Diagnostic:

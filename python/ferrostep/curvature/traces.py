@@ -10,6 +10,7 @@ import torch
 from ferrostep.curvature import vectors
 from ferrostep.curvature.operators import LinearOperator, finite, random_vector
 from ferrostep.numpy.arrays import whole
+from ferrostep.suggestions import suggesting
 
 
 class Estimate(NamedTuple):
@@ -24,6 +25,7 @@ class Estimate(NamedTuple):
     """Of the value; NaN for one vector."""
 
 
+@suggesting
 def trace(op: LinearOperator, probes: int = 10, *, seed: int = 0) -> Estimate:
     """An unbiased estimate of the trace: the mean of ``v' A v`` over vectors v of random signs (Hutchinson 1990).
 
@@ -47,6 +49,7 @@ def trace(op: LinearOperator, probes: int = 10, *, seed: int = 0) -> Estimate:
     return mean([product for product, _ in probed(op, probes, seed)])
 
 
+@suggesting
 def frobenius(op: LinearOperator, probes: int = 10, *, seed: int = 0) -> Estimate:
     """An estimate of the Frobenius norm: the root of the mean of ``norm(A v)^2`` over vectors v of random signs.
 

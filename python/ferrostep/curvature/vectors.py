@@ -39,7 +39,8 @@ def subtract(w: Tensor, q: Tensor, alpha: float) -> float:
 def orthogonalize(basis: Tensor, block: Tensor) -> tuple[list[list[float]], list[float]]:
     """``w <- w - Q c`` with ``c = Q' w``, for each row w of ``block``, and the rows of ``basis`` as the columns of Q.
 
-    Returns c and the norm of every row. The basis is read twice, however many rows there are.
+    Then the same for w with the rows of ``block`` before it. The basis is to be orthonormal, the block's rows but the
+    last one of norm 1. Returns c and the norm of every row. All is read twice, however many rows there are.
     """
     if block.is_cpu:
         return _core.krylov_orthogonalize(basis, block, torch.get_num_threads())

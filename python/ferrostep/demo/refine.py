@@ -24,12 +24,13 @@ def refine(path: Path, total_steps: int | None, smoothing: float, out: Path) -> 
     try:
         steps = run["steps"] if total_steps is None else total_steps
         schedule = refine_schedule(run["norms"], steps, MODES[run["norm"]], smoothing)  # type: ignore[arg-type]
+        figure = drawn(run["norms"], run["every"], run["norm"], schedule)
     except (KeyError, TypeError, ValueError) as error:
         raise DemoError(f"{str(path)!r} is no run that GradNormRecorder.save wrote: {error}") from error
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "schedule.json").write_text(json.dumps(vars(schedule)), encoding="utf-8")
-        draw(out / "schedule.png", run, schedule)
+        figure.savefig(out / "schedule.png")
     except OSError as error:
         raise DemoError(f"cannot write to the folder {str(out)!r}: {error.strerror}") from error
     return schedule
@@ -48,11 +49,11 @@ def load(path: Path) -> dict[str, Any]:
     return run
 
 
-def draw(path: Path, run: dict[str, Any], schedule: RefinedSchedule) -> None:
-    """Draw the norms, and the schedule below."""
+def drawn(norms: list[float], every: int, norm: str, schedule: RefinedSchedule) -> Figure:
+    """The norms, and the schedule below."""
     figure = Figure(figsize=(7, 5), dpi=150, layout="constrained")
     upper, lower = figure.subplots(2, 1)
-    upper.plot(range(0, run["steps"], run["every"]), run["norms"])
-    upper.set(xlabel="step of the run", ylabel=f"{run['norm']} norm of the gradient", yscale="log")
+    upper.plot(range(0, every * len(norms), every), norms)
+    upper.set(xlabel="step of the run", ylabel=f"{norm} norm of the gradient", yscale="log")
     schedule.plot(lower)
-    figure.savefig(path)
+    return figure

@@ -111,12 +111,11 @@ def ema_(target: Iterable[Tensor], source: Iterable[Tensor], tau: float) -> None
         _core.ema(targets, sources, tau, torch.get_num_threads())
 
 
-def norms(gradient: Gradient) -> tuple[float, float]:
-    """The l1 norm, and the square of the l2 norm, in one pass."""
+def power_sum(gradient: Gradient, order: int) -> float:
+    """The sum of the sizes of all elements (order 1), or that of their squares (order 2), in one pass."""
     if elsewhere({"gradients": gradient}):
-        return reference.norms(gradient)
-    sizes, squares = _core.norms(list(gradient), torch.get_num_threads())
-    return sizes, squares
+        return reference.norms(gradient)[order - 1]
+    return _core.norms(list(gradient), [order], torch.get_num_threads())[order - 1]
 
 
 def follow(gradient: Gradient, before: Gradient) -> tuple[float, float]:

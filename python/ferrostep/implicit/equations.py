@@ -122,14 +122,16 @@ class Equation:
             return self.pull(w, theta)
         return pushed(lambda *w: self.residual(w, theta), w, w)
 
-    def products(self, w: Tensors, theta: Tensors) -> tuple[Product, Product]:
-        """``u -> A^T u`` and ``d -> A d`` of plain tensors, from one evaluation of F, for solvers: not differentiable.
+    def products(self, w: Tensors, theta: Tensors, wanted: Iterable[int] = ()) -> tuple[Product, Product, Product]:
+        """``u -> A^T u``, ``d -> A d`` and ``u -> B^T u`` for some arguments, of plain tensors: not differentiable.
 
-        By torch.autograd, which takes less time than torch.func.
+        For solvers, from one evaluation of F, and by torch.autograd, which takes less time than torch.func.
         """
         points = [each.detach().requires_grad_() for each in w]
+        arguments = [each.detach() for each in theta]
+        asked = [arguments[i].requires_grad_() for i in wanted]
         with torch.enable_grad():
-            at = self.residual(points, theta)
+            at = self.residual(points, arguments)
         pull = recorded(at, points)
         made: list[Product] = []
 
@@ -139,7 +141,7 @@ class Equation:
                 made.append(recorded(recorded(at, points, create_graph=True)(zeros), zeros))
             return made[0](d)
 
-        return pull, pull if self.rule.symmetric else push
+        return pull, pull if self.rule.symmetric else push, recorded(at, asked)
 
 
 def recorded(at: Tensors, points: Tensors, *, create_graph: bool = False) -> Product:
@@ -314,12 +316,16 @@ class Linear(Equation):
         """Solve the system."""
         c, w, theta = self._parts([each.detach() for each in tensors])
         parent = replace(self.parent, levels=self.parent.levels + self.levels)
-        pull, push = parent.products(w, theta)
-        forwards, backwards = (pull, push) if self.transposed else (push, pull)
-        right = tuple(-each for each in c)
-        u, info = self.rule.solve(forwards, right, rmatvec=backwards)
-        tell_unsolved(self.rule.check, "the linear system of the derivatives", self.rule.solve, info)
-        return tuple(u)
+        pull, push, _ = parent.products(w, theta)
+        return solution_of(self.rule, *((pull, push) if self.transposed else (push, pull)), c)
+
+
+def solution_of(rule: Rule, product: Product, transposed: Product, c: Tensors) -> tuple[Tensor, ...]:
+    """The solution of ``A u + c = 0``; tell of a system that was not solved."""
+    right = [-each for each in c]
+    u, info = rule.solve.solve_lists(lambda x: list(product(x)), lambda x: list(transposed(x)), right)
+    tell_unsolved(rule.check, "the linear system of the derivatives", rule.solve, info)
+    return tuple(u)
 
 
 def name_of(function: Any) -> str:

@@ -9,7 +9,7 @@ by one more product (but for :func:`neumann`), and a solver that cannot go on sa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
@@ -23,11 +23,14 @@ from ferrostep.implicit import methods, vectors
 from ferrostep.implicit.methods import Method, System
 from ferrostep.implicit.vectors import Vector
 from ferrostep.numpy.arrays import positive, real, whole
+from ferrostep.suggestions import suggesting
 
 __all__ = ["Info", "Solver", "bicgstab", "cg", "dense", "gmres", "neumann", "normal_cg"]
 
 Product: TypeAlias = Callable[[Any], Any]
 """From a tree like b to one like it."""
+Linear: TypeAlias = Callable[[Vector], Vector]
+"""The same of lists."""
 
 
 class Info(NamedTuple):
@@ -121,19 +124,42 @@ class Solver:
         with torch.no_grad():
             x = self._guess(x0, right, spec)
             transposed = rmatvec or _transpose(matvec, b)
-            precondition = self.preconditioner
-            system = System(
-                self._on_vectors(matvec, right, spec),
-                self._on_vectors(transposed, right, spec),
-                precondition and _on_lists("preconditioner(r)", precondition, right, spec),
-                right,
-                self._tolerance(right),
-            )
-            most = max(100, 10 * sum(each.numel() for each in right)) if self.maxiter is None else self.maxiter
-            self.last = info = self._run(system, x, most)
+            product, adjoint = (_on_lists("matvec(x)", each, right, spec) for each in (matvec, transposed))
+            info = self._solve(product, adjoint, right, spec, x)
+        return tree_unflatten(x, spec), info
+
+    @torch.no_grad()
+    def solve_lists(self, product: Linear, transposed: Linear, b: Sequence[Tensor]) -> tuple[Vector, Info]:
+        """Solve as a call does, with products of lists that are known to be like b: no iteration looks at them.
+
+        Args:
+            product, transposed: ``x -> A x`` and ``x -> A^T x``, from a list of tensors like b to one like it.
+            b: tensors of any shape, float32 or float64, on one device. A preconditioner gets tuples of such.
+
+        Returns:
+            The solution, a list like ``b``, and its :class:`Info`.
+
+        Raises:
+            TypeError, ValueError: ``b`` is not as described.
+        """
+        right, spec = vector_of("b", tuple(b))
+        x = self._guess(None, right, spec)
+        return x, self._solve(product, transposed, right, spec, x)
+
+    def _solve(self, product: Linear, transposed: Linear, b: Vector, spec: TreeSpec, x: Vector) -> Info:
+        precondition = self.preconditioner
+        system = System(
+            self._ridged(product),
+            self._ridged(transposed),
+            precondition and _on_lists("preconditioner(r)", precondition, b, spec),
+            b,
+            self._tolerance(b),
+        )
+        most = max(100, 10 * sum(each.numel() for each in b)) if self.maxiter is None else self.maxiter
+        self.last = info = self._run(system, x, most)
         if self.warm_start and math.isfinite(info.residual):
             self._solution = vectors.copied(x)
-        return tree_unflatten(x, spec), info
+        return info
 
     def _tolerance(self, b: Vector) -> float:
         """What the residual is to be at most; nothing is asked of a series that is cut."""
@@ -163,8 +189,7 @@ class Solver:
             return vectors.copied(self._solution)
         return [torch.zeros_like(each, memory_format=torch.contiguous_format) for each in b]
 
-    def _on_vectors(self, function: Product, like: Vector, spec: TreeSpec) -> Callable[[Vector], Vector]:
-        product = _on_lists("matvec(x)", function, like, spec)
+    def _ridged(self, product: Linear) -> Linear:
         if self.ridge == 0:
             return product
 
@@ -198,7 +223,7 @@ def described(tensors: Any) -> str:
     return ", ".join(each) or "no tensors"
 
 
-def _on_lists(name: str, function: Product, like: Vector, spec: TreeSpec) -> Callable[[Vector], Vector]:
+def _on_lists(name: str, function: Product, like: Vector, spec: TreeSpec) -> Linear:
     """A function of trees as one of lists of tensors; refuse results of another structure."""
 
     def on_lists(x: Vector) -> Vector:
@@ -225,6 +250,7 @@ def _transpose(matvec: Product, b: Any) -> Product:
     return transposed
 
 
+@suggesting
 def cg(
     *,
     rtol: float = 1e-6,
@@ -260,6 +286,7 @@ def cg(
     return Solver("cg", methods.restarted(methods.cg), rtol, atol, maxiter, preconditioner, ridge, warm_start)
 
 
+@suggesting
 def bicgstab(
     *,
     rtol: float = 1e-6,
@@ -292,6 +319,7 @@ def bicgstab(
     )
 
 
+@suggesting
 def gmres(
     *,
     restart: int = 20,
@@ -324,6 +352,7 @@ def gmres(
     return Solver("gmres", methods.restarted(method), rtol, atol, maxiter, preconditioner, ridge, warm_start)
 
 
+@suggesting
 def normal_cg(*, rtol: float = 1e-6, atol: float = 0.0, maxiter: int | None = None, warm_start: bool = False) -> Solver:
     """CG for ``A^T A x = A^T b``, whose condition number is the square of A's: a last resort.
 
@@ -346,6 +375,7 @@ def normal_cg(*, rtol: float = 1e-6, atol: float = 0.0, maxiter: int | None = No
     return Solver("normal_cg", methods.restarted(methods.normal_cg), rtol, atol, maxiter, None, 0.0, warm_start)
 
 
+@suggesting
 def neumann(*, steps: int = 20, lr: float = 0.1, ridge: float = 0.0, warm_start: bool = False) -> Solver:
     """The Neumann series, cut: ``lr * sum_{q < steps} (I - lr A)^q b``.
 
@@ -374,6 +404,7 @@ def neumann(*, steps: int = 20, lr: float = 0.1, ridge: float = 0.0, warm_start:
     return Solver("neumann", method, math.inf, ridge=ridge, warm_start=warm_start)
 
 
+@suggesting
 def dense(*, rtol: float = 1e-6, atol: float = 0.0, ridge: float = 0.0) -> Solver:
     """The matrix by its columns, one product each, and its factorization in float64: for some hundred unknowns.
 

@@ -74,13 +74,14 @@ def cg(system: System, x: Vector, r: Vector, most: int) -> tuple[int, str | None
         if not curvature > precision * largest * pp:
             return iteration, f"the matrix is not positive definite: p.Ap / p.p = {curvature / pp:.3g}"
         largest = max(largest, curvature / pp)
-        vectors.move_(x, r, rz / curvature, p, q)
-        rr = vectors.dot(r, r)
+        alpha = rz / curvature
+        rr = vectors.descend_(r, alpha, q)
         if math.sqrt(rr) <= system.tolerance:
+            vectors.add_(x, alpha, p)
             return iteration + 1, None
         z = system.preconditioned(r)
         before, rz = rz, rr if z is r else vectors.dot(r, z)
-        vectors.turn_(p, rz / before, z)
+        vectors.advance_(x, alpha, p, rz / before, z)
     return most, None
 
 
@@ -95,16 +96,16 @@ def bicgstab(system: System, x: Vector, r: Vector, most: int) -> tuple[int, str 
         if across == 0 or rho == 0:
             return iteration, f"it broke down: r0.Ap = {across:.3g}, r0.r = {rho:.3g}"
         alpha = rho / across
-        vectors.move_(x, r, alpha, along, v)
-        if vectors.norm(r) <= system.tolerance:
+        vectors.add_(x, alpha, along)
+        if math.sqrt(vectors.descend_(r, alpha, v)) <= system.tolerance:
             return iteration + 1, None
         along = system.preconditioned(r)
         t = system.product(along)
         if (size := vectors.dot(t, t)) == 0:
             return iteration, "it broke down: A r = 0, the matrix is singular"
         omega = vectors.dot(t, r) / size
-        vectors.move_(x, r, omega, along, t)
-        if vectors.norm(r) <= system.tolerance:
+        vectors.add_(x, omega, along)
+        if math.sqrt(vectors.descend_(r, omega, t)) <= system.tolerance:
             return iteration + 1, None
         if omega == 0:
             return iteration + 1, "it broke down: r.Ar = 0"

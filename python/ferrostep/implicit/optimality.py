@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from ferrostep.errors import Problem, wrong_kind
 from ferrostep.implicit import linear as solvers
 from ferrostep.numpy.arrays import listed, positive
+from ferrostep.suggestions import suggesting
 
 __all__ = [
     "Condition",
@@ -116,6 +117,7 @@ def _projected(projection: Function, x: Any, theta: Any) -> Any:
     return projection(x) if theta is None else projection(x, theta)
 
 
+@suggesting
 def stationary(f: Function) -> Condition:
     """``grad_w f(w, *args) = 0``: a minimum without constraints. The Jacobian is the Hessian, for which CG is taken.
 
@@ -140,6 +142,7 @@ def stationary(f: Function) -> Condition:
     return Condition(stationary, (f,), symmetric=True, solver=solvers.cg)
 
 
+@suggesting
 def kkt(f: Function, eq: Function | None = None, ineq: Function | None = None) -> Condition:
     """The conditions of Karush, Kuhn and Tucker for ``min f(w)`` where ``eq(w) = 0`` and ``ineq(w) <= 0``.
 
@@ -179,6 +182,7 @@ def kkt(f: Function, eq: Function | None = None, ineq: Function | None = None) -
     return Condition(kkt, (f, *constraints))
 
 
+@suggesting
 def projected_gradient(f: Function, projection: Function, eta: float = 1.0) -> Condition:
     """``w = projection(w - eta * grad f(w, *args), theta)``: a minimum over a convex set.
 
@@ -210,6 +214,7 @@ def projected_gradient(f: Function, projection: Function, eta: float = 1.0) -> C
     return Condition(projected_gradient, (f, projection))
 
 
+@suggesting
 def proximal_gradient(f: Function, prox: Function, eta: float = 1.0) -> Condition:
     """``w = prox(w - eta * grad f(w, *args), theta, eta)``: a minimum of ``f + g``, the lasso's and the like.
 
@@ -240,6 +245,7 @@ def proximal_gradient(f: Function, prox: Function, eta: float = 1.0) -> Conditio
     return Condition(proximal_gradient, (f, prox))
 
 
+@suggesting
 def mirror_descent(f: Function, projection: Function, mirror: Function, eta: float = 1.0) -> Condition:
     """``w = projection(mirror(w) - eta * grad f(w, *args), theta)``: a minimum over a set, with another geometry.
 
@@ -271,6 +277,7 @@ def mirror_descent(f: Function, projection: Function, mirror: Function, eta: flo
     return Condition(mirror_descent, (f, projection, mirror))
 
 
+@suggesting
 def block_proximal(f: Function, proxes: Sequence[Function], etas: Sequence[float] | None = None) -> Condition:
     """A proximal step of each block of ``w``, all from one gradient: the minimum that descent by blocks ends at.
 
@@ -310,6 +317,7 @@ def block_proximal(f: Function, proxes: Sequence[Function], etas: Sequence[float
     return Condition(block_proximal, (f, *proxes))
 
 
+@suggesting
 def newton(G: Function, eta: float = 1.0) -> Condition:
     """``w = w - eta * [dG/dw]^-1 G(w, *args)``: Newton's step, with the whole Jacobian, for some hundred unknowns.
 

@@ -37,10 +37,12 @@ from ferrostep.implicit.equations import (
     name_of,
     pushed,
     refusal,
+    solution_of,
     solver_of,
 )
 from ferrostep.implicit.linear import described, vector_of
 from ferrostep.numpy.arrays import real, whole
+from ferrostep.suggestions import suggesting
 
 __all__ = ["ConvergenceWarning", "fixed_point", "root", "root_jvp", "root_vjp"]
 
@@ -67,10 +69,16 @@ class _Root(torch.autograd.Function):
         n, initial = equation.unknowns, equation.initial
         w, theta = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1 + initial :]) if needed]
-        # Cloned: torch.func.hessian brings expanded zeros, to which it cannot write.
-        u = _Root.apply(Linear(equation, True), *(each.clone() for each in v[:n]), *w, *theta)
+        gradients: Tensors
+        if torch.is_grad_enabled() or _is_transformed():
+            # Cloned: torch.func.hessian brings expanded zeros, to which it cannot write.
+            u = _Root.apply(Linear(equation, True), *(each.clone() for each in v[:n]), *w, *theta)
+            gradients = pulled_to(equation, w, theta, wanted, u)
+        else:
+            pull, push, across = equation.products(w, theta, wanted)
+            gradients = across(solution_of(equation.rule, pull, push, v[:n])) if wanted else ()
         found: list[Tensor | None] = [None] * (1 + initial + len(theta))
-        for i, gradient in zip(wanted, pulled_to(equation, w, theta, wanted, u), strict=True):
+        for i, gradient in zip(wanted, gradients, strict=True):
             found[1 + initial + i] = gradient
         return tuple(found)
 
@@ -139,7 +147,7 @@ def pushed_from(equation: Equation, w: Tensors, theta: Tensors, moved: dict[int,
 
 def _call(rule: Rule, solver: Callable[..., Any], initial: Any, args: Any, keywords: Any) -> tuple[Call, list[Tensor]]:
     """A call with its tensors: all leaves that are some, so that transforms see them."""
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if _is_transformed():
         inner = [each for _, each in captured(rule.condition) if _is_of_transform(each)]
         if inner:
             raise refusal(rule.condition, inner)
@@ -174,6 +182,10 @@ def _call(rule: Rule, solver: Callable[..., Any], initial: Any, args: Any, keywo
     return Call(rule, solver, name_of(solver), spec, rest, places, guesses, records, names), tensors
 
 
+def _is_transformed() -> bool:
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def _is_of_transform(x: Tensor) -> bool:
     if torch._C._functorch.is_functorch_wrapped_tensor(x):
         return True
@@ -202,6 +214,7 @@ def _rule(
     return Rule(condition, solve, symmetric, has_aux, numbers, check, real("tol", tol, 0.0), batched)
 
 
+@suggesting
 def root(
     F: Callable[..., Any],
     *,
@@ -292,6 +305,7 @@ class Displacement:
         return tree_unflatten([one - other for one, other in zip(at, leaves, strict=True)], spec)
 
 
+@suggesting
 def fixed_point(
     T: Callable[..., Any],
     *,
@@ -341,6 +355,7 @@ def _known(F: Callable[..., Any], w: Any, args: Any, solve: linear.Solver | None
     return call, leaves, tensors
 
 
+@suggesting
 def root_vjp(
     F: Callable[..., Any],
     w: Any,
@@ -387,6 +402,7 @@ def _only_tensors(tree: Any) -> Any:
     return tree_unflatten([each if isinstance(each, Tensor) else None for each in leaves], spec)
 
 
+@suggesting
 def root_jvp(
     F: Callable[..., Any],
     w: Any,

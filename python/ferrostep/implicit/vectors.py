@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ferrostep import _core
 from ferrostep.gradients.lists import combine, gram
-from ferrostep.reference import checks
+from ferrostep.reference import checks, directions
 
 Vector: TypeAlias = list[Tensor]
 
@@ -49,15 +49,19 @@ def turn_(p: Vector, b: float, r: Vector) -> None:
     combine([r, p], [1.0, b], out=p)
 
 
-def move_(x: Vector, r: Vector, a: float, p: Vector, q: Vector) -> None:
-    """``x <- x + a p`` and ``r <- r - a q``, on the CPU in one pass."""
+def descend_(r: Vector, a: float, q: Vector) -> float:
+    """``r <- r - a q``, and the square of its norm, on the CPU in one pass."""
+    if all(each.is_cpu for each in r):
+        return _core.descend(r, q, a, torch.get_num_threads())
+    return directions.descend(r, q, a)
+
+
+def advance_(x: Vector, a: float, p: Vector, b: float, z: Vector) -> None:
+    """``x <- x + a p`` and ``p <- z + b p``, on the CPU in one pass."""
     if all(each.is_cpu for each in x):
-        rows = [[1.0, a, 0.0, 0.0], [0.0, 0.0, 1.0, -a]]
-        inputs: list[list[Tensor | None]] = [[*each] for each in (x, p, r, q)]
-        _core.combine(inputs, [inputs[0], inputs[2]], rows, torch.get_num_threads())
+        _core.advance(x, p, z, a, b, torch.get_num_threads())
     else:
-        add_(x, a, p)
-        add_(r, -a, q)
+        directions.advance(x, p, z, a, b)
 
 
 def difference(b: Vector, ax: Vector) -> Vector:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +11,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.numpy.arrays import whole
+from ferrostep.suggestions import suggesting
 
 MomentumPer: TypeAlias = Literal["ghost", "batch"]
 M = TypeVar("M", bound=nn.Module)
 
 
+@suggesting
 class _GhostBatchNorm(_BatchNorm):
     """What the three share."""
 
@@ -29,13 +31,15 @@ class _GhostBatchNorm(_BatchNorm):
         track_running_stats: bool = True,
         *,
         momentum_per: MomentumPer = "ghost",
-        **options: Any,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, **options)
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
         self.ghost_size = whole("ghost_size", ghost_size, 1)
         if momentum_per not in ("ghost", "batch"):
             raise wrong_choice("momentum_per", momentum_per, "ghost", "batch")
         self.momentum_per = momentum_per
+        check_momentum(momentum, momentum_per)
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize: each ghost by its own statistics in training, all by the running ones in evaluation.
@@ -49,6 +53,7 @@ class _GhostBatchNorm(_BatchNorm):
         count = len(input) // self.ghost_size
         if count < 2 or not (self.training or self.running_mean is None):
             return super().forward(input)
+        check_momentum(self.momentum, self.momentum_per)  # which may be set at any time
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         if input.shape[1] != self.num_features:
             raise Problem.SHAPE.of("input", list(input.shape), f"{self.num_features} channels")
@@ -90,6 +95,12 @@ class _GhostBatchNorm(_BatchNorm):
         return f"{of_torch}, ghost_size={self.ghost_size}, momentum_per={self.momentum_per!r}"
 
 
+def check_momentum(momentum: float | None, momentum_per: MomentumPer) -> None:
+    """Refuse a momentum of a batch that none of its ghosts adds up to."""
+    if momentum_per == "batch" and momentum is not None and not 0 <= momentum <= 1:
+        raise Problem.NUMBER.of("momentum", momentum, "a number from 0 to 1 with momentum_per='batch'")
+
+
 class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):
     """Ghost batch normalization (Hoffer, Hubara and Soudry 2017, arXiv 1705.08741) in place of ``nn.BatchNorm1d``.
 
@@ -105,10 +116,11 @@ class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):
         eps, momentum, affine, track_running_stats: as of ``nn.BatchNorm1d``.
         momentum_per: the running statistics move by ``momentum`` for each ``"ghost"``, one after the other (default; so
             by ``1 - (1 - momentum) ** n`` in a batch of n), or so that it is that in each ``"batch"``.
-        **options: ``device`` and ``dtype``, as of torch.
+        device, dtype: as of torch.
 
     Raises:
-        TypeError, ValueError: ``ghost_size`` is no whole number of at least 1, or ``momentum_per`` none of the words.
+        TypeError, ValueError: ``ghost_size`` is no whole number of at least 1, ``momentum_per`` none of the words, or
+            ``momentum`` not from 0 to 1 with ``momentum_per="batch"``.
 
     Example:
         >>> layer = GhostBatchNorm1d(1, ghost_size=2, affine=False)
@@ -125,7 +137,7 @@ class GhostBatchNorm2d(_GhostBatchNorm, nn.BatchNorm2d):
     Args:
         num_features: channels, the second dimension of inputs of shape ``(N, C, H, W)``, of any float dtype.
         ghost_size, eps, momentum, affine, track_running_stats, momentum_per: as of :class:`GhostBatchNorm1d`.
-        **options: ``device`` and ``dtype``, as of torch.
+        device, dtype: as of torch.
 
     Raises:
         TypeError, ValueError: as of :class:`GhostBatchNorm1d`.
@@ -142,7 +154,7 @@ class GhostBatchNorm3d(_GhostBatchNorm, nn.BatchNorm3d):
     Args:
         num_features: channels, the second dimension of inputs of shape ``(N, C, D, H, W)``, of any float dtype.
         ghost_size, eps, momentum, affine, track_running_stats, momentum_per: as of :class:`GhostBatchNorm1d`.
-        **options: ``device`` and ``dtype``, as of torch.
+        device, dtype: as of torch.
 
     Raises:
         TypeError, ValueError: as of :class:`GhostBatchNorm1d`.
@@ -160,6 +172,7 @@ GHOSTS: dict[type[_BatchNorm], type[_GhostBatchNorm]] = {
 }
 
 
+@suggesting
 def convert_ghost_batchnorm(module: M, ghost_size: int = 32, momentum_per: MomentumPer = "ghost") -> M:
     """Turn the batch normalizations of a module into ghost ones, in place: parameters and statistics stay.
 
@@ -171,8 +184,9 @@ def convert_ghost_batchnorm(module: M, ghost_size: int = 32, momentum_per: Momen
         The module.
 
     Raises:
-        TypeError, ValueError: no module, impossible arguments, or a ``SyncBatchNorm``, whose statistics are those of
-            all ranks; nothing has been changed then.
+        TypeError, ValueError: no module, impossible arguments, a layer whose momentum does not go with
+            ``momentum_per="batch"``, or a ``SyncBatchNorm``, whose statistics are those of all ranks; nothing has been
+            changed then.
 
     Example:
         >>> convert_ghost_batchnorm(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), ghost_size=8)[1].ghost_size
@@ -184,6 +198,8 @@ def convert_ghost_batchnorm(module: M, ghost_size: int = 32, momentum_per: Momen
     for name, each in module.named_modules():
         if isinstance(each, nn.SyncBatchNorm):
             raise TypeError(f"{name or 'module'} is a SyncBatchNorm, which is the opposite: statistics of all ranks")
+        if type(each) in GHOSTS or isinstance(each, _GhostBatchNorm):
+            check_momentum(each.momentum, momentum_per)
     for each in module.modules():
         if type(each) in GHOSTS:
             each.__class__ = GHOSTS[type(each)]  # type: ignore[index]

@@ -51,6 +51,13 @@ def check(name: str, value: float, low: float, high: float = math.inf) -> None:
         raise Problem.NUMBER.of(name, value, f"{low} <= {name} < {high}")
 
 
+def truth(name: str, value: object) -> bool:
+    """Anything for true or false, as Python takes it, but for words: ``"False"`` of a command line would be true."""
+    if isinstance(value, str):
+        raise wrong_kind(name, value, "a bool")
+    return bool(value)
+
+
 def real(name: str, value: float, low: float) -> float:
     """A finite number of at least ``low``; TypeError or ValueError, by its name, for anything else."""
     if not isinstance(value, Real):  # also what could be made one, such as a tensor, whose gradient would be lost

@@ -145,6 +145,11 @@ class HostOptimizer(Optimizer):
     def state(self, _state: Any) -> None:
         pass
 
+    @property
+    def last_grad_norm(self) -> Tensor | None:
+        """The norm that the last step with ``max_grad_norm`` found; None where the class keeps none."""
+        return getattr(self._inner, "last_grad_norm", None)
+
     @contextmanager
     def on_host(self) -> Iterator[Optimizer]:
         """The optimizer of the given class, on the host: its parameters, with the gradients that there are.

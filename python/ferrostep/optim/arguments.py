@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, Union, get_ar
 from torch import Tensor
 
 from ferrostep.errors import Problem, wrong_choice, wrong_kind
-from ferrostep.numpy.arrays import whole
+from ferrostep.numpy.arrays import truth, whole
 
 Check: TypeAlias = Callable[[str, Any, Mapping[str, Any]], Any]
 """From an argument's name, its value and the group that it is in: the value as the group is to keep it.
@@ -79,10 +79,8 @@ OF_OPTIMIZER = "of the optimizer"
 
 
 def as_bool(name: str, value: object, _group: Mapping[str, Any]) -> bool:
-    """Take anything for true or false, as Python does, but for words: ``"False"`` of a command line would be true."""
-    if isinstance(value, str):
-        raise wrong_kind(name, value, "a bool")
-    return bool(value)
+    """Take anything for true or false, but for words."""
+    return truth(name, value)
 
 
 def as_number(name: str, value: Any, _group: Mapping[str, Any]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from ferrostep.errors import Problem, wrong_kind
 from ferrostep.optim import shards
 from ferrostep.optim.arguments import Argument, check_arguments
 from ferrostep.optim.options import Options, check_options, chosen_dtype, full_options, is_coded
+from ferrostep.optim.recorders import Recorder, Recorders
 from ferrostep.optim.release import Release, refusal
 from ferrostep.optim.roles import is_embedding
 from ferrostep.optim.scratch import Scratch
@@ -50,6 +52,8 @@ class InPlaceOptimizer(Optimizer):
     """States that are one float64 number, whatever the parameter."""
 
     _release: Release | None = None
+
+    _recorders = Recorders()  # of nobody: an optimizer that is recorded has its own
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], options: Options) -> None:
         if self._arguments:
@@ -214,6 +218,17 @@ class InPlaceOptimizer(Optimizer):
         if self._release is not None:
             raise refusal("GradScaler", "gradients have been used, as they were scaled, before it could unscale them")
         return False
+
+    def _record(self, recorder: Recorder) -> Callable[[], None]:
+        """Tell the recorder of the norms of every step from now on; returns what ends it."""
+        if not self._recorders.all:
+            self._recorders = Recorders()
+        self._recorders.all.append(recorder)
+        return partial(self._recorders.all.remove, recorder)
+
+    def _end_step(self) -> None:
+        """What follows when all parameters have been stepped, whose gradients may have come one after the other."""
+        self._recorders.tell(p for group in self.param_groups for p in group["params"])
 
     def _update(self) -> None:
         """Update all groups, or none: what can fail comes before the first change."""

@@ -74,7 +74,8 @@ class EGD(RuleOptimizer):
         update: ``"eg"`` (default), ``"eg+-"`` as above, or ``"gd"``: gradient descent along the same direction,
             ``p <- p * (1 - lr * weight_decay) - lr * m``.
         adam: take Adam's direction in place of m. Default False.
-        betas, eps: of Adam's direction. Default (0.9, 0.999) and 1e-8.
+        betas, eps: of Adam's direction. Default (0.9, 0.999) and 1e-8. Torch's OneCycleLR and CyclicLR cycle ``betas``,
+            not ``momentum``: without ``adam`` that is for nothing.
         hypentropy_beta: of ``"eg+-"``, the size from which on weights are multiplied, from 1e-18 to 1e18. Default 1e-2:
             below most weights of networks, and far enough from 0 that what is there can leave.
         max_exponent: the greatest size of an exponent, so that no step multiplies by more than its power of e; 1 is a

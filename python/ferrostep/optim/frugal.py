@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
@@ -17,7 +18,15 @@ from ferrostep.errors import Problem
 from ferrostep.numpy.arrays import whole
 from ferrostep.optim import selections, shards
 from ferrostep.optim.adamw import ADAMW
-from ferrostep.optim.arguments import AdamsLearningRate, AtLeastZero, Betas, Epsilon, arguments_of, positive
+from ferrostep.optim.arguments import (
+    AdamsLearningRate,
+    AtLeastZero,
+    Betas,
+    Epsilon,
+    arguments_of,
+    check_arguments,
+    positive,
+)
 from ferrostep.optim.base import NewState, scale_of, state_dtype, zero_scale
 from ferrostep.optim.gathered import Found, Gathered
 from ferrostep.optim.lion import LION
@@ -41,6 +50,20 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """The states of the inner rules."""
 OWN = (*MOMENTS, *CHOICES, "refresh")
 """What a parameter loses that has no states any more."""
+CHOSEN_BY = (
+    "density",
+    "update_gap",
+    "selection",
+    "state_free",
+    "state_free_lr_scale",
+    "projected_lr_scale",
+    "reset_state",
+    "inner",
+    "block_order",
+    "proj_side",
+    "projectable",
+)
+"""The arguments that Rust does not see as they are: whoever has written one into a group hears of it here."""
 COUNTERS = {"refreshes": 0, "steps_left": 0}
 """What a group knows of its refreshes: how many there were, and the steps until the next."""
 
@@ -166,6 +189,7 @@ class FRUGAL(RuleOptimizer):
         super().__init__(params, locals(), options)
 
     _arguments = arguments_of(__init__)
+    _chosen_by = MappingProxyType({name: each for name, each in _arguments.items() if name in CHOSEN_BY})
 
     def _forget(self) -> None:
         super()._forget()
@@ -265,6 +289,7 @@ class FRUGAL(RuleOptimizer):
         return super()._gather_all(new_state)
 
     def _gather(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> Iterator[Gathered]:
+        check_arguments(self._chosen_by, dict(group))
         if number not in self._counted:
             left = group["steps_left"] - 1
             counters = {"steps_left": left} if left >= 0 else {"steps_left": group["update_gap"] - 1}
@@ -279,6 +304,9 @@ class FRUGAL(RuleOptimizer):
             state = self.state.get(p, {})
             self._dropped += [(p, name) for name in not_of(group) if name in state]
             if kind in ("selected", "active") and not is_current(state, p, group):
+                if grad.layout != torch.strided:  # of which nothing can be chosen
+                    name = f"grad of parameter {position} in group {number}"
+                    raise Problem.LAYOUT.of(name, grad.layout, torch.strided)
                 self._renew(p, grad, group, position | number << 32, new_state)
         return super()._gather_part(number, group, found, new_state)
 

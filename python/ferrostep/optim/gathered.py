@@ -15,7 +15,7 @@ from ferrostep.errors import Problem, wrong_choice
 from ferrostep.optim import shards
 from ferrostep.optim.base import SCALARS, SIXTEEN_BIT, dtype_of, has_16_bits, is_fake, scale_of
 from ferrostep.reference import Codes, checks
-from ferrostep.reference.sums import Sum, squared_norm
+from ferrostep.reference.sums import Sum, power_sum
 
 if TYPE_CHECKING:
     from ferrostep.optim.rules import Rule
@@ -70,8 +70,8 @@ class Gathered(NamedTuple):
         states = [self.state(name, i) for i in range(len(self.params))]
         return [state.decode() if isinstance(state, Codes) else state for state in states]
 
-    def add_to(self, batch: _core.Batch) -> None:
-        """Hand the tensors to the Rust engine, which checks them."""
+    def add_to(self, batch: _core.Batch, *, measure: bool) -> None:
+        """Hand the tensors to the Rust engine, which checks them; with or without the norms of the gradients."""
         batch.add(
             self.rule.native(),
             self.params,
@@ -86,7 +86,7 @@ class Gathered(NamedTuple):
             group=self.number,
             positions=self.positions if len(self.params) < len(self.group["params"]) else None,
             skip_nonfinite=self.group["skip_nonfinite"],
-            measure=self.is_clipped,
+            measure=measure,
             noise=self.rule.noise,
         )
 
@@ -192,9 +192,9 @@ class Gathered(NamedTuple):
             return False
         return not all(shards.local(g).isfinite().all() for g in self.grads)
 
-    def squared_norms(self) -> list[Sum]:
-        """Those of the gradients, in plain torch."""
-        return [self._number(squared_norm(g)) for g in shards.whole(self.grads)]
+    def power_sums(self, order: int) -> list[Sum]:
+        """Of the sizes of each gradient's elements (order 1), or of their squares (2), in plain torch."""
+        return [self._number(power_sum(g, order)) for g in shards.whole(self.grads)]
 
     def sums(self) -> list[Sum]:
         """What the rule sums over each parameter, in plain torch."""

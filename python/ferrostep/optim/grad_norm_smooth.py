@@ -16,6 +16,7 @@ from ferrostep.curvature.operators import FlatParameters
 from ferrostep.curvature.products import (
     GaussNewtonProduct,
     HessianProduct,
+    Product,
     called,
     evaluated,
     filled,
@@ -27,6 +28,7 @@ from ferrostep.numpy.arrays import real, whole
 from ferrostep.optim import shards
 from ferrostep.optim.arguments import check_positive
 from ferrostep.reference import grad_norm_smooth as rule
+from ferrostep.suggestions import suggesting
 
 Approximation: TypeAlias = Literal["ggn", "fisher", "diag", "exact"]
 Solver: TypeAlias = Literal["cholesky", "cg"]
@@ -36,6 +38,10 @@ Solve: TypeAlias = Callable[[float], "Tensor | None"]
 
 PROBES = 10
 """Products of an estimated diagonal."""
+AT_ONCE = 64
+"""Products that are made together: as many times the memory of one backward pass."""
+MOST_EXACT = 4 * AT_ONCE
+"""Of so many unknowns the diagonal is no estimate: as many products at once take about the time of those."""
 MOST_IN_DOUBLE = 5000
 """Systems of so many unknowns are solved in float64, whatever the parameters' dtype."""
 
@@ -54,6 +60,16 @@ class Point(NamedTuple):
         return self.loss.item(), self.norm
 
 
+class Group(dict[str, Any]):
+    """The parameter group, which says why it has no learning rate."""
+
+    def __missing__(self, name: str) -> Any:
+        if name == "lr":
+            raise KeyError("GradNormSmooth has no 'lr' to schedule: the radius gamma follows the gradient by itself")
+        raise KeyError(name)
+
+
+@suggesting
 class GradNormSmooth(Optimizer):
     r"""A damped Newton method by gradient-normalized smoothness (arXiv 2506.13710, Algorithm 1).
 
@@ -64,8 +80,9 @@ class GradNormSmooth(Optimizer):
         else:                                                 gamma <- gamma / 2, once more
 
     No step is longer than ``gamma``, the radius in which the gradient is about linear, which the method finds by
-    itself: there is no learning rate. It is for deterministic problems of few parameters, all data at once: logistic
-    and softmax regression, small networks. Random batches or dropout make its comparison of losses void.
+    itself: there is no learning rate, and schedulers of one raise KeyError. It is for deterministic problems of few
+    parameters, all data at once: logistic and softmax regression, small networks. Random batches or dropout make its
+    comparison of losses void.
 
     :meth:`step` takes a closure, as ``torch.optim.LBFGS`` does, that evaluates the loss and returns it; unlike there,
     it does not call ``backward``, and ``zero_grad`` is not needed:
@@ -79,11 +96,12 @@ class GradNormSmooth(Optimizer):
     =============  ===========================================================================  =====================
     ``hessian``    H                                                                            what a step costs
     =============  ===========================================================================  =====================
-    ``"ggn"``      Gauss-Newton matrix; the closure returns ``(loss, outputs)``, the loss       P products, or CG's
-                   computed from the outputs alone
-    ``"exact"``    the Hessian, which may be indefinite: more damping makes up for it           P products, or CG's
+    ``"ggn"``      Gauss-Newton matrix; the closure returns ``(loss, outputs)``, the loss       P products, 64 at a
+                   computed from the outputs alone                                              time, or CG's
+    ``"exact"``    the Hessian, which may be indefinite: more damping makes up for it           the same
     ``"fisher"``   ``g g'``, of rank one                                                        nothing
-    ``"diag"``     Hutchinson's estimate of the diagonal, clipped at 0 (experimental)           10 products
+    ``"diag"``     the diagonal, clipped at 0 (experimental): of up to 256 unknowns exactly,    P products, 64 at a
+                   of more by Hutchinson's estimate                                             time; 10
     a function     called once a step without arguments: a positive semi-definite tensor of     its own
                    shape (P, P), or a function of vectors of shape (P,)
     =============  ===========================================================================  =====================
@@ -152,7 +170,7 @@ class GradNormSmooth(Optimizer):
             raise ValueError("GradNormSmooth takes one parameter group: its radius is that of all parameters together")
         super().add_param_group(param_group)
         try:
-            (group,) = self.param_groups
+            self.param_groups[:] = [group] = [Group(self.param_groups[0])]
             _check_numbers(group)
             for i, p in enumerate(group["params"]):
                 if shards.is_distributed(p):
@@ -165,6 +183,11 @@ class GradNormSmooth(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """What copies and pickles have; torch's own would leave out what is not in the groups."""
         return {**super().__getstate__(), "hessian": self.hessian, "solver": self.solver}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """What copies, pickles and ``load_state_dict`` set, whose groups are plain dicts."""
+        super().__setstate__(state)
+        self.param_groups[:] = map(Group, self.param_groups)
 
     @property
     def stalled(self) -> bool:
@@ -236,28 +259,37 @@ class GradNormSmooth(Optimizer):
         g = here.gradient.to(dtype)
         if self.hessian == "fisher":
             return partial(rule.by_rank_one, g, 1.0, g)
+        if self.hessian == "diag" and flat.size <= MOST_EXACT:
+            matrix = matrix_of(HessianProduct(here.loss, flat.params), flat).to(dtype)
+            return partial(rule.by_diagonal, matrix.diagonal(), g)
         if self.hessian == "diag":
             generator = torch.Generator(flat.device).manual_seed(self._numbers["n_evals"])
             found = hutchinson_diagonal(
                 here.loss, flat.params, num_samples=PROBES, generator=generator, all_reduce=False
             )
             return partial(rule.by_diagonal, flat.joined(found).to(dtype), g)
-        curvature = self._curvature(here, flat, dtype)
+        if self.hessian == "ggn":
+            return self._solver(GaussNewtonProduct(here.returned, flat.params), flat, g)
+        if self.hessian == "exact":
+            return self._solver(HessianProduct(here.loss, flat.params), flat, g)
+        curvature = self._given(flat, dtype)
         if self.solver == "cg":
             product = partial(torch.mv, curvature) if isinstance(curvature, Tensor) else curvature
             return partial(rule.by_conjugate_gradients, product, g, tolerance=group["cg_tol"])
         matrix = curvature if isinstance(curvature, Tensor) else rule.of_products(curvature, g)
         return partial(rule.by_cholesky, matrix, g)
 
-    def _curvature(self, here: Point, flat: FlatParameters, dtype: torch.dtype) -> Tensor | Callable[[Tensor], Tensor]:
-        """The matrix, or the function of vectors that multiplies with it."""
-        if not callable(self.hessian):
-            of_lists = (
-                GaussNewtonProduct(here.returned, flat.params)
-                if self.hessian == "ggn"
-                else HessianProduct(here.loss, flat.params)
-            )
-            return lambda vector: flat.joined(of_lists(flat.pieces(vector))).to(dtype)
+    def _solver(self, of_lists: Product, flat: FlatParameters, g: Tensor) -> Solve:
+        """The steps with a matrix that autograd multiplies with."""
+        (group,) = self.param_groups
+        if self.solver == "cg":
+            product = flat.multiplied_by(of_lists)
+            return partial(rule.by_conjugate_gradients, lambda v: product(v).to(g.dtype), g, tolerance=group["cg_tol"])
+        return partial(rule.by_cholesky, rule.symmetric_part(matrix_of(of_lists, flat).to(g.dtype)), g)
+
+    def _given(self, flat: FlatParameters, dtype: torch.dtype) -> Tensor | Callable[[Tensor], Tensor]:
+        """What the user's function gives: the matrix, or the function of vectors that multiplies with it."""
+        assert callable(self.hessian)
         with torch.enable_grad():
             given = self.hessian()
         if callable(given):
@@ -269,10 +301,23 @@ class GradNormSmooth(Optimizer):
         return given.detach().to(dtype)
 
 
+def matrix_of(product: Product, flat: FlatParameters) -> Tensor:
+    """The matrix, of shape (P, P) and the parameters' dtype, from products of many vectors at once.
+
+    One by one where a function in the graph does not take several, and where that is not the reason raises what is.
+    """
+    units = torch.eye(flat.size, dtype=flat.dtype, device=flat.device)
+    try:
+        rows = [flat.joined(product(flat.pieces(some), is_batched=True)) for some in torch.split(units, AT_ONCE)]
+    except RuntimeError:
+        rows = [flat.joined(product(flat.pieces(unit)))[None] for unit in units]
+    return torch.cat(rows)
+
+
 def multiplied(multiply: Callable[[Tensor], Any], dtype: torch.dtype, vector: Tensor) -> Tensor:
-    """The product by a function of the user's, who may differentiate in it."""
+    """The product by a function of the user's, who may differentiate in it, and write to what it gets."""
     with torch.enable_grad():
-        product = multiply(vector)
+        product = multiply(vector.clone())
     if not isinstance(product, Tensor):
         raise wrong_kind("a product by what hessian() gives", product, "a torch.Tensor")
     if product.shape != vector.shape:

@@ -118,7 +118,7 @@ class Lion(RuleOptimizer):
             kernel=_native,
             reference=reference.lion_k,
             hyperparameters={**lion.hyperparameters, **own},
-            summed=reference.lion_k_sum if self._asks_for_sums(group) else None,
+            summed=reference.lion_k_sum if group["kappa"] in ("l2", "lp") and self._has_kernel(group) else None,
         )
 
     def _check_group(self, group: dict[str, Any]) -> None:
@@ -135,9 +135,6 @@ class Lion(RuleOptimizer):
         if group["kappa"] in OF_WHOLE and is_coded("exp_avg", group):
             return False
         return has_kernel(group["kappa"], group["kappa_param"])
-
-    def _asks_for_sums(self, group: dict[str, Any]) -> bool:
-        return group["kappa"] in ("l2", "lp") and self._has_kernel(group)
 
     def _takes_matrices(self, group: dict[str, Any]) -> bool:
         return group["kappa"] in OF_WHOLE or not self._has_kernel(group)

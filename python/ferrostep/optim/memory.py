@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 
 from ferrostep import _core
-from ferrostep.errors import wrong_kind
+from ferrostep.errors import Problem, wrong_kind
 from ferrostep.numpy.arrays import whole
 from ferrostep.optim.base import NewState, arithmetic_dtype
 from ferrostep.optim.gathered import Gathered
@@ -176,6 +176,10 @@ def memory_plan(
 
     if not callable(optimizer_class):
         raise wrong_kind("optimizer_class", optimizer_class, "a class of optimizers, or a function that makes one")
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise wrong_kind("dtype", dtype, "a torch.dtype, or None")
+    if dtype is not None and not (dtype.is_floating_point or dtype.is_complex):
+        raise Problem.VALUE.of("dtype", dtype, "one of floats, as parameters have")
     twins = Twins(dtype)
     # What the classes warn of when they are made is for who makes one to train; fake tensors' addresses nobody uses.
     with FakeTensorMode(allow_non_fake_inputs=True), warnings.catch_warnings():
@@ -242,11 +246,11 @@ class Twins:
         if isinstance(given, Tensor):
             check_has_shape(name, given)
             dtype = self._dtype if self._dtype is not None and given.is_floating_point() else given.dtype
-            twin = nn.Parameter(torch.empty(given.shape, dtype=dtype), given.requires_grad)
+            twin = nn.Parameter(torch.empty(given.shape, dtype=dtype, device="cpu"), given.requires_grad)
         elif isinstance(given, Sequence) and not isinstance(given, str):
             shape = [whole(f"shape of {name}", size, 0) for size in given]
             given = object()  # shapes may be one object and mean several parameters
-            twin = nn.Parameter(torch.empty(shape, dtype=self._dtype))
+            twin = nn.Parameter(torch.empty(shape, dtype=self._dtype, device="cpu"))
         else:
             raise wrong_kind(name, given, "a tensor or a shape")
         self._known[id(given)] = (given, twin)

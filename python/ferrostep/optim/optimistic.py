@@ -164,9 +164,6 @@ class OptimisticMD(RuleOptimizer):
         if group["radius"] is not None and group["backend"] == "rust":
             raise RuntimeError(f"radius={group['radius']} runs in plain torch and excludes backend='rust'")
 
-    def _asks_for_sums(self, group: dict[str, Any]) -> bool:
-        return group["adaptive"] is not None
-
     def _takes_matrices(self, group: dict[str, Any]) -> bool:
         return group["radius"] is not None
 

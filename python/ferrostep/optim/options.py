@@ -52,8 +52,9 @@ class Options(TypedDict, total=False):
         ``"simplex"``, ``"l1_ball"``, ``"l2_ball"``, ``"linf_ball"``, or a name and numbers such as ``("simplex", 2.0)``
         and ``("box", -1.0, 1.0)``, of :mod:`ferrostep.projections`; rows are those along the last dimension. Or a
         function that changes a parameter in place, such as ``functools.partial(simplex_, dim=0)``; what it raises comes
-        after the step. Parameters without a gradient stay. 16-bit parameters are projected as they are rounded. It
-        excludes ``differentiable``, DTensors whose rows are split (for functions, all), NIGT and STORM. Default None.
+        when the step is complete, and it is called once more then. Parameters without a gradient stay. 16-bit
+        parameters are projected as they are rounded. It excludes ``differentiable``, DTensors whose rows are split (for
+        functions, all), NIGT and STORM. Default None.
     foreach, fused, capturable: accepted for torch's sake and without effect: there is one implementation.
     differentiable: let autograd record the step; runs in plain torch.
     """

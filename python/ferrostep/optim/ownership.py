@@ -19,6 +19,7 @@ from ferrostep import _core
 from ferrostep.errors import Problem
 from ferrostep.optim import shards
 from ferrostep.optim.base import arithmetic_dtype
+from ferrostep.optim.layouts import Block, Extent, Layout
 from ferrostep.optim.scratch import Kind, Scratch, room_of
 
 if TYPE_CHECKING:
@@ -34,11 +35,9 @@ ELEMENTS_OF_OWNER = 1 << 21
 
 
 class Parts(NamedTuple):
-    """A parameter of which every rank of a group has a part, with the rules and the tensors of this rank's."""
+    """A parameter of which several ranks have a block each, with the rules and the tensors of this rank's."""
 
-    group: ProcessGroup
-    dim: int
-    """Along which the parameter is split."""
+    layout: Layout
     shape: torch.Size
     heights: list[int]
     """Rows (along dimension 0) that are transformed together."""
@@ -56,11 +55,6 @@ class Parts(NamedTuple):
     factor: float = 1.0
     """Multiplies the gradient."""
 
-    @property
-    def row_states(self) -> tuple[str, ...]:
-        """The names of the states that go to the owner, too."""
-        return tuple(self.row_shapes)
-
 
 def in_parts(gathered: Gathered, whole: Gathered, scratch: Scratch, name: str) -> tuple[list[Parts], Gathered]:
     """The parameters of ``whole``, a group of DTensors, by their shards, ``gathered``; and the step by their moves.
@@ -71,14 +65,16 @@ def in_parts(gathered: Gathered, whole: Gathered, scratch: Scratch, name: str) -
     stages = rule.native().stages()
     moves = scratch.tensors(name, ((tuple(p.shape), arithmetic_dtype(p)) for p in gathered.params))
     parts = []
+    layouts: dict[Any, Layout] = {}
     for i, (p, position) in enumerate(zip(whole.params, gathered.positions, strict=True)):
         assert shards.is_distributed(p)
-        ((mesh_dim, dim),) = shards.split_dims(p).items()
+        key = (p.device_mesh, p.placements)
+        if key not in layouts:
+            layouts[key] = Layout(*key)
         heights = heights_of(rule.hyperparameters, p.shape)
         where = f"parameter {position} in group {gathered.number}"
         one = Parts(
-            group=p.device_mesh.get_group(mesh_dim),
-            dim=dim,
+            layout=layouts[key],
             shape=p.shape,
             heights=heights,
             rule=rule,
@@ -108,26 +104,12 @@ def heights_of(hyperparameters: dict[str, Any], shape: torch.Size) -> list[int]:
     return [shape[0]]
 
 
-class Extent(NamedTuple):
-    """From which index of a dimension on a rank has how many."""
-
-    start: int
-    size: int
-
-
-def extent(size: int, ranks: int, rank: int) -> Extent:
-    """What a rank has of a dimension, as DTensor splits it."""
-    chunk = -(-size // ranks)
-    start = min(rank * chunk, size)
-    return Extent(start, min(chunk, size - start))
-
-
 def _check_shard(where: str, parts: Parts) -> None:
     """Raise for a shard of another size than DTensor's own splitting gives, and for row states of another shape."""
-    ranks, rank = dist.get_world_size(parts.group), dist.get_rank(parts.group)
+    layout = parts.layout
     for name, x in (("param", parts.param), *parts.states.items()):
-        expected = [*parts.row_shapes.get(name, parts.shape)]
-        expected[parts.dim] = extent(expected[parts.dim], ranks, rank).size
+        block = layout.blocks(parts.row_shapes.get(name, parts.shape))[layout.rank]
+        expected = [extent.size for extent in block]
         if list(x.shape) != expected:
             raise Problem.SHAPE.of(f"shard of {name} of {where} on rank {dist.get_rank()}", list(x.shape), expected)
 
@@ -139,49 +121,41 @@ class Piece(NamedTuple):
     rows: Extent
     owner: int = -1
 
-    def held(self, rank: int, shape: Sequence[int]) -> tuple[int, ...]:
-        """The shape of what ``rank`` has of these rows of a tensor of ``shape`` that is split like the parameter."""
-        own = extent(shape[self.dim], dist.get_world_size(self.parts.group), rank)
-        if self.dim == 0:
-            return (self._within(own).size, *shape[1:])
-        return (self.rows.size, *shape[1 : self.dim], own.size, *shape[self.dim + 1 :])
+    def block(self, rank: int, shape: Sequence[int]) -> Block:
+        """What ``rank`` has of these rows of a tensor of ``shape`` that is split like the parameter."""
+        own, *others = self.parts.layout.blocks(shape)[rank]
+        return (self.rows.common(own), *others)
 
-    def holders(self) -> range:
+    def holders(self) -> list[int]:
         """The ranks that have some of these rows."""
-        size = self.parts.shape[self.dim]
-        chunk = -(-size // dist.get_world_size(self.parts.group))
-        first, end = (self.rows.start, self.rows.start + self.rows.size) if self.dim == 0 else (0, size)
-        return range(first // chunk, -(-end // chunk))
+        shape = self.parts.shape
+        blocks = (self.block(rank, shape) for rank in range(len(self.parts.layout.ranks)))
+        return [rank for rank, block in enumerate(blocks) if all(extent.size for extent in block)]
 
     def of_shard(self, x: Tensor, rank: int) -> Tensor:
         """These rows of a shard of ``rank``'s."""
-        if self.dim != 0:
-            return x.narrow(0, *self.rows)
-        own = extent(self.parts.shape[0], dist.get_world_size(self.parts.group), rank)
-        within = self._within(own)
-        return x.narrow(0, within.start - own.start, within.size)
+        own = self.parts.layout.blocks(self.parts.shape)[rank][0]
+        return x.narrow(0, *own.common(self.rows))
 
-    def _within(self, own: Extent) -> Extent:
-        start = min(max(self.rows.start, own.start), own.start + own.size)
-        stop = max(min(self.rows.start + self.rows.size, own.start + own.size), start)
-        return Extent(start, stop - start)
-
-    @property
-    def dim(self) -> int:
-        """The dimension that is split."""
-        return self.parts.dim
+    def of_rank(self, whole: Iterable[Tensor], rank: int) -> list[Tensor]:
+        """What ``rank`` has of these rows of the direction or the move, and of the row states."""
+        found = []
+        for x, shape in zip(whole, (self.parts.shape, *self.parts.row_shapes.values()), strict=True):
+            for dim, extent in enumerate(self.block(rank, shape)):
+                x = x.narrow(dim, *extent)
+            found.append(x)
+        return found
 
     def kinds(self, rank: int, ahead: bool) -> list[Kind]:
         """What ``rank`` sends the owner of these rows, or gets back: the direction or the move, and the row states."""
         part = self.parts
-        _, dtype = self.whole(ahead)
-        rows = [(self.held(rank, shape), part.states[name].dtype) for name, shape in part.row_shapes.items()]
-        return [(self.held(rank, part.shape), dtype), *rows]
+        memory = part.states["momentum_buffer"] if ahead else part.move
+        of_all = [(part.shape, memory), *((shape, part.states[name]) for name, shape in part.row_shapes.items())]
+        return [(tuple(extent.size for extent in self.block(rank, shape)), x.dtype) for shape, x in of_all]
 
-    def whole(self, ahead: bool) -> Kind:
-        """The direction or the move of these rows, of all ranks."""
-        memory = self.parts.states["momentum_buffer"] if ahead else self.parts.move
-        return (self.rows.size, *self.parts.shape[1:]), memory.dtype
+    def whole(self, shape: Sequence[int], dtype: torch.dtype) -> Kind:
+        """These rows of a tensor of ``shape``, of all ranks."""
+        return (self.rows.size, *shape[1:]), dtype
 
     def cost(self) -> int:
         """About in proportion to the time that the transforms take."""
@@ -205,8 +179,8 @@ def pieces_of(parts: Iterable[Parts], ranks: int) -> list[Piece]:
         if height * math.prod(one.shape[1:]) > 0
     ]
     work, owned = [0] * ranks, []
-    for piece in sorted(pieces, key=lambda piece: (len(piece.holders()) > 1, -piece.cost())):
-        holders = piece.holders()
+    held = [(piece, piece.holders()) for piece in pieces]
+    for piece, holders in sorted(held, key=lambda each: (len(each[1]) > 1, -each[0].cost())):
         owner = holders[0] if len(holders) == 1 else work.index(min(work))
         work[owner] += piece.cost()
         owned.append(piece._replace(owner=owner))
@@ -234,9 +208,10 @@ def rounds_of(pieces: Iterable[Piece], ranks: int) -> list[list[Piece]]:
 def exchange(parts: Sequence[Parts], known: _core.Known, scratch: Scratch, threads: int) -> list[tuple[Tensor, Tensor]]:
     """Fill the moves of all parameters; returns the row states that are to be written with the step, and with what."""
     copies = []
-    for group in shards.in_order(one.group for one in parts):
+    groups = [one.layout.group() for one in parts]
+    for group in shards.in_order(groups):
         ranks = dist.get_world_size(group)
-        pieces = pieces_of((one for one in parts if one.group is group), ranks)
+        pieces = pieces_of((one for one, its in zip(parts, groups, strict=True) if its is group), ranks)
         together = enumerate(rounds_of(pieces, ranks))
         rounds = [Round(group, own, threads, Slot(known, scratch, number % (AHEAD + 1))) for number, own in together]
         # The same order on all ranks, with some rounds between the stages of one: what is sent then is on its way.
@@ -279,16 +254,38 @@ class Round:
     def __init__(self, group: ProcessGroup, pieces: list[Piece], threads: int, slot: Slot) -> None:
         self.group = group
         self.ranks, self.rank = dist.get_world_size(group), dist.get_rank(group)
-        self.by_owner = [[piece for piece in pieces if piece.owner == rank] for rank in range(self.ranks)]
-        self.own = self.by_owner[self.rank]
+        self.of_others = [[piece for piece in pieces if piece.owner == rank] for rank in range(self.ranks)]
+        self.own, self.of_others[self.rank] = self.of_others[self.rank], []
         self.threads = threads
         self.slot = slot
+        self._copies: list[tuple[Tensor, Tensor]] = []
 
     def gather(self) -> None:
         """Send the owners what this rank has of the directions."""
         out, into = self._parcels_of_others(ahead=True), self._parcels_of_own(ahead=True)
+        self._direct(self._by_piece(out))
+        self._send(out, into)
+
+    def transform(self) -> None:
+        """Make the moves of one's own pieces as soon as they are there, and send the others their parts."""
+        moves = self._moves(self._wholes(self._receive()))
+        out, into = self._parcels_of_own(ahead=False), self._parcels_of_others(ahead=False)
+        for (piece, of_others), whole in zip(self._by_rank(out), moves, strict=True):
+            for rank, tensors in of_others:
+                torch._foreach_copy_(tensors, piece.of_rank(whole, rank))
+            self._take(piece, piece.of_rank(whole, self.rank))
+        self._send(out, into)
+
+    def finish(self) -> list[tuple[Tensor, Tensor]]:
+        """Take the moves; returns the row states that are to be written, each with what."""
+        for piece, tensors in self._by_piece(self._receive()):
+            self._take(piece, tensors)
+        return self._copies
+
+    def _direct(self, pieces: Iterable[tuple[Piece, Sequence[Tensor]]]) -> None:
+        """Work out what this rank has of directions, and copy what it has of row states."""
         batch, factors = _core.Batch(self.slot.known), []
-        for piece, (direction, *row_states) in self._by_piece(out):
+        for piece, (direction, *row_states) in pieces:
             part = piece.parts
             param, grad, momentum, *states = (
                 piece.of_shard(x, self.rank) for x in (part.param, part.grad, *part.states.values())
@@ -299,64 +296,71 @@ class Round:
                 to.copy_(state)
         batch.scale(factors)
         batch.run(self.threads)
-        self._send(out, into)
 
-    def transform(self) -> None:
-        """Make the moves of one's own pieces as soon as they are there, and send the others their parts."""
-        came = self._receive()
-        moves = self._moves(came)
-        out, into = self._parcels_of_own(ahead=False), self._parcels_of_others(ahead=False)
-        rests = [iter(tensors) for tensors in out.tensors]
-        for piece, tensors in zip(self.own, moves, strict=True):
-            for x in tensors:
-                parts = [next(rest) for rest in rests]
-                sizes = [part.shape[piece.dim] for part in parts]
-                torch._foreach_copy_(parts, list(torch.split(x, sizes, piece.dim)))
-        self._send(out, into)
+    def _wholes(self, came: Parcels) -> list[list[Tensor]]:
+        """The direction of each of one's own pieces, and its row states."""
+        kinds = (piece.whole(piece.parts.shape, piece.parts.states["momentum_buffer"].dtype) for piece in self.own)
+        wholes, own = [], []
+        directions = self.slot.scratch.tensors("direction", kinds)
+        for (piece, of_others), direction in zip(self._by_rank(came), directions, strict=True):
+            part = piece.parts
+            row_kinds = [piece.whole(shape, part.states[name].dtype) for name, shape in part.row_shapes.items()]
+            whole = [direction, *(torch.empty(shape, dtype=dtype) for shape, dtype in row_kinds)]
+            for rank, tensors in of_others:
+                torch._foreach_copy_(piece.of_rank(whole, rank), tensors)
+            own.append((piece, piece.of_rank(whole, self.rank)))
+            wholes.append(whole)
+        self._direct(own)
+        return wholes
 
-    def finish(self) -> list[tuple[Tensor, Tensor]]:
-        """Take the moves; returns the row states that are to be written, each with what."""
-        copies = []
-        for piece, (move, *row_states) in self._by_piece(self._receive()):
-            piece.of_shard(piece.parts.move, self.rank).copy_(move)
-            for name, state in zip(piece.parts.row_states, row_states, strict=True):
-                copies.append((piece.of_shard(piece.parts.states[name], self.rank), state.clone()))
-        return copies
-
-    def _moves(self, came: Parcels) -> list[tuple[Tensor, ...]]:
+    def _moves(self, wholes: list[list[Tensor]]) -> list[list[Tensor]]:
         """The move of each of one's own pieces, and its new row states."""
-        rests = [iter(tensors) for tensors in came.tensors]
         batch, moves = _core.Batch(self.slot.known), []
         by_rule: dict[_core.MatrixRule, list[tuple[Tensor, ...]]] = {}
-        directions = self.slot.scratch.tensors("direction", (piece.whole(ahead=True) for piece in self.own))
-        fresh = self.slot.scratch.tensors("move", (piece.whole(ahead=False) for piece in self.own))
-        for piece, direction, move in zip(self.own, directions, fresh, strict=True):
-            torch.cat([next(rest) for rest in rests], piece.dim, out=direction)
-            row_states = [torch.cat([next(rest) for rest in rests], piece.dim) for _ in piece.parts.row_states]
+        kinds = (piece.whole(piece.parts.shape, piece.parts.move.dtype) for piece in self.own)
+        fresh = self.slot.scratch.tensors("move", kinds)
+        for piece, (direction, *row_states), move in zip(self.own, wholes, fresh, strict=True):
             by_rule.setdefault(piece.parts.stages[1], []).append((move, direction, direction, *row_states))
-            moves.append((move, *row_states))
+            moves.append([move, *row_states])
         for rule, tensors in by_rule.items():
             params, grads, *states = map(list, zip(*tensors, strict=True))
             batch.add(rule, params, grads, dict(zip(rule.states, states, strict=True)))
         batch.run(self.threads)
         return moves
 
+    def _take(self, piece: Piece, tensors: Sequence[Tensor]) -> None:
+        """Keep what this rank has of a move, and of row states, which are written with the step."""
+        part = piece.parts
+        move, *row_states = tensors
+        piece.of_shard(part.move, self.rank).copy_(move)
+        for name, state in zip(part.row_shapes, row_states, strict=True):
+            self._copies.append((piece.of_shard(part.states[name], self.rank), state.clone()))
+
     def _parcels_of_others(self, *, ahead: bool) -> Parcels:
-        """Room for what this rank has of each owner's pieces."""
-        kinds = [[kind for piece in own for kind in piece.kinds(self.rank, ahead)] for own in self.by_owner]
+        """Room for what this rank has of each other owner's pieces."""
+        kinds = [[kind for piece in own for kind in piece.kinds(self.rank, ahead)] for own in self.of_others]
         return self.slot.parcels(f"others' {'directions' if ahead else 'moves'}", kinds)
 
     def _parcels_of_own(self, *, ahead: bool) -> Parcels:
-        """Room for what each rank has of this rank's pieces."""
-        kinds = [[kind for piece in self.own for kind in piece.kinds(rank, ahead)] for rank in range(self.ranks)]
+        """Room for what each other rank has of this rank's pieces."""
+        kinds = [
+            [kind for piece in self.own for kind in piece.kinds(rank, ahead)] if rank != self.rank else []
+            for rank in range(self.ranks)
+        ]
         return self.slot.parcels(f"own {'directions' if ahead else 'moves'}", kinds)
 
     def _by_piece(self, parcels: Parcels) -> Iterator[tuple[Piece, list[Tensor]]]:
         """The tensors of each piece, in parcels of others' pieces."""
-        for pieces, tensors in zip(self.by_owner, parcels.tensors, strict=True):
+        for pieces, tensors in zip(self.of_others, parcels.tensors, strict=True):
             rest = iter(tensors)
             for piece in pieces:
                 yield piece, [next(rest) for _ in piece.parts.rule.states]
+
+    def _by_rank(self, parcels: Parcels) -> Iterator[tuple[Piece, list[tuple[int, list[Tensor]]]]]:
+        """The tensors of each of this rank's pieces, with each other rank, in parcels of its own pieces."""
+        rests = [(rank, iter(tensors)) for rank, tensors in enumerate(parcels.tensors) if rank != self.rank]
+        for piece in self.own:
+            yield piece, [(rank, [next(rest) for _ in piece.parts.rule.states]) for rank, rest in rests]
 
     def _send(self, out: Parcels, into: Parcels) -> None:
         work = dist.all_to_all_single(into.memory, out.memory, into.splits, out.splits, group=self.group, async_op=True)

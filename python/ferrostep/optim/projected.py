@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ferrostep import projections
-from ferrostep.errors import wrong_choice, wrong_kind
+from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.optim import shards
 from ferrostep.optim.base import is_fake
 from ferrostep.reference import checks
@@ -26,16 +26,19 @@ class Named(NamedTuple):
     """In place, with numbers as its arguments."""
     has_rows: bool
     """Whether it projects rows along the last dimension, rather than numbers by themselves."""
+    numbers: Sequence[str] = ()
+    """What its arguments are called."""
+    has_defaults: bool = True
 
 
 NAMED: Mapping[str, Named] = MappingProxyType(
     {
-        "box": Named(projections.box_, False),
-        "l1_ball": Named(projections.l1_ball_, True),
-        "l2_ball": Named(projections.l2_ball_, True),
-        "linf_ball": Named(projections.linf_ball_, False),
+        "box": Named(projections.box_, False, ("lo", "hi"), has_defaults=False),
+        "l1_ball": Named(projections.l1_ball_, True, ("r",)),
+        "l2_ball": Named(projections.l2_ball_, True, ("r",)),
+        "linf_ball": Named(projections.linf_ball_, False, ("r",)),
         "nonnegative": Named(projections.nonnegative_, False),
-        "simplex": Named(projections.simplex_, True),
+        "simplex": Named(projections.simplex_, True, ("s",)),
     }
 )
 
@@ -90,14 +93,22 @@ def _parse(projection: Any) -> tuple[Named, Sequence[Any]]:
         raise wrong_kind("projection", projection, "a name, a tuple of a name and numbers, or a function")
     if name not in NAMED:
         raise wrong_choice("projection", name, *NAMED)
+    named = NAMED[name]
+    if len(arguments) > len(named.numbers) or (len(arguments) < len(named.numbers) and not named.has_defaults):
+        most = "at most " if named.has_defaults else ""
+        expected = f"{most}{len(named.numbers)} ({', '.join(named.numbers)})" if named.numbers else "none"
+        raise Problem.COUNT.of(f"projection {name!r}", f"{len(arguments)} numbers", expected)
     for number in arguments:
         if not isinstance(number, (int, float)):
             raise wrong_kind("projection's argument", number, "a number")
-    return NAMED[name], arguments
+    return named, arguments
 
 
 def projected(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[str, Any]]) -> list[Callable[[], None]]:
-    """What is to be done after a step, for parameters with a gradient; raises for what has become impossible."""
+    """What is to be done after a step, for parameters with a gradient; raises for what has become impossible.
+
+    Each may be called again where an interrupt has ended it.
+    """
     todo: list[Callable[[], None]] = []
     for group in groups:
         if group["projection"] is None:
@@ -106,7 +117,7 @@ def projected(groups: Sequence[Mapping[str, Any]], state: Mapping[Tensor, dict[s
         function = _function(group["projection"])
         for p in group["params"]:
             if p.grad is not None and shards.local(p).numel() and not p.is_meta and not is_fake(p):
-                todo.append(partial(_project, function, p, state))
+                todo.append(partial(_project, function, p, state, []))
     return todo
 
 
@@ -122,17 +133,20 @@ def _function(projection: Projection) -> Callable[[Tensor], Any]:
 
 
 @torch.no_grad()
-def _project(function: Callable[[Tensor], Any], p: Tensor, state: Mapping[Tensor, dict[str, Any]]) -> None:
-    """Project a parameter. Where that moves it, what was kept of its number apart goes."""
+def _project(
+    function: Callable[[Tensor], Any], p: Tensor, state: Mapping[Tensor, dict[str, Any]], kept: list[Tensor]
+) -> None:
+    """Project a parameter. Where that moves it from what was ``kept``, what rounding has taken of its number goes."""
     own = state.get(p, {})
     rests = [shards.local(own[name]) for name in RESTS if own.get(name) is not None]
-    before = shards.local(p).clone() if rests else p
+    if rests and not kept:
+        kept.append(shards.local(p).clone())
     version = _version(p)
     result = function(p)
     if isinstance(result, Tensor) and result is not p and result.shape == p.shape and _version(p) == version:
         raise RuntimeError("projection returned a new tensor, expected a function that changes the parameter in place")
     for rest in rests:
-        rest.masked_fill_(shards.local(p).ne(before), 0)
+        rest.masked_fill_(shards.local(p).ne(kept[0]), 0)
 
 
 def _version(p: Tensor) -> int:

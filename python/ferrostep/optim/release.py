@@ -115,11 +115,13 @@ class Release:
         """End the round: step with the gradients that still wait."""
         try:
             self._step()
+            self._owner._end_step()
         finally:
             self.forget()
 
     def forget(self) -> None:
         """End the round without a step."""
+        self._owner._recorders.forget()
         self._came.clear()
         self._bytes = 0
         self.has_stepped = False

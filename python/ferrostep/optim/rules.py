@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,9 +35,6 @@ from ferrostep.optim.sums import Scope
 from ferrostep.optim.taken import Taken
 from ferrostep.reference.codes import SCALE_ITSELF
 from ferrostep.reference.sums import Sum
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 MASTER_ROUNDINGS = {"split": "split", "float32": "master"}
 """By ``master_weights``, how results are rounded then."""
@@ -310,16 +307,18 @@ class RuleOptimizer(InPlaceOptimizer):
         projections = projected(self.param_groups, self.state)
         taken = None
         try:
-            taken = agreed(self._who_agree(), lambda: self._take(new_state))
+            params = (p for group in self.param_groups for p in group["params"])
+            taken = agreed(shards.process_groups(params), lambda: self._take(new_state))
             if self._is_to_run(taken, new_state):
-                taken.run(torch.get_num_threads())
+                taken.run(torch.get_num_threads(), projections)
         finally:
             if taken is None or not taken.batch.finished:
                 new_state.discard()
-        if taken.batch.finished:
-            self._after_update(taken.batch, taken.elsewhere)
-            for project in projections:
-                project()
+            else:
+                self._recorders.add(taken.power_sums)
+                if self._release is None:
+                    self._end_step()
+                self._after_update(taken.batch, taken.elsewhere)
 
     def _is_to_run(self, taken: Taken, new_state: NewState) -> bool:
         """Whether the step is to be taken, now that what is to be known of all gradients is."""
@@ -352,10 +351,6 @@ class RuleOptimizer(InPlaceOptimizer):
         """Whether the rule of a group looks at matrices as a whole."""
         return self._looks_at_matrices
 
-    def _asks_for_sums(self, _group: dict[str, Any]) -> bool:
-        """Whether the rule of a group is to know a sum."""
-        return getattr(self, "_rule", None) is not None and self._rule.summed is not None
-
     def _needs_all_gradients(self, group: dict[str, Any]) -> str | None:
         if any(rule.summed is not None and rule.scope != "tensor" for rule in self._rules(group)):
             return "its rule is to know a sum over the gradients of several parameters"
@@ -364,21 +359,6 @@ class RuleOptimizer(InPlaceOptimizer):
     def _bytes_besides(self) -> int:
         """The bytes that a step may take beside parameters, gradients, states and what its kernels work in."""
         return 0
-
-    def _who_agree(self) -> list[ProcessGroup]:
-        """The process groups whose ranks can only step together.
-
-        A rank whose groups are other ones than those of the rest is to hear of it, and so to ask as they do.
-        """
-        if not shards.are_possible():
-            return []
-        if not self._looks_at_matrices and not any(map(self._asks_ranks, self.param_groups)):
-            return []
-        return shards.process_groups(p for group in self.param_groups for p in group["params"])
-
-    def _asks_ranks(self, group: dict[str, Any]) -> bool:
-        """Whether a group's step depends on what other ranks have."""
-        return bool(group["skip_nonfinite"]) or group["max_grad_norm"] is not None or self._asks_for_sums(group)
 
     def _take(self, new_state: NewState) -> Taken:
         try:
@@ -392,7 +372,7 @@ class RuleOptimizer(InPlaceOptimizer):
 
     def _gather_all(self, new_state: NewState) -> Taken:
         """Hand all groups to Rust, which checks them; what is for plain torch, checked, too."""
-        taken = Taken(self._known, self._scratch)
+        taken = Taken(self._known, self._scratch, self._recorders.orders)
         is_ours = False
         for number, group in enumerate(self.param_groups):
             check_max_grad_norm(group["max_grad_norm"])

@@ -12,6 +12,9 @@ from torch.optim.optimizer import Optimizer
 
 from ferrostep import _core, reference
 from ferrostep.errors import wrong_kind
+from ferrostep.numpy.arrays import truth
+from ferrostep.optim import shards
+from ferrostep.optim.agreement import agreed
 from ferrostep.optim.base import without_dynamo
 from ferrostep.optim.gathered import Found, Gathered, check_place
 from ferrostep.optim.release import refusal
@@ -78,7 +81,7 @@ class SAM(Optimizer):
         if not isinstance(base_optimizer, Optimizer):
             raise wrong_kind("base_optimizer", base_optimizer, "a torch.optim.Optimizer")
         self.rho = rho
-        self.adaptive = bool(adaptive)
+        self.adaptive = truth("adaptive", adaptive)
         self._weights: dict[Tensor, Tensor] | None = None  # between both steps the weights to go back to
         self._base: Optimizer | None = None
         super().__init__([dict(group) for group in base_optimizer.param_groups], base_optimizer.defaults)
@@ -126,6 +129,11 @@ class SAM(Optimizer):
     def state(self, state: Any) -> None:
         if self._base is not None:
             self._base.state = state
+
+    @property
+    def last_grad_norm(self) -> Tensor | None:
+        """The base optimizer's, of the gradients near the weights; None where it keeps none."""
+        return getattr(self.base_optimizer, "last_grad_norm", None)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a parameter group to the base optimizer.
@@ -260,8 +268,21 @@ class SAM(Optimizer):
 
     @without_dynamo
     def _ascend(self) -> None:
-        taken = Taken(_core.Known(), Scratch())
         weights: dict[Tensor, Tensor] = {}
+        params = (p for group in self.param_groups for p in group["params"])
+        taken = agreed(shards.process_groups(params), partial(self._take, weights))
+        threads = torch.get_num_threads()
+        taken.know(threads)
+        self._weights = weights
+        try:
+            taken.run(threads)
+        finally:
+            if not taken.batch.finished:
+                self._weights = None
+
+    def _take(self, weights: dict[Tensor, Tensor]) -> Taken:
+        """What the way up has to do; copies of the weights that it changes go to ``weights``."""
+        taken = Taken(_core.Known(), Scratch())
         for number, group in enumerate(self.param_groups):
             backend = group.get("backend", "auto")
             asked = {**OPTIONS, "backend": backend, "params": group["params"]}
@@ -274,14 +295,7 @@ class SAM(Optimizer):
                 gathered = self._gather(number, asked, Found(*found))
                 add(gathered, needs_matrices=False)
                 weights.update(zip(gathered.params, gathered.columns["old_p"], strict=True))
-        threads = torch.get_num_threads()
-        taken.know(threads)
-        self._weights = weights
-        try:
-            taken.run(threads)
-        finally:
-            if not taken.batch.finished:
-                self._weights = None
+        return taken
 
     def _gather(self, number: int, group: dict[str, Any], found: Found) -> Gathered:
         hyperparameters = {"rho": self.rho, "adaptive": self.adaptive}

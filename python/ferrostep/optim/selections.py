@@ -71,7 +71,7 @@ def choose_basis(p: Tensor, grad: Tensor, group: Mapping[str, Any], number: int,
     matrix = grad.to(arithmetic_dtype(p)).reshape(extent(p, "rows"), extent(p, "columns"))
     is_right = is_of_rows(matrix.shape[0], matrix.shape[1], group["proj_side"])
     if group["selection"] == "svd" and rank:
-        return top_directions(matrix.nan_to_num(), rank, generator, is_right)
+        return top_directions(matrix.nan_to_num(posinf=0.0, neginf=0.0), rank, generator, is_right)
     directions = random_directions(matrix.shape[int(is_right)], rank, generator).to(matrix)
     return directions.mT.contiguous() if is_right else directions
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from ferrostep.errors import Problem, wrong_kind
+from ferrostep.optim.layouts import is_in_blocks, mesh_dims
 from ferrostep.optim.options import is_coded
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-    from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.tensor import DTensor, Placement
+    from torch.distributed.tensor import DTensor
 
     from ferrostep.optim.rules import Rule
 
@@ -94,17 +94,12 @@ def split_dims(p: DTensor) -> dict[int, int]:
         NotImplementedError: its shards are sums, or are placed in another way that no optimizer can step.
     """
     dims = {}
-    for mesh_dim in _mesh_dims(p.device_mesh, p.placements):
+    for mesh_dim in mesh_dims(p.device_mesh, p.placements):
         placement = p.placements[mesh_dim]
         if not hasattr(placement, "dim"):
             raise NotImplementedError(f"placements {p.placements}, expected Shard or Replicate")
         dims[mesh_dim] = placement.dim
     return dims
-
-
-def _mesh_dims(mesh: DeviceMesh, placements: Sequence[Placement]) -> list[int]:
-    """The dimensions of a mesh along which ranks differ in what they have of a parameter."""
-    return [i for i, placement in enumerate(placements) if mesh.size(i) > 1 and not placement.is_replicate()]
 
 
 def is_in_parts(p: Tensor, hyperparameters: Mapping[str, Any]) -> bool:
@@ -118,9 +113,13 @@ def is_in_parts(p: Tensor, hyperparameters: Mapping[str, Any]) -> bool:
 
 def process_groups(params: Iterable[Tensor]) -> list[ProcessGroup]:
     """The process groups that parameters are split over, in order; also in ways that no optimizer can step."""
-    specs = (p._spec for p in params if is_distributed(p))
+    if not are_possible():
+        return []
+    from torch.distributed.tensor import DTensor
+
+    specs = (p._spec for p in params if isinstance(p, DTensor))
     layouts = {(spec.mesh, spec.placements) for spec in specs}
-    return in_order(mesh.get_group(i) for mesh, placements in layouts for i in _mesh_dims(mesh, placements))
+    return in_order(mesh.get_group(i) for mesh, placements in layouts for i in mesh_dims(mesh, placements))
 
 
 def in_order(groups: Iterable[ProcessGroup]) -> list[ProcessGroup]:
@@ -143,7 +142,7 @@ def check_placements(place: str, p: DTensor, group: Mapping[str, Any], rule: Rul
     if group["differentiable"]:
         raise NotImplementedError(f"{where} is a DTensor, which differentiable=True does not support")
     try:
-        dims = split_dims(p)
+        split_dims(p)
     except NotImplementedError as error:
         raise NotImplementedError(f"{where} has {error}") from None
     if rule is None or not is_in_parts(p, rule.hyperparameters):
@@ -153,11 +152,10 @@ def check_placements(place: str, p: DTensor, group: Mapping[str, Any], rule: Rul
             f"{where} is in parts (placements {p.placements}), and this rule looks at all of it; expected another "
             "state_dtype than 'int8', whose codes each rank has for itself"
         )
-    from torch.distributed.tensor import Shard
-
-    if len(dims) != 1 or any(type(p.placements[mesh_dim]) is not Shard for mesh_dim in dims):
+    if not is_in_blocks(p):
         raise NotImplementedError(
-            f"{where} has placements {p.placements}; expected one Shard at most, so that a rank can own its matrices"
+            f"{where} has placements {p.placements}; expected shards that are blocks, as FSDP2 and tensor parallelism "
+            "make them, so that a rank can own its matrices"
         )
     if rule.hyperparameters.get("skip_zero_grad"):
         raise NotImplementedError(

@@ -133,8 +133,7 @@ def top_singular_values(
 
     Each iteration reads the matrix once, where power iteration, which makes the same products, reads it twice and
     needs many times as many where the largest singular values lie close together, as in matrices that were drawn at
-    random: of GPT-2's shapes, 8 iterations leave 1.5% there, and about 20 leave 1e-3. In training, ``initial`` makes
-    one or two do.
+    random: of GPT-2's shapes, 8 iterations leave 1.5% there, and about 20 leave 1e-3.
 
     Args:
         model: a module, or ``(name, parameter)`` pairs. Parameters of less than two dimensions and empty ones are left
@@ -144,8 +143,9 @@ def top_singular_values(
         tol: end when the residual is at most this part of the value. Default 1e-3: the value's own error is of the
             order of the residual's square, where the next singular value is not as close.
         param_groups: an optimizer's, or those of :func:`width_scaled_param_groups`: tell ``gain``. Default None.
-        initial: what an earlier call found, of which the singular vectors of the same names and lengths are taken for
-            the first ones. Default None: vectors that are drawn, always the same.
+        initial: what an earlier call found, of which the singular vectors of the same names and lengths begin, with as
+            much of vectors that are drawn: of those alone (with ``iters=1``) a singular value that has become the
+            largest meanwhile would never be seen. Default None: vectors that are drawn, always the same.
 
     Returns:
         The values by name, with residuals and stable ranks; ``print`` shows a table.
@@ -177,10 +177,10 @@ def top_singular_values(
         if shards.is_distributed(p):
             raise NotImplementedError(f"parameter {name!r} is a DTensor, which top_singular_values does not take")
         checks.readable(f"parameter {name!r}", p)
-        vector = first_vector(p, before.get(name))
+        vector = first_vector(name, p, before.get(name), alone=iters == 1)
         value, residual, square, steps = largest(p, vector, iters, tol)
         if not math.isfinite(square):
-            raise Problem.VALUE.of(f"parameter {name!r}", "not finite", "no NaN and no infinity")
+            raise Problem.VALUE.of(f"the squared norm of parameter {name!r}", square, "a finite number")
         gain = relative_gain(value, *rates.get(p, (0.0, 0.0)))
         found[name] = SingularValue(value, residual, stable_rank(value, square), gain, steps)
         vectors[name] = vector
@@ -221,11 +221,15 @@ def is_matrix(p: Tensor) -> bool:
     return p.ndim > 1 and p.is_floating_point() and p.numel() > 0
 
 
-def first_vector(p: Tensor, before: Tensor | None) -> Tensor:
-    """A copy of the vector that is known, or one that is drawn."""
+def first_vector(name: str, p: Tensor, before: Tensor | None, *, alone: bool) -> Tensor:
+    """One that is drawn and, where one is known, that with it or ``alone``."""
     drawn = torch.randn(p[0].numel(), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    vector = drawn if before is None or before.numel() != len(drawn) else before
-    return vector.to(p.device, arithmetic_dtype(p), copy=True)
+    if before is None or before.numel() != len(drawn):
+        return drawn.to(p.device, arithmetic_dtype(p))
+    known = before.to(drawn)
+    if not 0 < known.norm() < math.inf:
+        raise Problem.VALUE.of(f"initial's vector of {name!r}", "zero or not finite", "a singular vector")
+    return (known if alone else reference.mixed_start(known, drawn)).to(p.device, arithmetic_dtype(p))
 
 
 def largest(p: Tensor, vector: Tensor, iters: int, tol: float) -> tuple[float, float, float, int]:

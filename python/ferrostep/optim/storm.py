@@ -188,9 +188,6 @@ class STORM(TwoPointOptimizer):
             return NORMALIZED
         return ADAPTIVE if group["schedule"] == "storm" else PLAIN
 
-    def _asks_for_sums(self, group: dict[str, Any]) -> bool:
-        return self._kernel(group).summed is not None
-
     def _numbers_after(self, rule: Rule, total: float) -> tuple[float, ...]:
         own = rule.hyperparameters
         rate = float(own["lr"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ferrostep import _core
 from ferrostep.optim import shards
+from ferrostep.optim.base import is_fake
 from ferrostep.optim.sums import Summand, by_scope, over_ranks
 from ferrostep.reference.sums import Sum, clip_factor, norm
 
@@ -24,8 +25,12 @@ if TYPE_CHECKING:
 class Taken:
     """The groups of a step: checked, and with Rust or for plain torch."""
 
-    def __init__(self, known: _core.Known, scratch: Scratch) -> None:
+    def __init__(self, known: _core.Known, scratch: Scratch, orders: Sequence[int] = ()) -> None:
+        """``orders`` are those of the norms of all gradients that are asked for."""
         self.batch = _core.Batch(known)
+        self._orders = [*orders]
+        self._measured: dict[int, list[Sequence[Sum]]] = {}
+        """By order, of each group: what was summed of its gradients before the step."""
         self._known, self._scratch = known, scratch
         self._added: list[Summand] = []
         self._elsewhere: list[Summand] = []
@@ -67,10 +72,14 @@ class Taken:
         self._added_with += [len(self._added)] * len(parts)
         self._add(along_moves, [gathered.params[i] for i in apart])
         self._parts += parts
-        self._together += [(each.group, each.description) for each in parts]
+        self._together += [
+            (group, each.description)
+            for each, i in zip(parts, apart, strict=True)
+            for group in shards.process_groups([gathered.params[i]])
+        ]
 
     def _add(self, gathered: Gathered, params: list[Tensor]) -> None:
-        gathered.add_to(self.batch)
+        gathered.add_to(self.batch, measure=gathered.is_clipped or bool(self._orders))
         self._added.append(Summand(gathered, params))
 
     def add_elsewhere(self, gathered: Gathered, *, needs_matrices: bool) -> None:
@@ -97,6 +106,9 @@ class Taken:
 
     def _of_rank(self, gathered: Gathered) -> Gathered:
         self._distributed += [p for p in gathered.params if shards.is_distributed(p)]
+        if gathered.group["skip_nonfinite"]:
+            description = f"group {gathered.number} with skip_nonfinite=True"
+            self._together += [(group, description) for group in shards.process_groups(gathered.params)]
         return gathered.of_rank()
 
     def look_at_all(self) -> None:
@@ -108,24 +120,28 @@ class Taken:
         """What the ranks of a process group are to do together."""
         together = [description for of, description in self._together if of is group]
         summed = [
-            f"parameter {position} in group {gathered.number} by its norm"
+            f"parameter {position} in group {gathered.number} by {' and '.join(asked)}"
             for gathered, params in (*self._added, *self._elsewhere)
-            if gathered.is_clipped or gathered.rule.summed
+            if (asked := self._asked_of_ranks(gathered))
             for position, p in zip(gathered.positions, params, strict=False)
             if group in shards.process_groups([p])
         ]
         return together + summed
+
+    def _asked_of_ranks(self, gathered: Gathered) -> list[str]:
+        is_measured = gathered.is_clipped or bool(self._orders)
+        return ["its norm"] * is_measured + ["its sum"] * bool(gathered.rule.summed)
 
     def clip(self, threads: int) -> Sum | None:
         """Let the gradients be scaled where a group says so; returns the norm of those of all such groups."""
         everyone = (*self._added, *self._elsewhere)
         if not any(gathered.is_clipped for gathered, _ in everyone):
             return None
-        squares: list[Sequence[Sum]] = [*self.batch.squared_norms(threads)]
-        squares += [each.squared_norms() if each.is_clipped else [] for each in self.elsewhere]
+        orders = sorted({2, *self._orders})
+        self._measured = self._sums_of_powers(orders, self.batch.norms(orders, threads))
         found = norm(
             square
-            for own, (gathered, params) in zip(squares, everyone, strict=True)
+            for own, (gathered, params) in zip(self._measured[2], everyone, strict=True)
             if gathered.is_clipped
             for square in over_ranks(own, params)
         )
@@ -140,6 +156,34 @@ class Taken:
         ]
         for i, factor in enumerate(factors[len(self._added) :]):
             self._tell_elsewhere(i, factor=factor)
+        return found
+
+    def _sums_of_powers(self, orders: Sequence[int], native: list[list[list[float]]]) -> dict[int, list[Sequence[Sum]]]:
+        """By order, of each group: the sums over its gradients, from those that Rust has taken over numbers."""
+        found: dict[int, list[Sequence[Sum]]] = {}
+        for order in orders:
+            found[order] = [[own[order - 1] for own in of_group] for of_group in native]
+            for i, (gathered, _) in enumerate(self._added):
+                if order == 1 and any(g.is_complex() for g in gathered.grads):  # whose sizes are no sums over numbers
+                    found[order][i] = gathered.power_sums(order)
+            found[order] += [
+                each.power_sums(order) if each.is_clipped or self._orders else [] for each in self.elsewhere
+            ]
+        return found
+
+    def power_sums(self) -> dict[int, dict[Tensor, float]] | None:
+        """After the step: by order and by parameter, the sums over the gradients that it has used; None if fake."""
+        everyone = (*self._added, *self._elsewhere)
+        if any(is_fake(gathered.params[0]) for gathered, _ in everyone):
+            return None
+        if not self._measured:
+            self._measured = self._sums_of_powers(self._orders, self.batch.measured_norms())
+        found: dict[int, dict[Tensor, float]] = {}
+        for order in self._orders:
+            found[order] = {}
+            for own, (gathered, params) in zip(self._measured[order], everyone, strict=True):
+                of_each = zip(params or gathered.params, over_ranks(own, params), strict=True)
+                found[order].update((p, float(x.detach() if isinstance(x, Tensor) else x)) for p, x in of_each)
         return found
 
     def know(self, threads: int) -> list[tuple[Gathered, list[Sum]]]:
@@ -161,16 +205,16 @@ class Taken:
         summand = self._elsewhere[i]
         self._elsewhere[i] = summand._replace(gathered=summand.gathered._replace(**found))
 
-    def run(self, threads: int) -> None:
-        """Take the step: all of it or, on an error, nothing."""
+    def run(self, threads: int, then: Sequence[Callable[[], object]] = ()) -> None:
+        """Take the step: all of it with what is then to be called or, on an error, nothing."""
         if not self._parts and not self._elsewhere:
-            self.batch.run(threads)
+            self.batch.run(threads, then=list(then), orders=self._left_behind())
         else:
-            self._run_with_others(threads)
+            self._run_with_others(threads, list(then))
         if self._distributed:
             torch.autograd.graph.increment_version(self._distributed)
 
-    def _run_with_others(self, threads: int) -> None:
+    def _run_with_others(self, threads: int, then: list[Callable[[], object]]) -> None:
         copies = []
         if self._parts:
             from ferrostep.optim.ownership import exchange
@@ -179,4 +223,8 @@ class Taken:
         copies += [copy for gathered in self.elsewhere for copy in gathered.updates()]
         # What autograd records of a differentiable step; parameters of other groups are detached.
         with torch.set_grad_enabled(any(gathered.group["differentiable"] for gathered in self.elsewhere)):
-            self.batch.run(threads, copies=copies)
+            self.batch.run(threads, copies=copies, then=then, orders=self._left_behind())
+
+    def _left_behind(self) -> list[int] | None:
+        """The norms that the step is to take itself."""
+        return self._orders if self._orders and not self._measured else None

@@ -33,7 +33,7 @@ from ferrostep.reference.radam import radam
 from ferrostep.reference.rmsprop import rmsprop
 from ferrostep.reference.sgd import sgd
 from ferrostep.reference.simplex import on_simplex
-from ferrostep.reference.singular import top_singular_value
+from ferrostep.reference.singular import mixed_start, top_singular_value
 from ferrostep.reference.sophia import hessian_estimate, hessian_product, hessian_square, sophia, unclipped
 from ferrostep.reference.storm import storm, storm_adaptive, storm_adaptive_sum, storm_plain, storm_sum
 from ferrostep.reference.sums import ReferenceSum, sum_of
@@ -66,6 +66,7 @@ __all__ = [
     "lion_k",
     "lion_k_sum",
     "matrices",
+    "mixed_start",
     "muon",
     "nadam",
     "nadam_factor",

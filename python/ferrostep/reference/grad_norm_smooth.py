@@ -194,7 +194,7 @@ def by_diagonal(h: Tensor, g: Tensor, lam: float) -> Tensor | None:
 
 
 def of_products(product: Callable[[Tensor], Tensor], g: Tensor) -> Tensor:
-    """The matrix itself, from P products; its symmetric part, as rounding makes the two halves differ.
+    """The matrix itself, from P products; its symmetric part.
 
     Args:
         product: the matrix times a vector of shape (P,).
@@ -211,7 +211,26 @@ def of_products(product: Callable[[Tensor], Tensor], g: Tensor) -> Tensor:
         tensor([[3., 0.],
                 [0., 3.]])
     """
-    matrix = torch.stack([product(unit) for unit in torch.eye(len(g), dtype=g.dtype, device=g.device)])
+    return symmetric_part(torch.stack([product(unit) for unit in torch.eye(len(g), dtype=g.dtype, device=g.device)]))
+
+
+def symmetric_part(matrix: Tensor) -> Tensor:
+    """Of a matrix that is symmetric but for rounding.
+
+    Args:
+        matrix: of shape (P, P), float32 or float64.
+
+    Returns:
+        ``(matrix + matrix') / 2``.
+
+    Raises:
+        RuntimeError: shapes that do not broadcast, as torch.
+
+    Example:
+        >>> symmetric_part(torch.tensor([[1.0, 2.0], [4.0, 3.0]]))
+        tensor([[1., 3.],
+                [3., 3.]])
+    """
     return (matrix + matrix.T) / 2
 
 

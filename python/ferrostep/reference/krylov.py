@@ -38,14 +38,25 @@ def subtract(w: Tensor, q: Tensor, alpha: float) -> float:
 
 @torch.no_grad()
 def orthogonalize(basis: Tensor, block: Tensor) -> tuple[list[list[float]], list[float]]:
-    """``w <- w - Q c`` with ``c = Q' w`` for each row w of a block, and the rows of ``basis`` as the columns of Q."""
-    coefficients = [[dot(q, w) for q in basis] for w in block]
-    for w, row in zip(block, coefficients, strict=True):
-        rest = checks.wide(w)
-        for c, q in zip(row, basis, strict=True):
-            rest = rest - c * checks.wide(q)
-        w.copy_(rest)
+    """``w <- w - Q c`` with ``c = Q' w`` for each row w of a block, and the rows of ``basis`` as the columns of Q.
+
+    Then the same with the rows of the block before it.
+    """
+    coefficients = []
+    for i, w in enumerate(block):
+        coefficients.append(_project(w, basis))
+        _project(w, block[:i])
     return coefficients, [math.sqrt(dot(w, w)) for w in block]
+
+
+def _project(w: Tensor, basis: Tensor) -> list[float]:
+    """Take the rows from ``w`` times their inner products with it, which are returned."""
+    coefficients = [dot(q, w) for q in basis]
+    rest = checks.wide(w)
+    for c, q in zip(coefficients, basis, strict=True):
+        rest = rest - c * checks.wide(q)
+    w.copy_(rest)
+    return coefficients
 
 
 @torch.no_grad()

@@ -63,5 +63,31 @@ def top_singular_value(
     return value, residual, norm**2, len(alphas)
 
 
+def mixed_start(before: Tensor, drawn: Tensor) -> Tensor:
+    """A first vector for Lanczos iteration that knows an earlier singular vector, and does not trust it alone.
+
+    From a vector that is singular, but no longer of the largest value, the iteration would end at once. From this one,
+    a Ritz vector that follows the old one keeps of a larger one's part at least what the start had, about
+    ``1 / sqrt(len(drawn))``: the residual, which the end depends on, has that part of the squares' difference.
+
+    Args:
+        before: the earlier vector, of shape (columns,), not zero.
+        drawn: a vector at random, of its shape, dtype and device.
+
+    Returns:
+        The sum of both, each divided by its norm, the second turned where it points away from the first.
+
+    Raises:
+        RuntimeError: shapes that do not broadcast, as torch.
+
+    Example:
+        >>> mixed_start(torch.tensor([2.0, 0.0]), torch.tensor([3.0, 4.0]))
+        tensor([1.6000, 0.8000])
+    """
+    sign = 1.0 if torch.dot(before, drawn) >= 0 else -1.0  # so that they do not cancel
+    mixed: Tensor = before / before.norm() + drawn * (sign / drawn.norm())
+    return mixed
+
+
 def _dot(x: Tensor, y: Tensor) -> float:
     return torch.dot(x.double(), y.double()).item()

@@ -64,6 +64,13 @@ def squared_norm(g: Tensor) -> Tensor:
     return wide(torch.view_as_real(g) if g.is_complex() else g).square().sum()
 
 
+def power_sum(g: Tensor, order: int) -> Tensor:
+    """The sum of the sizes of a tensor's elements (order 1), or of their squares (2), in float64."""
+    if order == 2:
+        return squared_norm(g)
+    return (g.to(torch.complex128) if g.is_complex() else wide(g)).abs().sum()
+
+
 def total(sums: Iterable[Sum]) -> Sum:
     """The sum of sums, in their order."""
     result: Sum = 0.0

@@ -7,10 +7,12 @@ from typing import Literal, TypeAlias
 
 from ferrostep.errors import Problem, wrong_choice
 from ferrostep.numpy.arrays import real, whole
+from ferrostep.suggestions import suggesting
 
 BatchRule: TypeAlias = Literal["sqrt", "linear", "surge"]
 
 
+@suggesting
 def scale_lr_for_batch(
     lr: float,
     old_batch: int,
@@ -60,7 +62,7 @@ def scale_lr_for_batch(
         raise wrong_choice("rule", rule, "sqrt", "linear", "surge")
     ratio = new / old
     if critical_batch is not None:
-        ratio *= (1 + old / critical_batch) / (1 + new / critical_batch)
+        ratio *= (critical_batch + old) / (critical_batch + new)
     return lr * (ratio if rule == "linear" else math.sqrt(ratio))
 
 

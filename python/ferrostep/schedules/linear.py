@@ -9,10 +9,12 @@ from torch.optim import Optimizer
 from ferrostep.errors import Problem, wrong_choice
 from ferrostep.numpy.arrays import check, whole
 from ferrostep.schedules.schedule import Schedule, ScheduleLR
+from ferrostep.suggestions import suggesting
 
 Final: TypeAlias = Literal["1/T", "zero"]
 
 
+@suggesting
 class LinearDecay(Schedule):
     """A linear decay after a linear warm-up (Defazio et al. 2023, arXiv 2310.07831: the best for the last iterate).
 
@@ -56,6 +58,7 @@ class LinearDecay(Schedule):
         return fraction
 
 
+@suggesting
 class LinearDecayLR(ScheduleLR):
     """The scheduler of :class:`LinearDecay`: warm-up and decay in one, which resumes at any step.
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from ferrostep.errors import Problem, wrong_choice
+from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.numpy.arrays import check, real, whole
 from ferrostep.schedules.schedule import Schedule, ScheduleLR
+from ferrostep.suggestions import suggesting
 
 Mode: TypeAlias = Literal["adam", "sgd"]
 Norms: TypeAlias = npt.NDArray[np.float64]
@@ -20,6 +21,7 @@ MOST_KNOTS = 10_000
 """Longer runs are sampled at so many points: state dicts stay small."""
 
 
+@suggesting
 class RefinedSchedule(Schedule):
     """A schedule that :func:`refine_schedule` made: factors at equal distances, and straight lines between.
 
@@ -30,7 +32,8 @@ class RefinedSchedule(Schedule):
         dropped: how many norms were NaN or infinite and left out.
 
     Raises:
-        TypeError, ValueError: ``total_steps`` is no whole number of at least 1, or there are less than two factors.
+        TypeError, ValueError: ``total_steps`` is no whole number of at least 1, there are less than two factors, or one
+            that is no finite number.
 
     Example:
         >>> schedule = RefinedSchedule([1.0, 0.0], total_steps=5)
@@ -39,9 +42,12 @@ class RefinedSchedule(Schedule):
     """
 
     def __init__(self, factors: Sequence[float] | Norms, total_steps: int, floored: int = 0, dropped: int = 0) -> None:
-        self.factors = [float(x) for x in factors]
+        self.factors = _row("factors", factors).tolist()
         if len(self.factors) < 2:
             raise Problem.COUNT.of("factors", f"{len(self.factors)} numbers", "at least 2")
+        for i, factor in enumerate(self.factors):
+            if not math.isfinite(factor):
+                raise Problem.NUMBER.of(f"factors[{i}]", factor, "a finite number")
         self.total_steps = whole("total_steps", total_steps, 1)
         self.floored = floored
         self.dropped = dropped
@@ -55,6 +61,7 @@ class RefinedSchedule(Schedule):
         return self.factors[left] * (1 - share) + self.factors[left + 1] * share
 
 
+@suggesting
 def refine_schedule(
     norms: Sequence[float] | Norms,
     total_steps: int | None = None,
@@ -97,23 +104,36 @@ def refine_schedule(
         raise wrong_choice("mode", mode, "adam", "sgd")
     check("smoothing", smoothing, 0.0, 1.0)
     floor = real("floor", floor, 0.0)
-    given = np.asarray(norms, np.float64)
-    if given.ndim != 1:
-        raise Problem.SHAPE.of("norms", list(given.shape), "one dimension")
+    given = _row("norms", norms)
     finite = given[np.isfinite(given)]
     if finite.size < 2:
         raise Problem.COUNT.of("norms", f"{finite.size} finite numbers", "at least 2")
     if finite.min() < 0:
         raise Problem.NUMBER.of("norms", f"{finite.min():g} is negative", "numbers of at least 0")
     smooth = median_filtered(resampled(finite), smoothing)
-    least = floor * (np.median(smooth) or smooth.max() or 1.0)
+    least = floor * float(np.median(smooth) or smooth.max() or 1.0)
     if least == 0 and smooth.min() == 0:
         raise Problem.NUMBER.of("floor", floor, "more than 0, as there are norms of 0")
+    if least == math.inf:
+        raise Problem.NUMBER.of("floor", floor, "a share of the norms' median")
     weights = _relative(np.maximum(smooth, least)) ** {"adam": -1.0, "sgd": -2.0}[mode]
     tails = np.append(np.cumsum(weights[:0:-1])[::-1], 0.0)
     factors = weights * tails
+    if not factors.max() > 0:
+        raise Problem.NUMBER.of("floor", floor, "a larger one, as the norms differ by more than floats tell apart")
     steps = given.size if total_steps is None else whole("total_steps", total_steps, 1)
     return RefinedSchedule(factors / factors.max(), steps, int(np.sum(smooth < least)), int(given.size - finite.size))
+
+
+def _row(name: str, given: Any) -> Norms:
+    """One dimension of numbers in float64; TypeError or ValueError, by their name, for anything else."""
+    try:
+        found: Norms = np.asarray(given, np.float64)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise wrong_kind(name, given, "a sequence of numbers, or an array without a graph") from error
+    if found.ndim != 1:
+        raise Problem.SHAPE.of(name, list(found.shape), "one dimension")
+    return found
 
 
 def _relative(norms: Norms) -> Norms:

@@ -10,10 +10,12 @@ from ferrostep.errors import wrong_choice, wrong_kind
 from ferrostep.numpy.arrays import whole
 from ferrostep.schedules.batch import scale_lr_for_batch
 from ferrostep.schedules.schedule import Schedule
+from ferrostep.suggestions import suggesting
 
 LrRule: TypeAlias = Literal["sqrt", "linear", "none"]
 
 
+@suggesting
 class RegimeAdaptation(Schedule):
     r"""A schedule of epochs, adapted to a larger batch (Hoffer, Hubara and Soudry 2017, arXiv 1705.08741, section 5).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ferrostep.errors import wrong_kind
 from ferrostep.figures import axes
+from ferrostep.suggestions import suggesting
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +32,10 @@ class Schedule(ABC):
 
     total_steps: int
     """How many steps the schedule is made for."""
+
+    def __repr__(self) -> str:
+        parts = (f"{name}={_shown(value)}" for name, value in _numbers(self).items())
+        return f"{type(self).__name__}({', '.join(parts)})"
 
     @abstractmethod
     def __call__(self, step: int) -> float:
@@ -53,6 +59,7 @@ class Schedule(ABC):
         return ax
 
 
+@suggesting
 class ScheduleLR(LRScheduler):
     """The scheduler of a schedule: group by group, the initial learning rate times the step's factor.
 
@@ -108,9 +115,15 @@ class ScheduleLR(LRScheduler):
         if missing:
             raise KeyError(f"state_dict['schedule'] has no {', '.join(missing)}: it is another scheduler's")
         super().load_state_dict({name: value for name, value in state_dict.items() if name != "schedule"})
+        self.schedule = copy.copy(self.schedule)  # which other schedulers may have, too
         self.schedule.__dict__.update(schedule)
 
 
 def _numbers(schedule: Schedule) -> dict[str, Any]:
     """What a schedule is made of, but for functions: those are the constructor's."""
     return {name: value for name, value in vars(schedule).items() if not callable(value)}
+
+
+def _shown(value: Any) -> str:
+    """The number, or of a list how many there are."""
+    return f"[{len(value)} numbers]" if isinstance(value, list) else repr(value)

@@ -13,7 +13,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from ferrostep.curvature.krylov import lanczos
 from ferrostep.curvature.operators import FlatParameters, hvp_operator
 from ferrostep.errors import Problem, wrong_kind
-from ferrostep.numpy.arrays import real, whole
+from ferrostep.numpy.arrays import real, truth, whole
+from ferrostep.suggestions import suggesting
 
 NOISE_FLOOR = 1e-4
 """Positive eigenvalues below this part of the largest count as noise."""
@@ -35,6 +36,7 @@ class HeavyBall(NamedTuple):
     momentum: float
 
 
+@suggesting
 def heavy_ball(largest: float, smallest: float, max_momentum: float = 1.0) -> HeavyBall:
     r"""What is best for gradient descent with momentum on a quadratic (Polyak 1964).
 
@@ -105,6 +107,7 @@ class BatchSpectrum(NamedTuple):
         return self.top + noise / self.top if self.top > math.sqrt(noise) else 2 * math.sqrt(noise)
 
 
+@suggesting
 def batch_spectrum(first: tuple[int, float], second: tuple[int, float]) -> BatchSpectrum:
     """The full Hessian's largest eigenvalue and the samples' noise, from those of batches of two sizes.
 
@@ -139,6 +142,7 @@ def batch_spectrum(first: tuple[int, float], second: tuple[int, float]) -> Batch
     return BatchSpectrum(top, max(0.0, sizes[0] * top * (tops[0] - top)))
 
 
+@suggesting
 class SpectralLR(LRScheduler):
     r"""Learning rate and momentum of SGD from the spectrum of the loss's Hessian, measured anew every so many steps.
 
@@ -202,7 +206,7 @@ class SpectralLR(LRScheduler):
         self.interval = whole("interval", interval, 1)
         self.steps = whole("steps", steps, 1)
         self.safety = real("safety", safety, 0.0)
-        self.set_momentum = bool(set_momentum)
+        self.set_momentum = truth("set_momentum", set_momentum)
         self.max_momentum = real("max_momentum", max_momentum, 0.0)
         self.warmup_steps = whole("warmup_steps", warmup_steps, 0)
         if not 0 < self.safety <= 1:

@@ -6,7 +6,7 @@ use super::ELEMENTS_PER_THREAD;
 use crate::kernels::storage::{BLOCK, Float};
 use crate::runtime::pool;
 
-/// A tensor to be searched.
+/// A tensor to be searched, or measured.
 #[derive(Clone, Copy, Debug)]
 pub struct Values {
     pub dtype: Float,
@@ -14,7 +14,7 @@ pub struct Values {
     pub data: *const u8,
 }
 
-// SAFETY: only read, by `all_finite`, whose caller keeps the memory valid and unchanged.
+// SAFETY: only read, by functions whose callers keep the memory valid and unchanged.
 unsafe impl Sync for Values {}
 
 /// Whether no element of the tensors is NaN or infinite.

@@ -3,6 +3,7 @@
 //! A rule is a struct of hyperparameters and one per-element function ([`Rule`]); the engine gives it every
 //! instruction set, storage type, rounding mode and any number of threads.
 
+mod code;
 mod coded;
 mod combinations;
 mod declared;
@@ -10,6 +11,7 @@ mod disturb;
 mod finite;
 mod gather;
 mod largest;
+mod norms;
 mod selected;
 mod simplex;
 mod sums;
@@ -41,17 +43,19 @@ pub mod storm;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use code::Code;
 pub use combinations::is_supported;
 use combinations::kernel;
 pub use declared::{ByName, Declaration, HyperparameterKind, Hyperparameters, Source, Steady, Visitor};
 use declared::{hyperparameters, rules};
 pub use disturb::Disturbance;
 pub use finite::{Values, all_finite};
+pub use norms::{NormSums, norms, run_measured};
 pub use selected::{Bits, Columns, Piece, SelectedUpdates, Selection, piece, sample};
 pub use simplex::SimplexUpdates;
-pub use sums::{Summed, squared_norms};
-use sweep::{Kernel, Span};
+pub use sums::{Summed, sums};
 
+use super::linear::Norms;
 use super::storage::{BLOCK, Buffers, Rounding};
 use super::vector::{Noise, Vector};
 use crate::runtime::pool;
@@ -152,45 +156,6 @@ pub trait Rule<const N: usize>: Copy + Send + Sync + 'static {
     /// With `TAKES_LARGEST`: the rule that takes what is larger than this.
     fn taking_above(self, _size: f64) -> Self {
         self
-    }
-}
-
-/// The code of a rule for a parameter's types.
-#[derive(Clone, Copy)]
-struct Code<R, const N: usize> {
-    kernel: Kernel<R, N>,
-    /// Whether the kernel is one for [`tiles`].
-    in_tiles: bool,
-}
-
-impl<R: Rule<N>, const N: usize> Code<R, N> {
-    fn of(buffers: &Buffers<N>) -> Result<Self, Unsupported> {
-        if buffers.grad_dtype.arithmetic() != buffers.dtype.arithmetic() {
-            return Err(Unsupported);
-        }
-        let direct = buffers
-            .state_dtype()
-            .and_then(|dtype| kernel(buffers.dtype, dtype, buffers.rounding).ok());
-        Ok(Code {
-            kernel: direct.map_or_else(|| tiles::kernel_of(buffers), Ok)?,
-            in_tiles: direct.is_none(),
-        })
-    }
-
-    /// Updates a part of a parameter and returns what the rule counted.
-    ///
-    /// # Safety
-    /// The buffers are valid for `len` elements of the types that the code is for, and nobody else has them.
-    unsafe fn run(&self, rule: &R, part: &Buffers<N>, scale: f64, noise: Noise) -> u32 {
-        // SAFETY: the caller's promise is the same.
-        unsafe {
-            if self.in_tiles {
-                tiles::run(self.kernel, rule, part, scale, noise)
-            } else {
-                let state = part.state.map(|state| state.data);
-                (self.kernel)(rule, &Span::new(part, state, scale, noise))
-            }
-        }
     }
 }
 
@@ -316,8 +281,28 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
         (slot, block, part)
     }
 
+    /// Updates block `index`, and adds its gradient to the norms, if there are any.
+    fn visit(&self, index: usize, norms: Option<&mut Norms>) -> u32 {
+        let (slot, block, part) = self.block(index);
+        let counted = match slot.row {
+            Some(row) => self.update_rows(slot, block, &part, row),
+            None => self.update_block(slot, &part, block, norms),
+        };
+        if let Some(disturbance) = &slot.disturbance {
+            // SAFETY: `push` got buffers valid for `len` elements, within which the part lies; nobody else has it.
+            unsafe { disturbance.run(&part, block as u64) };
+        }
+        counted
+    }
+
     /// Updates block number `block` by the rules for its elements.
-    fn update_block(&self, slot: &Slot<R, N>, part: &Buffers<N>, block: usize) -> u32 {
+    fn update_block(
+        &self,
+        slot: &Slot<R, N>,
+        part: &Buffers<N>,
+        block: usize,
+        norms: Option<&mut Norms>,
+    ) -> u32 {
         let by_first = match slot.first {
             Some((end, _)) => end.saturating_sub(block * slot.block).min(part.len),
             None => 0,
@@ -325,17 +310,25 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
         let (first, others) = (part.part(0, by_first), part.part(by_first, part.len - by_first));
         let mut counted = 0;
         if let (Some((_, rule)), 1..) = (&slot.first, first.len) {
-            counted += self.update(slot, rule, &first, block, 0);
+            counted += self.update(slot, rule, &first, block, 0, None);
         }
         if others.len > 0 {
-            counted += self.update(slot, &slot.rule, &others, block, by_first);
+            counted += self.update(slot, &slot.rule, &others, block, by_first, norms);
         }
         counted
     }
 
     /// Updates a part of a parameter, element `start` of number `place` of those with a key for their random numbers,
     /// by a rule that knows what it has to.
-    fn update(&self, slot: &Slot<R, N>, rule: &R, part: &Buffers<N>, place: usize, start: usize) -> u32 {
+    fn update(
+        &self,
+        slot: &Slot<R, N>,
+        rule: &R,
+        part: &Buffers<N>,
+        place: usize,
+        start: usize,
+        norms: Option<&mut Norms>,
+    ) -> u32 {
         let key = match part.rounding {
             Rounding::Stochastic { stream } => Noise::key(stream, place as u64),
             _ => 0,
@@ -344,7 +337,7 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
         let noise = Noise { key, counter };
         // SAFETY: `push` got buffers valid for `len` elements and chose the code for their types; the part lies within
         // them, and nobody else has it.
-        unsafe { slot.code.run(rule, part, self.scale, noise) }
+        unsafe { slot.code.run(rule, part, self.scale, noise, norms) }
     }
 
     /// Sums and updates the rows of a block one by one, while each is in the cache.
@@ -355,7 +348,7 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
             let part = part.part(i * row, row);
             // SAFETY: `push` got buffers valid for `len` elements, within which the row lies; nobody else has it.
             let sum = unsafe { sums::of_block(&slot.rule, &part, self.scale, &mut room) };
-            self.update(slot, &slot.rule.knowing(sum), &part, first + i, 0)
+            self.update(slot, &slot.rule.knowing(sum), &part, first + i, 0, None)
         };
         (0..part.len / row).map(of_row).sum()
     }
@@ -387,6 +380,14 @@ pub trait Work: Send + Sync {
     fn select(&mut self, _threads: usize) {}
     /// Updates block `index` and returns what the rule counted; every block is to be run exactly once.
     fn run(&self, index: usize) -> u32;
+    /// Whether [`Work::run_measured`] does more than that: then blocks of [`BLOCK`] elements are visited one by one.
+    fn measures(&self) -> bool {
+        false
+    }
+    /// As `run`; adds the block's gradient to the norms, too, if they are measured.
+    fn run_measured(&self, index: usize, _norms: &mut Norms) -> u32 {
+        self.run(index)
+    }
 }
 
 impl<R: Rule<N>, const N: usize> Work for Updates<R, N> {
@@ -438,49 +439,16 @@ impl<R: Rule<N>, const N: usize> Work for Updates<R, N> {
     }
 
     fn run(&self, index: usize) -> u32 {
-        let (slot, block, part) = self.block(index);
-        let counted = match slot.row {
-            Some(row) => self.update_rows(slot, block, &part, row),
-            None => self.update_block(slot, &part, block),
-        };
-        if let Some(disturbance) = &slot.disturbance {
-            // SAFETY: `push` got buffers valid for `len` elements, within which the part lies; nobody else has it.
-            unsafe { disturbance.run(&part, block as u64) };
-        }
-        counted
+        self.visit(index, None)
     }
-}
 
-/// What the rules of all batches sum over each parameter, on up to `threads` threads; nothing for those that sum
-/// nothing.
-pub fn sums(batches: &[Box<dyn Work + '_>], threads: usize) -> Vec<Vec<f64>> {
-    let summed: Vec<&dyn Work> = batches
-        .iter()
-        .map(|batch| &**batch)
-        .filter(|batch| batch.is_to_know())
-        .collect();
-    let blocks = summed.iter().map(|batch| batch.blocks()).sum();
-    let elements = summed.iter().map(|batch| batch.elements()).sum();
-    let all = sums::of_blocks(blocks, elements, threads, &|mut index| {
-        for batch in &summed {
-            if index < batch.blocks() {
-                return batch.sum(index);
-            }
-            index -= batch.blocks();
-        }
-        unreachable!("there are no more blocks")
-    });
-    let mut rest = &all[..];
-    let mut of_each = Vec::with_capacity(batches.len());
-    for batch in batches {
-        if !batch.is_to_know() {
-            of_each.push(Vec::new());
-            continue;
-        }
-        let own = rest.split_off(..batch.blocks()).expect("the sums of all blocks");
-        of_each.push(sums::by_tensor(&batch.first_blocks(), own));
+    fn measures(&self) -> bool {
+        !R::BY_ROW && !R::TAKES_LARGEST
     }
-    of_each
+
+    fn run_measured(&self, index: usize, norms: &mut Norms) -> u32 {
+        self.visit(index, self.measures().then_some(norms))
+    }
 }
 
 /// Lets rules that take the largest of a tensor know which these are, on up to `threads` threads.
@@ -495,16 +463,22 @@ pub fn run(batches: &[Box<dyn Work + '_>], threads: usize) -> u64 {
     let elements: usize = batches.iter().map(|batch| batch.elements()).sum();
     let blocks: usize = batches.iter().map(|batch| batch.blocks()).sum();
     let useful = elements.div_ceil(ELEMENTS_PER_THREAD);
-    pool::for_each(threads.min(useful), blocks, &|mut index| {
-        for batch in batches {
-            if index < batch.blocks() {
-                counted.fetch_add(batch.run(index).into(), Ordering::Relaxed);
-                return;
-            }
-            index -= batch.blocks();
-        }
+    pool::for_each(threads.min(useful), blocks, &|index| {
+        let (batch, index) = find(batches, index);
+        counted.fetch_add(batch.run(index).into(), Ordering::Relaxed);
     });
     counted.into_inner()
+}
+
+/// The batch that block `index` of all is one of, and its number there.
+fn find<'a>(batches: &'a [Box<dyn Work + '_>], mut index: usize) -> (&'a (dyn Work + 'a), usize) {
+    for batch in batches {
+        if index < batch.blocks() {
+            return (&**batch, index);
+        }
+        index -= batch.blocks();
+    }
+    unreachable!("there are no more blocks")
 }
 
 #[cfg(test)]

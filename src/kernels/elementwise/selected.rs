@@ -56,7 +56,10 @@ impl<R: Rule<N>, const N: usize> Piece for OfTypes<R, N> {
     unsafe fn run(&self, part: &Buffers<0>, states: &[State], scale: f64, noise: Noise) {
         let states: [State; N] = states.try_into().expect("as many states as the rule has");
         // SAFETY: the caller's promise is the same.
-        unsafe { self.code.run(&self.rule, &part.with_states(states), scale, noise) };
+        unsafe {
+            self.code
+                .run(&self.rule, &part.with_states(states), scale, noise, None)
+        };
     }
 
     unsafe fn run_taking(

@@ -141,7 +141,7 @@ impl<R: Rule<N>, const N: usize> Slot<R, N> {
         };
         // SAFETY: the caller's promise, and there is room for the part in both.
         unsafe {
-            tiles::run(self.moves, &self.rule, &moved, scale, Noise::NONE);
+            tiles::run(self.moves, &self.rule, &moved, scale, Noise::NONE, None);
             let state = State::float(numbers.as_mut_ptr().cast(), part.dtype.arithmetic());
             let span = Span::new(&part.with_states([state]), [state.data], 1.0, noise);
             (self.read)(&Widen, &span);

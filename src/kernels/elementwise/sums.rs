@@ -3,10 +3,9 @@
 
 use std::marker::PhantomData;
 
-use super::finite::Values;
 use super::tiles::{self, TILE};
-use super::{ELEMENTS_PER_THREAD, Rule, Updates, Work, sums};
-use crate::kernels::storage::{Buffers, Float, Rounding};
+use super::{ELEMENTS_PER_THREAD, Rule, Work};
+use crate::kernels::storage::{Buffers, Float};
 use crate::kernels::vector::{
     Arch, Arithmetic, Double, Halves, InF32, InF64, MAX_LANES, Routine, Stored, Vector, WIDENED, Widened,
     dispatch, prefetch,
@@ -34,21 +33,53 @@ impl<const N: usize> Default for Room<N> {
 /// The most vectors that hold so many lanes.
 const PARTS: usize = 4;
 
+/// What the rules of all batches sum over each parameter, on up to `threads` threads; nothing for those that sum
+/// nothing.
+pub fn sums(batches: &[Box<dyn Work + '_>], threads: usize) -> Vec<Vec<f64>> {
+    let summed: Vec<&dyn Work> = batches
+        .iter()
+        .map(|batch| &**batch)
+        .filter(|batch| batch.is_to_know())
+        .collect();
+    let blocks = summed.iter().map(|batch| batch.blocks()).sum();
+    let elements = summed.iter().map(|batch| batch.elements()).sum();
+    let all = of_blocks(blocks, elements, threads, &|mut index| {
+        for batch in &summed {
+            if index < batch.blocks() {
+                return batch.sum(index);
+            }
+            index -= batch.blocks();
+        }
+        unreachable!("there are no more blocks")
+    });
+    let mut rest = &all[..];
+    let mut of_each = Vec::with_capacity(batches.len());
+    for batch in batches {
+        if !batch.is_to_know() {
+            of_each.push(Vec::new());
+            continue;
+        }
+        let own = rest.split_off(..batch.blocks()).expect("the sums of all blocks");
+        of_each.push(by_tensor(&batch.first_blocks(), own, |own| own.iter().sum()));
+    }
+    of_each
+}
+
 /// The sum over each tensor, from those over all blocks; `first_blocks` are the numbers of the tensors' first ones.
-pub fn by_tensor(first_blocks: &[usize], sums: &[f64]) -> Vec<f64> {
+pub fn by_tensor<T>(first_blocks: &[usize], sums: &[T], total: impl Fn(&[T]) -> T) -> Vec<T> {
     let ends = first_blocks.iter().skip(1).copied().chain([sums.len()]);
-    let of_tensor = |(&first, end): (&usize, usize)| sums[first..end].iter().sum();
+    let of_tensor = |(&first, end): (&usize, usize)| total(&sums[first..end]);
     first_blocks.iter().zip(ends).map(of_tensor).collect()
 }
 
 /// What `block` gives for each of so many blocks, with so many elements in all.
-pub fn of_blocks(
+pub fn of_blocks<T: Clone + Default>(
     blocks: usize,
     elements: usize,
     threads: usize,
-    block: &(dyn Fn(usize) -> f64 + Sync),
-) -> Vec<f64> {
-    let mut sums = vec![0.0; blocks];
+    block: &(dyn Fn(usize) -> T + Sync),
+) -> Vec<T> {
+    let mut sums = vec![T::default(); blocks];
     let to = Shared::new(sums.as_mut_ptr());
     let useful = elements.div_ceil(ELEMENTS_PER_THREAD);
     pool::for_each(threads.min(useful), blocks, &|index| {
@@ -56,43 +87,6 @@ pub fn of_blocks(
         unsafe { *to.get().add(index) = block(index) };
     });
     sums
-}
-
-/// The squared norm of each of the tensors.
-///
-/// # Safety
-/// Each `data` is valid for reading `len` elements of its type, and nothing writes them meanwhile.
-pub unsafe fn squared_norms(tensors: &[Values], threads: usize) -> Vec<f64> {
-    let mut updates = Updates::with_capacity(tensors.len());
-    for &Values { dtype, len, data } in tensors {
-        let gradient = Buffers {
-            dtype,
-            len,
-            param: std::ptr::null_mut(),
-            grad_dtype: dtype,
-            grad: data,
-            state: [],
-            rounding: Rounding::Nearest,
-            compensation: std::ptr::null_mut(),
-        };
-        // SAFETY: the caller's promise; the parameter, of which there is none, is not asked for.
-        unsafe { updates.push(Gradient, gradient) }.expect("a type that is its own");
-    }
-    let updates: Box<dyn Work> = Box::new(updates);
-    sums(&[updates], threads).remove(0)
-}
-
-/// Sums a gradient's squares.
-#[derive(Clone, Copy)]
-struct Gradient;
-
-impl Rule<0> for Gradient {
-    const SUMMED: Option<Summed> = Some(Summed::Squares);
-
-    #[inline(always)]
-    fn update<V: Vector>(&self, param: V, _: V, []: [V; 0]) -> (V, [V; 0]) {
-        (param, [])
-    }
 }
 
 /// What a rule sums over a block, with the gradient multiplied by `scale`.

@@ -103,7 +103,7 @@ impl<R: Rule<N>, const N: usize> Taking<'_, R, N> {
             // SAFETY: the caller's promise.
             unsafe {
                 self.code
-                    .run(&rule, &rest.with_states(states), self.scale, Noise::NONE)
+                    .run(&rule, &rest.with_states(states), self.scale, Noise::NONE, None)
             };
         }
         together
@@ -155,7 +155,7 @@ mod tests {
                 taken.expect("f32, rounded to the nearest")
             } else {
                 room.take(&part, &chosen);
-                code.run(&rule, &part, 2.0, Noise::NONE);
+                code.run(&rule, &part, 2.0, Noise::NONE, None);
                 room.with_gradients(&part, &chosen)
             }
         };

@@ -3,9 +3,11 @@
 //! kernel is needed for each of the ways together, and where there is one the results are the same.
 
 use super::sweep::{Kernel, Span};
-use super::{Rule, Unsupported, coded, is_supported, kernel};
+use super::{Rule, Unsupported, coded, is_supported, kernel, norms};
+use crate::kernels::linear::Norms;
 use crate::kernels::storage::{Buffers, CODE_BLOCK, Float, Rounding, State, Storage};
 use crate::kernels::vector::{Noise, Vector};
+use crate::runtime::Isa;
 
 /// Elements that are taken in at once; with their states they stay in the nearest cache.
 pub const TILE: usize = 4 * CODE_BLOCK;
@@ -32,7 +34,7 @@ pub fn kernel_of<R: Rule<N>, const N: usize>(buffers: &Buffers<N>) -> Result<Ker
 #[repr(align(64))]
 struct Aligned<T>(T);
 
-/// Applies a rule to a block, and returns what the rule counted.
+/// Applies a rule to a block, adds its gradient to the norms, if there are any, and returns what the rule counted.
 ///
 /// # Safety
 /// The kernel is that of [`kernel_of`]; the buffers are valid for `len` elements and do not overlap.
@@ -42,6 +44,7 @@ pub unsafe fn run<R: Rule<N>, const N: usize>(
     block: &Buffers<N>,
     scale: f64,
     noise: Noise,
+    mut norms: Option<&mut Norms>,
 ) -> u32 {
     let work = block.dtype.arithmetic();
     let is_widened = !R::IN_16_BITS && block.dtype != work;
@@ -73,6 +76,9 @@ pub unsafe fn run<R: Rule<N>, const N: usize>(
             }
             for (numbers, state) in numbers.iter().zip(&tile.state).take(R::WRITES_STATES) {
                 store(state, work, tile.len, *numbers);
+            }
+            if let Some(norms) = norms.as_deref_mut() {
+                norms::add(norms, Isa::current(), tile.grad_dtype, tile.grad, tile.len);
             }
         }
     }

@@ -1,7 +1,8 @@
 //! Gradients of several losses over the same parameters: their inner products, linear combinations of them, and the
-//! projection of one onto the normal plane of another.
+//! projection of one onto the normal plane of another. Steps along directions that change with them.
 
-mod norms;
+mod directions;
+mod follow;
 mod pcgrad;
 
 use std::ops::Range;
@@ -12,7 +13,8 @@ use super::linear::{self, CHUNK, ELEMENTS_PER_THREAD, Element, sums};
 use super::storage::{Float, with_type};
 use crate::runtime::{Isa, Shared, pool};
 
-pub use norms::{follow, norms};
+pub use directions::{Advance, Descend, apply, normalized};
+pub use follow::follow;
 pub use pcgrad::pcgrad;
 
 /// As many lists are summed or combined at once; of more, several at a time while they are in the cache.

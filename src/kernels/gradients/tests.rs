@@ -108,11 +108,10 @@ fn targets_move_exactly_where_the_end_is_known() {
 }
 
 #[test]
-fn norms_and_differences_are_those_of_the_definition_on_any_number_of_threads() {
+fn squares_and_differences_are_those_of_the_definition_on_any_number_of_threads() {
     let (gradient, before) = (numbers(9001, 1), numbers(9001, 2));
     let sum = |term: &dyn Fn(usize) -> f64| (0..9001).map(term).sum::<f64>();
     let square = sum(&|i| gradient[i] * gradient[i]);
-    let expected = [sum(&|i| gradient[i].abs()), square];
     let moved = [square, sum(&|i| (gradient[i] - before[i]).powi(2))];
     let mut first = None;
     for threads in [1, 3] {
@@ -125,8 +124,8 @@ fn norms_and_differences_are_those_of_the_definition_on_any_number_of_threads() 
             outputs: smallvec![pointers[1]],
         }];
         // SAFETY: the vectors live, and the output is the second input.
-        let found = unsafe { [norms(&positions, threads), follow(&positions, threads)] };
-        for (found, expected) in found.concat().iter().zip([expected, moved].concat()) {
+        let found = unsafe { follow(&positions, threads) };
+        for (found, expected) in found.iter().zip(moved) {
             assert!(
                 (found - expected).abs() < 1e-9 * expected,
                 "{found}, expected {expected}"
@@ -134,5 +133,103 @@ fn norms_and_differences_are_those_of_the_definition_on_any_number_of_threads() 
         }
         assert_eq!(copy, gradient);
         assert_eq!(*first.get_or_insert(found), found);
+    }
+}
+
+/// What steps along directions make of float32 numbers, on an instruction set.
+fn directions(isa: Isa, threads: usize) -> (Vec<f64>, Vec<Vec<f32>>) {
+    isa.select();
+    let mut lists: Vec<Vec<f32>> = (0..4)
+        .map(|seed| numbers(9001, seed).iter().map(|&x| x as f32).collect())
+        .collect();
+    let pointers: Vec<*mut u8> = lists.iter_mut().map(|list| list.as_mut_ptr().cast()).collect();
+    let of = |places: &[usize]| {
+        // Two tensors, of which the second begins within a vector.
+        let part = |start: usize, len: usize| Position {
+            dtype: Float::F32,
+            len,
+            inputs: places
+                .iter()
+                .map(|&i| pointers[i].wrapping_add(4 * start))
+                .collect(),
+            outputs: SmallVec::new(),
+        };
+        [part(0, 4999), part(4999, 4002)]
+    };
+    // SAFETY: the lists live and are apart.
+    let sums = unsafe {
+        vec![
+            apply(&of(&[0, 1]), Descend { alpha: 0.7 }, threads),
+            apply(
+                &of(&[2, 3, 0]),
+                Advance {
+                    alpha: 0.3,
+                    beta: 0.6,
+                },
+                threads,
+            ),
+            normalized(&of(&[1, 0, 3]), 0.9, 0.1, threads),
+        ]
+    };
+    (sums, lists)
+}
+
+#[test]
+fn steps_along_directions_have_the_bits_of_plain_loops_on_any_threads_and_instruction_set() {
+    let [mut r, q, mut x, mut p] = std::array::from_fn(|seed| {
+        numbers(9001, seed)
+            .iter()
+            .map(|&x| x as f32)
+            .collect::<Vec<f32>>()
+    });
+    for i in 0..r.len() {
+        r[i] -= q[i] * 0.7;
+    }
+    let square: f64 = r.iter().map(|&r| f64::from(r).powi(2)).sum();
+    for i in 0..r.len() {
+        (x[i], p[i]) = (x[i] + p[i] * 0.3, r[i] + p[i] * 0.6);
+        r[i] = q[i] * 0.9 + r[i] * (1.0 - 0.9_f64) as f32;
+    }
+    let norm = r.iter().map(|&m| f64::from(m).powi(2)).sum::<f64>().sqrt();
+    for isa in Isa::supported() {
+        for threads in [1, 3] {
+            let (sums, lists) = directions(isa, threads);
+            assert!(
+                (sums[0] - square).abs() < 1e-9 && (sums[2] - norm).abs() < 1e-9,
+                "{sums:?}"
+            );
+            assert_eq!(sums[1], 0.0);
+            let rate = (0.1 / sums[2]) as f32;
+            let p: Vec<f32> = p.iter().zip(&r).map(|(p, m)| p - m * rate).collect();
+            assert!(lists == [r.clone(), q.clone(), x.clone(), p], "{isa:?}");
+            assert_eq!(sums, directions(isa, 2).0);
+        }
+    }
+}
+
+#[test]
+fn a_momentum_without_a_norm_moves_nothing() {
+    for (g, moved) in [
+        (0.0, true),
+        (f64::NAN, false),
+        (f64::INFINITY, false),
+        (1e200, false),
+    ] {
+        let (mut m, mut x, mut direction) = (vec![0.0; 50], numbers(50, 1), vec![1.0; 50]);
+        direction[49] = g;
+        if g == 0.0 {
+            direction.fill(0.0);
+        }
+        let inputs = [&mut m, &mut direction, &mut x].map(|list| list.as_mut_ptr().cast());
+        let positions = [Position {
+            dtype: Float::F64,
+            len: 50,
+            inputs: SmallVec::from_slice(&inputs),
+            outputs: SmallVec::new(),
+        }];
+        // SAFETY: the lists live and are apart.
+        let norm = unsafe { normalized(&positions, 0.5, 0.1, 1) };
+        assert_eq!(norm == 0.0, moved);
+        assert!(m.iter().all(|&m| m == 0.0) && x == numbers(50, 1));
     }
 }

@@ -1,6 +1,9 @@
 //! The work on one chunk, on one thread.
 
-use super::{AT_ONCE, CHUNK, Rows};
+use std::marker::PhantomData;
+use std::ops::Range;
+
+use super::{CHUNK, Rows};
 use crate::kernels::linear::Element;
 use crate::kernels::storage::BLOCK;
 use crate::kernels::vector::{
@@ -13,146 +16,289 @@ type Lanes<A, T> = <<T as Element>::Combined as Arithmetic>::Vector<A>;
 /// The most vectors that hold [`WIDENED`] lanes.
 const PARTS: usize = 4;
 
-/// Writes the inner products of the rows' parts from `start` on with `w`.
-pub fn products<T: Element>(isa: Isa, rows: &Rows<T>, w: &[T], start: usize, to: &mut [f64]) {
-    let place = Place::new(rows, to.len(), start, w.len());
-    dispatch(isa, Products { place, w, to });
-}
-
-/// Where the parts of the rows are.
-struct Place<T> {
+/// The elements of some vectors between two numbers, for reading.
+#[derive(Clone, Copy)]
+pub struct Parts<'a, T> {
     first: *const T,
-    /// From a row to the next.
+    /// From a vector to the next.
     stride: usize,
+    count: usize,
+    len: usize,
+    memory: PhantomData<&'a [T]>,
 }
 
-impl<T: Element> Place<T> {
-    /// Of `count` rows, `len` elements from `start` on.
-    fn new(rows: &Rows<T>, count: usize, start: usize, len: usize) -> Self {
-        assert!(count <= rows.count() && start + len <= rows.len);
-        let (first, stride) = (rows.data[start..].as_ptr(), rows.len);
-        Place { first, stride }
+impl<'a, T> Parts<'a, T> {
+    /// # Panics
+    /// Where there are not as many vectors, or elements.
+    pub fn new(rows: &Rows<'a, T>, elements: Range<usize>) -> Self {
+        assert!(elements.start <= elements.end && elements.end <= rows.len);
+        Parts {
+            first: rows.data[elements.start..].as_ptr(),
+            stride: rows.len,
+            count: rows.count(),
+            len: elements.len(),
+            memory: PhantomData,
+        }
+    }
+
+    pub fn one(part: &'a [T]) -> Self {
+        Parts::new(&Rows::one(part), 0..part.len())
     }
 
     /// # Safety
-    /// There is such a row.
+    /// There is such a vector.
     #[inline(always)]
-    unsafe fn row(&self, i: usize) -> *const T {
+    unsafe fn at(&self, i: usize) -> *const T {
         // SAFETY: the caller's promise.
         unsafe { self.first.add(i * self.stride) }
     }
 }
 
+/// The same for writing.
+pub struct PartsMut<'a, T> {
+    first: *mut T,
+    stride: usize,
+    count: usize,
+    len: usize,
+    memory: PhantomData<&'a mut [T]>,
+}
+
+impl<'a, T> PartsMut<'a, T> {
+    pub fn one(part: &'a mut [T]) -> Self {
+        let (first, len) = (part.as_mut_ptr(), part.len());
+        // SAFETY: the slice is what is borrowed.
+        unsafe { PartsMut::new(first, len, 1, len) }
+    }
+
+    /// Of `count` vectors `len` elements each, the first from `first` on, and each next one `stride` after.
+    ///
+    /// # Safety
+    /// They are valid for reading and writing as long as this lives, and nothing else uses them.
+    pub unsafe fn new(first: *mut T, stride: usize, count: usize, len: usize) -> Self {
+        PartsMut {
+            first,
+            stride,
+            count,
+            len,
+            memory: PhantomData,
+        }
+    }
+
+    /// For a call, which gives them back.
+    pub fn all(&mut self) -> PartsMut<'_, T> {
+        PartsMut { ..*self }
+    }
+
+    pub fn read(&self) -> Parts<'_, T> {
+        Parts {
+            first: self.first,
+            stride: self.stride,
+            count: self.count,
+            len: self.len,
+            memory: PhantomData,
+        }
+    }
+
+    /// The first `count` of them, and the next one.
+    ///
+    /// # Panics
+    /// Where there are not as many.
+    pub fn split(&mut self, count: usize) -> (Parts<'_, T>, PartsMut<'_, T>) {
+        assert!(count < self.count);
+        let before = Parts { count, ..self.read() };
+        // SAFETY: it is one of those that are borrowed, and not among the first.
+        let next = unsafe { PartsMut::new(self.at(count), self.stride, 1, self.len) };
+        (before, next)
+    }
+
+    /// # Safety
+    /// There is such a vector.
+    #[inline(always)]
+    unsafe fn at(&self, i: usize) -> *mut T {
+        // SAFETY: the caller's promise.
+        unsafe { self.first.add(i * self.stride) }
+    }
+}
+
+/// Writes the inner products of the rows with each of the vectors, vector by vector.
+///
+/// # Panics
+/// Where the parts are not of one length, or there is no place for each product.
+pub fn products<T: Element>(isa: Isa, rows: Parts<T>, vectors: Parts<T>, to: &mut [f64]) {
+    assert!(rows.len == vectors.len && to.len() == rows.count * vectors.count);
+    dispatch(isa, Products { rows, vectors, to });
+}
+
 struct Products<'a, T> {
-    place: Place<T>,
-    w: &'a [T],
+    rows: Parts<'a, T>,
+    vectors: Parts<'a, T>,
     to: &'a mut [f64],
 }
 
 impl<T: Element> Routine for Products<'_, T> {
     type Output = ();
 
+    /// As many rows and vectors at once as registers hold sums: what is read is widened but once for all of them.
     #[inline(always)]
-    unsafe fn run<A: Arch>(self) {
-        let Products { place, w, to } = self;
-        let whole = to.len() - to.len() % AT_ONCE;
-        // SAFETY: `Place::new` has seen that there are as many rows as sums, with as many elements as `w`.
-        unsafe {
-            for i in (0..whole).step_by(AT_ONCE) {
-                together::<A, T, AT_ONCE>(&place, i, w, &mut to[i..]);
-            }
-            for i in whole..to.len() {
-                together::<A, T, 1>(&place, i, w, &mut to[i..]);
-            }
-        }
-    }
-}
-
-/// Writes the inner products of `N` rows from number `row` on with `w`.
-///
-/// # Safety
-/// The rows are there, with as many elements as `w`.
-#[inline(always)]
-unsafe fn together<A: Arch, T: Element, const N: usize>(
-    place: &Place<T>,
-    row: usize,
-    w: &[T],
-    to: &mut [f64],
-) {
-    let mut sums = [[A::F64::splat(0.0); PARTS]; N];
-    let whole = w.len() - w.len() % WIDENED;
-    for i in (0..whole).step_by(WIDENED) {
-        // SAFETY: as many elements are there from `i` on.
-        unsafe { add::<A, T, N>(place, row, i, w.as_ptr().add(i), &mut sums) };
-    }
-    if whole < w.len() {
-        // The last elements go through copies that are filled up with zeros.
-        let (mut last, mut rows) = ([T::default(); WIDENED], [[T::default(); WIDENED]; N]);
-        let len = w.len() - whole;
-        last[..len].copy_from_slice(&w[whole..]);
-        // SAFETY: the rows have `len` elements from `whole` on, the copies more than that, one after the other.
-        unsafe {
-            for (n, copy) in rows.iter_mut().enumerate() {
-                place
-                    .row(row + n)
-                    .add(whole)
-                    .copy_to_nonoverlapping(copy.as_mut_ptr(), len);
-            }
-            let copies = Place {
-                first: rows.as_ptr().cast(),
-                stride: WIDENED,
+    unsafe fn run<A: Arch>(mut self) {
+        let mut vector = 0;
+        while vector < self.vectors.count {
+            // SAFETY: as many vectors are left.
+            vector += unsafe {
+                match self.vectors.count - vector {
+                    4.. => self.all_rows::<A, 2, 4>(vector),
+                    2..4 => self.all_rows::<A, 4, 2>(vector),
+                    _ => self.all_rows::<A, 4, 1>(vector),
+                }
             };
-            add::<A, T, N>(&copies, 0, 0, last.as_ptr(), &mut sums);
-        }
-    }
-    for n in 0..N {
-        let mut lanes = [0.0; WIDENED];
-        for (part, sum) in sums[n][..WIDENED / A::F64::LANES].iter().enumerate() {
-            // SAFETY: the parts are as many lanes together.
-            unsafe { sum.store_f64(lanes.as_mut_ptr().add(part * A::F64::LANES)) };
-        }
-        to[n] = 0.0;
-        for lane in lanes {
-            to[n] += lane;
         }
     }
 }
 
-/// Adds the products of [`WIDENED`] elements of `N` rows, from `at` on, with those of `w`.
+impl<T: Element> Products<'_, T> {
+    /// Of `M` vectors from number `vector` on; gives `M`.
+    ///
+    /// # Safety
+    /// There are as many.
+    #[inline(always)]
+    unsafe fn all_rows<A: Arch, const N: usize, const M: usize>(&mut self, vector: usize) -> usize {
+        let whole = self.rows.count - self.rows.count % N;
+        // SAFETY: there are as many rows, and the caller's promise.
+        unsafe {
+            for row in (0..whole).step_by(N) {
+                self.together::<A, N, M>(row, vector);
+            }
+            for row in whole..self.rows.count {
+                self.together::<A, 1, M>(row, vector);
+            }
+        }
+        M
+    }
+
+    /// Of `N` rows from number `row` on and `M` vectors.
+    ///
+    /// # Safety
+    /// There are as many.
+    #[inline(always)]
+    unsafe fn together<A: Arch, const N: usize, const M: usize>(&mut self, row: usize, vector: usize) {
+        let len = self.rows.len;
+        let (mut rows, mut vectors) = ([std::ptr::null(); N], [std::ptr::null(); M]);
+        // SAFETY: the caller's promise.
+        unsafe {
+            for (n, each) in rows.iter_mut().enumerate() {
+                *each = self.rows.at(row + n);
+            }
+            for (m, each) in vectors.iter_mut().enumerate() {
+                *each = self.vectors.at(vector + m);
+            }
+        }
+        let mut sums = [[[A::F64::splat(0.0); PARTS]; M]; N];
+        let whole = len - len % WIDENED;
+        for i in (0..whole).step_by(WIDENED) {
+            // SAFETY: as many elements are there from `i` on.
+            unsafe { add::<A, T, N, M>(&rows, &vectors, i, &mut sums) };
+        }
+        if whole < len {
+            // The last elements go through copies that are filled up with zeros.
+            // SAFETY: there are `len - whole` elements from `whole` on, and `WIDENED` in the copies.
+            unsafe {
+                let (last_rows, last) = (filled(&rows, whole, len), filled(&vectors, whole, len));
+                let (mut rows, mut vectors) = ([std::ptr::null(); N], [std::ptr::null(); M]);
+                for (n, each) in rows.iter_mut().enumerate() {
+                    *each = last_rows[n].as_ptr();
+                }
+                for (m, each) in vectors.iter_mut().enumerate() {
+                    *each = last[m].as_ptr();
+                }
+                add::<A, T, N, M>(&rows, &vectors, 0, &mut sums);
+            }
+        }
+        for (n, sums) in sums.iter().enumerate() {
+            for (m, sums) in sums.iter().enumerate() {
+                let mut lanes = [0.0; WIDENED];
+                for (part, sum) in sums[..WIDENED / A::F64::LANES].iter().enumerate() {
+                    // SAFETY: the parts are as many lanes together.
+                    unsafe { sum.store_f64(lanes.as_mut_ptr().add(part * A::F64::LANES)) };
+                }
+                let mut total = 0.0;
+                for lane in lanes {
+                    total += lane;
+                }
+                self.to[(vector + m) * self.rows.count + row + n] = total;
+            }
+        }
+    }
+}
+
+/// The elements from `start` to `end`, which are less than [`WIDENED`], and zeros.
 ///
 /// # Safety
 /// They are there.
 #[inline(always)]
-unsafe fn add<A: Arch, T: Element, const N: usize>(
-    place: &Place<T>,
-    row: usize,
+unsafe fn filled<T: Element, const N: usize>(
+    from: &[*const T; N],
+    start: usize,
+    end: usize,
+) -> [[T; WIDENED]; N] {
+    let mut copies = [[T::default(); WIDENED]; N];
+    for (from, copy) in from.iter().zip(&mut copies) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            from.add(start)
+                .copy_to_nonoverlapping(copy.as_mut_ptr(), end - start)
+        };
+    }
+    copies
+}
+
+/// Adds the products of [`WIDENED`] elements of rows and vectors, from `at` on.
+///
+/// # Safety
+/// They are there.
+#[inline(always)]
+unsafe fn add<A: Arch, T: Element, const N: usize, const M: usize>(
+    rows: &[*const T; N],
+    vectors: &[*const T; M],
     at: usize,
-    w: *const T,
-    sums: &mut [[A::F64; PARTS]; N],
+    sums: &mut [[[A::F64; PARTS]; M]; N],
 ) {
     let pairs = WIDENED / A::F64::LANES / 2;
     for pair in 0..pairs {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let [low, high] = T::widen::<A::F64>(w, pair);
-            for (n, sums) in sums.iter_mut().enumerate() {
-                let [a, b] = T::widen::<A::F64>(place.row(row + n).add(at), pair);
-                sums[pair] = a.mul_add(low, sums[pair]);
-                sums[pairs + pair] = b.mul_add(high, sums[pairs + pair]);
+        let mut wide = [[A::F64::splat(0.0); 2]; M];
+        // By numbers: iterators of arrays are not always inlined, and by themselves they lack the instruction set.
+        for m in 0..M {
+            // SAFETY: the caller's promise.
+            wide[m] = unsafe { T::widen::<A::F64>(vectors[m].add(at), pair) };
+        }
+        for n in 0..N {
+            // SAFETY: the caller's promise.
+            let [low, high] = unsafe { T::widen::<A::F64>(rows[n].add(at), pair) };
+            for m in 0..M {
+                let sums = &mut sums[n][m];
+                sums[pair] = low.mul_add(wide[m][0], sums[pair]);
+                sums[pairs + pair] = high.mul_add(wide[m][1], sums[pairs + pair]);
             }
         }
     }
 }
 
-/// Takes from `w` the rows' parts from `start` on, each times its factor.
-pub fn subtract<T: Element>(isa: Isa, w: &mut [T], rows: &Rows<T>, factors: &[f64], start: usize) {
-    let place = Place::new(rows, factors.len(), start, w.len());
-    dispatch(isa, Subtract { w, place, factors });
+/// Takes from each of the vectors the rows, each times its factor, which are given vector by vector.
+///
+/// # Panics
+/// Where the parts are not of one length, or there is no factor for each.
+pub fn subtract<T: Element>(isa: Isa, vectors: PartsMut<T>, rows: Parts<T>, factors: &[f64]) {
+    assert!(rows.len == vectors.len && factors.len() == rows.count * vectors.count);
+    let difference = Subtract {
+        vectors,
+        rows,
+        factors,
+    };
+    dispatch(isa, difference);
 }
 
 struct Subtract<'a, T> {
-    w: &'a mut [T],
-    place: Place<T>,
+    vectors: PartsMut<'a, T>,
+    rows: Parts<'a, T>,
     factors: &'a [f64],
 }
 
@@ -161,66 +307,117 @@ impl<T: Element> Routine for Subtract<'_, T> {
 
     #[inline(always)]
     unsafe fn run<A: Arch>(self) {
-        let Subtract { w, place, factors } = self;
-        let whole = factors.len() - factors.len() % AT_ONCE;
-        // SAFETY: `Place::new` has seen that there are as many rows as factors, with as many elements as `w`.
+        let mut vector = 0;
+        while vector < self.vectors.count {
+            // SAFETY: as many vectors are left.
+            vector += unsafe {
+                match self.vectors.count - vector {
+                    4.. => self.all_rows::<A, 4>(vector),
+                    2..4 => self.all_rows::<A, 2>(vector),
+                    _ => self.all_rows::<A, 1>(vector),
+                }
+            };
+        }
+    }
+}
+
+impl<T: Element> Subtract<'_, T> {
+    /// From `M` vectors from number `vector` on; gives `M`.
+    ///
+    /// # Safety
+    /// There are as many.
+    #[inline(always)]
+    unsafe fn all_rows<A: Arch, const M: usize>(&self, vector: usize) -> usize {
+        const ROWS: usize = 4;
+        let whole = self.rows.count - self.rows.count % ROWS;
+        // SAFETY: there are as many rows, and the caller's promise.
         unsafe {
-            for i in (0..whole).step_by(AT_ONCE) {
-                take::<A, T, AT_ONCE>(w, &place, i, &factors[i..]);
+            for row in (0..whole).step_by(ROWS) {
+                self.together::<A, ROWS, M>(row, vector);
             }
-            for i in whole..factors.len() {
-                take::<A, T, 1>(w, &place, i, &factors[i..]);
+            for row in whole..self.rows.count {
+                self.together::<A, 1, M>(row, vector);
+            }
+        }
+        M
+    }
+
+    /// `N` rows from number `row` on from `M` vectors.
+    ///
+    /// # Safety
+    /// There are as many.
+    #[inline(always)]
+    unsafe fn together<A: Arch, const N: usize, const M: usize>(&self, row: usize, vector: usize) {
+        let (len, lanes) = (self.rows.len, Lanes::<A, T>::LANES);
+        let mut factors = [[Lanes::<A, T>::splat(0.0); N]; M];
+        for (m, factors) in factors.iter_mut().enumerate() {
+            for (n, factor) in factors.iter_mut().enumerate() {
+                *factor = Lanes::<A, T>::splat(self.factors[(vector + m) * self.rows.count + row + n]);
+            }
+        }
+        let (mut rows, mut vectors) = ([std::ptr::null(); N], [std::ptr::null_mut(); M]);
+        let whole = len - len % lanes;
+        // SAFETY: whole vectors lie within the parts; the last elements go through copies that are a vector long.
+        unsafe {
+            for (n, each) in rows.iter_mut().enumerate() {
+                *each = self.rows.at(row + n);
+            }
+            for (m, each) in vectors.iter_mut().enumerate() {
+                *each = self.vectors.at(vector + m);
+            }
+            for i in (0..whole).step_by(lanes) {
+                take::<A, T, N, M>(&vectors, &rows, &factors, i);
+            }
+            if whole == len {
+                return;
+            }
+            let (mut last, mut copies) = ([[T::default(); MAX_LANES]; M], [[T::default(); MAX_LANES]; N]);
+            let (mut to, mut from) = ([std::ptr::null_mut(); M], [std::ptr::null(); N]);
+            for n in 0..N {
+                from[n] = copies[n].as_ptr();
+                rows[n]
+                    .add(whole)
+                    .copy_to_nonoverlapping(copies[n].as_mut_ptr(), len - whole);
+            }
+            for m in 0..M {
+                to[m] = last[m].as_mut_ptr();
+                vectors[m].add(whole).copy_to_nonoverlapping(to[m], len - whole);
+            }
+            take::<A, T, N, M>(&to, &from, &factors, 0);
+            for m in 0..M {
+                vectors[m].add(whole).copy_from_nonoverlapping(to[m], len - whole);
             }
         }
     }
 }
 
-/// Takes `N` rows from number `row` on.
+/// Takes from one vector of each part those of the rows.
 ///
 /// # Safety
-/// They are there, with as many elements as `w`.
+/// They are there from `at` on.
 #[inline(always)]
-unsafe fn take<A: Arch, T: Element, const N: usize>(
-    w: &mut [T],
-    place: &Place<T>,
-    row: usize,
-    factors: &[f64],
+unsafe fn take<A: Arch, T: Element, const N: usize, const M: usize>(
+    vectors: &[*mut T; M],
+    rows: &[*const T; N],
+    factors: &[[Lanes<A, T>; N]; M],
+    at: usize,
 ) {
-    let lanes = Lanes::<A, T>::LANES;
-    let mut splat = [Lanes::<A, T>::splat(0.0); N];
-    for (splat, &factor) in splat.iter_mut().zip(factors) {
-        *splat = Lanes::<A, T>::splat(factor);
-    }
-    let whole = w.len() - w.len() % lanes;
-    for i in (0..whole).step_by(lanes) {
-        // SAFETY: a whole vector at `i` lies within the chunk and the rows.
-        unsafe {
-            let to = w.as_mut_ptr().add(i);
-            let mut x = T::load::<A>(to);
-            for (n, &factor) in splat.iter().enumerate() {
-                x = x - factor * T::load::<A>(place.row(row + n).add(i));
-            }
-            T::store::<A>(x, to);
-        }
-    }
-    if whole == w.len() {
-        return;
-    }
-    // The last elements go through copies that are a vector long.
-    let (mut last, mut copies) = ([T::default(); MAX_LANES], [[T::default(); MAX_LANES]; N]);
-    let len = w.len() - whole;
-    last[..len].copy_from_slice(&w[whole..]);
-    // SAFETY: the rows have `len` elements from `whole` on, the copies more than that.
+    // SAFETY: the caller's promise.
     unsafe {
-        let mut x = T::load::<A>(last.as_ptr());
-        for n in 0..N {
-            let copy = copies[n].as_mut_ptr();
-            place.row(row + n).add(whole).copy_to_nonoverlapping(copy, len);
-            x = x - splat[n] * T::load::<A>(copy);
+        let mut wide = [Lanes::<A, T>::splat(0.0); M];
+        for m in 0..M {
+            wide[m] = T::load::<A>(vectors[m].add(at));
         }
-        T::store::<A>(x, last.as_mut_ptr());
+        for n in 0..N {
+            let row = T::load::<A>(rows[n].add(at));
+            for m in 0..M {
+                wide[m] = wide[m] - factors[m][n] * row;
+            }
+        }
+        for m in 0..M {
+            T::store::<A>(wide[m], vectors[m].add(at));
+        }
     }
-    w[whole..].copy_from_slice(&last[..len]);
 }
 
 /// Numbers between -1 and 1 for the elements of a vector from number `start` on.

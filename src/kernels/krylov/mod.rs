@@ -3,15 +3,13 @@
 
 mod chunk;
 
+use self::chunk::{Parts, PartsMut};
 use super::linear::{Element, combine};
 use crate::runtime::{Isa, Shared, pool};
 
 /// Elements that are summed by themselves, and one task's: part of the definition of the sums. Of fewer, the memory's
 /// prefetching begins anew with every row too often.
 const CHUNK: usize = 16_384;
-/// Rows that are worked on for all vectors of a block in turn.
-const AT_ONCE: usize = 4;
-
 /// Vectors of one length, one after the other.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a, T> {
@@ -29,11 +27,6 @@ impl<'a, T> Rows<'a, T> {
 
     pub fn one(row: &'a [T]) -> Self {
         Rows::new(row, row.len())
-    }
-
-    /// Those from a number on.
-    fn from(&self, first: usize) -> Self {
-        Rows::new(&self.data[first * self.len..], self.len)
     }
 
     pub fn count(&self) -> usize {
@@ -70,9 +63,15 @@ pub fn recur<T: Element>(
     let (isa, len) = (Isa::current(), out.len());
     assert!([product, before, q].iter().all(|each| each.len() == len));
     let sums = in_place(out, 1, threads, |start, part, sums| {
-        part.copy_from_slice(&product[start..][..part.len()]);
-        chunk::subtract(isa, part, &Rows::one(before), &[beta], start);
-        chunk::products(isa, &Rows::one(q), part, start, sums);
+        let here = start..start + part.len();
+        part.copy_from_slice(&product[here.clone()]);
+        chunk::subtract(
+            isa,
+            PartsMut::one(part),
+            Parts::one(&before[here.clone()]),
+            &[beta],
+        );
+        chunk::products(isa, Parts::one(&q[here]), Parts::one(part), sums);
     });
     sums[0]
 }
@@ -81,45 +80,61 @@ pub fn recur<T: Element>(
 pub fn subtract<T: Element>(w: &mut [T], q: &[T], alpha: f64, threads: usize) -> f64 {
     let isa = Isa::current();
     let sums = in_place(w, 1, threads, |start, part, sums| {
-        chunk::subtract(isa, part, &Rows::one(q), &[alpha], start);
-        chunk::products(isa, &Rows::one(part), part, 0, sums);
+        let q = Parts::one(&q[start..][..part.len()]);
+        chunk::subtract(isa, PartsMut::one(part), q, &[alpha]);
+        chunk::products(isa, Parts::one(part), Parts::one(part), sums);
     });
     sums[0].sqrt()
 }
 
-/// Takes from each vector of a block, which lie one after the other, the rows times their inner products with it; gives
-/// these, vector by vector, and the norms of what is left. The rows are read once for each of both: the next vector
-/// finds their parts in the cache.
+/// Takes from each vector of a block, which lie one after the other, the rows times their inner products with it, and
+/// the vectors before it likewise, as they are then: for rows that are orthonormal and vectors of which all but the last
+/// are of norm 1. Gives the inner products with the rows, vector by vector, and the norms of what is left. All memory is
+/// read but twice.
 pub fn orthogonalize<T: Element>(rows: Rows<T>, block: &mut [T], threads: usize) -> (Vec<f64>, Vec<f64>) {
     let (isa, len, count) = (Isa::current(), rows.len, rows.count());
-    let vectors = Rows::new(block, len).count();
-    let read = &*block;
-    let factors = summed(len, vectors * count, threads, |start, size, sums| {
-        for first in (0..count).step_by(AT_ONCE) {
-            let some = first..count.min(first + AT_ONCE);
-            for (i, w) in read.chunks_exact(len).enumerate() {
-                let to = &mut sums[i * count..][some.clone()];
-                chunk::products(isa, &rows.from(first), &w[start..][..size], start, to);
-            }
-        }
+    let read = Rows::new(block, len);
+    let vectors = read.count();
+    let sums = summed(len, vectors * (count + vectors), threads, |start, size, sums| {
+        let (with_rows, with_vectors) = sums.split_at_mut(vectors * count);
+        let block = Parts::new(&read, start..start + size);
+        chunk::products(isa, Parts::new(&rows, start..start + size), block, with_rows);
+        chunk::products(isa, block, block, with_vectors);
     });
+    let (factors, gram) = sums.split_at(vectors * count);
+    let within = within(factors, gram, vectors);
     let to = Shared::new(block.as_mut_ptr());
     let squares = summed(len, vectors, threads, |start, size, sums| {
-        // SAFETY: the part lies in vector `i`, and is this call's alone, which uses one at a time.
-        let part = |i| unsafe { std::slice::from_raw_parts_mut(to.get().add(i * len + start), size) };
-        for first in (0..count).step_by(AT_ONCE) {
-            let some = first..count.min(first + AT_ONCE);
-            for i in 0..vectors {
-                let factors = &factors[i * count..][some.clone()];
-                chunk::subtract(isa, part(i), &rows.from(first), factors, start);
-            }
-        }
+        // SAFETY: the parts lie in the block, and are this call's alone.
+        let mut parts = unsafe { PartsMut::new(to.get().add(start), len, vectors, size) };
+        chunk::subtract(isa, parts.all(), Parts::new(&rows, start..start + size), factors);
         for (i, square) in sums.iter_mut().enumerate() {
-            let part = part(i);
-            chunk::products(isa, &Rows::one(part), part, 0, std::slice::from_mut(square));
+            let (before, mut next) = parts.split(i);
+            chunk::subtract(isa, next.all(), before, &within[i * vectors..][..i]);
+            chunk::products(isa, next.read(), next.read(), std::slice::from_mut(square));
         }
     });
-    (factors, squares.into_iter().map(f64::sqrt).collect())
+    (factors.to_vec(), squares.into_iter().map(f64::sqrt).collect())
+}
+
+/// The inner product of each vector of a block, once the rows have been taken from it, with each one before it, once all
+/// has been: from those with the rows, and of the vectors as they were.
+fn within(factors: &[f64], gram: &[f64], vectors: usize) -> Vec<f64> {
+    let count = factors.len() / vectors.max(1);
+    let mut found = vec![0.0; vectors * vectors];
+    for i in 0..vectors {
+        for l in 0..i {
+            let mut sum = gram[i * vectors + l];
+            for row in 0..count {
+                sum -= factors[i * count + row] * factors[l * count + row];
+            }
+            for m in 0..l {
+                sum -= found[i * vectors + m] * found[l * vectors + m];
+            }
+            found[i * vectors + l] = sum;
+        }
+    }
+    found
 }
 
 /// Multiplies by a factor.

@@ -57,7 +57,7 @@ impl<T: Element, const DIFFERENCES: bool, const N: usize> Routine for Combinatio
         let whole = len - len % lanes;
         for i in (0..whole).step_by(lanes) {
             // SAFETY: a whole vector at `i` lies within the tensors.
-            unsafe { one::<A, T, DIFFERENCES, N>(inputs.map(|input| input.add(i)), &splat, to.add(i)) };
+            unsafe { one::<A, T, DIFFERENCES, N>(&inputs, i, &splat, to.add(i)) };
         }
         if whole == len {
             return;
@@ -73,26 +73,29 @@ impl<T: Element, const DIFFERENCES: bool, const N: usize> Routine for Combinatio
                     .copy_to_nonoverlapping(padded.as_mut_ptr(), len - whole);
             }
             let inputs = std::array::from_fn(|i| padded[i].as_ptr());
-            one::<A, T, DIFFERENCES, N>(inputs, &splat, result.as_mut_ptr());
+            one::<A, T, DIFFERENCES, N>(&inputs, 0, &splat, result.as_mut_ptr());
             to.add(whole)
                 .copy_from_nonoverlapping(result.as_ptr(), len - whole);
         }
     }
 }
 
+/// The vector from number `at` of the inputs on.
+///
 /// # Safety
-/// The pointers are valid for a vector, `to` for writing.
+/// The pointers are valid for a vector, those of the inputs there, and `to` for writing.
 #[inline(always)]
 unsafe fn one<A: Arch, T: Element, const DIFFERENCES: bool, const N: usize>(
-    inputs: [*const T; N],
+    inputs: &[*const T; N],
+    at: usize,
     factors: &[Vector<A, T>; N],
     to: *mut T,
 ) {
-    // Not `map`: its closure is not always inlined, and by itself it lacks the instruction set.
+    // Neither `map` nor `zip`, which are calls: see CONTRIBUTING.md.
     let mut values = [Vector::<A, T>::splat(0.0); N];
-    for (value, input) in values.iter_mut().zip(inputs) {
+    for (n, value) in values.iter_mut().enumerate() {
         // SAFETY: the caller's promise.
-        *value = unsafe { T::load::<A>(input) };
+        *value = unsafe { T::load::<A>(inputs[n].add(at)) };
     }
     if DIFFERENCES {
         let second = values[1];

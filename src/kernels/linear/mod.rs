@@ -1,7 +1,8 @@
-//! Sums of products of tensors, and linear combinations of tensors: what projections are made of. Products of a matrix
-//! and vectors, and its largest singular value.
+//! Sums of products of tensors, and linear combinations of tensors: what projections are made of. Formulas that write
+//! several tensors. Products of a matrix and vectors, and its largest singular value.
 
 mod combine;
+mod formulas;
 mod moments;
 mod normal;
 mod norms;
@@ -10,9 +11,10 @@ mod singular;
 mod tests;
 
 pub use combine::combine;
+pub use formulas::{Formula, compute};
 pub use moments::{Sums, sums};
 pub use normal::{Rows, Work};
-pub use norms::{follow, norms};
+pub use norms::{Norms, Powers, follow};
 pub use singular::{Singular, top_singular_value};
 
 use half::{bf16, f16};

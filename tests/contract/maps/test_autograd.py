@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ferrostep import maps, projections
 
@@ -192,6 +195,59 @@ def test_operators_pass_torchs_own_checks(entry: Entry) -> None:
     torch.library.opcheck(maps._forward, (x, *of, -1))
     told = entry(x) if maps.MAPS[entry.name].by_image else x
     torch.library.opcheck(maps._product_of, (told.detach(), v, *of, -1, True))
+
+
+class Seen(TorchDispatchMode):
+    """The operators that torch dispatches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(op.name())
+        return op(*args, **(kwargs or {}))
+
+
+class Own(Tensor):
+    """A subclass."""
+
+
+def test_whoever_looks_on_sees_the_operators() -> None:
+    x, f = sample((4, 6), torch.float32), projections.simplex
+    leaf, v = x.clone().requires_grad_(), sample((4, 6), torch.float32, seed=1)
+    assert maps._is_direct(x, leaf, torch.nn.Parameter(x), x.T)
+    with Seen() as seen:
+        torch.autograd.grad(f(leaf), leaf, v)
+    assert [name for name in seen.names if "map" in name] == ["ferrostep::map_forward", "ferrostep::map_product"]
+    with torch.profiler.profile() as profile:
+        f(x)
+    assert "ferrostep::map_forward" in {event.name for event in profile.events()}
+    for traced in (make_fx(lambda x: f(x))(x), make_fx(lambda x: projections.simplex_(x.clone()))(x)):
+        assert torch.equal(traced(v), f(v)) and "map_forward" in traced.code
+    with FakeTensorMode() as mode:
+        fake = mode.from_tensor(x)
+    assert isinstance(f(fake), FakeTensor) and projections.simplex_(fake) is fake
+    assert isinstance(f(x.as_subclass(Own)), Own)
+
+
+def test_plain_autograd_goes_past_the_operators_with_the_same_results() -> None:
+    x, v = sample((4, 6)), sample((4, 6), seed=1)
+    for f in (projections.simplex, projections.l2_ball):  # told by the image, and curved
+
+        def of(f: Any = f) -> list[Tensor]:
+            leaf, w = x.clone().requires_grad_(), v.clone().requires_grad_()
+            y = f(leaf)
+            (first,) = torch.autograd.grad(y, leaf, w, create_graph=True)
+            return [y, first, *torch.autograd.grad(first, (leaf, w), v, materialize_grads=True)]
+
+        direct = of()
+        with Seen():
+            by_operators = of()
+        assert all(map(torch.equal, direct, by_operators))
+        with torch.inference_mode():
+            inner = x.clone()
+            assert maps._is_direct(inner) and torch.equal(f(inner), direct[0])
 
 
 @every_kind

@@ -219,16 +219,6 @@ def test_numbers_near_the_greatest() -> None:
         assert project(x, 1.0).tolist() == [[0.25, 0.75, 0, 0, 0], [0.5, 0.5, 0, 0, 0]]
 
 
-def test_a_peer_agrees() -> None:
-    entmax = pytest.importorskip("entmax")  # `pip install --no-deps entmax` is enough
-    x = sample((50, 300)).requires_grad_()
-    v = sample((50, 300), seed=1)
-    ours, theirs = projections.simplex(x), entmax.sparsemax(x, dim=-1)
-    torch.testing.assert_close(ours, theirs)
-    for one, other in zip(torch.autograd.grad(ours, x, v), torch.autograd.grad(theirs, x, v), strict=True):
-        torch.testing.assert_close(one, other)
-
-
 ORACLES: tuple[tuple[str, dict[str, Any], list[float], list[float], list[float] | None], ...] = (
     ("simplex", {"s": 1.0}, X, [0, 0.65, 0, 0.35, 0], [0, -1.25, 0, 1.25, 0]),
     ("simplex", {"s": 2.0}, X, [0.3, 1, 0, 0.7, 0], [7 / 6, -11 / 6, 0, 2 / 3, 0]),

@@ -142,7 +142,7 @@ class Entry:
     def sums(self) -> bool:
         """Whether its rule is to know a sum over elements."""
         optimizer = self.build([torch.nn.Parameter(torch.zeros(self.shapes[0]))])
-        return bool(optimizer._asks_for_sums(optimizer.param_groups[0]))
+        return any(rule.summed is not None for rule in optimizer._rules(optimizer.param_groups[0]))
 
     @property
     def begins_late(self) -> bool:

@@ -108,6 +108,47 @@ def test_a_step_that_is_interrupted_is_whole_or_has_not_begun(entry: Entry, step
     assert seen == {False, True}
 
 
+@pytest.mark.parametrize("backend", ["rust", "reference"])
+def test_an_interrupted_step_projects_all_parameters_or_has_not_begun(backend: str) -> None:
+    def build() -> Optimizer:
+        params = parameters([(4, 3), (5,), (2, 2)], torch.bfloat16)
+        groups = [{"params": params[:2], "projection": ("box", -0.5, 0.5)}, {"params": params[2:]}]
+        groups[1]["projection"] = lambda p: p.clamp_(min=0).clamp_(max=0.25)
+        optimizer = AdamW(groups, lr=0.1, rounding="kahan", backend=backend)
+        set_gradients(params, 0)
+        return optimizer
+
+    counting, expected = Interrupts(), build()
+    counting.run(expected.step)
+    seen = set()
+    for at in places(counting.passed):
+        optimizer = build()
+        before = Snapshot(optimizer)
+        with suppress(KeyboardInterrupt):
+            Interrupts(at).run(optimizer.step)
+        seen.add(bool(optimizer.state))
+        if not optimizer.state:
+            before.assert_unchanged()
+            optimizer.step()
+        assert_same_bits(optimizer, expected)
+    assert seen == {False, True}
+
+
+def test_what_a_projection_raises_leaves_the_others_projected() -> None:
+    def fail(_: torch.Tensor) -> None:
+        raise ValueError("no set")
+
+    params = parameters([(4, 3), (5,), (2, 2)])
+    groups = [{"params": [p], "projection": how} for p, how in zip(params, ("simplex", fail, "simplex"), strict=True)]
+    optimizer = AdamW(groups, lr=0.1)
+    set_gradients(params, 0)
+    with pytest.raises(ValueError, match="no set"):
+        optimizer.step()
+    for p in (params[0], params[2]):
+        torch.testing.assert_close(p.sum(-1), torch.ones(p.shape[0]))
+    assert all(state["step"] == 1 for state in optimizer.state.values())
+
+
 @every_class
 def test_a_step_whose_plain_torch_part_fails_has_not_begun(entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
     """Such as for want of memory on a device."""

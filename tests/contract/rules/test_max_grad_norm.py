@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
+from torch.optim import Optimizer
 
-from ferrostep.optim import AdamW, MuonWithAuxAdamW
+from ferrostep.offload import HostOptimizer
+from ferrostep.optim import SAM, AdamW, MuonWithAuxAdamW
 from tests.contract.rules.registry import ADAMW, Entry, every, one_of_each_class
 from tests.contract.training import assert_close, assert_same_bits, copies, parameters, set_gradients
 
@@ -116,6 +118,23 @@ def test_a_step_that_is_skipped_changes_nothing(backend: str) -> None:
     optimizer.step()
     assert_same_bits(copies(optimizer), before)
     assert optimizer.last_grad_norm.isnan()
+
+
+WRAPPED: dict[str, Callable[..., Optimizer]] = {
+    "HostOptimizer": lambda cls, params, **options: HostOptimizer(params, cls, **options),
+    "SAM": lambda cls, params, **options: SAM(cls(params, **options)),
+    "SAM of HostOptimizer": lambda cls, params, **options: SAM(HostOptimizer(params, cls, **options)),
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED.values(), ids=WRAPPED)
+def test_who_holds_an_optimizer_has_its_norm(wrapped: Callable[..., Optimizer]) -> None:
+    params = parameters([(5,), (3, 2)])
+    optimizer = wrapped(AdamW, params, max_grad_norm=1.0)
+    assert optimizer.last_grad_norm is None
+    optimizer.step(lambda: set_gradients(params, 0))
+    assert optimizer.last_grad_norm.item() == pytest.approx(squares(params) ** 0.5, rel=1e-6)
+    assert wrapped(torch.optim.AdamW, params).last_grad_norm is None
 
 
 def test_the_norm_is_the_same_with_any_number_of_threads(isa: str) -> None:

@@ -137,7 +137,9 @@ BAD: tuple[tuple[Any, type[Exception], str], ...] = (
     (partial(projections.simplex, dim=0), ValueError, "projection is simplex, which leaves the parameter; expected"),
     (("l1_ball", -1.0), ValueError, "Invalid r: -1.0; expected a finite number"),
     (("box", 1.0, 0.0), ValueError, "Invalid hi: 0.0; expected lo"),
-    (("box", 1.0), TypeError, "missing 1 required positional argument: 'hi'"),
+    (("box", 1.0), ValueError, r"projection 'box' has 1 numbers, expected 2 \(lo, hi\)"),
+    (("simplex", 1.0, 0), ValueError, r"projection 'simplex' has 2 numbers, expected at most 1 \(s\)"),
+    (("nonnegative", 1), ValueError, "projection 'nonnegative' has 1 numbers, expected none"),
     (("simplex", torch.ones(())), TypeError, "projection's argument is a Tensor, expected a number"),
 )
 
@@ -171,6 +173,8 @@ def test_what_cannot_be_projected_is_refused() -> None:
         AdamW([Parameter(torch.ones(3, dtype=torch.complex64))], projection="nonnegative")
     with pytest.raises(RuntimeError, match="projection does not support `differentiable`"):
         AdamW(parameters([(3,)]), projection="simplex", differentiable=True)
+    with pytest.raises(TypeError, match=r"param group 0 got .* 'project'; did you mean 'projection'\?"):
+        AdamW([{"params": parameters([(3,)]), "project": "simplex"}])
     for two_points in (NIGT, STORM):
         with pytest.raises(RuntimeError, match="does not support projection: its second point"):
             two_points(parameters([(3,)]), lr=0.1, projection="simplex")

@@ -221,10 +221,11 @@ def test_a_base_of_matrices() -> None:
         (lambda params: SAM(params), TypeError, "base_optimizer is a list, expected a torch.optim.Optimizer"),
         (lambda params: SAM(AdamW(params), rho=-0.1), ValueError, "Invalid rho: -0.1; expected a finite number"),
         (lambda params: SAM(AdamW(params), rho="1"), TypeError, "rho is a str, expected a number"),
+        (lambda params: SAM(AdamW(params), adaptive="no"), TypeError, "adaptive is a str, expected a bool"),
         (lambda params: SAM(AdamW(params)).step(), TypeError, "SAM.step needs a closure"),
         (lambda params: SAM(AdamW(params)).second_step(), RuntimeError, "second_step was called without first_step"),
     ],
-    ids=["no-optimizer", "negative", "str", "no-closure", "no-first-step"],
+    ids=["no-optimizer", "negative", "str", "word", "no-closure", "no-first-step"],
 )
 def test_impossible_uses(make: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):

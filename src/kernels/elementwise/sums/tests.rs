@@ -1,8 +1,9 @@
 use half::bf16;
 
 use super::*;
+use crate::kernels::elementwise::Updates;
 use crate::kernels::elementwise::tests::{Number, numbers, one_at_a_time};
-use crate::kernels::storage::{BLOCK, State};
+use crate::kernels::storage::{BLOCK, Rounding, State};
 
 /// Sums `(state / 2 + gradient)^2`, or that without the square.
 #[derive(Clone, Copy)]
@@ -18,6 +19,23 @@ impl<const SQUARES: bool> Rule<1> for Half<SQUARES> {
     #[inline(always)]
     fn term<V: Vector>(&self, grad: V, [state]: [V; 1]) -> V {
         state * 0.5 + grad
+    }
+}
+
+/// Sums numbers that are rounded.
+#[derive(Clone, Copy)]
+struct Third;
+
+impl Rule<1> for Third {
+    const SUMMED: Option<Summed> = Some(Summed::Terms);
+
+    fn update<V: Vector>(&self, param: V, _: V, state: [V; 1]) -> (V, [V; 1]) {
+        (param, state)
+    }
+
+    #[inline(always)]
+    fn term<V: Vector>(&self, grad: V, _: [V; 1]) -> V {
+        grad * (1.0 / 3.0)
     }
 }
 
@@ -102,25 +120,11 @@ fn sums_are_those_of_the_formula() {
 #[test]
 fn neither_threads_nor_instruction_sets_change_a_bit() {
     let _turn = one_at_a_time();
-    let norms = |threads| {
-        let wide = numbers(3 * BLOCK + 45, 7);
-        let single: Vec<f32> = wide.iter().map(|&x| x as f32).collect();
-        let tensor = |dtype, data: *const u8| Values {
-            dtype,
-            len: wide.len(),
-            data,
-        };
-        let tensors = [
-            tensor(Float::F64, wide.as_ptr().cast()),
-            tensor(Float::F32, single.as_ptr().cast()),
-        ];
-        // SAFETY: the vectors are alive.
-        unsafe { squared_norms(&tensors, threads) }
-    };
+    let of_thirds = |threads| sums::<f64, f64, _>(Third, [3 * BLOCK + 45, TILE + 1], threads);
     let mut all = vec![];
     for isa in Isa::supported() {
         isa.select();
-        all.extend([1, 2, 3].map(norms));
+        all.extend([1, 2, 3].map(of_thirds));
     }
     assert!(all.windows(2).all(|pair| pair[0] == pair[1]), "{all:?}");
 }

@@ -1,0 +1,148 @@
+//! Formulas of some tensors' elements, several of which may be written in one pass, and the sum of squares of one: in
+//! f64 and in a fixed number of lanes, so that neither threads nor instruction sets change a bit.
+
+use super::Element;
+use super::moments::{PARTS, total};
+use crate::kernels::vector::{
+    Arch, Arithmetic, Double, MAX_LANES, Routine, Vector, WIDENED, dispatch, prefetch,
+};
+use crate::runtime::Isa;
+
+/// Of the elements of `N` tensors at one place.
+pub trait Formula<const N: usize>: Copy + Send + Sync {
+    /// The first so many tensors are written, at least one.
+    const WRITTEN: usize;
+    /// Whether the squares of the first one are summed, which is written.
+    const SQUARES: bool;
+
+    /// What becomes of them. Only vectors of arrays that are taken apart stay in registers.
+    fn of<V: Vector>(self, elements: [V; N]) -> [V; N];
+}
+
+/// Computes a formula on `len` elements of tensors; gives the sum of squares, of what has been rounded, or 0.
+///
+/// # Safety
+/// The pointers are valid for reading, the first [`Formula::WRITTEN`] also for writing; these overlap nothing.
+///
+/// # Panics
+/// Where the CPU does not run `isa`.
+pub unsafe fn compute<T: Element, F: Formula<N>, const N: usize>(
+    isa: Isa,
+    formula: F,
+    tensors: [*mut T; N],
+    len: usize,
+) -> f64 {
+    dispatch(
+        isa,
+        Stretch {
+            formula,
+            tensors,
+            len,
+        },
+    )
+}
+
+/// The arguments of [`compute`], which keep its promises.
+struct Stretch<T, F, const N: usize> {
+    formula: F,
+    tensors: [*mut T; N],
+    len: usize,
+}
+
+impl<T: Element, F: Formula<N>, const N: usize> Routine for Stretch<T, F, N> {
+    type Output = f64;
+
+    #[inline(always)]
+    unsafe fn run<A: Arch>(self) -> f64 {
+        let Stretch {
+            formula,
+            tensors,
+            len,
+        } = self;
+        let mut squares = Squares([A::F64::splat(0.0); PARTS]);
+        let whole = len - len % MAX_LANES;
+        for i in (0..whole).step_by(MAX_LANES) {
+            for tensor in &tensors {
+                prefetch::<A, T>(tensor.cast_const().cast(), i, MAX_LANES);
+            }
+            // SAFETY: as many elements lie within the tensors.
+            unsafe { block::<A, T, F, N>(formula, &tensors, i, &mut squares) };
+        }
+        if whole < len {
+            // The last elements go through copies that are filled up with zeros.
+            let mut padded = [[T::default(); MAX_LANES]; N];
+            let rest = len - whole;
+            // SAFETY: the tensors hold `rest` elements from `whole` on, the copies more than that.
+            unsafe {
+                for (padded, tensor) in padded.iter_mut().zip(&tensors) {
+                    let from = tensor.add(whole);
+                    from.copy_to_nonoverlapping(padded.as_mut_ptr(), rest);
+                }
+                let first = padded.as_mut_ptr();
+                let copies = std::array::from_fn(|n| first.add(n).cast());
+                block::<A, T, F, N>(formula, &copies, 0, &mut squares);
+                for (padded, tensor) in padded.iter().zip(&tensors).take(F::WRITTEN) {
+                    let to = tensor.add(whole);
+                    to.copy_from_nonoverlapping(padded.as_ptr(), rest);
+                }
+            }
+        }
+        match F::SQUARES {
+            true => total(&squares.0),
+            false => 0.0,
+        }
+    }
+}
+
+/// The elements from number `at` on.
+///
+/// # Safety
+/// The pointers are valid for [`MAX_LANES`] elements there, those that are written for writing.
+#[inline(always)]
+unsafe fn block<A: Arch, T: Element, F: Formula<N>, const N: usize>(
+    formula: F,
+    tensors: &[*mut T; N],
+    at: usize,
+    squares: &mut Squares<A::F64>,
+) {
+    let lanes = <T::Combined as Arithmetic>::Vector::<A>::LANES;
+    for i in (at..at + MAX_LANES).step_by(lanes) {
+        // Neither `map` nor `zip`, which are calls: see CONTRIBUTING.md.
+        let mut elements = [<T::Combined as Arithmetic>::Vector::<A>::splat(0.0); N];
+        for (n, element) in elements.iter_mut().enumerate() {
+            // SAFETY: the caller's promise, here and below.
+            *element = unsafe { T::load::<A>(tensors[n].add(i)) };
+        }
+        let results = formula.of(elements);
+        for (n, result) in results.iter().enumerate() {
+            if n < F::WRITTEN {
+                // SAFETY: as above.
+                unsafe { T::store::<A>(*result, tensors[n].add(i)) };
+            }
+        }
+    }
+    if F::SQUARES {
+        for i in (at..at + MAX_LANES).step_by(WIDENED) {
+            // SAFETY: as above.
+            unsafe { squares.add(tensors[0].add(i).cast_const()) };
+        }
+    }
+}
+
+/// Sums in as many lanes as elements are widened at once.
+struct Squares<V>([V; PARTS]);
+
+impl<V: Double> Squares<V> {
+    /// # Safety
+    /// `from` is valid for reading [`WIDENED`] elements.
+    #[inline(always)]
+    unsafe fn add<T: Element>(&mut self, from: *const T) {
+        let pairs = WIDENED / V::LANES / 2;
+        for pair in 0..pairs {
+            // SAFETY: the caller's promise.
+            let [lower, upper] = unsafe { T::widen::<V>(from, pair) };
+            self.0[pair] = self.0[pair] + lower * lower;
+            self.0[pairs + pair] = self.0[pairs + pair] + upper * upper;
+        }
+    }
+}
