@@ -8,6 +8,7 @@ Two processes (gloo on this machine, one thread each) take turns with one that h
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -98,16 +99,46 @@ def on_two_ranks(rounds: int, layers: int) -> list[Row]:
             [f"AdamW, 2 ranks, 1 thread: {name}", f"{median(seconds) * 1e3:.2f}", f"{ratio(seconds, base):.2f}"]
         )
     hidden = [shape for shape in gpt2(layers)[2:] if len(shape) == 2]
-    alone = stepping(Muon, hidden, distributed=False) if dist.get_rank() == 0 else (lambda: None)
-    shared = stepping(Muon, hidden, distributed=True)
-    together(alone), together(shared)
-    pairs = [(together(alone), together(shared)) for _ in range(max(3, rounds // 3))]
-    for name, seconds in zip(("1 rank", "2 ranks"), zip(*pairs, strict=True), strict=True):
-        relative = ratio(seconds, [one for one, _ in pairs])
+    steps = {
+        "1 rank": stepping(Muon, hidden, distributed=False) if dist.get_rank() == 0 else (lambda: None),
+        "2 ranks": stepping(Muon, hidden, distributed=True),
+        "2 ranks, half of them each, nothing exchanged": stepping(Muon, own_half(hidden), distributed=False),
+        "2 ranks, nothing but two exchanges of as many bytes": exchanging(sum(map(math.prod, hidden))),
+    }
+    for step in steps.values():
+        together(step)
+    samples = [[together(step) for step in steps.values()] for _ in range(max(3, rounds // 3))]
+    of_each = dict(zip(steps, zip(*samples, strict=True), strict=True))
+    for name, seconds in of_each.items():
+        relative = ratio(seconds, of_each["1 rank"])
         rows.append(
             [f"Muon, {len(hidden)} matrices, 1 thread: {name}", f"{median(seconds) * 1e3:.1f}", f"{relative:.2f}"]
         )
     return rows
+
+
+def own_half(shapes: list[Shape]) -> list[Shape]:
+    """The matrices that this rank would own, by about the time that they take."""
+    work, owned = [0] * dist.get_world_size(), []
+    for shape in sorted(shapes, key=lambda shape: -math.prod(shape) * min(shape)):
+        owner = work.index(min(work))
+        work[owner] += math.prod(shape) * min(shape)
+        if owner == dist.get_rank():
+            owned.append(shape)
+    return owned
+
+
+def exchanging(elements: int) -> Callable[[], object]:
+    """What a rank sends and gets for directions and moves of so many elements, a half of which the other owns."""
+    ranks, rank = dist.get_world_size(), dist.get_rank()
+    sizes = [0 if other == rank else elements // ranks**2 for other in range(ranks)]
+    out, into = torch.ones(sum(sizes)), torch.ones(sum(sizes))
+
+    def exchange() -> None:
+        for _ in range(2):
+            dist.all_to_all_single(into, out, sizes, sizes)
+
+    return exchange
 
 
 @contextmanager

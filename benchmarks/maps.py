@@ -68,7 +68,15 @@ def measured() -> list[Measured]:
     return [
         Measured("simplex", LONG, sorting | {"ferrostep": simplex, "torch.softmax": lambda x: x.softmax(-1)}),
         Measured("l1_ball", LONG, {"torch, by sorting": ball_by_sorting, "ferrostep": l1_ball}),
-        Measured("group_lasso", LONG, {"torch": group_lasso, "ferrostep": partial(prox.group_lasso, lambd=5.0)}),
+        Measured(
+            "group_lasso",
+            LONG,
+            {
+                "torch": group_lasso,
+                "ferrostep": partial(prox.group_lasso, lambd=5.0),
+                "(one pass: torch softshrink)": partial(softshrink, lambd=0.5),
+            },
+        ),
         Measured(
             "soft_threshold",
             LONG[1:2],

@@ -22,7 +22,6 @@ from ferrostep.optim import (
     Lion,
     MemoryPlan,
     MuonAdamW,
-    OptimisticMD,
     memory_plan,
     muon_param_groups,
 )
@@ -119,7 +118,6 @@ def test_options_are_in_the_plan(options: dict[str, Any], dtype: torch.dtype) ->
     [
         (FRUGAL, {"selection": "svd", "density": 0.0}),
         (Lion, {"kappa": torch.sign}),
-        (OptimisticMD, {"radius": 1.0}),
         (MuonAdamW, {"backend": "reference"}),
     ],
 )

@@ -34,6 +34,14 @@ class SimplexRule:
 
     def __init__(self, rule: Rule, dim: int) -> None: ...
 
+class CarriedRule:
+    """The rule ``"Storm"`` where both states are of the arithmetic's dtype.
+
+    :meth:`Batch.sums` writes the new momentum to the transport, from where the step reads it, and where it stays.
+    """
+
+    def __init__(self, rule: Rule) -> None: ...
+
 class SelectedRule:
     """A rule for parameters of 2 or more dimensions, of which ``inner`` updates the selected elements and ``rest`` the
     others; without a ``rest`` they stay.
@@ -161,7 +169,7 @@ class Batch:
     def __init__(self, known: Known | None = None) -> None: ...
     def add(
         self,
-        rule: Rule | SimplexRule | SelectedRule | MatrixRule | Stage,
+        rule: Rule | SimplexRule | CarriedRule | SelectedRule | MatrixRule | Stage,
         params: list[Any],
         grads: list[Any],
         states: dict[str, list[Any]],
@@ -208,7 +216,11 @@ class Batch:
         """Multiply the gradients of each group that was added on their way into the step, and into its sums."""
 
     def sums(self, threads: int) -> list[list[float]]:
-        """For each group that was added, what its rule sums over each parameter; nothing if it sums nothing."""
+        """For each group that was added, what its rule sums over each parameter; nothing if it sums nothing.
+
+        Raises:
+            ValueError: with a :class:`CarriedRule`, tensors that share memory, of which some is written.
+        """
 
     def know(self, sums: list[list[float]]) -> None:
         """Tell the rules of each group that was added what they are to know of each parameter, or nothing."""

@@ -146,14 +146,17 @@ impl Batch {
     }
 
     /// What the rules sum over each parameter. See `_core.pyi`.
-    fn sums(&mut self, py: Python<'_>, threads: usize) -> Vec<Vec<f64>> {
+    fn sums(&mut self, py: Python<'_>, threads: usize) -> PyResult<Vec<Vec<f64>>> {
         let (call, works) = (&mut self.ledger.call, &self.works);
+        if works.iter().any(|work| work.writes_in_sums()) {
+            call.check_overlaps()?;
+        }
         let mut sums = call.read(py, threads, || elementwise::sums(works, threads));
         let own = |(place, _): &(Place, usize)| match *place {
             Place::Elements(i) => std::mem::take(&mut sums[i]),
             Place::Matrices(_) => Vec::new(),
         };
-        self.added.iter().map(own).collect()
+        Ok(self.added.iter().map(own).collect())
     }
 
     /// Tells the rules the sums. See `_core.pyi`.
@@ -206,7 +209,7 @@ impl Batch {
                 }
                 scalars.iter().for_each(|scalar| scalar.write());
             }
-            elementwise::select(works, threads);
+            elementwise::prepare(works, threads);
             let found = match powers {
                 None => (elementwise::run(works, threads), Vec::new(), Vec::new()),
                 Some(powers) => {

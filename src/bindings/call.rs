@@ -177,6 +177,17 @@ impl<N: Names> Call<N> {
         data
     }
 
+    /// Raises if tensors share memory of which some is written.
+    pub fn check_overlaps(&mut self) -> PyResult<()> {
+        match overlap::find(&mut self.writes, &self.reads) {
+            Some((one, other)) => {
+                let other = self.names.place(other);
+                Err(self.refuse(one, Problem::Overlaps { other }))
+            }
+            None => Ok(()),
+        }
+    }
+
     /// Runs a kernel that only reads, without the GIL, on up to `threads` threads where copies are made.
     pub fn read<R: Send>(&mut self, py: Python<'_>, threads: usize, kernel: impl FnOnce() -> R + Send) -> R {
         let is_loaded = std::mem::replace(&mut self.is_loaded, true);
@@ -200,10 +211,7 @@ impl<N: Names> Call<N> {
         threads: usize,
         kernel: impl FnOnce() -> Option<R> + Send,
     ) -> PyResult<Option<R>> {
-        if let Some((one, other)) = overlap::find(&mut self.writes, &self.reads) {
-            let other = self.names.place(other);
-            return Err(self.refuse(one, Problem::Overlaps { other }));
-        }
+        self.check_overlaps()?;
         let (staged, is_loaded) = (&mut self.staged, self.is_loaded);
         // Only what the views point into is used without the GIL, and `self.taken` keeps that alive.
         let result = py.detach(|| {

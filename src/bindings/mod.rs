@@ -55,7 +55,7 @@ mod _core {
     #[pymodule_export]
     use super::reader::{Known, use_exchange_api};
     #[pymodule_export]
-    use super::rules::{PyRule, SelectedRule, SimplexRule, hyperparameters, rules};
+    use super::rules::{CarriedRule, PyRule, SelectedRule, SimplexRule, hyperparameters, rules};
     #[pymodule_export]
     use super::runtime::{adopt_openmp, available_cpus, isa, supported_isas, use_isa};
     #[pymodule_export]

@@ -11,6 +11,7 @@ use super::errors::Problem;
 use super::matrix::{self, MatrixRule, Stage};
 use super::parameters::{Inputs, Ledger, Tensors, Writes};
 use super::selected::{self, Selected};
+use crate::kernels::elementwise::storm::Storm;
 use crate::kernels::elementwise::{
     self, AnyRule, HyperparameterKind, Hyperparameters, Rule as _, Source, Visitor, Work,
 };
@@ -48,6 +49,21 @@ impl SimplexRule {
     #[new]
     fn new(rule: &PyRule, dim: i64) -> Self {
         SimplexRule { rule: rule.0, dim }
+    }
+}
+
+/// STORM's rule for transports that the step may use up: see `_core.pyi`.
+#[pyclass(frozen, module = "ferrostep._core")]
+pub struct CarriedRule(Storm);
+
+#[pymethods]
+impl CarriedRule {
+    #[new]
+    fn new(rule: &PyRule) -> PyResult<Self> {
+        match rule.0 {
+            AnyRule::Storm(rule) => Ok(CarriedRule(rule)),
+            _ => Err(PyValueError::new_err("Invalid rule: expected that of Storm")),
+        }
     }
 }
 
@@ -164,6 +180,9 @@ pub fn add(ledger: &mut Ledger, rule: &Bound<'_, PyAny>, inputs: &Inputs<'_>) ->
         let SimplexRule { rule, dim } = *rule.get();
         return rule.visit(AddRows { ledger, inputs, dim }).map(Update::Elements);
     }
+    if let Ok(rule) = rule.cast::<CarriedRule>() {
+        return add_carried(ledger, rule.get().0, inputs).map(Update::Elements);
+    }
     if let Ok(rule) = rule.cast::<SelectedRule>() {
         return selected::add(ledger, &rule.get().0, inputs).map(Update::Elements);
     }
@@ -252,6 +271,24 @@ impl Visitor for AddRows<'_, '_> {
         }
         Ok(Box::new(batch))
     }
+}
+
+fn add_carried(ledger: &mut Ledger, rule: Storm, inputs: &Inputs<'_>) -> PyResult<Box<dyn Work>> {
+    inputs.expect(2, Storm::PRODUCT)?;
+    let mut batch = elementwise::CarriedUpdates::with_capacity(inputs.len());
+    let writes = Writes {
+        param: true,
+        states: 2,
+    };
+    for i in 0..inputs.len() {
+        let tensors = ledger.tensors(inputs, i, writes, &Storm::books())?;
+        let buffers = ledger.buffers(inputs, i, &tensors, &tensors.order(), writes);
+        // SAFETY: as for `Add`; before the transport is written, `Batch::sums` checks that it is not shared.
+        if unsafe { batch.push(rule, buffers) }.is_err() {
+            return Err(ledger.refuse(inputs, i, Problem::combination(&buffers, inputs.rounding)));
+        }
+    }
+    Ok(Box::new(batch))
 }
 
 fn writes<H: Hyperparameters<N>, const N: usize>() -> Writes {

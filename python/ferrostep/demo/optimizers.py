@@ -88,8 +88,10 @@ FRUGAL: dict[str, Any] = ADAMW | {"lr": 1e-3, "update_gap": 20}
 GALORE: dict[str, Any] = FRUGAL | {"selection": "svd", "state_free": "none", "reset_state": False}
 GD: dict[str, Any] = {"lr": 1.0}
 LION: dict[str, Any] = {"lr": 3e-4, "betas": (0.95, 0.98), "weight_decay": 1.0}
+LION_IDENTITY: dict[str, Any] = LION | {"lr": 0.3, "weight_decay": 1e-3}
 LION_NORM: dict[str, Any] = LION | {"lr": 0.03, "weight_decay": 0.01}
 LION_ROW: dict[str, Any] = LION | {"lr": 3e-3, "weight_decay": 0.1}
+LION_TOPK: dict[str, Any] = LION | {"lr": 1e-3, "weight_decay": 0.3}
 MUON: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1}
 AUON: dict[str, Any] = {"lr": 5e-3}
 HYBRID_AUON: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1}
@@ -122,9 +124,11 @@ OPTIMIZERS: dict[str, Factory] = {
     "lion": of("ferrostep.optim.Lion", **LION),
     "lion_deadzone": of("ferrostep.optim.Lion", **LION, kappa="deadzone", kappa_param=1e-3),
     "lion_huber": of("ferrostep.optim.Lion", **LION, kappa="huber", kappa_param=1e-3),
+    "lion_identity": of("ferrostep.optim.Lion", **LION_IDENTITY, kappa="identity"),
     "lion_l2": of("ferrostep.optim.Lion", **LION_NORM, kappa="l2"),
     "lion_lp": of("ferrostep.optim.Lion", **LION_NORM, kappa="lp", kappa_param=1.5),
     "lion_row": of("ferrostep.optim.Lion", **LION_ROW, kappa="row"),
+    "lion_topk": of("ferrostep.optim.Lion", **LION_TOPK, kappa="topk", kappa_param=100),
     "diffgrad": of("ferrostep.optim.DiffGrad", **DIFFGRAD),
     "nadam": of("ferrostep.optim.NAdam", **ADAM),
     "nigt": of("ferrostep.optim.NIGT", **NIGT),

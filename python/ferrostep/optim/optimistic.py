@@ -9,6 +9,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from ferrostep import reference
+from ferrostep.optim import shards
 from ferrostep.optim.arguments import (
     AtLeastZero,
     Betas,
@@ -77,8 +78,7 @@ class OptimisticMD(RuleOptimizer):
         first_hint: what goes before the first gradient: itself (``"gradient"``, default: the first step is that of
             gradient descent), or ``"zero"``, which makes it twice as long.
         simplex_dim: the dimension along which numbers sum up to 1, for ``"entropic"``. Default -1.
-        radius: of the ball that each parameter stays in, by its norm; for ``"euclidean"``. It runs in plain torch.
-            Default None: everywhere.
+        radius: of the ball that each parameter stays in, by its norm; for ``"euclidean"``. Default None: everywhere.
         adaptive: None (default), or ``"variation"`` as above, for ``"euclidean"``.
         initial_accumulator_value: V before the first step, above 0. Default 1.
         weight_decay: decoupled, times ``lr``; not for ``"entropic"``, where it would have no effect. Default 0.
@@ -92,8 +92,7 @@ class OptimisticMD(RuleOptimizer):
         ValueError, TypeError: an impossible or unknown argument, ``radius`` or ``adaptive`` with another geometry, or
             with ``"entropic"`` a parameter whose rows are not on the simplex (positive, with sum 1 to within 1e-6); the
             error names it. A 0 stays one.
-        RuntimeError, IndexError: ``radius`` with ``backend="rust"``; with ``"entropic"``, complex or distributed
-            parameters, or ones without the dimension.
+        RuntimeError, IndexError: with ``"entropic"``, complex or distributed parameters, or ones without the dimension.
 
     Example:
         >>> import torch
@@ -131,21 +130,18 @@ class OptimisticMD(RuleOptimizer):
 
     def rule(self, group: dict[str, Any]) -> Rule:
         """Optimistic descent in the group's geometry, with its hyperparameters."""
-        own = {**group, "hint_is_gradient": group["first_hint"] == "gradient"}
+        own = {
+            **group,
+            "hint_is_gradient": group["first_hint"] == "gradient",
+            "multiplicative": group["geometry"] == "eg",
+        }
         check_arguments({"radius": self._arguments["radius"]}, own)
-        if group["geometry"] != "euclidean":
-            rule = OPTIMISTIC_MD.of({**own, "multiplicative": group["geometry"] == "eg"})
-            return on_simplex(rule, group["simplex_dim"]) if group["geometry"] == "entropic" else rule
-        if group["adaptive"] is None:
-            rule = OPTIMISTIC_MD.of({**own, "multiplicative": False})
-        else:
-            rule = ADAPTIVE.of({**own, "accumulated": self._variation(group)})._replace(scope="group")
-        if group["radius"] is None:
-            return rule
-        return rule._replace(
-            reference=reference.in_ball(rule.reference),
-            hyperparameters={**rule.hyperparameters, "radius": own["radius"]},
-        )
+        if own["radius"] is None:
+            own["radius"] = math.inf
+        if group["geometry"] == "euclidean" and group["adaptive"] is not None:
+            return ADAPTIVE.of({**own, "accumulated": self._variation(group)})._replace(scope="group")
+        rule = OPTIMISTIC_MD.of(own)
+        return on_simplex(rule, group["simplex_dim"]) if group["geometry"] == "entropic" else rule
 
     def _variation(self, group: dict[str, Any]) -> float:
         found = self.state.get(group["params"][0], {}).get("variation") if group["params"] else None
@@ -161,14 +157,14 @@ class OptimisticMD(RuleOptimizer):
                 if group[name] is not None:
                     chosen = f"{name}={group[name]!r}"
                     raise ValueError(f"{chosen} and geometry={group['geometry']!r} exclude each other")
-        if group["radius"] is not None and group["backend"] == "rust":
-            raise RuntimeError(f"radius={group['radius']} runs in plain torch and excludes backend='rust'")
 
     def _takes_matrices(self, group: dict[str, Any]) -> bool:
         return group["radius"] is not None
 
     def _is_for_plain_torch(self, group: dict[str, Any]) -> bool:
-        return group["radius"] is not None or super()._is_for_plain_torch(group)
+        # Of what is split over ranks, every one works out the whole.
+        in_parts = group["radius"] is not None and any(map(shards.is_distributed, group["params"]))
+        return in_parts or super()._is_for_plain_torch(group)
 
     def _take_sums(self, sums: list[tuple[Gathered, list[Sum]]], new_state: NewState) -> bool:
         found = {gathered.number: total for gathered, (total, *_) in sums if not is_fake(gathered.params[0])}

@@ -307,8 +307,7 @@ class RuleOptimizer(InPlaceOptimizer):
         projections = projected(self.param_groups, self.state)
         taken = None
         try:
-            params = (p for group in self.param_groups for p in group["params"])
-            taken = agreed(shards.process_groups(params), lambda: self._take(new_state))
+            taken = agreed(shards.who_share(self.param_groups), lambda: self._take(new_state))
             if self._is_to_run(taken, new_state):
                 taken.run(torch.get_num_threads(), projections)
         finally:

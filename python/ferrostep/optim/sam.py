@@ -269,8 +269,7 @@ class SAM(Optimizer):
     @without_dynamo
     def _ascend(self) -> None:
         weights: dict[Tensor, Tensor] = {}
-        params = (p for group in self.param_groups for p in group["params"])
-        taken = agreed(shards.process_groups(params), partial(self._take, weights))
+        taken = agreed(shards.who_share(self.param_groups), partial(self._take, weights))
         threads = torch.get_num_threads()
         taken.know(threads)
         self._weights = weights

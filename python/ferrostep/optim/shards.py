@@ -122,6 +122,11 @@ def process_groups(params: Iterable[Tensor]) -> list[ProcessGroup]:
     return in_order(mesh.get_group(i) for mesh, placements in layouts for i in mesh_dims(mesh, placements))
 
 
+def who_share(param_groups: Iterable[Mapping[str, Any]]) -> list[ProcessGroup]:
+    """The process groups that the parameters of parameter groups are split over, in order."""
+    return process_groups(p for group in param_groups for p in group["params"])
+
+
 def in_order(groups: Iterable[ProcessGroup]) -> list[ProcessGroup]:
     """Process groups, each once, in an order in which no ranks wait for one another and news reaches all.
 

@@ -13,15 +13,15 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from ferrostep import reference
+from ferrostep import _core, reference
 from ferrostep.curvature.diagonal import mean_over_ranks
 from ferrostep.curvature.products import HessianProduct, Loss, evaluated, gradients_aside
 from ferrostep.errors import Problem, wrong_kind
 from ferrostep.numpy.arrays import whole
 from ferrostep.optim import shards
 from ferrostep.optim.arguments import AtLeastZero, LearningRate, arguments_of, positive, within
-from ferrostep.optim.base import NewState, is_fake, scale_of
-from ferrostep.optim.gathered import COMPENSATIONS, Gathered
+from ferrostep.optim.base import NewState, arithmetic_dtype, is_fake, scale_of
+from ferrostep.optim.gathered import COMPENSATIONS, Found, Gathered
 from ferrostep.optim.options import Options
 from ferrostep.optim.points import Factors, TwoPointOptimizer, number
 from ferrostep.optim.rules import MASTER_ROUNDINGS, ElementwiseRule, Rule
@@ -104,8 +104,10 @@ class STORM(TwoPointOptimizer):
 
     State per parameter: ``momentum_buffer`` (4 bytes per element in float32), and the float64 numbers ``of_param`` and
     ``of_momentum``: x' is ``of_param * x + of_momentum * momentum_buffer``. Besides, from the transport to the step,
-    ``transport`` (as much again), and within ``other_point`` a copy of x. Groups keep ``steps`` and ``squares``, how
-    many steps there were and the sum s. A parameter without a gradient is left out of the norm and of the step.
+    ``transport`` (as much again), and within ``other_point`` a copy of x. With ``normalize`` the step makes the
+    transport the new ``momentum_buffer``, another tensor than before, if both have the dtype of the arithmetic. Groups
+    keep ``steps`` and ``squares``, how many steps there were and the sum s. A parameter without a gradient is left out
+    of the norm and of the step.
 
     Raises:
         ValueError, TypeError: an impossible or unknown argument, or a parameter of 16 bits without ``master_weights``.
@@ -191,9 +193,9 @@ class STORM(TwoPointOptimizer):
     def _numbers_after(self, rule: Rule, total: float) -> tuple[float, ...]:
         own = rule.hyperparameters
         rate = float(own["lr"])
-        if rule.kernel == ADAPTIVE.name:
+        if rule.summed is ADAPTIVE.summed:
             rate = float(rate_of(total, rate, own["accumulated"]))
-        scale = float(scale_of_norm(total, rate)) if rule.kernel == NORMALIZED.name else rate
+        scale = float(scale_of_norm(total, rate)) if rule.summed is NORMALIZED.summed else rate
         return point_before(scale, rate * own["weight_decay"])
 
     def _check_state(self, number: int, position: int, rule: Rule, state: Mapping[str, Any]) -> None:
@@ -213,9 +215,19 @@ class STORM(TwoPointOptimizer):
                 own = self.state.get(p, {})
                 if p.grad is not None and group["skip_nonfinite"] and "transport" in own:
                     taken.skips = taken.skips or not shards.local(own["transport"]).isfinite().all()
-                for name in TRANSPORT:
-                    new_state.remove(p, name)
+        for gathered in taken.added:
+            for position in gathered.positions if gathered.rule.kernel is _carried else ():
+                p = self.param_groups[gathered.number]["params"][position]
+                # Written before the step is sure to change anything, it does not come back if that fails.
+                new_state.set(p, "momentum_buffer", self.state[p].pop("transport", None))
+        for p in self._params():
+            for name in TRANSPORT:
+                new_state.remove(p, name)
         return taken
+
+    def _gather_part(self, number: int, group: dict[str, Any], found: Found, new_state: NewState) -> list[Gathered]:
+        parts = super()._gather_part(number, group, found, new_state)
+        return [with_carried_momentum(part) for part in parts] if group["normalize"] else parts
 
     def _bytes_besides(self) -> int:
         # Within `step(closure)`: a copy of x and the transport, beside the last step's gradients.
@@ -341,11 +353,12 @@ class STORM(TwoPointOptimizer):
             found = self._hessian_product(loss, begun, all_reduce)
         else:
             _, found = self._differentiate(loss)
+        taken: set[int] = set()
         with torch.no_grad():
             for p in begun:
                 before, new = self.state[p].get("transport"), found.get(p)
                 if before is None:
-                    self.state[p]["transport"] = torch.zeros_like(p) if new is None else _like(new, p)
+                    self.state[p]["transport"] = torch.zeros_like(p) if new is None else _like(new, p, taken)
                 elif new is not None:
                     before += new
 
@@ -433,11 +446,34 @@ def check_choices(group: dict[str, Any]) -> None:
         raise Problem.NUMBER.of("max_grad_norm value", limit, expected)
 
 
-def _like(new: Tensor, p: Tensor) -> Tensor:
-    """What goes with a parameter, in its layout and in memory of its own, which DDP's buckets are not."""
+def with_carried_momentum(gathered: Gathered) -> Gathered:
+    """The same with a rule that makes the transport the new momentum, if that is of the same numbers."""
+
+    def is_carried(p: Tensor, *states: Tensor) -> bool:
+        dtype = p.dtype if p.is_complex() else arithmetic_dtype(p)
+        return all(getattr(state, "dtype", None) == dtype for state in states)
+
+    columns = (gathered.columns[name] for name in gathered.rule.states)
+    if not all(map(is_carried, gathered.params, *columns)):
+        return gathered
+    return gathered._replace(rule=gathered.rule._replace(kernel=_carried))
+
+
+def _carried(**hyperparameters: Any) -> _core.CarriedRule:
+    """The Rust rule."""
+    return _core.CarriedRule(_core.Rule(NORMALIZED.name, hyperparameters))
+
+
+def _like(new: Tensor, p: Tensor, taken: set[int]) -> Tensor:
+    """What goes with a parameter, in its layout and in memory of its own.
+
+    That DDP's buckets are not, nor the gradient that two parameters have in common, whose memory is ``taken`` then.
+    """
     if new.layout != torch.strided:
         raise Problem.LAYOUT.of("a gradient at the other point", new.layout, torch.strided)
-    own = shards.local(new)
-    if new.stride() == p.stride() and own.untyped_storage().nbytes() == own.nbytes:
+    storage = shards.local(new).untyped_storage()
+    is_own = storage.nbytes() == shards.local(new).nbytes and storage.data_ptr() not in taken
+    taken.add(storage.data_ptr())
+    if new.stride() == p.stride() and is_own:
         return new
     return torch.empty_like(p, dtype=new.dtype, requires_grad=False).copy_(new)

@@ -46,6 +46,11 @@ class Taken:
         """With Rust, and without DTensors."""
 
     @property
+    def added(self) -> list[Gathered]:
+        """The groups with Rust."""
+        return [each.gathered for each in self._added]
+
+    @property
     def elsewhere(self) -> list[Gathered]:
         """The groups for plain torch."""
         return [each.gathered for each in self._elsewhere]

@@ -23,7 +23,6 @@ from ferrostep.reference.nadam import nadam, nadam_factor
 from ferrostep.reference.newton_schulz import newton_schulz
 from ferrostep.reference.nigt import nigt, nigt_sum
 from ferrostep.reference.optimistic import (
-    in_ball,
     optimistic_adam,
     optimistic_md,
     optimistic_md_adaptive,
@@ -61,7 +60,6 @@ __all__ = [
     "hessian_estimate",
     "hessian_product",
     "hessian_square",
-    "in_ball",
     "lion",
     "lion_k",
     "lion_k_sum",

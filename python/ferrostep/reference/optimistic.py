@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import Tensor
 
-from ferrostep.reference.engine import ReferenceRule
 from ferrostep.reference.sums import Sum, squared_norm
 from ferrostep.reference.terms import adams_direction, descended, moments
 
@@ -22,6 +22,7 @@ def optimistic_md(
     weight_decay: float,
     hint_is_gradient: bool,
     multiplicative: bool,
+    radius: float,
     maximize: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Optimistic descent for one parameter, as :class:`ferrostep.optim.OptimisticMD`.
@@ -33,6 +34,7 @@ def optimistic_md(
         lr, optimism, weight_decay, maximize: hyperparameters.
         hint_is_gradient: take the first gradient for the one before it, too, and not 0.
         multiplicative: multiply by the exponential of the step, as :func:`ferrostep.reference.egd`.
+        radius: of the ball around 0 that the parameter is brought back into; infinite for none.
 
     Returns:
         The new parameter and the new state.
@@ -43,14 +45,16 @@ def optimistic_md(
     Example:
         >>> import torch
         >>> options = {"optimism": 1.0, "weight_decay": 0.0, "hint_is_gradient": False, "multiplicative": False}
-        >>> optimistic_md(torch.ones(1), torch.ones(1), (torch.zeros(1),), 1, lr=0.1, maximize=False, **options)
-        (tensor([0.8000]), (tensor([1.]),))
+        >>> options |= {"radius": 0.5, "maximize": False}
+        >>> optimistic_md(torch.ones(1), torch.ones(1), (torch.zeros(1),), 1, lr=0.1, **options)
+        (tensor([0.5000]), (tensor([1.]),))
     """
     is_foretold = optimism != 0 and not (step == 1 and hint_is_gradient)
     direction = g + (g - state[0]) * optimism if is_foretold else g
     if maximize:
         direction = -direction
-    return descended(p, direction, lr=lr, weight_decay=weight_decay, multiplicative=multiplicative), (g,)
+    p = descended(p, direction, lr=lr, weight_decay=weight_decay, multiplicative=multiplicative)
+    return _in_ball(p, radius), (g,)
 
 
 def optimistic_md_adaptive(
@@ -66,6 +70,7 @@ def optimistic_md_adaptive(
     hint_is_gradient: bool,
     accumulated: float,
     begins: bool,
+    radius: float,
     maximize: bool,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """:func:`optimistic_md` with the rate ``lr / sqrt(V)``, V the gradients' variation so far.
@@ -82,6 +87,7 @@ def optimistic_md_adaptive(
         hint_is_gradient: take the first gradient for the one before it, too, and not 0.
         accumulated: V before this gradient.
         begins: there was no gradient before.
+        radius: as of :func:`optimistic_md`.
 
     Returns:
         The new parameter and the new state.
@@ -92,7 +98,7 @@ def optimistic_md_adaptive(
     Example:
         >>> import torch
         >>> options = {"optimism": 1.0, "weight_decay": 0.0, "hint_is_gradient": False, "accumulated": 1.0}
-        >>> options |= {"begins": True, "maximize": False}
+        >>> options |= {"begins": True, "radius": float("inf"), "maximize": False}
         >>> optimistic_md_adaptive(torch.ones(1), torch.ones(1), (torch.zeros(1),), 1, 3.0, lr=0.1, **options)[0]
         tensor([0.8500])
     """
@@ -105,7 +111,7 @@ def optimistic_md_adaptive(
     sign = -1 if maximize else 1
     y = p * (1 - lr * weight_decay) + hint * (sign * rate * optimism)
     y = y - g * (sign * rate)
-    return y - g * (sign * next_rate * optimism), (g,)
+    return _in_ball(y - g * (sign * next_rate * optimism), radius), (g,)
 
 
 def optimistic_md_change(
@@ -135,34 +141,12 @@ def optimistic_md_change(
     return squared_norm(g - (g if begins and hint_is_gradient else before))
 
 
-def in_ball(rule: ReferenceRule) -> ReferenceRule:
-    """The rule with every parameter brought back into a ball around 0, of one more hyperparameter ``radius``.
-
-    Args:
-        rule: of any shapes and dtypes.
-
-    Returns:
-        The rule followed by the projection.
-
-    Raises:
-        TypeError: as the rule that is returned, for a missing ``radius``.
-
-    Example:
-        >>> import torch
-        >>> def descent(p, g, state, step, *, lr):
-        ...     return p - lr * g, state
-        >>> in_ball(descent)(torch.zeros(2), torch.tensor([-3.0, 4.0]), (), 1, lr=1.0, radius=1.0)[0]
-        tensor([ 0.6000, -0.8000])
-    """
-
-    def brought_back(
-        p: Tensor, g: Tensor, state: tuple[Tensor, ...], step: float, *known: Sum, radius: float, **own: Any
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        p, state = rule(p, g, state, step, *known, **own)
-        factor = (radius / squared_norm(p).sqrt()).clamp(max=1)
-        return p * factor.to(p), state
-
-    return brought_back
+def _in_ball(p: Tensor, radius: float) -> Tensor:
+    """What is nearest to ``p`` in the ball of this radius around 0."""
+    if radius == math.inf:
+        return p
+    factor = (radius / squared_norm(p).sqrt()).clamp(max=1)
+    return p * factor.to(p)
 
 
 def optimistic_adam(

@@ -7,7 +7,7 @@ use super::tiles::TILE;
 use super::{Rule, Unsupported, kernel};
 use crate::kernels::storage::{Buffers, Float, Rounding, State};
 use crate::kernels::vector::math::{log, polynomial};
-use crate::kernels::vector::{Arch, Bits, MAX_LANES, Noise, Routine, Single, Vector, dispatch};
+use crate::kernels::vector::{Bits, Distribution, Noise, Single, Vector, draw};
 use crate::runtime::Isa;
 
 /// What is done to a parameter after its rule.
@@ -54,14 +54,7 @@ impl Disturbance {
         let mut wide = [0.0_f64; TILE];
         for start in (0..block.len).step_by(TILE) {
             let tile = block.part(start, TILE.min(block.len - start));
-            dispatch(
-                Isa::current(),
-                Normals {
-                    key,
-                    first: start as u32,
-                    to: &mut normals,
-                },
-            );
+            draw(Isa::current(), Normal, key, start as u32, &mut normals);
             let data = match block.dtype.arithmetic() {
                 Float::F64 => {
                     for (wide, &normal) in wide.iter_mut().zip(&normals) {
@@ -88,28 +81,14 @@ impl Disturbance {
     }
 }
 
-/// Standard normal numbers for the elements of a block from number `first` on.
-struct Normals<'a> {
-    key: u64,
-    first: u32,
-    to: &'a mut [f32; TILE],
-}
+/// The standard normal distribution.
+#[derive(Clone, Copy)]
+struct Normal;
 
-impl Routine for Normals<'_> {
-    type Output = ();
-
+impl Distribution for Normal {
     #[inline(always)]
-    unsafe fn run<A: Arch>(self) {
-        const { assert!(TILE.is_multiple_of(MAX_LANES)) };
-        for (i, lanes) in self.to.chunks_exact_mut(A::F32::LANES).enumerate() {
-            // 32 bits for each element.
-            let noise = Noise {
-                key: self.key,
-                counter: 2 * (self.first + (i * A::F32::LANES) as u32),
-            };
-            // SAFETY: the chunk is a whole vector.
-            unsafe { normal::<A::F32>(noise.draw()).store_f32(lanes.as_mut_ptr()) };
-        }
+    fn of<V: Single>(self, bits: V::Bits) -> V {
+        normal(bits)
     }
 }
 
@@ -152,19 +131,13 @@ fn normal<V: Single>(bits: V::Bits) -> V {
 mod tests {
     use super::*;
     use crate::kernels::elementwise::tests::one_at_a_time;
+    use crate::kernels::vector::{Arch, MAX_LANES, Routine, dispatch};
 
     fn normals(key: u64, first: u32) -> [f32; TILE] {
         let mut to = [0.0; TILE];
         let to_every = Isa::supported().into_iter().map(|isa| {
             let mut to = [0.0; TILE];
-            dispatch(
-                isa,
-                Normals {
-                    key,
-                    first,
-                    to: &mut to,
-                },
-            );
+            draw(isa, Normal, key, first, &mut to);
             to
         });
         for found in to_every {

@@ -3,6 +3,8 @@
 //! A rule is a struct of hyperparameters and one per-element function ([`Rule`]); the engine gives it every
 //! instruction set, storage type, rounding mode and any number of threads.
 
+mod ball;
+mod carried;
 mod code;
 mod coded;
 mod combinations;
@@ -43,6 +45,8 @@ pub mod storm;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use ball::Ball;
+pub use carried::CarriedUpdates;
 use code::Code;
 pub use combinations::is_supported;
 use combinations::kernel;
@@ -124,6 +128,8 @@ pub trait Rule<const N: usize>: Copy + Send + Sync + 'static {
     const BY_ROW: bool = false;
     /// Whether the rule takes the terms that are largest in their tensor.
     const TAKES_LARGEST: bool = false;
+    /// Whether the rule may keep its tensor within a [`Ball`].
+    const IN_BALL: bool = false;
 
     /// The new parameter and state from the old ones and the gradient.
     fn update<V: Vector>(&self, param: V, grad: V, state: [V; N]) -> (V, [V; N]);
@@ -156,6 +162,11 @@ pub trait Rule<const N: usize>: Copy + Send + Sync + 'static {
     /// With `TAKES_LARGEST`: the rule that takes what is larger than this.
     fn taking_above(self, _size: f64) -> Self {
         self
+    }
+
+    /// With `IN_BALL`: the ball.
+    fn ball(&mut self) -> Option<&mut Ball> {
+        None
     }
 }
 
@@ -354,6 +365,38 @@ impl<R: Rule<N>, const N: usize> Updates<R, N> {
     }
 }
 
+impl<R: Rule<N>, const N: usize> Updates<R, N> {
+    /// Tells the rules which terms are the largest of their tensors.
+    fn select(&mut self, threads: usize) {
+        for slot in &mut self.slots {
+            // SAFETY: `push` got buffers valid for `len` elements; nobody else has them.
+            let limit = unsafe { largest::limit(&slot.rule, &slot.buffers, self.scale, threads) };
+            slot.first = Some((limit.end, slot.rule.taking_above(limit.below)));
+            slot.rule = slot.rule.taking_above(limit.size);
+        }
+    }
+
+    /// Tells the rules with a ball how far their tensors would go.
+    fn keep_in_ball(&mut self, threads: usize) {
+        let has_ball = |slot: &mut Slot<R, N>| slot.rule.ball().is_some_and(|ball| ball.is_bounded());
+        if !self.slots.iter_mut().any(has_ball) {
+            return;
+        }
+        let updates = &*self;
+        let squares = sums::of_blocks(updates.blocks, updates.elements, threads, &|index| {
+            let (slot, _, part) = updates.block(index);
+            // SAFETY: `push` got buffers valid for `len` elements, within which the part lies; nobody else has it.
+            unsafe { ball::squared_norm(&slot.rule, &part, updates.scale) }
+        });
+        let squares = sums::by_tensor(&self.first_blocks(), &squares, |own| own.iter().sum());
+        for (slot, squares) in self.slots.iter_mut().zip(squares) {
+            if let Some(ball) = slot.rule.ball() {
+                ball.know(squares);
+            }
+        }
+    }
+}
+
 /// A combination of types without a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unsupported;
@@ -370,14 +413,18 @@ pub trait Work: Send + Sync {
     fn is_to_know(&self) -> bool {
         false
     }
+    /// Whether [`Work::sum`] writes what the maker gave it for that, and so is to be called once.
+    fn writes_in_sums(&self) -> bool {
+        false
+    }
     /// What the rule sums over block `index`; no block is to be summed or updated by another thread meanwhile.
     fn sum(&self, _index: usize) -> f64 {
         0.0
     }
     /// Tells the rules of the parameters the sums that they are to know.
     fn know(&mut self, _sums: &[f64]) {}
-    /// Tells the rules that take the largest of a tensor where these end.
-    fn select(&mut self, _threads: usize) {}
+    /// Tells the rules what else they are to know of their tensors, when they know the sums.
+    fn prepare(&mut self, _threads: usize) {}
     /// Updates block `index` and returns what the rule counted; every block is to be run exactly once.
     fn run(&self, index: usize) -> u32;
     /// Whether [`Work::run_measured`] does more than that: then blocks of [`BLOCK`] elements are visited one by one.
@@ -426,15 +473,12 @@ impl<R: Rule<N>, const N: usize> Work for Updates<R, N> {
         }
     }
 
-    fn select(&mut self, threads: usize) {
-        if !R::TAKES_LARGEST {
-            return;
+    fn prepare(&mut self, threads: usize) {
+        if R::TAKES_LARGEST {
+            self.select(threads);
         }
-        for slot in &mut self.slots {
-            // SAFETY: `push` got buffers valid for `len` elements; nobody else has them.
-            let limit = unsafe { largest::limit(&slot.rule, &slot.buffers, self.scale, threads) };
-            slot.first = Some((limit.end, slot.rule.taking_above(limit.below)));
-            slot.rule = slot.rule.taking_above(limit.size);
+        if R::IN_BALL {
+            self.keep_in_ball(threads);
         }
     }
 
@@ -451,9 +495,9 @@ impl<R: Rule<N>, const N: usize> Work for Updates<R, N> {
     }
 }
 
-/// Lets rules that take the largest of a tensor know which these are, on up to `threads` threads.
-pub fn select(batches: &mut [Box<dyn Work + '_>], threads: usize) {
-    batches.iter_mut().for_each(|batch| batch.select(threads));
+/// Lets rules know what else they are to know of their tensors than sums, on up to `threads` threads.
+pub fn prepare(batches: &mut [Box<dyn Work + '_>], threads: usize) {
+    batches.iter_mut().for_each(|batch| batch.prepare(threads));
 }
 
 /// Runs all batches on up to `threads` threads and returns what the rules counted: a sum of whole numbers, so the

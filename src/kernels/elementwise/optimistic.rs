@@ -1,6 +1,7 @@
 //! Optimistic descent: the direction is foretold by how it last changed (Rakhlin and Sridharan 2013; as optimistic
 //! mirror descent arXiv 2302.04552, as optimistic Adam arXiv 1711.00141).
 
+use super::ball::Ball;
 use super::egd::Descent;
 use super::terms::{AdamsDirection, moments};
 use super::{Hyperparameters, Rule, Summed, hyperparameters};
@@ -16,6 +17,8 @@ hyperparameters! {
         hint_is_gradient: bool,
         /// Multiply by an exponential rather than subtract.
         multiplicative: bool,
+        /// Of the ball that the tensor stays in; infinite for none.
+        radius: f64,
         maximize: bool,
     }
 }
@@ -31,6 +34,8 @@ hyperparameters! {
         /// The squared norms of the gradients' changes before this step's.
         accumulated: f64,
         begins: bool,
+        /// As of [`OptimisticMd`].
+        radius: f64,
         maximize: bool,
     }
 }
@@ -54,6 +59,7 @@ pub struct OptimisticMdRule {
     descent: Descent,
     /// 0 where there is nothing to foretell from.
     optimism: f64,
+    ball: Ball,
     maximize: bool,
 }
 
@@ -63,6 +69,7 @@ pub struct OptimisticMdAdaptiveRule {
     options: OptimisticMdAdaptive,
     rate: f64,
     next_rate: f64,
+    ball: Ball,
 }
 
 /// [`OptimisticAdam`] at a step.
@@ -90,6 +97,7 @@ impl Hyperparameters<1> for OptimisticMd {
                 hypentropy: 0.0,
             },
             optimism: if is_first { 0.0 } else { self.optimism },
+            ball: Ball::of(self.radius),
             maximize: self.maximize,
         }
     }
@@ -107,6 +115,7 @@ impl Hyperparameters<1> for OptimisticMdAdaptive {
             options: *self,
             rate: self.lr / self.accumulated.sqrt(),
             next_rate: 0.0,
+            ball: Ball::of(self.radius),
         }
     }
 }
@@ -127,11 +136,17 @@ impl Hyperparameters<3> for OptimisticAdam {
 }
 
 impl Rule<1> for OptimisticMdRule {
+    const IN_BALL: bool = true;
+
+    fn ball(&mut self) -> Option<&mut Ball> {
+        Some(&mut self.ball)
+    }
+
     #[inline(always)]
     fn update<V: Vector>(&self, p: V, g: V, [before]: [V; 1]) -> (V, [V; 1]) {
         let ahead = foretold(g, before, self.optimism);
         let direction = if self.maximize { -ahead } else { ahead };
-        (self.descent.along(p, direction), [g])
+        (self.ball.brought_back(self.descent.along(p, direction)), [g])
     }
 }
 
@@ -147,6 +162,11 @@ impl OptimisticMdAdaptiveRule {
 
 impl Rule<1> for OptimisticMdAdaptiveRule {
     const SUMMED: Option<Summed> = Some(Summed::Squares);
+    const IN_BALL: bool = true;
+
+    fn ball(&mut self) -> Option<&mut Ball> {
+        Some(&mut self.ball)
+    }
 
     #[inline(always)]
     fn term<V: Vector>(&self, g: V, [before]: [V; 1]) -> V {
@@ -166,7 +186,8 @@ impl Rule<1> for OptimisticMdAdaptiveRule {
         let ahead = g * (self.rate + o.optimism * self.next_rate);
         let step = ahead - self.hint(g, before) * (o.optimism * self.rate);
         let step = if o.maximize { -step } else { step };
-        (p * (1.0 - o.lr * o.weight_decay) - step, [g])
+        let p = p * (1.0 - o.lr * o.weight_decay) - step;
+        (self.ball.brought_back(p), [g])
     }
 }
 

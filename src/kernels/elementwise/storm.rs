@@ -57,6 +57,14 @@ pub struct Step {
 #[derive(Clone, Copy, Debug)]
 pub struct Normalized(Step);
 
+/// The new momentum, in the place of the transport.
+#[derive(Clone, Copy, Debug)]
+pub struct Carry(Step);
+
+/// [`Normalized`] along the new momentum, which is where the gradient is for other rules.
+#[derive(Clone, Copy, Debug)]
+pub struct Move(Normalized);
+
 /// Knows the gradients' squares.
 #[derive(Clone, Copy, Debug)]
 pub struct Adaptive {
@@ -69,6 +77,14 @@ pub struct Adaptive {
 const STATES: [&str; 2] = ["momentum_buffer", "transport"];
 
 impl Storm {
+    pub fn carry(self) -> Carry {
+        Carry(self.step())
+    }
+
+    pub fn along_momentum(self) -> Move {
+        Move(Normalized(self.step()))
+    }
+
     fn step(self) -> Step {
         let sign = if self.maximize { -1.0 } else { 1.0 };
         let (of_past, share) = match (self.begins, self.difference) {
@@ -92,6 +108,11 @@ impl Step {
     #[inline(always)]
     fn momentum<V: Vector>(&self, g: V, [d, transport]: [V; 2]) -> V {
         (d + transport * self.of_transport) * self.of_past + g * self.of_grad
+    }
+
+    #[inline(always)]
+    fn moved<V: Vector>(&self, x: V, d: V) -> V {
+        x * (1.0 - self.rate * self.weight_decay) + d * -self.scale
     }
 }
 
@@ -146,8 +167,7 @@ impl Rule<2> for Step {
     #[inline(always)]
     fn update<V: Vector>(&self, x: V, g: V, state: [V; 2]) -> (V, [V; 2]) {
         let d = self.momentum(g, state);
-        let x = x * (1.0 - self.rate * self.weight_decay) + d * -self.scale;
-        (x, [d, state[1]])
+        (self.moved(x, d), [d, state[1]])
     }
 }
 
@@ -168,6 +188,28 @@ impl Rule<2> for Normalized {
     #[inline(always)]
     fn update<V: Vector>(&self, x: V, g: V, state: [V; 2]) -> (V, [V; 2]) {
         self.0.update(x, g, state)
+    }
+}
+
+impl Rule<1> for Carry {
+    const WRITES_STATES: usize = 0;
+
+    #[inline(always)]
+    fn update<V: Vector>(&self, transport: V, g: V, [d]: [V; 1]) -> (V, [V; 1]) {
+        (self.0.momentum(g, [d, transport]), [d])
+    }
+}
+
+impl Rule<0> for Move {
+    const SUMMED: Option<Summed> = Some(Summed::Squares);
+
+    fn knowing(self, squared_norm: f64) -> Self {
+        Move(self.0.knowing(squared_norm))
+    }
+
+    #[inline(always)]
+    fn update<V: Vector>(&self, x: V, d: V, []: [V; 0]) -> (V, [V; 0]) {
+        (self.0.0.moved(x, d), [])
     }
 }
 

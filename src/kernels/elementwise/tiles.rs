@@ -85,6 +85,15 @@ pub unsafe fn run<R: Rule<N>, const N: usize>(
     counted
 }
 
+/// Writes the numbers that a parameter stands for, in the type of the arithmetic.
+///
+/// # Safety
+/// As for [`convert`].
+pub unsafe fn read(param: &Buffers<0>, to: *mut u8) {
+    // SAFETY: the caller's promise is the same.
+    unsafe { convert(Widen, param, to, Noise::NONE) };
+}
+
 /// Where `len` numbers of a state are in the type of the arithmetic: in its own memory if it is of that type, else in
 /// `room`.
 ///
@@ -169,15 +178,18 @@ fn narrow(dtype: Float, data: *mut u8, len: usize) -> Buffers<0> {
     }
 }
 
-/// Converts between a tensor in 16 bits and f32 as kernels do. Its gradient plays no part.
+/// Converts between a tensor and numbers of its arithmetic's type as kernels do. Its gradient plays no part.
 ///
 /// # Safety
 /// Both are valid for the tensor's elements, and nothing else uses them meanwhile.
 unsafe fn convert<R: Rule<1>>(rule: R, narrow: &Buffers<0>, wide: *mut u8, noise: Noise) {
-    let kernel = kernel::<R, 1>(narrow.dtype, Float::F32, narrow.rounding);
-    let both = narrow.with_states([State::float(wide, Float::F32)]);
+    let work = narrow.dtype.arithmetic();
+    let kernel = kernel::<R, 1>(narrow.dtype, work, narrow.rounding);
+    let both = narrow.with_states([State::float(wide, work)]);
     // SAFETY: the caller's promise.
-    unsafe { kernel.expect("f32 beside a type of 16 bits")(&rule, &Span::new(&both, [wide], 1.0, noise)) };
+    unsafe {
+        kernel.expect("the arithmetic's type beside any")(&rule, &Span::new(&both, [wide], 1.0, noise))
+    };
 }
 
 #[cfg(test)]

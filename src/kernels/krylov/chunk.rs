@@ -7,7 +7,8 @@ use super::{CHUNK, Rows};
 use crate::kernels::linear::Element;
 use crate::kernels::storage::BLOCK;
 use crate::kernels::vector::{
-    Arch, Arithmetic, Double, MAX_LANES, Noise, Routine, Single, Vector, WIDENED, dispatch,
+    Arch, Arithmetic, Distribution, Double, MAX_LANES, Noise, Routine, Single, Vector, WIDENED, dispatch,
+    draw,
 };
 use crate::runtime::Isa;
 
@@ -422,39 +423,20 @@ unsafe fn take<A: Arch, T: Element, const N: usize, const M: usize>(
 
 /// Numbers between -1 and 1 for the elements of a vector from number `start` on.
 pub fn numbers(isa: Isa, stream: u64, start: usize) -> [f32; CHUNK] {
+    const { assert!(BLOCK.is_multiple_of(CHUNK)) };
     let (key, first) = (Noise::key(stream, (start / BLOCK) as u64), (start % BLOCK) as u32);
     let mut to = [0.0; CHUNK];
-    let numbers = Numbers {
-        key,
-        first,
-        to: &mut to,
-    };
-    dispatch(isa, numbers);
+    draw(isa, Uniform, key, first, &mut to);
     to
 }
 
-/// Numbers between -1 and 1 for the elements of a block from number `first` on.
-struct Numbers<'a> {
-    key: u64,
-    first: u32,
-    to: &'a mut [f32; CHUNK],
-}
+/// Between -1 and 1.
+#[derive(Clone, Copy)]
+struct Uniform;
 
-impl Routine for Numbers<'_> {
-    type Output = ();
-
+impl Distribution for Uniform {
     #[inline(always)]
-    unsafe fn run<A: Arch>(self) {
-        const { assert!(CHUNK.is_multiple_of(MAX_LANES) && BLOCK.is_multiple_of(CHUNK)) };
-        for (i, lanes) in self.to.chunks_exact_mut(A::F32::LANES).enumerate() {
-            // 32 bits for each element.
-            let noise = Noise {
-                key: self.key,
-                counter: 2 * (self.first + (i * A::F32::LANES) as u32),
-            };
-            let number = A::F32::of_integers(noise.draw()) * 2f64.powi(-31);
-            // SAFETY: the chunk is a whole vector.
-            unsafe { number.store_f32(lanes.as_mut_ptr()) };
-        }
+    fn of<V: Single>(self, bits: V::Bits) -> V {
+        V::of_integers(bits) * 2f64.powi(-31)
     }
 }

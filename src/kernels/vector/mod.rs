@@ -17,12 +17,14 @@ pub mod avx2;
 pub mod avx512;
 mod bits;
 mod dispatch;
+mod draw;
 pub mod math;
 mod pair;
 pub mod portable;
 
 pub use bits::{Bits, Noise};
 pub use dispatch::{Arch, Routine, dispatch, prefetch};
+pub use draw::{Distribution, draw};
 pub use pair::{EvenOdd, Halves, Order, Pair};
 
 /// The most lanes that any vector has.

@@ -255,7 +255,7 @@ ENTRIES = (
     Entry(
         "optimistic-md-adaptive",
         OptimisticMD,
-        {"lr": 0.3, "weight_decay": 0.1, "adaptive": "variation"},
+        {"lr": 0.3, "weight_decay": 0.1, "adaptive": "variation", "radius": 3.0},
         elementwise=False,
         state="prev_grad",
     ),

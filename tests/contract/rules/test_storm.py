@@ -284,6 +284,24 @@ def test_micro_batches_add_up(correction: Any) -> None:
     assert_close(optimizer, other, 1e-12)
 
 
+def test_parameters_whose_gradients_are_one_tensor() -> None:
+    """As the sum of two views has them: their transports are two."""
+    both = [parameters([(6,), (2, 3)]) for _ in range(2)]
+    optimizers = [storm(params) for params in both]
+    for optimizer, (a, b), apart in zip(optimizers, both, (False, True), strict=True):
+
+        def loss(a: Tensor = a, b: Tensor = b, apart: bool = apart) -> Tensor:
+            flat = b.view(-1)
+            return ((a.view(-1) + (flat * 1 if apart else flat)) ** 4).sum()
+
+        optimizer.step(loss)
+        with optimizer.other_point():
+            for _ in range(2):
+                optimizer.transport(loss())
+        optimizer.step()
+    assert_same_bits(*optimizers)
+
+
 @every_correction
 @pytest.mark.parametrize("masters", ["split", "float32"])
 def test_16_bit_parameters_with_masters_are_float32_ones_rounded(correction: Any, masters: Any) -> None:
@@ -302,6 +320,31 @@ def test_16_bit_parameters_with_masters_are_float32_ones_rounded(correction: Any
         torch.testing.assert_close(p.detach().float(), q.detach(), rtol=2**-6, atol=2**-6)
 
 
+@every_correction
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_transport_becomes_the_momentum_where_both_are_of_one_dtype(
+    correction: Any, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit what a momentum is that has memory of its own."""
+    masters: Any = "float32" if dtype == torch.bfloat16 else None
+    ours, theirs = parameters(SHAPES, dtype), parameters(SHAPES, dtype)
+    optimizer, other = (storm(own, correction=correction, master_weights=masters) for own in (ours, theirs))
+    steps(optimizer, ours, 1)
+    transport(optimizer, closure_of(ours))
+    transports = [optimizer.state[p]["transport"] for p in ours]
+    closure_of(ours)().backward()
+    optimizer.step()
+    is_one = [optimizer.state[p]["momentum_buffer"] is x for p, x in zip(ours, transports, strict=True)]
+    assert is_one == [dtype == torch.float32] * len(ours)
+
+    monkeypatch.setattr("ferrostep.optim.storm.with_carried_momentum", lambda gathered: gathered)
+    steps(other, theirs, 1)
+    transport(other, closure_of(theirs))
+    closure_of(theirs)().backward()
+    other.step()
+    assert_same_bits(optimizer, other)
+
+
 def test_a_momentum_of_codes() -> None:
     """The point before is that of the numbers that codes stand for."""
     params = parameters([(64, 80)])
@@ -314,12 +357,17 @@ def test_a_momentum_of_codes() -> None:
     assert moved == pytest.approx(1.0, rel=1e-2)
 
 
-@pytest.mark.parametrize(("correction", "supervised"), [("difference", False), ("hessian", True)])
-def test_an_interrupt_leaves_the_parameters_with_every_bit_or_a_whole_step(correction: Any, supervised: bool) -> None:
+@pytest.mark.parametrize(
+    ("correction", "supervised", "dtype"), [("difference", False, torch.float32), ("hessian", True, torch.bfloat16)]
+)
+def test_an_interrupt_leaves_the_parameters_with_every_bit_or_a_whole_step(
+    correction: Any, supervised: bool, dtype: torch.dtype
+) -> None:
     def build() -> tuple[STORM, list[Parameter]]:
-        params = parameters([(5,), (2, 3)], torch.bfloat16)
+        params = parameters([(5,), (2, 3)], dtype)
         groups = [{"params": params[:1]}, {"params": params[1:], "backend": "reference"}]
-        optimizer = storm(groups, correction=correction, master_weights="split")
+        masters: Any = "split" if dtype == torch.bfloat16 else None
+        optimizer = storm(groups, correction=correction, master_weights=masters)
         steps(optimizer, params, 2)
         return optimizer, params
 
