@@ -8,7 +8,7 @@ A schedule is a function of the step's number, from 0, that gives a factor of th
 from ferrostep import needs_torch  # noqa: F401  (first, for its error)
 
 # isort: split
-from ferrostep import curvature, gradients, numpy, reference  # noqa: F401  (before their parts: threads may meet there)
+from ferrostep import curvature, gradients, numpy, optim, reference  # noqa: F401  (before their parts: threads may meet there)
 from ferrostep.schedules.batch import scale_lr_for_batch
 from ferrostep.schedules.linear import LinearDecay, LinearDecayLR
 from ferrostep.schedules.recorder import GradNormRecorder
