@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from ferrostep import batch_size, curvature, nn, optim, schedules
+from ferrostep import batch_size, bilevel, curvature, nn, optim, schedules
+from ferrostep.implicit import linear, optimality
 
 
 def callables() -> Iterator[tuple[str, Callable[..., Any]]]:
     """What users call: results are made by these."""
-    for package in (batch_size, curvature, nn, schedules):
+    for package in (batch_size, bilevel, curvature, linear, nn, optimality, schedules):
         for name in package.__all__:
             found = getattr(package, name)
             if not (isinstance(found, type) and (issubclass(found, tuple) or is_dataclass(found))):

@@ -30,10 +30,12 @@ from ferrostep.implicit import linear, vectors
 from ferrostep.numpy.arrays import check, positive, real, whole
 from ferrostep.optim.arguments import check_lr
 from ferrostep.reference import directions
+from ferrostep.suggestions import suggesting
 
 SYSTEMS = ("neumann", "cg", "running")
 
 
+@suggesting
 class BOREP(TwoLevelOptimizer):
     r"""BO-REP: normalized momentum along the hypergradient, and rare refreshes of the lower level (arXiv 2401.09587).
 

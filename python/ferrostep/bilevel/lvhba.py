@@ -26,6 +26,7 @@ from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.gradients.lists import combine
 from ferrostep.numpy.arrays import check, listed, positive, real, truth, whole
 from ferrostep.optim.arguments import check_lr
+from ferrostep.suggestions import suggesting
 
 Projection: TypeAlias = Callable[[], object]
 
@@ -45,6 +46,7 @@ class Resolved(NamedTuple):
     """The largest constraint at the solution, or 0."""
 
 
+@suggesting
 class LVHBA(TwoLevelOptimizer):
     r"""LV-HBA: bilevel optimization with coupled constraints by gradients alone (arXiv 2401.16164).
 

@@ -41,6 +41,7 @@ __all__ = [
 Function = Callable[..., Any]
 
 
+@suggesting
 class Condition:
     """A condition or a map, with what is known of its Jacobian in the solution.
 
