@@ -29,7 +29,7 @@ class Refresh(ferrostep.optim.SophiaG):
 
 
 class Transported(ferrostep.optim.STORM):
-    """Takes only the steps, from gradients at the point before that stay as they are."""
+    """Takes only the steps, with what was the momentum before as gradients at the point before."""
 
     def __init__(self, params: Sequence[Tensor], **options: Any) -> None:
         super().__init__(params, **options)
@@ -37,10 +37,12 @@ class Transported(ferrostep.optim.STORM):
 
     def step(self, closure: Any = None) -> None:
         """Step."""
-        for p, before in zip(self._params(), self.before, strict=True):
-            if p in self.state:
-                self.state[p]["transport"] = before
+        states = [self.state[p] for p in self._params() if p in self.state]
+        momenta = [state["momentum_buffer"] for state in states]
+        for state, before in zip(states, self.before, strict=False):
+            state["transport"] = before
         super().step()
+        self.before[: len(momenta)] = momenta  # the transports have become the momenta
 
 
 class Storage(NamedTuple):
@@ -83,7 +85,7 @@ LION_BY_NORM = Rule("Lion-K by a norm", (4, 3), "plain torch")
 # Gradient and momentum twice, as the norm comes before the step.
 NIGT = Rule("NIGT", (4, 3), "plain torch")
 # As NIGT, and the gradient at the point before as often.
-STORM = Rule("STORM", (6, 3), "plain torch")
+STORM = Rule("STORM", (5, 2), "plain torch")
 # The Hessian's estimate is only read.
 EGD = Rule("EGD", (3, 0), "plain torch")
 # Both moments of a fourth of the elements.
