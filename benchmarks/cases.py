@@ -84,7 +84,7 @@ ADAGRAD = Rule("Adagrad", (3, 2), "torch fused")
 LION_BY_NORM = Rule("Lion-K by a norm", (4, 3), "plain torch")
 # Gradient and momentum twice, as the norm comes before the step.
 NIGT = Rule("NIGT", (4, 3), "plain torch")
-# As NIGT, and the gradient at the point before as often.
+# The new momentum takes the place of the gradient at the point before.
 STORM = Rule("STORM", (5, 2), "plain torch")
 # The Hessian's estimate is only read.
 EGD = Rule("EGD", (3, 0), "plain torch")
