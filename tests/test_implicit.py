@@ -561,6 +561,15 @@ def test_a_warm_start_and_a_solution_of_zero_have_converged() -> None:
     root(lambda w, t: w - t)(lambda initial, t: t + 1e-9)(f64(1.0), f64(0.0))
 
 
+@pytest.mark.parametrize("make", [linear.cg, linear.bicgstab, linear.gmres])
+def test_a_product_may_use_its_memory_again(make: Any) -> None:
+    A = torch.diag(torch.arange(1.0, 7.0)).double() + 0.5
+    b, room = torch.ones(6, dtype=torch.float64), torch.empty(6, dtype=torch.float64)
+    x, info = make()(lambda x: torch.mv(A, x, out=room), b)
+    assert info.iterations <= 6
+    torch.testing.assert_close(x, torch.linalg.solve(A, b))
+
+
 def test_an_unsolved_system_is_told_with_its_residual() -> None:
     singular = f64([[1.0, 1.0], [1.0, 1.0]])
     for solver in (linear.gmres(), linear.dense(), linear.bicgstab(), linear.cg(), linear.normal_cg()):

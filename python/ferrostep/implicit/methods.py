@@ -91,7 +91,7 @@ def bicgstab(system: System, x: Vector, r: Vector, most: int) -> tuple[int, str 
     rho = vectors.dot(shadow, r)
     for iteration in range(most):
         along = system.preconditioned(p)
-        v = system.product(along)
+        v = vectors.copied(system.product(along))  # is still needed after the next product, which may use its memory
         across = vectors.dot(shadow, v)
         if across == 0 or rho == 0:
             return iteration, f"it broke down: r0.Ap = {across:.3g}, r0.r = {rho:.3g}"
