@@ -122,6 +122,11 @@ class HostOptimizer(Optimizer):
         return [twin for twin in self._twins.values() if twin.is_copy]
 
     @property
+    def _is_offloading(self) -> bool:
+        """Whether gradients of the backward pass are taken to the host."""
+        return self._offload_gradients and bool(self._copies)
+
+    @property
     def _inner(self) -> Optimizer:
         assert self._optimizer is not None
         return self._optimizer

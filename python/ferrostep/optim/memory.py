@@ -18,7 +18,7 @@ from ferrostep.numpy.arrays import whole
 from ferrostep.optim.base import NewState, arithmetic_dtype
 from ferrostep.optim.gathered import Gathered
 from ferrostep.optim.options import check_has_shape
-from ferrostep.optim.release import BYTES_AT_ONCE
+from ferrostep.optim.release import BYTES_AT_ONCE, inner_of
 from ferrostep.optim.rules import RuleOptimizer
 from ferrostep.optim.sam import SAM
 
@@ -322,7 +322,7 @@ def parts_of(kind: Kind, tensors: Iterable[tuple[str, Tensor]]) -> list[MemoryPa
 
 def name_of(optimizer: Optimizer) -> str:
     """The class's name, with that of the optimizer inside."""
-    inner = getattr(optimizer, "base_optimizer", None) or getattr(optimizer, "_inner", None)
+    inner = inner_of(optimizer)
     package = type(optimizer).__module__.partition(".")[0]
     own = type(optimizer).__name__ if package == "ferrostep" else f"{package}.{type(optimizer).__name__}"
-    return f"{own}({name_of(inner)})" if isinstance(inner, Optimizer) else own
+    return own if inner is None else f"{own}({name_of(inner)})"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ferrostep.optim import shards
 
@@ -125,6 +126,25 @@ class Release:
         self._came.clear()
         self._bytes = 0
         self.has_stepped = False
+
+
+def inner_of(optimizer: Optimizer) -> Optimizer | None:
+    """The optimizer that another one holds and lets take its steps, as SAM and HostOptimizer do."""
+    inner = getattr(optimizer, "base_optimizer", None) or getattr(optimizer, "_inner", None)
+    return inner if isinstance(inner, Optimizer) else None
+
+
+def innermost(optimizer: Optimizer) -> Optimizer:
+    """The optimizer that takes the steps."""
+    inner = inner_of(optimizer)
+    return optimizer if inner is None else innermost(inner)
+
+
+def frees_gradients(optimizer: Optimizer) -> bool:
+    """Whether gradients are taken from their parameters as they come."""
+    inner, is_attached = inner_of(optimizer), getattr(optimizer, "_release", None) is not None
+    is_freeing = is_attached or getattr(optimizer, "_is_offloading", False)
+    return is_freeing or (inner is not None and frees_gradients(inner))
 
 
 def refusal(what: str, why: str) -> Exception:

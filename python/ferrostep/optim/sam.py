@@ -17,7 +17,7 @@ from ferrostep.optim import shards
 from ferrostep.optim.agreement import agreed
 from ferrostep.optim.base import without_dynamo
 from ferrostep.optim.gathered import Found, Gathered, check_place
-from ferrostep.optim.release import refusal
+from ferrostep.optim.release import frees_gradients, refusal
 from ferrostep.optim.rules import ElementwiseRule
 from ferrostep.optim.scratch import Scratch
 from ferrostep.optim.taken import Taken
@@ -261,6 +261,11 @@ class SAM(Optimizer):
         """Raise RuntimeError where the base optimizer would take the first gradients for its own."""
         if getattr(self.base_optimizer, "_release", None) is not None:
             self.attach()
+        if frees_gradients(self.base_optimizer):
+            raise RuntimeError(
+                "SAM does not support offload_gradients=True: a step takes the gradients of two backward passes, and "
+                "on the host they would be added up"
+            )
 
     def _check_is_at_the_weights(self) -> None:
         if self._weights is not None:

@@ -15,6 +15,7 @@ from ferrostep.errors import wrong_choice, wrong_kind
 from ferrostep.gradients.lists import power_sum
 from ferrostep.numpy.arrays import whole
 from ferrostep.optim.base import InPlaceOptimizer
+from ferrostep.optim.release import frees_gradients, innermost
 from ferrostep.reference import checks
 from ferrostep.suggestions import suggesting
 
@@ -80,11 +81,11 @@ class GradNormRecorder:
         """Record at every step from now on, until :meth:`detach`.
 
         Of ferrostep's optimizers, what a step has used: gradients before ``max_grad_norm`` clips them; those of a
-        closure; all of them where ``optimizer.attach()`` frees each as it comes; of DTensors, the whole's norm, on
-        every rank (all ranks are to record). Element-wise rules sum while a gradient is in the cache; Muon, AuON,
-        FRUGAL, rows on the simplex, and Lion with ``kappa="topk"`` or ``"row"`` take one pass more. Of other
-        optimizers, the gradients that are there after the step, which is one pass more, too. What no step has used is
-        not recorded: where one was refused or skipped, or interrupted before it changed anything.
+        closure; with ``SAM`` those near the weights; all of them where ``optimizer.attach()`` frees each as it comes;
+        of DTensors, the whole's norm, on every rank (all ranks are to record). Element-wise rules sum while a gradient
+        is in the cache; Muon, AuON, FRUGAL, rows on the simplex, and Lion with ``kappa="topk"`` or ``"row"`` take one
+        pass more. Of other optimizers, the gradients that are there after the step, which is one pass more, too. A step
+        that was refused, skipped or interrupted is not recorded.
 
         Returns:
             The recorder, also as a context manager that detaches.
@@ -94,10 +95,11 @@ class GradNormRecorder:
         """
         if self._end is not None:
             raise RuntimeError("attach() was called twice without detach()")
-        if isinstance(self.optimizer, InPlaceOptimizer):
-            self._end = self.optimizer._record(self)
+        optimizer = innermost(self.optimizer)
+        if isinstance(optimizer, InPlaceOptimizer):
+            self._end = optimizer._record(self)
         else:
-            self._end = self.optimizer.register_step_post_hook(self._after_step).remove
+            self._end = optimizer.register_step_post_hook(self._after_step).remove
         return self
 
     def detach(self) -> None:
@@ -125,29 +127,29 @@ class GradNormRecorder:
             The norm; None in a call that ``every`` leaves out.
 
         Raises:
-            RuntimeError: the optimizer is attached, and has used gradients already; or the recorder is, and records
-                by itself.
+            RuntimeError: the optimizer is attached, and has used gradients already, or ``offload_gradients`` has taken
+                them to the host; or the recorder is attached, and records by itself.
         """
         if self._end is not None:
             raise RuntimeError("record() would record twice what the attached recorder does at each step")
-        if getattr(self.optimizer, "_release", None) is not None:
+        if frees_gradients(self.optimizer):
             raise RuntimeError(
-                "record() needs all gradients, and the attached optimizer frees them as they come; "
-                "attach() the recorder, too"
+                "record() needs all gradients, and the optimizer takes them as they come (attach() or "
+                "offload_gradients); attach() the recorder, too"
             )
-        return self._record()
+        return self._record(self.optimizer)
 
-    def _record(self) -> float | None:
+    def _record(self, optimizer: Optimizer) -> float | None:
         is_due = self.is_due
-        self._passed(self._power_sum() if is_due else None)
+        self._passed(self._power_sum(optimizer) if is_due else None)
         return self.norms[-1] if is_due else None
 
-    def _after_step(self, *_: object) -> None:
-        self._record()
+    def _after_step(self, optimizer: Optimizer, *_: object) -> None:
+        self._record(optimizer)
 
     @torch.no_grad()
-    def _power_sum(self) -> float:
-        grads = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    def _power_sum(self, optimizer: Optimizer) -> float:
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         sums = power_sum([g for g in grads if checks.is_plain(g)], self.order)
         for g in grads:
             if not checks.is_plain(g):

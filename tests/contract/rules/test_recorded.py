@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ferrostep.optim import AdamW, Lion, release
+from ferrostep.offload import HostOptimizer
+from ferrostep.optim import SAM, AdamW, Lion, release
 from ferrostep.schedules import GradNormRecorder
 from tests.contract.rules.registry import ADAMW, Entry, every
 from tests.contract.training import assert_same_bits, normal, parameters, set_gradients
@@ -173,3 +174,27 @@ def test_copies_are_not_recorded() -> None:
     p.grad = torch.ones(4)
     optimizer.step()
     assert recorder.norms == [4.0]
+
+
+@pytest.mark.parametrize("build", [AdamW, torch.optim.AdamW])
+def test_what_an_optimizer_inside_has_used_is_recorded(build: type[Optimizer]) -> None:
+    (p,) = parameters([(4,)], torch.bfloat16)
+    around = SAM(HostOptimizer([p], build), rho=0.5)
+    recorder = GradNormRecorder(around).attach()
+    (2 * p).sum().backward()
+    around.first_step(zero_grad=True)
+    (3 * p).sum().backward()
+    around.second_step(zero_grad=True)
+    assert recorder.norms == [12.0]
+
+
+def test_gradients_that_were_taken_to_the_host_are_recorded_there() -> None:
+    (p,) = parameters([(4,)], torch.bfloat16)
+    optimizer = HostOptimizer([p], torch.optim.AdamW, offload_gradients=True)
+    recorder = GradNormRecorder(optimizer)
+    (2 * p).sum().backward()
+    with pytest.raises(RuntimeError, match=r"record\(\) needs all gradients"):
+        recorder.record()
+    with recorder.attach():
+        optimizer.step()
+    assert recorder.norms == [8.0]

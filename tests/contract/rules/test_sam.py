@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from ferrostep.offload import HostOptimizer
 from ferrostep.optim import NIGT, SAM, AdamW, Muon
 from tests.contract.training import assert_close, assert_same_bits, bits, copies, parameters, set_gradients
 
@@ -224,12 +225,17 @@ def test_a_base_of_matrices() -> None:
         (lambda params: SAM(AdamW(params), adaptive="no"), TypeError, "adaptive is a str, expected a bool"),
         (lambda params: SAM(AdamW(params)).step(), TypeError, "SAM.step needs a closure"),
         (lambda params: SAM(AdamW(params)).second_step(), RuntimeError, "second_step was called without first_step"),
+        (
+            lambda params: SAM(HostOptimizer(params, torch.optim.AdamW, offload_gradients=True)).first_step(),
+            RuntimeError,
+            "SAM does not support offload_gradients",
+        ),
     ],
-    ids=["no-optimizer", "negative", "str", "word", "no-closure", "no-first-step"],
+    ids=["no-optimizer", "negative", "str", "word", "no-closure", "no-first-step", "offload-gradients"],
 )
 def test_impossible_uses(make: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        make(parameters([(3,)]))
+        make(parameters([(3,)], torch.bfloat16))
 
 
 def test_a_tensor_that_cannot_be_perturbed_changes_nothing() -> None:
