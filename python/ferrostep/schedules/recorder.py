@@ -84,8 +84,8 @@ class GradNormRecorder:
         closure; with ``SAM`` those near the weights; all of them where ``optimizer.attach()`` frees each as it comes;
         of DTensors, the whole's norm, on every rank (all ranks are to record). Element-wise rules sum while a gradient
         is in the cache; Muon, AuON, FRUGAL, rows on the simplex, and Lion with ``kappa="topk"`` or ``"row"`` take one
-        pass more. Of other optimizers, the gradients that are there after the step, which is one pass more, too. A step
-        that was refused, skipped or interrupted is not recorded.
+        pass more. Of other optimizers, the gradients that are there after the step, which is one pass more, too. What
+        no step has used is not recorded: where one was refused or skipped, or interrupted before it changed anything.
 
         Returns:
             The recorder, also as a context manager that detaches.
