@@ -218,8 +218,8 @@ def test_gains_and_ratios() -> None:
     assert str(table).splitlines()[1].endswith("2.000")
 
 
-def known(element: float) -> optim.SingularValues:
-    return optim.SingularValues({}, {"w": torch.full((2,), element)})
+def known(element: complex, dtype: torch.dtype = torch.float32) -> optim.SingularValues:
+    return optim.SingularValues({}, {"w": torch.full((2,), element, dtype=dtype)})
 
 
 @pytest.mark.parametrize(
@@ -235,6 +235,11 @@ def known(element: float) -> optim.SingularValues:
         (lambda: top_singular_values(of(torch.eye(2).double() * 1e200)), ValueError, "squared norm of .* is inf"),
         (lambda: top_singular_values(of(torch.eye(2)), initial=known(0.0)), ValueError, "initial's vector of 'w'"),
         (lambda: top_singular_values(of(torch.eye(2)), initial=known(math.nan)), ValueError, "initial's vector of 'w'"),
+        (
+            lambda: top_singular_values(of(torch.eye(2)), initial=known(1j, torch.complex64)),
+            ValueError,
+            "initial's vector of 'w' has dtype torch.complex64",
+        ),
         (
             lambda: gain_invariance(top_singular_values(mlp(4)), top_singular_values(nn.Linear(2, 2))),
             ValueError,

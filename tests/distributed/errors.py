@@ -17,6 +17,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from ferrostep.optim import FRUGAL, SAM, AdamW, AuON, HybridAuON, Lion, Muon, MuonAdamW, MuonWithAuxAdamW
+from ferrostep.schedules import GradNormRecorder
 from tests.contract.rules.registry import one_of_each_class
 from tests.distributed.registry import on
 from tests.distributed.tensors import Twins, line, near, placed
@@ -138,6 +139,22 @@ def options_that_one_rank_has_by_itself(folder: Path) -> None:
             message = failing(twins, optimizer.step)
             assert f"rank 1 would step {words}" in message, (entry.name, message)
             optimizer.param_groups[0][name] = before
+        optimizer.step()
+
+
+@on(2)
+def norms_that_one_rank_records_by_itself(folder: Path) -> None:
+    """They are summed over ranks after the step, whatever is summed before it."""
+    for limit in (None, 1.0):
+        twins = twins_of(partial(AdamW, max_grad_norm=limit), 1)
+        optimizer = twins.optimizers[1]
+        for orders in (["l1"], ["l2"]), (["l2"], []):
+            recorders = [GradNormRecorder(optimizer, norm).attach() for norm in orders[dist.get_rank()]]
+            message = failing(twins, optimizer.step)
+            assert f"its {orders[0][0]} norm to be recorded" in message, message
+            for each in recorders:
+                assert each.norms == []
+                each.detach()
         optimizer.step()
 
 

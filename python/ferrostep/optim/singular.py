@@ -224,9 +224,11 @@ def is_matrix(p: Tensor) -> bool:
 def first_vector(name: str, p: Tensor, before: Tensor | None, *, alone: bool) -> Tensor:
     """One that is drawn and, where one is known, that with it or ``alone``."""
     drawn = torch.randn(p[0].numel(), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    if before is None or before.numel() != len(drawn):
+    if before is not None:
+        checks.readable(f"initial's vector of {name!r}", before)
+    if before is None or before.shape != drawn.shape:
         return drawn.to(p.device, arithmetic_dtype(p))
-    known = before.to(drawn)
+    known = before.detach().to(drawn)
     if not 0 < known.norm() < math.inf:
         raise Problem.VALUE.of(f"initial's vector of {name!r}", "zero or not finite", "a singular vector")
     return (known if alone else reference.mixed_start(known, drawn)).to(p.device, arithmetic_dtype(p))

@@ -134,8 +134,8 @@ class Taken:
         return together + summed
 
     def _asked_of_ranks(self, gathered: Gathered) -> list[str]:
-        is_measured = gathered.is_clipped or bool(self._orders)
-        return ["its norm"] * is_measured + ["its sum"] * bool(gathered.rule.summed)
+        recorded = [f"its l{order} norm to be recorded" for order in self._orders]
+        return ["its norm"] * gathered.is_clipped + recorded + ["its sum"] * bool(gathered.rule.summed)
 
     def clip(self, threads: int) -> Sum | None:
         """Let the gradients be scaled where a group says so; returns the norm of those of all such groups."""
