@@ -109,7 +109,7 @@ CASES: dict[str, Case] = {
     "FRUGAL, a switch of blocks": Case(
         lambda p: FRUGAL(p, selection="block", block_order="descending"), shapes=MATRICES, step=switched
     ),
-    "FRUGAL, a switch of elements": Case(lambda p: FRUGAL(p, selection="randk"), BF16, step=switched),
+    "FRUGAL, a switch of elements": Case(lambda p: FRUGAL(p, selection="randk"), step=switched),
     "HostOptimizer": Case(lambda p: HostOptimizer(p, AdamW), BF16),
     "HybridAuON": Case(HybridAuON, shapes=MATRICES),
     "Lion": Case(Lion),
