@@ -105,9 +105,9 @@ class STORM(TwoPointOptimizer):
     State per parameter: ``momentum_buffer`` (4 bytes per element in float32), and the float64 numbers ``of_param`` and
     ``of_momentum``: x' is ``of_param * x + of_momentum * momentum_buffer``. Besides, from the transport to the step,
     ``transport`` (as much again), and within ``other_point`` a copy of x. With ``normalize`` the step makes the
-    transport the new ``momentum_buffer``, another tensor than before, if both have the dtype of the arithmetic. Groups
-    keep ``steps`` and ``squares``, how many steps there were and the sum s. A parameter without a gradient is left out
-    of the norm and of the step.
+    transport the new ``momentum_buffer``, another tensor than before, if both have the dtype of the arithmetic: clone
+    what a hook is to keep of a gradient at the other point. Groups keep ``steps`` and ``squares``, how many steps there
+    were and the sum s. A parameter without a gradient is left out of the norm and of the step.
 
     Raises:
         ValueError, TypeError: an impossible or unknown argument, or a parameter of 16 bits without ``master_weights``.
