@@ -236,6 +236,11 @@ def test_steps_to_where_the_loss_is_not_finite_are_rejected() -> None:
     assert all(map(math.isfinite, losses)) and abs(losses[-1] - 1) < 1e-6
 
 
+def test_products_may_use_their_memory_again() -> None:
+    matrix, room = torch.arange(1.0, 5.0).diag() + 0.5, torch.empty(4)
+    assert torch.equal(rule.of_products(lambda v: torch.mv(matrix, v, out=room), torch.ones(4)), matrix)
+
+
 def test_losses_that_differ_by_rounding_leave_the_gradient_to_decide() -> None:
     assert rule.is_accepted((1.0, 1e-9), (1.0, 1e-10), lam=1.0)
     assert not rule.is_accepted((1.0, 1e-10), (1.0, 1e-9), lam=1.0)

@@ -206,6 +206,9 @@ def test_an_operator_multiplies_as_a_matrix_does() -> None:
     torch.testing.assert_close(op @ columns[:, 0], h @ columns[:, 0])
     torch.testing.assert_close(op @ columns, h @ columns)
     assert op.products == 4 and (op @ columns[:, :0]).shape == (5, 0)
+    room = torch.empty(5, dtype=h.dtype)
+    again = LinearOperator(lambda v: torch.mv(h, v, out=room), 5, dtype=h.dtype)
+    torch.testing.assert_close(again @ columns, h @ columns)
     with torch.inference_mode():  # where tensors do not count what is written to them
         assert lanczos(op, 2).steps == 2
 

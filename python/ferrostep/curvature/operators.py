@@ -83,8 +83,10 @@ class LinearOperator:
         """The product with a vector of shape (P,), or with each column of a matrix of shape (P, n)."""
         if not isinstance(other, Tensor) or other.ndim != 2:
             return self(other)
-        columns = [self(column) for column in other.T]
-        return torch.stack(columns, 1) if columns else other.clone()
+        product = torch.empty_like(other, requires_grad=False, memory_format=torch.contiguous_format)
+        for i, column in enumerate(other.T):
+            product[:, i] = self(column)  # at once: the next product may use its memory
+        return product
 
     def check(self, name: str, vector: Any) -> None:
         """Refuse what is no vector of the matrix.

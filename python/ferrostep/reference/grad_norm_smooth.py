@@ -211,7 +211,8 @@ def of_products(product: Callable[[Tensor], Tensor], g: Tensor) -> Tensor:
         tensor([[3., 0.],
                 [0., 3.]])
     """
-    return symmetric_part(torch.stack([product(unit) for unit in torch.eye(len(g), dtype=g.dtype, device=g.device)]))
+    units = torch.eye(len(g), dtype=g.dtype, device=g.device)
+    return symmetric_part(torch.stack([product(unit).clone() for unit in units]))  # the next may use its memory
 
 
 def symmetric_part(matrix: Tensor) -> Tensor:
