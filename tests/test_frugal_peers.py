@@ -69,13 +69,18 @@ def test_the_authors_code(authors: Any, monkeypatch: pytest.MonkeyPatch, name: s
     groups = [{"params": ours[4:], "projectable": False}, {"params": ours[:4]}]
     scales = {"projected_lr_scale": 0.5, "state_free_lr_scale": 0.2}
     optimizer = FRUGAL(groups, betas=(0.9, 0.99), **both, **scales, **own)
+    train_alike(optimizer, ours, other, theirs, rtol=1e-14, atol=1e-15)
+
+
+def train_alike(optimizer: Any, ours: Any, other: Any, theirs: Any, **tolerances: float) -> None:
+    """Take steps with the same gradients; theirs first, whose projections ours takes."""
     for step in range(7):
         for params in (ours, theirs):
             set_gradients(params, step)
         other.step()
         optimizer.step()
         for p, q in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-14, atol=1e-15)
+            torch.testing.assert_close(p, q, **tolerances)
 
 
 def chosen(projector: Any, p: Parameter) -> torch.Tensor:
@@ -101,13 +106,7 @@ def test_galore(galore: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     setting: Any = {"selection": "svd", "state_free": "none", "reset_state": False, "projected_lr_scale": 0.25}
     optimizer = FRUGAL(ours, lr=0.01, eps=0.0, density=0.45, update_gap=3, **setting)
-    for step in range(7):
-        for params in (ours, theirs):
-            set_gradients(params, step)
-        other.step()
-        optimizer.step()
-        for p, q in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+    train_alike(optimizer, ours, other, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_badam() -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 pytest.importorskip("diffusers")
+pytest.importorskip("transformers")  # which the blocks of Stable Diffusion XL import
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel, UNet2DModel
 from diffusers.guiders.adaptive_projected_guidance import AdaptiveProjectedGuidance
 from diffusers.guiders.adaptive_projected_guidance_mix import AdaptiveProjectedMixGuidance

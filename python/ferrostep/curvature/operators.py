@@ -70,9 +70,9 @@ class LinearOperator:
         """The product, of shape (P,), without a graph."""
         self.check("the vector", vector)
         self.products += 1
-        version = _version(vector)
+        version = checks.version(vector)
         product = self.multiply(vector)
-        if _version(vector) != version:
+        if checks.version(vector) != version:
             raise RuntimeError(
                 "multiply has written to the vector that it was given, expected it to leave that as it is"
             )
@@ -341,11 +341,6 @@ def _first(name: str, batch: Any) -> Tensor:
     if first.ndim == 0:
         raise Problem.SHAPE.of(name, [], "a first dimension, the samples")
     return first
-
-
-def _version(x: Tensor) -> int:
-    """How often a tensor has been written to; inference tensors do not count."""
-    return 0 if x.is_inference() else x._version
 
 
 def _check_dtype(name: str, dtype: Any) -> None:

@@ -83,7 +83,7 @@ class AuON(RuleOptimizer):
     Raises:
         ValueError, TypeError: an impossible or unknown argument.
         RuntimeError: complex parameters.
-        NotImplementedError: a DTensor whose matrices no rank can own, such as one split over two dimensions of a mesh.
+        NotImplementedError: a DTensor whose matrices no rank can own, as a rank has more than one block of them.
 
     Example:
         >>> import torch

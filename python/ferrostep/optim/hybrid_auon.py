@@ -56,7 +56,7 @@ class HybridAuON(RuleOptimizer):
     Raises:
         ValueError, TypeError: an impossible or unknown argument, or a parameter of fewer than 2 dimensions.
         RuntimeError: complex parameters.
-        NotImplementedError: a DTensor whose matrices no rank can own, such as one split over two dimensions of a mesh.
+        NotImplementedError: a DTensor whose matrices no rank can own, as a rank has more than one block of them.
 
     Example:
         >>> import torch

@@ -117,7 +117,7 @@ class Muon(RuleOptimizer):
     Raises:
         ValueError, TypeError: an impossible or unknown argument, or a parameter of the wrong shape.
         RuntimeError: complex parameters.
-        NotImplementedError: a DTensor whose matrices no rank can own, such as one split over two dimensions of a mesh.
+        NotImplementedError: a DTensor whose matrices no rank can own, as a rank has more than one block of them.
 
     Example:
         >>> p = torch.nn.Parameter(torch.zeros(2, 3))

@@ -141,13 +141,9 @@ def _project(
     rests = [shards.local(own[name]) for name in RESTS if own.get(name) is not None]
     if rests and not kept:
         kept.append(shards.local(p).clone())
-    version = _version(p)
+    version = checks.version(p)
     result = function(p)
-    if isinstance(result, Tensor) and result is not p and result.shape == p.shape and _version(p) == version:
+    if isinstance(result, Tensor) and result is not p and result.shape == p.shape and checks.version(p) == version:
         raise RuntimeError("projection returned a new tensor, expected a function that changes the parameter in place")
     for rest in rests:
         rest.masked_fill_(shards.local(p).ne(kept[0]), 0)
-
-
-def _version(p: Tensor) -> int:
-    return -1 if p.is_inference() else p._version

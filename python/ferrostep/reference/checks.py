@@ -63,6 +63,11 @@ def is_plain(x: Tensor) -> bool:
     return type(x) is Tensor and x.is_cpu and x.layout == torch.strided and x.dtype in FLOATS
 
 
+def version(x: Tensor) -> int:
+    """How often a tensor has been written to; inference tensors do not count."""
+    return 0 if x.is_inference() else x._version
+
+
 def like(name: str, x: Tensor, other: Tensor, *, shape: Sequence[int], dtype: torch.dtype | None = None) -> None:
     """Refuse a tensor of another shape, dtype (if one is expected), or device than that of `other`."""
     if x.shape != tuple(shape):

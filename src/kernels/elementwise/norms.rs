@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use super::blocks::{by_tensor, of_blocks};
 use super::finite::Values;
 use super::{Work, find};
-use crate::kernels::linear::{Element, Norms, Powers};
+use crate::kernels::linear::{Element, Norms, Powers, added};
 use crate::kernels::storage::{BLOCK, Float, with_type};
 use crate::runtime::Isa;
 
@@ -35,7 +35,7 @@ pub unsafe fn norms(tensors: &[Values], powers: Powers, threads: usize) -> Vec<N
         unsafe { add(&mut norms, isa, tensor.dtype, from, BLOCK.min(tensor.len - start)) };
         norms.total()
     });
-    by_tensor(&first_blocks, &parts, total)
+    by_tensor(&first_blocks, &parts, added)
 }
 
 /// As [`super::run`]; with the norms of the gradients, for each batch that measures them ([`Work::measures`]) one for
@@ -49,20 +49,20 @@ pub fn run_measured(
     let elements = batches.iter().map(|batch| batch.elements()).sum();
     let blocks = batches.iter().map(|batch| batch.blocks()).sum();
     let parts = of_blocks(blocks, elements, threads, &|index| {
-        let (batch, index) = find(batches, index);
+        let (batch, index) = find(batches.iter().map(Box::as_ref), index);
         let mut norms = Norms::new(powers);
         counted.fetch_add(batch.run_measured(index, &mut norms).into(), Ordering::Relaxed);
         norms.total()
     });
     let mut rest = &parts[..];
-    let of_each = batches.iter().map(|batch| {
+    let of_batch = |batch: &dyn Work| {
         let own = rest.split_off(..batch.blocks()).expect("the sums of all blocks");
         match batch.measures() {
-            true => by_tensor(&batch.first_blocks(), own, total),
+            true => by_tensor(&batch.first_blocks(), own, added),
             false => Vec::new(),
         }
-    });
-    let of_each = of_each.collect();
+    };
+    let of_each = batches.iter().map(Box::as_ref).map(of_batch).collect();
     (counted.into_inner(), of_each)
 }
 
@@ -80,12 +80,6 @@ pub unsafe fn add(norms: &mut Norms, isa: Isa, dtype: Float, from: *const u8, le
 unsafe fn add_of<T: Element>(norms: &mut Norms, isa: Isa, from: *const u8, len: usize) {
     // SAFETY: the caller's promise.
     unsafe { norms.add::<T>(isa, from.cast(), len) }
-}
-
-fn total(parts: &[NormSums]) -> NormSums {
-    parts
-        .iter()
-        .fold([0.0; 2], |sum, part| [sum[0] + part[0], sum[1] + part[1]])
 }
 
 #[cfg(test)]

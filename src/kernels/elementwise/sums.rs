@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 
 use super::blocks::{by_tensor, of_blocks};
 use super::tiles::{self, TILE};
-use super::{Rule, Work};
+use super::{Rule, Work, find};
 use crate::kernels::storage::{Buffers, Float};
 use crate::kernels::vector::{
     Arch, Arithmetic, Double, Halves, InF32, InF64, MAX_LANES, Routine, Stored, Vector, WIDENED, Widened,
@@ -37,21 +37,16 @@ const PARTS: usize = 4;
 /// What the rules of all batches sum over each parameter, on up to `threads` threads; nothing for those that sum
 /// nothing.
 pub fn sums(batches: &[Box<dyn Work + '_>], threads: usize) -> Vec<Vec<f64>> {
-    let summed: Vec<&dyn Work> = batches
+    let summed: Vec<_> = batches
         .iter()
-        .map(|batch| &**batch)
+        .map(Box::as_ref)
         .filter(|batch| batch.is_to_know())
         .collect();
     let blocks = summed.iter().map(|batch| batch.blocks()).sum();
     let elements = summed.iter().map(|batch| batch.elements()).sum();
-    let all = of_blocks(blocks, elements, threads, &|mut index| {
-        for batch in &summed {
-            if index < batch.blocks() {
-                return batch.sum(index);
-            }
-            index -= batch.blocks();
-        }
-        unreachable!("there are no more blocks")
+    let all = of_blocks(blocks, elements, threads, &|index| {
+        let (batch, index) = find(summed.iter().copied(), index);
+        batch.sum(index)
     });
     let mut rest = &all[..];
     let mut of_each = Vec::with_capacity(batches.len());

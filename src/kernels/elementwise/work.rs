@@ -56,17 +56,20 @@ pub fn run(batches: &[Box<dyn Work + '_>], threads: usize) -> u64 {
     let blocks: usize = batches.iter().map(|batch| batch.blocks()).sum();
     let useful = elements.div_ceil(ELEMENTS_PER_THREAD);
     pool::for_each(threads.min(useful), blocks, &|index| {
-        let (batch, index) = find(batches, index);
+        let (batch, index) = find(batches.iter().map(Box::as_ref), index);
         counted.fetch_add(batch.run(index).into(), Ordering::Relaxed);
     });
     counted.into_inner()
 }
 
 /// The batch that block `index` of all is one of, and its number there.
-pub fn find<'a>(batches: &'a [Box<dyn Work + '_>], mut index: usize) -> (&'a (dyn Work + 'a), usize) {
+pub fn find<'a, 'b>(
+    batches: impl IntoIterator<Item = &'a (dyn Work + 'b)>,
+    mut index: usize,
+) -> (&'a (dyn Work + 'b), usize) {
     for batch in batches {
         if index < batch.blocks() {
-            return (&**batch, index);
+            return (batch, index);
         }
         index -= batch.blocks();
     }

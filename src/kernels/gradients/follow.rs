@@ -24,9 +24,7 @@ pub unsafe fn follow(positions: &[Position], threads: usize) -> [f64; 2] {
             *to.get().add(i) = with_type!(position.dtype, follow_of(isa, from, before, span.len));
         }
     });
-    parts
-        .iter()
-        .fold([0.0; 2], |sum, part| [sum[0] + part[0], sum[1] + part[1]])
+    linear::added(&parts)
 }
 
 /// # Safety

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::{CHUNK, Rows};
-use crate::kernels::linear::Element;
+use crate::kernels::linear::{Element, PARTS, total};
 use crate::kernels::storage::BLOCK;
 use crate::kernels::vector::{
     Arch, Arithmetic, Distribution, Double, MAX_LANES, Noise, Routine, Single, Vector, WIDENED, dispatch,
@@ -14,8 +14,6 @@ use crate::runtime::Isa;
 
 /// What a type is computed in.
 type Lanes<A, T> = <<T as Element>::Combined as Arithmetic>::Vector<A>;
-/// The most vectors that hold [`WIDENED`] lanes.
-const PARTS: usize = 4;
 
 /// The elements of some vectors between two numbers, for reading.
 #[derive(Clone, Copy)]
@@ -216,16 +214,7 @@ impl<T: Element> Products<'_, T> {
         }
         for (n, sums) in sums.iter().enumerate() {
             for (m, sums) in sums.iter().enumerate() {
-                let mut lanes = [0.0; WIDENED];
-                for (part, sum) in sums[..WIDENED / A::F64::LANES].iter().enumerate() {
-                    // SAFETY: the parts are as many lanes together.
-                    unsafe { sum.store_f64(lanes.as_mut_ptr().add(part * A::F64::LANES)) };
-                }
-                let mut total = 0.0;
-                for lane in lanes {
-                    total += lane;
-                }
-                self.to[(vector + m) * self.rows.count + row + n] = total;
+                self.to[(vector + m) * self.rows.count + row + n] = total(sums);
             }
         }
     }

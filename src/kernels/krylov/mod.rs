@@ -10,6 +10,7 @@ use crate::runtime::{Isa, Shared, pool};
 /// Elements that are summed by themselves, and one task's: part of the definition of the sums. Of fewer, the memory's
 /// prefetching begins anew with every row too often.
 const CHUNK: usize = 16_384;
+
 /// Vectors of one length, one after the other.
 #[derive(Clone, Copy, Debug)]
 pub struct Rows<'a, T> {

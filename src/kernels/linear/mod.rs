@@ -12,9 +12,9 @@ mod tests;
 
 pub use combine::combine;
 pub use formulas::{Formula, compute};
-pub use moments::{Sums, sums};
+pub use moments::{PARTS, Sums, sums, total};
 pub use normal::{Rows, Work};
-pub use norms::{Norms, Powers, follow};
+pub use norms::{Norms, Powers, added, follow};
 pub use singular::{Singular, top_singular_value};
 
 use half::{bf16, f16};

@@ -48,6 +48,13 @@ impl Norms {
     }
 }
 
+/// The sums over all parts.
+pub fn added(parts: &[[f64; 2]]) -> [f64; 2] {
+    parts
+        .iter()
+        .fold([0.0; 2], |sum, part| [sum[0] + part[0], sum[1] + part[1]])
+}
+
 /// The sum of the squares of `len` elements, and that of the squares of their differences from those at `to`, which
 /// become copies of them.
 ///
