@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ferrostep.nn import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, convert_ghost_batchnorm
+from ferrostep.nn.ghost import _Normalized
+from ferrostep.reference import ghost as reference
 
 KINDS = [
     (GhostBatchNorm1d, nn.BatchNorm1d, (5,)),
@@ -43,6 +45,68 @@ def test_ghosts_are_the_loop_over_chunks(kind: Any, plain: Any, shape: Any, opti
     torch.testing.assert_close(dict(ghost.state_dict()), dict(other.state_dict()))
     for ours, theirs in zip(ghost.parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [
+        ((13, 40), torch.contiguous_format),
+        ((9, 3, 5, 7), torch.contiguous_format),
+        ((9, 3, 5, 7), torch.channels_last),
+        ((8, 2, 12, 12), torch.contiguous_format),
+        ((8, 2, 2, 3, 5), torch.channels_last_3d),
+    ],
+)
+def test_the_kernel_is_plain_torch(shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(shape) * 2 + 5).to(dtype).to(memory_format=layout).requires_grad_()
+    weight, bias = (torch.randn(shape[1]).requires_grad_() for _ in range(2))
+    grad, given = torch.randn(shape).to(dtype).flip(0), (x, weight, bias)
+    ours, theirs = _Normalized.apply(*given, 4, 1e-5), reference.normalized(*given, 4, 1e-5)
+    assert ours[0].dtype == dtype and ours[0].stride() == x.stride()
+    found, expected = (torch.autograd.grad(out, given, grad) for out in (ours[0], theirs[0]))
+    tolerance = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 4e-3}[dtype]
+    for one, other in zip((*ours, *found), (*theirs, *expected), strict=True):
+        torch.testing.assert_close(one.double(), other.double(), rtol=tolerance, atol=tolerance)
+
+
+def test_derivatives_have_derivatives() -> None:
+    torch.manual_seed(0)
+    layer = GhostBatchNorm1d(2, 3, dtype=torch.float64).train()
+    x = torch.randn(7, 2, 4, dtype=torch.float64, requires_grad=True)
+
+    def normalized(x: Tensor) -> Tensor:
+        return _Normalized.apply(x, layer.weight, layer.bias, 3, 1e-5)[0]
+
+    assert torch.autograd.gradcheck(normalized, x) and torch.autograd.gradgradcheck(normalized, x)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_whoever_looks_on_sees_plain_torch(affine: bool) -> None:
+    torch.manual_seed(0)
+    layer, x = GhostBatchNorm1d(3, 4, affine=affine, track_running_stats=False), torch.randn(2, 16, 3)
+    direct = [layer(each) for each in x]
+    torch.testing.assert_close(torch.func.vmap(layer)(x), torch.stack(direct))
+    out, tangent = torch.func.jvp(layer, (x[0],), (x[1],))
+    torch.testing.assert_close(out, direct[0])
+    leaf = x[0].clone().requires_grad_()
+    (along,) = torch.autograd.grad(layer(leaf), leaf, tangent)
+    torch.testing.assert_close((along * x[1]).sum(), (tangent * tangent).sum())
+    batch = torch.compile(layer, backend="eager", fullgraph=True)
+    torch.testing.assert_close(batch(x[0]), direct[0])
+
+
+def test_the_statistics_are_as_exact_as_the_elements() -> None:
+    """Far from zero, in order, and with first rows that are unlike the rest."""
+    torch.manual_seed(0)
+    x = torch.randn(512, 64)
+    for case in (x + 1000, x.sort(0).values * 10, torch.cat([torch.zeros(8, 64), x[8:] + 100])):
+        out, means, variances = _Normalized.apply(case, None, None, 128, 1e-5)
+        expected = reference.normalized(case.double(), None, None, 128, 1e-5)
+        torch.testing.assert_close(means, expected[1], rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(variances, expected[2], rtol=2e-6, atol=0)
+        torch.testing.assert_close(out.double(), expected[0], rtol=1e-4, atol=1e-4)
 
 
 def test_closed_forms() -> None:

@@ -410,6 +410,21 @@ def orthogonal_combine(
     written.
     """
 
+def ghost_norm(x: Any, out: Any, affine: Any, statistics: Any, *, size: int, eps: float, threads: int) -> None:
+    """Normalize each ghost of ``size`` samples of ``x``, of shape ``(n, channels, ...)``, by its mean and variance.
+
+    ``affine`` has a row of weights and one of biases, in float64. ``statistics`` gets, in float64 and of shape
+    ``(3, ghosts, channels)``, the means, the reciprocal standard deviations, and the variances with divisor n - 1.
+    """
+
+def ghost_norm_backward(
+    x: Any, grad: Any, out: Any, affine: Any, statistics: Any, derivatives: Any, *, size: int, threads: int
+) -> None:
+    """Write the derivative by ``x`` to ``out``, and each ghost's parts of those by weight and bias.
+
+    ``derivatives`` gets them in float64, of shape ``(2, ghosts, channels)``.
+    """
+
 def gram(lists: list[list[Any | None]], threads: int) -> list[list[float]]:
     """The inner products of all pairs of lists, in float64."""
 

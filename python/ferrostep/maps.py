@@ -107,7 +107,7 @@ def apply_(name: str, x: Tensor, parameters: Sequence[Parameter | None], dim: in
         apply_(name, x.unsqueeze(0), parameters)
         return x
     dim = checks.rows("x", x, dim)
-    if not (_is_for_kernel(name, x, parameters) and _is_direct(x)):
+    if not (_is_for_kernel(name, x, parameters) and is_direct(x)):
         return x.copy_(apply(name, x, parameters, dim))
     _kernel(*_split(name, parameters)).forward(x, x, dim, torch.get_num_threads())
     return x
@@ -150,7 +150,7 @@ def _curvature(told: Tensor, v: Tensor, w: Tensor, name: str, numbers: list[floa
 
 
 def _image(x: Tensor, *of: Any) -> Tensor:
-    if _is_direct(x) and not _is_profiled():
+    if is_direct(x) and not _is_profiled():
         way = _RecordedForward.apply if torch.is_grad_enabled() and x.requires_grad else _write_image
     else:
         way = _Forward.apply if _by_function() else _forward
@@ -159,7 +159,7 @@ def _image(x: Tensor, *of: Any) -> Tensor:
 
 
 def _product(told: Tensor, v: Tensor, *of: Any) -> Tensor:
-    if _is_direct(told, v) and not _is_profiled():
+    if is_direct(told, v) and not _is_profiled():
         is_recorded = torch.is_grad_enabled() and (told.requires_grad or v.requires_grad)
         way = _RecordedProduct.apply if is_recorded else _write_product
     else:
@@ -176,7 +176,7 @@ _PLAIN = {_keys(make(0, device="cpu")) for make in (torch.empty, torch.inference
 """The keys of tensors that are neither wrapped, nor batched, nor to be negated when they are read."""
 
 
-def _is_direct(*tensors: Tensor) -> bool:
+def is_direct(*tensors: Tensor) -> bool:
     """Whether these are tensors as they lie in memory, of which nobody but autograd is to learn what becomes."""
     return not (
         torch.compiler.is_compiling()

@@ -7,6 +7,7 @@ mod dlpack;
 mod errors;
 mod finish;
 mod gather;
+mod ghost;
 mod gradients;
 mod guidance;
 mod krylov;
@@ -36,6 +37,8 @@ mod _core {
     use super::finish::complete;
     #[pymodule_export]
     use super::gather::{columns, with_gradient};
+    #[pymodule_export]
+    use super::ghost::{ghost_norm, ghost_norm_backward};
     #[pymodule_export]
     use super::gradients::{
         advance, combine, descend, ema, follow, gram, normalized_step, norms, orthogonal, orthogonal_combine,

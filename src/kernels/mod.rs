@@ -1,6 +1,7 @@
 //! The arithmetic, free of Python: usable and tested by `cargo test` alone.
 
 pub mod elementwise;
+pub mod ghost;
 pub mod gradients;
 pub mod guidance;
 pub mod krylov;

@@ -2,19 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ferrostep import _core
 from ferrostep.errors import Problem, wrong_choice, wrong_kind
+from ferrostep.maps import is_direct
 from ferrostep.numpy.arrays import whole
+from ferrostep.reference import checks
+from ferrostep.reference import ghost as reference
 from ferrostep.suggestions import suggesting
 
 MomentumPer: TypeAlias = Literal["ghost", "batch"]
 M = TypeVar("M", bound=nn.Module)
+
+
+class _Normalized(torch.autograd.Function):
+    """:func:`ferrostep.reference.ghost.normalized` by the kernel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if weight is None or bias is None:
+            affine = torch.tensor([[1.0], [0.0]], dtype=torch.float64).expand(2, x.shape[1])
+        else:
+            affine = torch.stack([weight, bias]).double()
+        statistics = torch.empty(3, len(reference.parts(len(x), size)), x.shape[1], dtype=torch.float64)
+        out = torch.empty_like(x)
+        _core.ghost_norm(x, out, affine, statistics, size=size, eps=eps, threads=torch.get_num_threads())
+        ctx.save_for_backward(x, weight, bias)
+        ctx.affine, ctx.statistics, ctx.size, ctx.eps = affine, statistics, size, eps
+        means, _, variances = statistics
+        ctx.mark_non_differentiable(means, variances)
+        return out, means, variances
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias = ctx.saved_tensors
+        if torch.is_grad_enabled() or not is_direct(grad):  # the derivative is to have one, too
+            return _differentiable(x, weight, bias, ctx.size, ctx.eps, grad)
+        out = torch.empty_like(x)
+        derivatives = torch.empty(2, *ctx.statistics.shape[1:], dtype=torch.float64)
+        threads = torch.get_num_threads()
+        _core.ghost_norm_backward(x, grad, out, ctx.affine, ctx.statistics, derivatives, size=ctx.size, threads=threads)
+        if weight is None:
+            return out, None, None, None, None
+        by_weight, by_bias = derivatives.sum(1).to(weight.dtype)
+        return out, by_weight, by_bias, None, None
+
+
+def _differentiable(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The derivatives in plain torch, with a graph of their own."""
+    with torch.enable_grad():
+        out = reference.normalized(x, weight, bias, size, eps, tracked=False)[0]
+    given = [each if each is not None and each.requires_grad else None for each in (x, weight, bias)]
+    asked = [each for each in given if each is not None]
+    found = iter(torch.autograd.grad(out, asked, grad, create_graph=torch.is_grad_enabled()))
+    return *(None if each is None else next(found) for each in given), None, None
 
 
 @suggesting
@@ -50,44 +100,46 @@ class _GhostBatchNorm(_BatchNorm):
         Raises:
             ValueError: another number of dimensions or channels.
         """
-        count = len(input) // self.ghost_size
-        if count < 2 or not (self.training or self.running_mean is None):
+        if len(input) < 2 * self.ghost_size or not (self.training or self.running_mean is None):
             return super().forward(input)
         check_momentum(self.momentum, self.momentum_per)  # which may be set at any time
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
         if input.shape[1] != self.num_features:
             raise Problem.SHAPE.of("input", list(input.shape), f"{self.num_features} channels")
-        sizes = [self.ghost_size] * (count - 1)
-        ghosts = torch.split(input, [*sizes, len(input) - sum(sizes)])
-        dtype = torch.float32 if input.dtype in (torch.float16, torch.bfloat16) else input.dtype
-        means, variances = torch.zeros(2, count, self.num_features, dtype=dtype, device=input.device)
-        weight, bias = (None if each is None else each.to(dtype) for each in (self.weight, self.bias))
-        normalized = [
-            F.batch_norm(ghost, mean, variance, weight, bias, training=True, momentum=1.0, eps=self.eps)
-            for ghost, mean, variance in zip(ghosts, means, variances, strict=True)
-        ]
-        if self.training and self.track_running_stats:
-            self._update(means, variances)
-        return torch.cat(normalized)
+        of = input, self.weight, self.bias, self.ghost_size, self.eps
+        # One element alone has no variance: torch knows the words for that.
+        has_variances = self.ghost_size * input[0, :1].numel() > 1
+        given = [each for each in (input, self.weight, self.bias) if each is not None]
+        is_ours = has_variances and checks.is_plain(input) and is_direct(*given)
+        tracked = self.training and self.track_running_stats
+        normalized: Tensor
+        if is_ours:
+            normalized, *statistics = _Normalized.apply(*of)
+        else:
+            normalized, *statistics = reference.normalized(*of, tracked=tracked)
+        if tracked:
+            self._update(*statistics)
+        return normalized
 
     @torch.no_grad()
     def _update(self, means: Tensor, variances: Tensor) -> None:
         """Take the statistics of the ghosts, one after the other, into the running ones."""
         assert self.num_batches_tracked is not None
-        before, ghosts = self.num_batches_tracked.clone(), len(means)
+        ghosts = len(means)
         self.num_batches_tracked += ghosts
         if self.momentum is None:  # the mean of all ghosts so far
-            kept = (before / self.num_batches_tracked).to(means)
-            shares = (1 / self.num_batches_tracked).to(means).expand(ghosts)
+            share = (1 / self.num_batches_tracked).to(means)
+            kept: Tensor | float = 1 - ghosts * share
+            shares = share.expand(ghosts)
         else:
             per_ghost = self.momentum
             if self.momentum_per == "batch":
                 per_ghost = 1 - (1 - self.momentum) ** (1 / ghosts)
-            powers = (1 - per_ghost) ** torch.arange(ghosts, -1, -1, device=means.device, dtype=torch.float64)
-            kept, shares = powers[0].to(means), (per_ghost * powers[1:]).to(means)
+            kept = (1 - per_ghost) ** ghosts
+            shares = means.new_tensor([per_ghost * (1 - per_ghost) ** i for i in reversed(range(ghosts))])
         for running, own in ((self.running_mean, means), (self.running_var, variances)):
             assert running is not None
-            running.copy_(running * kept + shares @ own)
+            running.copy_(running.to(own) * kept + shares @ own)
 
     def extra_repr(self) -> str:
         """What is special about the layer, for its repr."""
@@ -108,6 +160,9 @@ class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):
     mean and variance: a large batch is regularized as small ones are. What is left over goes to the last ghost. In
     evaluation the running statistics count, whatever the batch. The state dict is that of ``nn.BatchNorm1d``, which
     normalizes batches of less than two ghosts, too.
+
+    On the CPU all ghosts are one call of a kernel in Rust; plain torch, ghost by ghost, elsewhere, under torch.func and
+    torch.compile, and for derivatives of derivatives.
 
     Args:
         num_features: channels, the second dimension of inputs of shape ``(N, C)`` or ``(N, C, L)``, of any float dtype;

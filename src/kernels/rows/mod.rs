@@ -20,6 +20,7 @@ use element::{Element, Work};
 pub use entries::{Clip, Shrink};
 use isotonic::Block;
 pub use isotonic::{Isotonic, Sorted, SortedMap};
+pub use lanes::total;
 pub use norm::L2Ball;
 pub use plane::Plane;
 pub use section::Section;
