@@ -37,8 +37,6 @@ class Release:
         self._bytes = 0
         self._came: set[Tensor] = set()
         """The parameters that have had a gradient in this round."""
-        self.has_stepped = False
-        """Whether any of them has been stepped."""
         for group in optimizer.param_groups:
             self._watch(group)
 
@@ -104,7 +102,7 @@ class Release:
         before = [(p, p._version) for group in optimizer.param_groups for p in group["params"]]
         try:
             optimizer._update()
-            self.has_stepped = True
+            optimizer._is_in_round = True
         finally:
             for p, version in before:
                 if p._version != version:
@@ -122,10 +120,9 @@ class Release:
 
     def forget(self) -> None:
         """End the round without a step."""
-        self._owner._recorders.forget()
+        self._owner._forget_round()
         self._came.clear()
         self._bytes = 0
-        self.has_stepped = False
 
 
 def inner_of(optimizer: Optimizer) -> Optimizer | None:

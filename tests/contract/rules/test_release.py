@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from ferrostep.optim import SAM, AdaGradNorm, AdamW, Lion, SophiaG, SophiaH, release
+from ferrostep.optim import FRUGAL, SAM, AdaGradNorm, AdamW, Lion, SophiaG, SophiaH, release
+from ferrostep.schedules import GradNormRecorder
 from tests.contract.rules.registry import Entry, every, every_class
 from tests.contract.snapshot import Snapshot
 from tests.contract.training import assert_same_bits, copies, normal, parameters
@@ -327,6 +328,45 @@ def test_detached_in_the_midst_the_rest_is_left_to_step(monkeypatch: pytest.Monk
     backward(params[:1], 1)
     assert params[0].grad is not None
     optimizer.attach()
+
+
+def taken_apart(optimizer: Any) -> None:
+    optimizer.detach()
+
+
+def loaded(optimizer: Any) -> None:
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def dropped(optimizer: Any) -> None:
+    optimizer.detach()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize(("end", "steps", "norm"), [(taken_apart, 1, 36.0), (loaded, 2, 4.0), (dropped, 2, 4.0)])
+def test_a_round_that_ends_otherwise(
+    end: Callable[[Any], None], steps: int, norm: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Detached, the rest belongs to the same step; loading and zero_grad begin a new one. Nothing is counted twice."""
+    monkeypatch.setattr(release, "BYTES_AT_ONCE", 100)
+    first, last = Parameter(torch.zeros(8, 4)), Parameter(torch.zeros(4, 1))
+    optimizer = FRUGAL([first, last], update_gap=10)
+    recorder = GradNormRecorder(optimizer).attach()
+    optimizer.attach()
+    first.sum().backward()
+    late = GradNormRecorder(optimizer).attach()  # of the next step on
+    assert optimizer.param_groups[0]["steps_left"] == 9 and first.grad is None
+    end(optimizer)
+    last.sum().backward()
+    optimizer.step()
+    assert optimizer.param_groups[0]["steps_left"] == 10 - steps
+    assert recorder.norms == [norm]
+    assert late.norms == ([] if steps == 1 else [norm])
+    optimizer.zero_grad()
+    last.sum().backward()
+    optimizer.step()
+    assert optimizer.param_groups[0]["steps_left"] == 9 - steps
+    assert recorder.norms[1:] == late.norms[-1:] == [4.0]
 
 
 def test_the_hooks_do_not_keep_the_optimizer() -> None:
