@@ -84,7 +84,7 @@ class AdaGradNorm(RuleOptimizer):
         return self._rule.of({**group, "accumulated": float(before)})._replace(scope=group["norm"])
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as torch has it, with ``sum`` for all: torch.distributed.checkpoint takes states of all or of none."""
+        """The state as torch has it, with ``sum`` for all: torch.distributed.checkpoint takes one of all or none."""
         state_dict = super().state_dict()
         states = state_dict["state"]
         for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=True):
