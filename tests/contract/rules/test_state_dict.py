@@ -274,6 +274,49 @@ def test_rounding_may_change_during_a_training(entry: Entry) -> None:
     assert fresh.param_groups[0]["rounding"] == "kahan"
 
 
+@every_entry
+def test_a_state_saved_before_all_parameters_have_begun(entry: Entry) -> None:
+    params, others = parameters(entry.shapes), parameters(entry.shapes)
+    optimizers = [entry.build(each) for each in (params, others)]
+    train(optimizers[0], params[1:], 1)
+    optimizers[1].load_state_dict(through_file(optimizers[0].state_dict()))
+    for p, q in zip(others, params, strict=True):
+        p.data.copy_(q)
+    for optimizer, own in zip(optimizers, (params, others), strict=True):
+        train(optimizer, own, 2, start=1)
+    assert_same_bits(*optimizers)
+
+
+@every_entry
+def test_an_empty_state_begins_anew(entry: Entry) -> None:
+    params = parameters(entry.shapes)
+    optimizer = entry.build(params)
+    empty = copy.deepcopy(optimizer.state_dict())
+    train(optimizer, params, 2)
+    others = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    new = entry.build(others)
+    optimizer.load_state_dict(empty)
+    train(optimizer, params, 2, start=2)
+    train(new, others, 2, start=2)
+    assert_same_bits(optimizer, new)
+
+
+@every_entry
+def test_options_come_with_a_state_and_groups_may_come_after_it(entry: Entry) -> None:
+    params, others = parameters(entry.shapes), parameters(entry.shapes)
+    optimizer, other = entry.build(params), entry.build(others, lr=0.5, maximize=True)
+    train(optimizer, params, 2)
+    other.load_state_dict(through_file(optimizer.state_dict()))
+    for p, q in zip(others, params, strict=True):
+        p.data.copy_(q)
+    options = {**optimizer.param_groups[0], "lr": 1e-3}
+    for each, own in ((optimizer, params), (other, others)):
+        late = parameters(entry.shapes[:1])
+        each.add_param_group({**options, "params": late})
+        train(each, [*own, *late], 2, start=2)
+    assert_same_bits(optimizer, other)
+
+
 @every_class
 def test_groups_that_do_not_fit_are_refused(entry: Entry) -> None:
     params = parameters(entry.shapes)
