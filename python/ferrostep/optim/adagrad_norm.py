@@ -42,7 +42,7 @@ class AdaGradNorm(RuleOptimizer):
         **options: see :class:`ferrostep.optim.options.Options`.
 
     State per parameter: none but ``sum``, a float64 number, of the first parameter of the first group that says
-    ``norm="all"``, and of each that says ``"group"``.
+    ``norm="all"``, and of each that says ``"group"``. In state dicts every parameter has it.
 
     Raises:
         ValueError, TypeError: an impossible or unknown argument.

@@ -193,7 +193,10 @@ class InPlaceOptimizer(Optimizer):
         return self._release
 
     def detach(self) -> None:
-        """Leave gradients to :meth:`step` again, those that wait, too; nothing if :meth:`attach` was not called."""
+        """Leave gradients to :meth:`step` again; nothing if :meth:`attach` was not called.
+
+        Those that wait are for the next :meth:`step`, which ends the one that has begun.
+        """
         if self._release is not None:
             self._release.remove()
             self._release = None
