@@ -316,6 +316,7 @@ class RuleOptimizer(InPlaceOptimizer):
             else:
                 self._recorders.add(taken.power_sums)
                 self._after_update(taken.batch, taken.elsewhere)
+                self._is_in_round = True
                 if self._release is None:
                     self._end_step()
 

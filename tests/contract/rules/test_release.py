@@ -228,6 +228,25 @@ def test_after_an_error_the_optimizer_goes_on(one_by_one: None, drop: bool) -> N
     assert_same_bits(optimizer, whole)
 
 
+def test_a_step_that_an_error_broke_is_counted_once(one_by_one: None) -> None:
+    params = parameters([(3,)] * 3)
+    optimizer = FRUGAL(params, update_gap=10)
+    train(optimizer, params, 1)
+    ones, recorder = [torch.ones(3)] * 3, GradNormRecorder(optimizer).attach()
+    optimizer.zero_grad()
+    optimizer.attach()
+    state = optimizer.state[params[1]]
+    kept, state["exp_avg"] = state["exp_avg"], torch.zeros(4)
+    with pytest.raises(ValueError, match="exp_avg of parameter 1 in group 0 has shape"):
+        torch.autograd.backward(params, ones)
+    state["exp_avg"] = kept
+    optimizer.step()
+    assert optimizer.param_groups[0]["steps_left"] == 8 and recorder.norms == [6.0]  # the third gradient never came
+    torch.autograd.backward(params, ones)  # and a backward pass begins a new one
+    optimizer.step()
+    assert optimizer.param_groups[0]["steps_left"] == 7 and recorder.norms == [6.0, 9.0]
+
+
 def test_a_backward_pass_that_ends_early_is_dropped_by_zero_grad(one_by_one: None) -> None:
     p, q = parameters([(3,), (3,)])
     optimizer = AdamW([p, q], lr=0.1)
