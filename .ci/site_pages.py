@@ -170,21 +170,29 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
         files.append(File.generated(config, place, content=content))
 
 
+def made_of(file: Path, name: str) -> str | None:
+    """The page that is made of a file, of a module of optimizers that of the class of this name."""
+    if file.parent == ROOT / "python" / "ferrostep" / "optim":
+        place = f"optimizers/{name}.md"
+        return place if place in made_pages() else "api/ferrostep.optim.md"
+    return next((place for place, each in BESIDE.items() if each == file), None)
+
+
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: object) -> str:
     """Links to files of the repository: to the page that is made of it, or to the repository."""
     source = BESIDE.get(page.file.src_uri, DOCS / page.file.src_uri)
 
     def target(match: re.Match[str]) -> str:
-        path, anchor = match[1], match[2] or ""
+        text, path, anchor = match[1] or "", match[2], match[3] or ""
         file = Path(os.path.normpath(source.parent / path))
-        made = next((place for place, each in BESIDE.items() if each == file), None)
+        made = made_of(file, text)
         if made is None and file.is_relative_to(DOCS) and source.is_relative_to(DOCS):
             return match[0]
         if made is None and not file.exists():
             return match[0]  # mkdocs will complain
         if made is None and not file.is_relative_to(DOCS):
-            return f"]({config.repo_url}/blob/main/{file.relative_to(ROOT).as_posix()}{anchor})"
+            return f"{text}]({config.repo_url}/blob/main/{file.relative_to(ROOT).as_posix()}{anchor})"
         to = made or file.relative_to(DOCS).as_posix()
-        return f"]({os.path.relpath(to, Path(page.file.src_uri).parent)}{anchor})"
+        return f"{text}]({os.path.relpath(to, Path(page.file.src_uri).parent)}{anchor})"
 
-    return re.sub(r"\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)", target, markdown)
+    return re.sub(r"((?<=\[)\w+)?\]\((?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?\)", target, markdown)

@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=280, help="MiB; 0 for none (default: %(default)s)")
     parser.add_argument("--width", type=int, default=SHAPE.width, help="of the model (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("pretrain_in_memory.png"), help="(default: %(default)s)")
-    parser.add_argument("--way", choices=WAYS, help="train one way in this process, and print JSON")
+    parser.add_argument("--way", choices=WAYS, metavar="WAY", help="train this one in this process, and print JSON")
     arguments = parser.parse_args()
     shape = Shape(SHAPE.context, arguments.width, SHAPE.heads, SHAPE.layers)
     if arguments.way is not None:

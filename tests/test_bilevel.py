@@ -360,7 +360,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "expanded": (
         lambda: BOREP([X], [torch.ones(1).expand(3).requires_grad_()]),
         ValueError,
-        r"lower_params\[0\] has elements that share memory",
+        r"lower_params\[0\] has elements that share memory \(an expanded view\?\), expected one place for each",
     ),
     "no leaf": (lambda: BOREP([X * 1], [Y]), ValueError, r"upper_params\[0\] is no leaf"),
     "lr": (lambda: BOREP([X], [Y], lr=-1.0), ValueError, "Invalid learning rate: -1.0"),

@@ -271,6 +271,22 @@ def test_refresh_and_a_density_that_changes() -> None:
     assert "exp_avg" not in optimizer.state[p]
 
 
+@pytest.mark.parametrize("reset", [True, False])
+def test_a_selection_that_changes(reset: bool) -> None:
+    """It is made anew at once, in square matrices, too, where as many rows as columns are selected."""
+    p, q = Parameter(torch.zeros(8, 8)), Parameter(torch.zeros(8, 4))
+    optimizer = FRUGAL([p, q], update_gap=100, reset_state=reset)
+    for selection in ("columns", "rows", "randk", "svd", "columns", "randk", "rows", "block", "columns"):
+        optimizer.param_groups[0]["selection"] = selection
+        for each in (p, q):
+            each.grad = torch.ones_like(each)
+        optimizer.step()
+        for each in (p, q) if selection != "block" else ():
+            shape = selections.state_shape(each, selection, 0.25, "std")
+            assert optimizer.state[each]["exp_avg"].shape == shape
+            assert optimizer.state[each]["refresh"] == 1
+
+
 def test_states_go_on_where_they_are_not_reset() -> None:
     p = Parameter(torch.zeros(4, 8))
     optimizer = FRUGAL([p], update_gap=1, reset_state=False)

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ferrostep import _core
 from ferrostep.reference import checks
@@ -109,20 +108,22 @@ def apply_(name: str, x: Tensor, parameters: Sequence[Parameter | None], dim: in
     dim = checks.rows("x", x, dim)
     if not (_is_for_kernel(name, x, parameters) and is_direct(x)):
         return x.copy_(apply(name, x, parameters, dim))
+    if x.is_inference() and not torch.is_inference_mode_enabled():
+        x[:0].zero_()  # an error of torch's, as of every write
     _kernel(*_split(name, parameters)).forward(x, x, dim, torch.get_num_threads())
     return x
 
 
 def is_concrete(x: Tensor) -> bool:
     """Whether the numbers of a tensor may be looked at: it is no part of a transformation or of a graph."""
-    return not (x.is_meta or torch.compiler.is_compiling() or _by_function())
+    return not (x.is_meta or torch.compiler.is_compiling() or checks.is_transformed())
 
 
 def _is_for_kernel(name: str, x: Tensor, parameters: Sequence[Parameter | None]) -> bool:
     """Whether nothing but ``x`` is to be differentiated or batched."""
     vectors = MAPS[name].vectors
     return x.is_cpu and not any(
-        isinstance(p, Tensor) and (i not in vectors or p.ndim != 1 or p.requires_grad or _by_function())
+        isinstance(p, Tensor) and (i not in vectors or p.ndim != 1 or p.requires_grad or checks.is_transformed())
         for i, p in enumerate(parameters)
     )
 
@@ -153,7 +154,7 @@ def _image(x: Tensor, *of: Any) -> Tensor:
     if is_direct(x) and not _is_profiled():
         way = _RecordedForward.apply if torch.is_grad_enabled() and x.requires_grad else _write_image
     else:
-        way = _Forward.apply if _by_function() else _forward
+        way = _Forward.apply if checks.is_transformed() else _forward
     result: Tensor = way(x, *of)
     return result
 
@@ -163,7 +164,7 @@ def _product(told: Tensor, v: Tensor, *of: Any) -> Tensor:
         is_recorded = torch.is_grad_enabled() and (told.requires_grad or v.requires_grad)
         way = _RecordedProduct.apply if is_recorded else _write_product
     else:
-        way = _Product.apply if _by_function() else _product_of
+        way = _Product.apply if checks.is_transformed() else _product_of
     result: Tensor = way(told, v, *of)
     return result
 
@@ -180,7 +181,7 @@ def is_direct(*tensors: Tensor) -> bool:
     """Whether these are tensors as they lie in memory, of which nobody but autograd is to learn what becomes."""
     return not (
         torch.compiler.is_compiling()
-        or _by_function()
+        or checks.is_transformed()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch._C._get_tracing_state()
@@ -190,13 +191,6 @@ def is_direct(*tensors: Tensor) -> bool:
 def _is_profiled() -> bool:
     """Whether a profiler waits for the operators' names."""
     return torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
-
-
-def _by_function() -> bool:
-    """Whether a tensor may have a tangent, or torch.func be at work: for its nested levels, operators are no match."""
-    if forward_ad._current_level >= 0:
-        return True
-    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def _write_image(x: Tensor, vectors: Tensor | None, name: str, numbers: list[float] | None, dim: int) -> Tensor:

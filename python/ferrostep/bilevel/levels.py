@@ -39,7 +39,8 @@ def parameters(name: str, given: Iterable[Tensor]) -> list[Tensor]:
         if not p.requires_grad or not p.is_leaf:
             raise ValueError(f"{name}[{i}] is no leaf that requires gradients, expected a parameter")
         if any(stride == 0 < size - 1 for size, stride in zip(p.shape, p.stride(), strict=True)):
-            raise ValueError(f"{name}[{i}] has elements that share memory (an expanded view?), expected a clone of it")
+            what = "elements that share memory (an expanded view?), expected one place for each"  # as in Rust
+            raise ValueError(f"{name}[{i}] has {what}")
     return params
 
 

@@ -42,6 +42,7 @@ from ferrostep.implicit.equations import (
 )
 from ferrostep.implicit.linear import described, vector_of
 from ferrostep.numpy.arrays import real, whole
+from ferrostep.reference import checks
 from ferrostep.suggestions import suggesting
 
 __all__ = ["ConvergenceWarning", "fixed_point", "root", "root_jvp", "root_vjp"]
@@ -70,7 +71,7 @@ class _Root(torch.autograd.Function):
         w, theta = ctx.saved_tensors[:n], ctx.saved_tensors[n:]
         wanted = [i for i, needed in enumerate(ctx.needs_input_grad[1 + initial :]) if needed]
         gradients: Tensors
-        if torch.is_grad_enabled() or _is_transformed():
+        if torch.is_grad_enabled() or checks.is_transformed():
             # Cloned: torch.func.hessian brings expanded zeros, to which it cannot write.
             u = _Root.apply(Linear(equation, True), *(each.clone() for each in v[:n]), *w, *theta)
             gradients = pulled_to(equation, w, theta, wanted, u)
@@ -147,7 +148,7 @@ def pushed_from(equation: Equation, w: Tensors, theta: Tensors, moved: dict[int,
 
 def _call(rule: Rule, solver: Callable[..., Any], initial: Any, args: Any, keywords: Any) -> tuple[Call, list[Tensor]]:
     """A call with its tensors: all leaves that are some, so that transforms see them."""
-    if _is_transformed():
+    if checks.is_transformed():
         inner = [each for _, each in captured(rule.condition) if _is_of_transform(each)]
         if inner:
             raise refusal(rule.condition, inner)
@@ -180,10 +181,6 @@ def _call(rule: Rule, solver: Callable[..., Any], initial: Any, args: Any, keywo
     guesses = sum(place < first for place in places)
     records = torch.is_grad_enabled()
     return Call(rule, solver, name_of(solver), spec, rest, places, guesses, records, names), tensors
-
-
-def _is_transformed() -> bool:
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _is_of_transform(x: Tensor) -> bool:

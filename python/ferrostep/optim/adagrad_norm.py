@@ -42,7 +42,7 @@ class AdaGradNorm(RuleOptimizer):
         **options: see :class:`ferrostep.optim.options.Options`.
 
     State per parameter: none but ``sum``, a float64 number, of the first parameter of the first group that says
-    ``norm="all"``, and of each that says ``"group"``.
+    ``norm="all"``, and of each that says ``"group"``. In state dicts every parameter has it.
 
     Raises:
         ValueError, TypeError: an impossible or unknown argument.
@@ -82,6 +82,30 @@ class AdaGradNorm(RuleOptimizer):
         if before is None:
             before = group["initial_accumulator_value"]
         return self._rule.of({**group, "accumulated": float(before)})._replace(scope=group["norm"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as torch has it, with ``sum`` for all: torch.distributed.checkpoint takes one of all or none."""
+        state_dict = super().state_dict()
+        states = state_dict["state"]
+        for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=True):
+            keeper = self._keeper(group)
+            kept = {} if keeper is None else self.state.get(keeper, {})
+            for key in saved["params"] if "sum" in kept else ():
+                states[key] = {**states.get(key, {}), "sum": kept["sum"].clone()}
+        return state_dict
+
+    def _adopted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        adopted = super()._adopted(state_dict)
+        keepers: dict[Any, Any] = {}
+        for number, group in enumerate(adopted["param_groups"]):
+            if group["params"]:
+                keepers.setdefault("all" if group.get("norm", "all") == "all" else number, group["params"][0])
+        for key, own in tuple(adopted["state"].items()):
+            if key not in keepers.values() and "sum" in own:
+                del adopted["state"][key]
+                rest = {name: value for name, value in own.items() if name != "sum"}
+                adopted["state"].update({key: rest} if rest else {})
+        return adopted
 
     def _keeper(self, group: dict[str, Any]) -> Tensor | None:
         """The parameter that has the group's sum in its state."""

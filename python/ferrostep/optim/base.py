@@ -53,6 +53,9 @@ class InPlaceOptimizer(Optimizer):
 
     _release: Release | None = None
 
+    _is_in_round = False
+    """Whether a part of a step has been taken, within the backward pass, and the rest has not."""
+
     _recorders = Recorders()  # of nobody: an optimizer that is recorded has its own
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], options: Options) -> None:
@@ -190,7 +193,10 @@ class InPlaceOptimizer(Optimizer):
         return self._release
 
     def detach(self) -> None:
-        """Leave gradients to :meth:`step` again, those that wait, too; nothing if :meth:`attach` was not called."""
+        """Leave gradients to :meth:`step` again; nothing if :meth:`attach` was not called.
+
+        Those that wait are for the next :meth:`step`, which ends the one that has begun.
+        """
         if self._release is not None:
             self._release.remove()
             self._release = None
@@ -205,8 +211,7 @@ class InPlaceOptimizer(Optimizer):
             RuntimeError: a gradient that cannot be written, as torch.
         """
         super().zero_grad(set_to_none)
-        if self._release is not None:
-            self._release.forget()
+        self._begin_anew()
 
     def _needs_all_gradients(self, _group: dict[str, Any]) -> str | None:
         """Why the parameters of a group cannot be stepped one after the other, if they cannot."""
@@ -221,14 +226,27 @@ class InPlaceOptimizer(Optimizer):
 
     def _record(self, recorder: Recorder) -> Callable[[], None]:
         """Tell the recorder of the norms of every step from now on; returns what ends it."""
-        if not self._recorders.all:
+        if "_recorders" not in vars(self):
             self._recorders = Recorders()
-        self._recorders.all.append(recorder)
-        return partial(self._recorders.all.remove, recorder)
+        self._recorders.join(recorder, self._is_in_round)
+        return partial(self._recorders.leave, recorder)
 
     def _end_step(self) -> None:
         """What follows when all parameters have been stepped, whose gradients may have come one after the other."""
+        self._is_in_round = False
         self._recorders.tell(p for group in self.param_groups for p in group["params"])
+
+    def _forget_round(self) -> None:
+        """Let the next update begin a step, whatever was taken of the one before."""
+        self._is_in_round = False
+        self._recorders.forget()
+
+    def _begin_anew(self) -> None:
+        """The same, and for gradients that come within the backward pass, too."""
+        if self._release is None:
+            self._forget_round()
+        else:
+            self._release.forget()
 
     def _update(self) -> None:
         """Update all groups, or none: what can fail comes before the first change."""
@@ -278,6 +296,7 @@ class InPlaceOptimizer(Optimizer):
                     for name, value in final["state"].get(key, {}).items():
                         if isinstance(value, Tensor):
                             self.state[p][name] = self._loaded(name, value, p, group)
+            self._begin_anew()
         except BaseException:
             self.__dict__.update(before)
             raise

@@ -191,11 +191,12 @@ class FRUGAL(RuleOptimizer):
     _arguments = arguments_of(__init__)
     _chosen_by = MappingProxyType({name: each for name, each in _arguments.items() if name in CHOSEN_BY})
 
-    def _forget(self) -> None:
-        super()._forget()
-        self._counters: dict[int, dict[str, int]] = {}
-        self._counted: set[int] = set()
-        self._dropped: list[tuple[Tensor, str]] = []
+    _counters: dict[int, dict[str, int]]
+    """What groups count when this update is done."""
+    _counted: set[int]
+    """The groups that have counted this step."""
+    _dropped: list[tuple[Tensor, str]]
+    """The states that fall away when this update is done."""
 
     def refresh(self) -> None:
         """Let every group choose anew in its next step.
@@ -284,7 +285,7 @@ class FRUGAL(RuleOptimizer):
 
     def _gather_all(self, new_state: NewState) -> Taken:
         self._counters, self._dropped = {}, []
-        if self._release is None or not self._release.has_stepped:  # else a part of this step has been taken
+        if not self._is_in_round:
             self._counted = set()
         return super()._gather_all(new_state)
 
@@ -385,9 +386,15 @@ def is_current(state: Mapping[str, Any], p: Tensor, group: Mapping[str, Any]) ->
         return False
     if group["kind"] != "selected":
         return not any(name in state for name in CHOICES)
+    selection, own = group["selection"], (group["density"], group["proj_side"])
     chosen = state.get(choice_name(group))
-    shape = selections.choice_shape(p, group["selection"], group["density"], group["proj_side"])
-    return isinstance(chosen, Tensor) and tuple(chosen.shape) == shape
+    if not isinstance(chosen, Tensor) or chosen.shape != selections.choice_shape(p, selection, *own):
+        return False
+    shape = getattr(state.get("exp_avg"), "shape", None)
+    if shape == selections.state_shape(p, selection, *own):
+        return True
+    others = [selections.state_shape(p, each, *own) for each in KINDS]  # as many rows as columns, in a square matrix
+    return shape not in others
 
 
 def not_of(group: Mapping[str, Any]) -> tuple[str, ...]:

@@ -30,7 +30,10 @@ from ferrostep.reference.sums import Sum
 
 OPTIMISTIC_MD = ElementwiseRule("OptimisticMd", reference.optimistic_md)
 ADAPTIVE = ElementwiseRule(
-    "OptimisticMdAdaptive", reference.optimistic_md_adaptive, summed=reference.optimistic_md_change
+    "OptimisticMdAdaptive",
+    reference.optimistic_md_adaptive,
+    summed=reference.optimistic_md_change,
+    early=("variation",),
 )
 
 

@@ -75,6 +75,14 @@ class TwoPointOptimizer(RuleOptimizer):
                 raise KeyError(f"state of parameter {key} has {', '.join(foreign)}: it is another rule's")
         return adopted
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state as torch has it, each number a tensor of its own, into which a checkpoint may be loaded."""
+        state_dict = super().state_dict()
+        for key, own in state_dict["state"].items():
+            numbers = {name: own[name].clone() for name in self._numbers if name in own}
+            state_dict["state"][key] = {**own, **numbers}
+        return state_dict
+
     def _by_point(
         self, group: dict[str, Any], positions: Sequence[int]
     ) -> Iterator[tuple[dict[str, Any], Sequence[int]]]:

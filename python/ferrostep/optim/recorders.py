@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from typing import Protocol
 
 from torch import Tensor
@@ -32,12 +33,22 @@ class Recorders:
 
     def __init__(self) -> None:
         self.all: list[Recorder] = []
+        self._next: list[Recorder] = []
+        """Those that are to be told from the next step on."""
         self._found: dict[int, dict[Tensor, float]] | None = None
 
     @property
     def orders(self) -> list[int]:
         """The norms that are wanted of the next step."""
         return sorted({each.order for each in self.all if each.is_due})
+
+    def join(self, recorder: Recorder, is_in_round: bool) -> None:
+        """Tell a recorder of every step, without that of which a part has been taken already."""
+        (self._next if is_in_round else self.all).append(recorder)
+
+    def leave(self, recorder: Recorder) -> None:
+        """Tell it no more."""
+        (self.all if recorder in self.all else self._next).remove(recorder)
 
     def add(self, find: Callable[[], PowerSums | None]) -> None:
         """Take in what a part of a step has left, if there is anyone to be told: nothing for norms that are not due.
@@ -51,14 +62,18 @@ class Recorders:
                 self._found.setdefault(order, {}).update(sums)
 
     def tell(self, params: Iterable[Tensor]) -> None:
-        """The step has ended: tell of it, if any part of it was taken."""
-        if self._found is not None:
-            params = list(params)
-            sums = {order: float(total(own[p] for p in params if p in own)) for order, own in self._found.items()}
-            for each in self.all:
-                each._passed(sums.get(each.order) if each.is_due else None)
-        self.forget()
+        """The step has ended: tell of it, if any part of it was taken; all, whatever one of them raises."""
+        found = self._found
+        with ExitStack() as telling:
+            if found is not None:
+                params = list(params)
+                sums = {order: float(total(own[p] for p in params if p in own)) for order, own in found.items()}
+                for each in reversed(self.all):
+                    telling.callback(each._passed, sums.get(each.order) if each.is_due else None)
+            self.forget()
 
     def forget(self) -> None:
         """Forget what has been left."""
         self._found = None
+        self.all += self._next
+        self._next = []

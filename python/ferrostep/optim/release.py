@@ -37,8 +37,6 @@ class Release:
         self._bytes = 0
         self._came: set[Tensor] = set()
         """The parameters that have had a gradient in this round."""
-        self.has_stepped = False
-        """Whether any of them has been stepped."""
         for group in optimizer.param_groups:
             self._watch(group)
 
@@ -85,6 +83,7 @@ class Release:
                 "come, so those of several backward passes cannot be added up; call step() after each, or detach()"
             )
         if not self._came:
+            self._owner._forget_round()  # if an error has left one
             for number, group in enumerate(self._owner.param_groups):  # which anyone may have written
                 check_group(self._owner, number, group)
         self._came.add(p)
@@ -95,7 +94,7 @@ class Release:
             try:
                 self._step()
             except BaseException:
-                self.forget()
+                self._clear()
                 raise
 
     def _step(self) -> None:
@@ -104,7 +103,6 @@ class Release:
         before = [(p, p._version) for group in optimizer.param_groups for p in group["params"]]
         try:
             optimizer._update()
-            self.has_stepped = True
         finally:
             for p, version in before:
                 if p._version != version:
@@ -118,14 +116,17 @@ class Release:
             self._step()
             self._owner._end_step()
         finally:
-            self.forget()
+            self._clear()
 
     def forget(self) -> None:
         """End the round without a step."""
-        self._owner._recorders.forget()
+        self._owner._forget_round()
+        self._clear()
+
+    def _clear(self) -> None:
+        """Wait for gradients anew; until the first one comes, a step still ends a round that an error has broken."""
         self._came.clear()
         self._bytes = 0
-        self.has_stepped = False
 
 
 def inner_of(optimizer: Optimizer) -> Optimizer | None:

@@ -315,9 +315,10 @@ class RuleOptimizer(InPlaceOptimizer):
                 new_state.discard()
             else:
                 self._recorders.add(taken.power_sums)
+                self._after_update(taken.batch, taken.elsewhere)
+                self._is_in_round = True
                 if self._release is None:
                     self._end_step()
-                self._after_update(taken.batch, taken.elsewhere)
 
     def _is_to_run(self, taken: Taken, new_state: NewState) -> bool:
         """Whether the step is to be taken, now that what is to be known of all gradients is."""

@@ -63,8 +63,7 @@ class Sophia(RuleOptimizer):
         return sum(int(count) for count, _ in self._counted) / total if total else math.nan
 
     def _after_update(self, batch: _core.Batch, elsewhere: list[Gathered]) -> None:
-        is_continued = self._release is not None and self._release.has_stepped
-        counted = [*(self._counted if is_continued else ()), batch.counted()]
+        counted = [*(self._counted if self._is_in_round else ()), batch.counted()]
         for gathered in elsewhere:
             with torch.no_grad():
                 moments = zip(gathered.numbers("exp_avg"), gathered.numbers("hessian"), strict=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ferrostep.errors import NAMED_FLOATS, Problem, wrong_kind
 from ferrostep.reference.codes import Codes, blocks_of
@@ -61,6 +62,13 @@ def readable(name: str, x: Any, *, pairs: bool = False) -> None:
 def is_plain(x: Tensor) -> bool:
     """Whether it is a dense tensor of real numbers in this machine's memory, and of no other class."""
     return type(x) is Tensor and x.is_cpu and x.layout == torch.strided and x.dtype in FLOATS
+
+
+def is_transformed() -> bool:
+    """Whether a tensor may have a tangent, or torch.func be at work."""
+    if forward_ad._current_level >= 0:
+        return True
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 def version(x: Tensor) -> int:

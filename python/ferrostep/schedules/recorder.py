@@ -86,6 +86,7 @@ class GradNormRecorder:
         is in the cache; Muon, AuON, FRUGAL, rows on the simplex, and Lion with ``kappa="topk"`` or ``"row"`` take one
         pass more. Of other optimizers, the gradients that are there after the step, which is one pass more, too. What
         no step has used is not recorded: where one was refused or skipped, or interrupted before it changed anything.
+        Attached when ``optimizer.attach()`` has taken a part of a step, it begins with the next one.
 
         Returns:
             The recorder, also as a context manager that detaches.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ferrostep.offload import HostOptimizer
-from ferrostep.optim import SAM, AdamW, Lion, release
+from ferrostep.optim import FRUGAL, SAM, AdamW, Lion, release
 from ferrostep.schedules import GradNormRecorder
 from tests.contract.rules.registry import ADAMW, Entry, every
 from tests.contract.training import assert_same_bits, normal, parameters, set_gradients
@@ -160,6 +160,23 @@ def test_norms_are_of_the_closures_gradients_and_end_with_detach() -> None:
         optimizer.step(closure)
         assert recorder.norms == [12.0]
         assert recorder.record() == 12.0
+
+
+def test_all_recorders_hear_of_a_step_whatever_one_of_them_raises() -> None:
+    class Failing(GradNormRecorder):
+        def _passed(self, power_sum: float | None) -> None:
+            raise RuntimeError("no room")
+
+    (p,) = parameters([(4,)])
+    optimizer = FRUGAL([p], update_gap=5)
+    first, failing, last = (each(optimizer).attach() for each in (GradNormRecorder, Failing, GradNormRecorder))
+    p.grad = torch.ones(4)
+    with pytest.raises(RuntimeError, match="no room"):
+        optimizer.step()
+    failing.detach()
+    optimizer.step()
+    assert first.norms == last.norms == [4.0, 4.0]
+    assert optimizer.state[p]["step"] == 2 and optimizer.param_groups[0]["steps_left"] == 3
 
 
 def test_copies_are_not_recorded() -> None:

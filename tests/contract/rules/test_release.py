@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from ferrostep.optim import SAM, AdaGradNorm, AdamW, Lion, SophiaG, SophiaH, release
+from ferrostep.optim import FRUGAL, SAM, AdaGradNorm, AdamW, Lion, SophiaG, SophiaH, release
+from ferrostep.schedules import GradNormRecorder
 from tests.contract.rules.registry import Entry, every, every_class
 from tests.contract.snapshot import Snapshot
 from tests.contract.training import assert_same_bits, copies, normal, parameters
@@ -227,6 +228,25 @@ def test_after_an_error_the_optimizer_goes_on(one_by_one: None, drop: bool) -> N
     assert_same_bits(optimizer, whole)
 
 
+def test_a_step_that_an_error_broke_is_counted_once(one_by_one: None) -> None:
+    params = parameters([(3,)] * 3)
+    optimizer = FRUGAL(params, update_gap=10)
+    train(optimizer, params, 1)
+    ones, recorder = [torch.ones(3)] * 3, GradNormRecorder(optimizer).attach()
+    optimizer.zero_grad()
+    optimizer.attach()
+    state = optimizer.state[params[1]]
+    kept, state["exp_avg"] = state["exp_avg"], torch.zeros(4)
+    with pytest.raises(ValueError, match="exp_avg of parameter 1 in group 0 has shape"):
+        torch.autograd.backward(params, ones)
+    state["exp_avg"] = kept
+    optimizer.step()
+    assert optimizer.param_groups[0]["steps_left"] == 8 and recorder.norms == [6.0]  # the third gradient never came
+    torch.autograd.backward(params, ones)  # and a backward pass begins a new one
+    optimizer.step()
+    assert optimizer.param_groups[0]["steps_left"] == 7 and recorder.norms == [6.0, 9.0]
+
+
 def test_a_backward_pass_that_ends_early_is_dropped_by_zero_grad(one_by_one: None) -> None:
     p, q = parameters([(3,), (3,)])
     optimizer = AdamW([p, q], lr=0.1)
@@ -327,6 +347,45 @@ def test_detached_in_the_midst_the_rest_is_left_to_step(monkeypatch: pytest.Monk
     backward(params[:1], 1)
     assert params[0].grad is not None
     optimizer.attach()
+
+
+def taken_apart(optimizer: Any) -> None:
+    optimizer.detach()
+
+
+def loaded(optimizer: Any) -> None:
+    optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+
+
+def dropped(optimizer: Any) -> None:
+    optimizer.detach()
+    optimizer.zero_grad()
+
+
+@pytest.mark.parametrize(("end", "steps", "norm"), [(taken_apart, 1, 36.0), (loaded, 2, 4.0), (dropped, 2, 4.0)])
+def test_a_round_that_ends_otherwise(
+    end: Callable[[Any], None], steps: int, norm: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Detached, the rest belongs to the same step; loading and zero_grad begin a new one. Nothing is counted twice."""
+    monkeypatch.setattr(release, "BYTES_AT_ONCE", 100)
+    first, last = Parameter(torch.zeros(8, 4)), Parameter(torch.zeros(4, 1))
+    optimizer = FRUGAL([first, last], update_gap=10)
+    recorder = GradNormRecorder(optimizer).attach()
+    optimizer.attach()
+    first.sum().backward()
+    late = GradNormRecorder(optimizer).attach()  # of the next step on
+    assert optimizer.param_groups[0]["steps_left"] == 9 and first.grad is None
+    end(optimizer)
+    last.sum().backward()
+    optimizer.step()
+    assert optimizer.param_groups[0]["steps_left"] == 10 - steps
+    assert recorder.norms == [norm]
+    assert late.norms == ([] if steps == 1 else [norm])
+    optimizer.zero_grad()
+    last.sum().backward()
+    optimizer.step()
+    assert optimizer.param_groups[0]["steps_left"] == 9 - steps
+    assert recorder.norms[1:] == late.norms[-1:] == [4.0]
 
 
 def test_the_hooks_do_not_keep_the_optimizer() -> None:

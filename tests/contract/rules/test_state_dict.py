@@ -7,12 +7,15 @@ import io
 import pickle
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import lion_pytorch
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
 from ferrostep.optim import EGD, AdaGradNorm, Adam, AdamW, Lion, Muon, MuonAdamW, RMSprop
@@ -67,6 +70,26 @@ def test_a_loaded_state_resumes_to_the_bit(entry: Entry, dtype: torch.dtype, opt
     if dtype.is_complex and not entry.complex:
         pytest.skip("this rule has no complex form")
     assert_resumes(entry, dtype, options, way)
+
+
+@every(lambda entry: not {(4, 2), 3} & {entry.arguments.get(name) for name in ("split_sizes", "num_heads")})
+@pytest.mark.filterwarnings("ignore")  # of torch, about its own parts
+def test_torchs_distributed_checkpoint_resumes_to_the_bit(entry: Entry, tmp_path: Path) -> None:
+    """It wants a state of every parameter or of none, and loads into the tensors of a state dict."""
+    models = [torch.nn.Sequential(torch.nn.Linear(6, 6, False), torch.nn.Linear(6, 12, False)) for _ in range(2)]
+    optimizers = [entry.build(model.parameters()) for model in models]
+    train(optimizers[0], list(models[0].parameters()), 3)
+    pairs = zip(models, optimizers, strict=True)
+    states = [dict(zip(("model", "optimizer"), get_state_dict(*each), strict=True)) for each in pairs]
+    dcp.save(states[0], checkpoint_id=tmp_path, no_dist=True)
+    dcp.load(states[1], checkpoint_id=tmp_path, no_dist=True)
+    set_state_dict(
+        models[1], optimizers[1], model_state_dict=states[1]["model"], optim_state_dict=states[1]["optimizer"]
+    )
+    assert_same_bits(*optimizers)
+    for model, optimizer in zip(models, optimizers, strict=True):
+        train(optimizer, list(model.parameters()), 2, start=3)
+    assert_same_bits(*optimizers)
 
 
 @every_with_state
@@ -249,6 +272,49 @@ def test_rounding_may_change_during_a_training(entry: Entry) -> None:
     fresh = entry.build(parameters(entry.shapes, torch.bfloat16))
     fresh.load_state_dict(state)
     assert fresh.param_groups[0]["rounding"] == "kahan"
+
+
+@every_entry
+def test_a_state_saved_before_all_parameters_have_begun(entry: Entry) -> None:
+    params, others = parameters(entry.shapes), parameters(entry.shapes)
+    optimizers = [entry.build(each) for each in (params, others)]
+    train(optimizers[0], params[1:], 1)
+    optimizers[1].load_state_dict(through_file(optimizers[0].state_dict()))
+    for p, q in zip(others, params, strict=True):
+        p.data.copy_(q)
+    for optimizer, own in zip(optimizers, (params, others), strict=True):
+        train(optimizer, own, 2, start=1)
+    assert_same_bits(*optimizers)
+
+
+@every_entry
+def test_an_empty_state_begins_anew(entry: Entry) -> None:
+    params = parameters(entry.shapes)
+    optimizer = entry.build(params)
+    empty = copy.deepcopy(optimizer.state_dict())
+    train(optimizer, params, 2)
+    others = [torch.nn.Parameter(p.detach().clone()) for p in params]
+    new = entry.build(others)
+    optimizer.load_state_dict(empty)
+    train(optimizer, params, 2, start=2)
+    train(new, others, 2, start=2)
+    assert_same_bits(optimizer, new)
+
+
+@every_entry
+def test_options_come_with_a_state_and_groups_may_come_after_it(entry: Entry) -> None:
+    params, others = parameters(entry.shapes), parameters(entry.shapes)
+    optimizer, other = entry.build(params), entry.build(others, lr=0.5, maximize=True)
+    train(optimizer, params, 2)
+    other.load_state_dict(through_file(optimizer.state_dict()))
+    for p, q in zip(others, params, strict=True):
+        p.data.copy_(q)
+    options = {**optimizer.param_groups[0], "lr": 1e-3}
+    for each, own in ((optimizer, params), (other, others)):
+        late = parameters(entry.shapes[:1])
+        each.add_param_group({**options, "params": late})
+        train(each, [*own, *late], 2, start=2)
+    assert_same_bits(optimizer, other)
 
 
 @every_class
