@@ -20,6 +20,7 @@ from projections import Contest
 GHOSTS = 16
 BATCHES = (
     ((512, 128), torch.float32, torch.contiguous_format),
+    ((4096, 64), torch.float32, torch.contiguous_format),
     ((4096, 512), torch.float32, torch.contiguous_format),
     ((256, 64, 16, 16), torch.float32, torch.contiguous_format),
     ((256, 64, 16, 16), torch.float32, torch.channels_last),
@@ -99,8 +100,21 @@ def ghosts() -> list[Contest]:
         grad = torch.randn_like(x)
         title = f"{shape}, {str(dtype).removeprefix('torch.')}"
         title += ", channels last" if layout is torch.channels_last else ""
-        found.append(Contest(title, {name: passes(form, x, grad) for name, form in forms.items()}))
+        contestants = {name: passes(form, x, grad) for name, form in forms.items()}
+        contestants["clone and add, the least"] = least(x.detach(), grad)
+        found.append(Contest(title, contestants))
     return found
+
+
+def least(x: Tensor, grad: Tensor) -> Callable[[], None]:
+    """To read the batch once and to write as much; and to read both and to write as much."""
+
+    def run() -> None:
+        kept = x.clone()
+        torch.add(x, grad)
+        del kept
+
+    return run
 
 
 def passes(form: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> Callable[[], None]:

@@ -98,6 +98,13 @@ def test_infinite_gradients_multiply_by_the_limits(backend: str, isa: str) -> No
 
 
 @both
+def test_infinite_weights_stay_so(backend: str, isa: str) -> None:
+    found = stepped((math.inf, -math.inf, 1.0, math.inf), (1.0, -2.0, 1.0, math.nan), backend=backend)
+    close(found[:3], (math.inf, -math.inf, math.exp(-0.1)))
+    assert found[3].isnan()
+
+
+@both
 def test_an_exponent_is_clamped_as_a_whole(backend: str) -> None:
     moved = stepped([1.0, -1.0, 1.0, 0.0], [50.0, 50.0, 5.0, 50.0], max_exponent=1.0, weight_decay=1.0, backend=backend)
     close(moved, (math.exp(-1), -math.exp(1), math.exp(-0.6), 0.0))

@@ -54,8 +54,8 @@ impl<T: Element> Routine for Forward<'_, T> {
                 // SAFETY: as above; the columns are those of such parts.
                 unsafe { add_up::<A, T>(&elements, &from, &mut columns) };
                 is_far = columns.deviations(means.len(), count);
-                for i in 0..means.len() {
-                    means[i] += columns.sums[0][i];
+                for (mean, &off) in means.iter_mut().zip(&*columns.sums[0]) {
+                    *mean += off;
                 }
             }
         }
