@@ -35,7 +35,7 @@ mod _core {
     #[pymodule_export]
     use super::finish::complete;
     #[pymodule_export]
-    use super::gather::{columns, with_gradient};
+    use super::gather::{columns, layouts, shards, with_gradient};
     #[pymodule_export]
     use super::gradients::{
         advance, combine, descend, ema, follow, gram, normalized_step, norms, orthogonal, orthogonal_combine,
