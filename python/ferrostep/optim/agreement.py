@@ -67,7 +67,7 @@ def device_of(group: ProcessGroup) -> str:
 class Talk:
     """What each rank of a group tells all others: two numbers, once.
 
-    With gloo those of the others have been asked for when they come. So each message takes one way, where a collective
+    On the CPU those of the others have been asked for when they come. So each message takes one way, where a collective
     operation would first have to find out who is ready.
     """
 
@@ -75,19 +75,20 @@ class Talk:
         self.group = group
         self.ranks = dist.get_process_group_ranks(group)
         self._everyones = torch.empty(len(self.ranks), 2, dtype=torch.int64, device=device_of(group))
-        self._coming: list[tuple[int, dist.Work | None]] = []
-        if dist.get_backend(group) == "gloo":
-            self._coming = [
-                (rank, dist.irecv(row, rank, group, TAG))
-                for rank, row in zip(self.ranks, self._everyones, strict=True)
-                if rank != dist.get_rank()
-            ]
+        self._coming = self._ask_all() if self._everyones.is_cpu else []
+
+    def _ask_all(self) -> list[tuple[int, dist.Work | None]]:
+        return [
+            (rank, dist.irecv(row, rank, self.group, TAG))
+            for rank, row in zip(self.ranks, self._everyones, strict=True)
+            if rank != dist.get_rank()
+        ]
 
     def tell(self, numbers: list[int]) -> list[list[int]]:
         """Tell the others; returns the numbers of all ranks."""
         own = torch.tensor(numbers, device=self._everyones.device)
         if not self._coming:
-            dist.all_gather_into_tensor(self._everyones, own, group=self.group)
+            dist.all_gather_into_tensor(self._everyones.view(-1), own, group=self.group)
             return self._everyones.tolist()
         going = [dist.isend(own, rank, self.group, TAG) for rank, _ in self._coming]
         for work in (*(work for _, work in self._coming), *going):
