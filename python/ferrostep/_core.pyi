@@ -163,6 +163,15 @@ def columns(
     Of the ``optional`` ones None stands in the list of a parameter that lacks it.
     """
 
+def shards(column: list[Any], params: list[Any], dtensor: type, tensor: type) -> tuple[list[Any], list[int]]:
+    """The local tensors of DTensors that are placed as the parameters they go with, and the positions of all others.
+
+    Those stay as they are: what is of another class or placed otherwise, or has a local tensor of another class.
+    """
+
+def layouts(params: list[Any], dtensor: type) -> list[tuple[Any, Any]]:
+    """The meshes and placements of DTensors, once for several in a row that share both."""
+
 class Batch:
     """One optimizer step: ``add`` checks a group's tensors, ``run`` updates all groups or, on an error, none."""
 

@@ -36,7 +36,7 @@ mod _core {
     #[pymodule_export]
     use super::finish::complete;
     #[pymodule_export]
-    use super::gather::{columns, with_gradient};
+    use super::gather::{columns, layouts, shards, with_gradient};
     #[pymodule_export]
     use super::ghost::{ghost_norm, ghost_norm_backward};
     #[pymodule_export]

@@ -7,16 +7,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from ferrostep.optim import FRUGAL, SAM, AdamW, AuON, HybridAuON, Lion, Muon, MuonAdamW, MuonWithAuxAdamW
+from ferrostep.optim.agreement import Talk
 from ferrostep.schedules import GradNormRecorder
 from tests.contract.rules.registry import one_of_each_class
 from tests.distributed.registry import on
@@ -140,6 +142,26 @@ def options_that_one_rank_has_by_itself(folder: Path) -> None:
             assert f"rank 1 would step {words}" in message, (entry.name, message)
             optimizer.param_groups[0][name] = before
         optimizer.step()
+
+
+@on(2)
+def ranks_agree_in_groups_of_any_backend(folder: Path) -> None:
+    """By messages from one to another, as on the CPU, and by a collective operation, as on other devices."""
+    for backend in ("cpu:gloo", "gloo"):
+        mesh = DeviceMesh.from_group(dist.new_group([0, 1], backend=backend), "cpu")
+        for is_asked_ahead in (True, False):
+            twins = Twins(AdamW, ((8, 4), (6, 6)), lambda shape: [Shard(0)], mesh)
+            with pytest.MonkeyPatch.context() as patch:
+                if not is_asked_ahead:
+                    patch.setattr(Talk, "_ask_all", lambda talk: [])
+                twins.step(1)
+                twins.check()
+                twins.give_gradients()
+                if dist.get_rank() == 1:
+                    twins.parts[1].grad = placed_by_rank(twins, [Replicate()])
+                told_to_all(twins, twins.optimizers[1].step)
+                twins.step(1)
+                twins.check()
 
 
 @on(2)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor
 
+from ferrostep import _core
 from ferrostep.errors import Problem, wrong_kind
 from ferrostep.optim.layouts import is_in_blocks, mesh_dims
 from ferrostep.optim.options import is_coded
@@ -30,6 +31,15 @@ def is_distributed(x: object) -> TypeGuard[DTensor]:
     """Whether it is a DTensor."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(x, module.DTensor)
+
+
+def those_of(params: Iterable[Tensor]) -> list[Tensor]:
+    """The DTensors among parameters."""
+    if not are_possible():
+        return []
+    from torch.distributed.tensor import DTensor
+
+    return [p for p in params if isinstance(p, DTensor)]
 
 
 def local(x: Tensor) -> Tensor:
@@ -59,17 +69,12 @@ def of_rank(place: Callable[[int], str], column: list[Any], params: list[Tensor]
     """
     from torch.distributed.tensor import DTensor
 
-    return [
-        x._local_tensor
-        if type(x) is type(p) is DTensor
-        and (spec := x._spec).placements == (of_p := p._spec).placements
-        and spec.mesh is of_p.mesh
-        and type(x._local_tensor) is Tensor
-        else x
-        if x is None or not isinstance(p, DTensor)
-        else shard(partial(place, i), x, p)
-        for i, (x, p) in enumerate(zip(column, params, strict=True))
-    ]
+    own, others = _core.shards(column, params, DTensor, Tensor)
+    for i in others:
+        p = params[i]
+        if column[i] is not None and isinstance(p, DTensor):
+            own[i] = shard(partial(place, i), column[i], p)
+    return own
 
 
 def zeros(shape: Sequence[int], dtype: torch.dtype, p: DTensor) -> DTensor:
@@ -117,8 +122,7 @@ def process_groups(params: Iterable[Tensor]) -> list[ProcessGroup]:
         return []
     from torch.distributed.tensor import DTensor
 
-    specs = (p._spec for p in params if isinstance(p, DTensor))
-    layouts = {(spec.mesh, spec.placements) for spec in specs}
+    layouts = set(_core.layouts(list(params), DTensor))
     return in_order(mesh.get_group(i) for mesh, placements in layouts for i in mesh_dims(mesh, placements))
 
 

@@ -110,7 +110,7 @@ class Taken:
                 self._elsewhere.append(each)
 
     def _of_rank(self, gathered: Gathered) -> Gathered:
-        self._distributed += [p for p in gathered.params if shards.is_distributed(p)]
+        self._distributed += shards.those_of(gathered.params)
         if gathered.group["skip_nonfinite"]:
             description = f"group {gathered.number} with skip_nonfinite=True"
             self._together += [(group, description) for group in shards.process_groups(gathered.params)]
