@@ -74,6 +74,18 @@ pub fn store<A: Arch, R: Number>(
     }
 }
 
+/// Terms of sums, by two numbers each, as vectors. Closures that do more than a little are not inlined; methods can be.
+pub trait Terms<V, const K: usize>: Copy {
+    fn of(self, one: V, other: V) -> [V; K];
+}
+
+impl<V, const K: usize, F: Fn(V, V) -> [V; K] + Copy> Terms<V, K> for F {
+    #[inline(always)]
+    fn of(self, one: V, other: V) -> [V; K] {
+        self(one, other)
+    }
+}
+
 /// The sum of a term of each number, which is 0 for 0.
 #[inline(always)]
 pub fn total<A: Arch, R: Number>(row: &[R], term: impl Fn(R::Vector<A>) -> R::Vector<A> + Copy) -> f64 {
@@ -86,7 +98,7 @@ pub fn total<A: Arch, R: Number>(row: &[R], term: impl Fn(R::Vector<A>) -> R::Ve
 pub fn sums<A: Arch, R: Number, const K: usize>(
     one: &[R],
     other: &[R],
-    terms: impl Fn(R::Vector<A>, R::Vector<A>) -> [R::Vector<A>; K] + Copy,
+    terms: impl Terms<R::Vector<A>, K>,
 ) -> [f64; K] {
     let together = sums_of_parts::<A, R, K, true>(one, other, terms);
     match together.iter().all(|sum| sum.is_finite()) {
@@ -99,7 +111,7 @@ pub fn sums<A: Arch, R: Number, const K: usize>(
 fn sums_of_parts<A: Arch, R: Number, const K: usize, const TOGETHER: bool>(
     one: &[R],
     other: &[R],
-    terms: impl Fn(R::Vector<A>, R::Vector<A>) -> [R::Vector<A>; K] + Copy,
+    terms: impl Terms<R::Vector<A>, K>,
 ) -> [f64; K] {
     let mut totals = [Totals::<A>::default(); K];
     let (ones, one_rest) = one.as_chunks();
@@ -123,12 +135,12 @@ fn add<A: Arch, R: Number, const K: usize, const TOGETHER: bool>(
     totals: &mut [Totals<A>; K],
     one: &[R; CHUNK],
     other: &[R; CHUNK],
-    terms: impl Fn(R::Vector<A>, R::Vector<A>) -> [R::Vector<A>; K],
+    terms: impl Terms<R::Vector<A>, K>,
 ) {
     for i in 0..LANES / R::Vector::<A>::LANES {
         let mut quarters = [[R::Vector::<A>::splat(0.0); K]; CHUNK / LANES];
         for (quarter, to) in quarters.iter_mut().enumerate() {
-            *to = terms(load::<A, R>(one, quarter, i), load::<A, R>(other, quarter, i));
+            *to = terms.of(load::<A, R>(one, quarter, i), load::<A, R>(other, quarter, i));
         }
         let [a, b, c, d] = quarters;
         for (k, total) in totals.iter_mut().enumerate() {

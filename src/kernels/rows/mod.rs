@@ -68,6 +68,18 @@ impl<R> Default for Room<R> {
     }
 }
 
+/// A function of a number. Closures that call others are not always inlined; methods can ask for it.
+pub trait Each<T>: Copy {
+    fn of(self, x: T) -> T;
+}
+
+impl<T, F: Fn(T) -> T + Copy> Each<T> for F {
+    #[inline(always)]
+    fn of(self, x: T) -> T {
+        self(x)
+    }
+}
+
 /// Numbers to read, and where their images go: in their place, or elsewhere.
 #[derive(Debug)]
 pub enum Row<'a, T> {
@@ -84,12 +96,24 @@ impl<T: Copy> Row<'_, T> {
         }
     }
 
-    /// Writes `image` of each number.
+    /// Writes `image` of each number. A loop over places: of iterators over several rows, parts are calls, and with
+    /// `enumerate` the bounds are checked.
     #[inline(always)]
-    pub fn write(self, image: impl Fn(T) -> T) {
+    #[expect(clippy::needless_range_loop)]
+    pub fn write(self, image: impl Each<T>) {
         match self {
-            Row::InPlace(row) => row.iter_mut().for_each(|x| *x = image(*x)),
-            Row::Into(from, to) => write(to, from, from, |x, _| image(x)),
+            Row::InPlace(row) => {
+                for x in row {
+                    *x = image.of(*x);
+                }
+            }
+            Row::Into(from, to) => {
+                let len = to.len();
+                let from = &from[..len];
+                for i in 0..len {
+                    to[i] = image.of(from[i]);
+                }
+            }
         }
     }
 
@@ -112,8 +136,7 @@ impl<T: Copy> Row<'_, T> {
     }
 }
 
-/// Writes `image` of the numbers at each place of two rows. A loop over places: of iterators over several rows, parts
-/// are calls, and with `enumerate` the bounds are checked.
+/// Writes `image` of the numbers at each place of two rows.
 #[inline(always)]
 #[expect(clippy::needless_range_loop)]
 fn write<A: Copy, B: Copy, T>(to: &mut [T], one: &[A], other: &[B], image: impl Fn(A, B) -> T) {

@@ -36,7 +36,7 @@ impl Map for L2Ball {
         };
         let factor = kept / norm;
         if factor < LEAST_FACTOR {
-            return row.write(|x| R::from_f64(x.to_f64() * factor));
+            return row.write(|x: R| R::from_f64(x.to_f64() * factor));
         }
         let factor = R::from_f64(factor);
         row.write(|x| x * factor);
@@ -92,7 +92,7 @@ impl L2Ball {
     fn share<R: Real>(&self, row: Row<'_, R>) {
         let count = row.values().iter().filter(|x| x.to_f64().is_infinite()).count();
         let share = self.radius / (count as f64).sqrt();
-        row.write(|x| match (x.to_f64().is_infinite(), self.rest) {
+        row.write(|x: R| match (x.to_f64().is_infinite(), self.rest) {
             (true, false) => R::from_f64(share.copysign(x.to_f64())),
             (false, false) => R::ZERO,
             (_, true) => x,

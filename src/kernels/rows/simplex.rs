@@ -1,8 +1,9 @@
 //! The Euclidean projections onto a simplex, and onto a ball of the l1 norm, which is one in each orthant.
 
 use super::lanes::{Itself, Magnitude, Number, signed, total};
-use super::threshold::{mean_on_support, share};
+use super::threshold::{Image, mean_on_support, share};
 use super::{Map, Room, Row, update, write};
+use crate::kernels::matmul::Real;
 use crate::kernels::vector::{Arch, Vector};
 
 /// Onto the rows of nonnegative numbers with this sum, which is at least 0. Infinite numbers share the sum among them;
@@ -15,7 +16,7 @@ pub struct Simplex {
 impl Map for Simplex {
     #[inline(always)]
     fn forward<A: Arch, R: Number>(&self, row: Row<'_, R>, room: &mut Room<R>) {
-        share::<A, R>(row, self.sum, &mut room.candidates, Itself, |_, share| share);
+        share::<A, R>(row, self.sum, &mut room.candidates, Itself, Share);
     }
 
     /// Among the support, what `vector` is more than its mean there. The image tells.
@@ -31,6 +32,17 @@ impl Map for Simplex {
             vector,
             |p, v| if p != R::ZERO { v - mean } else { R::ZERO },
         );
+    }
+}
+
+/// The share itself.
+#[derive(Clone, Copy)]
+struct Share;
+
+impl Image for Share {
+    #[inline(always)]
+    fn of<R: Real>(self, _: R, share: R) -> R {
+        share
     }
 }
 
@@ -50,18 +62,34 @@ impl L1Ball {
     }
 }
 
+/// The share with the number's sign, or what that leaves of the number.
+#[derive(Clone, Copy)]
+struct Signed {
+    rest: bool,
+}
+
+impl Image for Signed {
+    #[inline(always)]
+    fn of<R: Real>(self, x: R, share: R) -> R {
+        let image = signed(share, x);
+        let rest = x - image;
+        if self.rest { rest } else { image }
+    }
+}
+
 impl Map for L1Ball {
     #[inline(always)]
     fn forward<A: Arch, R: Number>(&self, row: Row<'_, R>, room: &mut Room<R>) {
         if self.holds::<A, R>(row.values()) {
             return row.write(|x| if self.rest { R::ZERO } else { x });
         }
-        let is_rest = self.rest;
-        share::<A, R>(row, self.radius, &mut room.candidates, Magnitude, |x, share| {
-            let image = signed(share, x);
-            let rest = x - image;
-            if is_rest { rest } else { image }
-        });
+        share::<A, R>(
+            row,
+            self.radius,
+            &mut room.candidates,
+            Magnitude,
+            Signed { rest: self.rest },
+        );
     }
 
     /// As on a simplex, with the signs of the row, which tells.
@@ -81,9 +109,13 @@ impl Map for L1Ball {
             };
         }
         let row = Row::Into(told, &mut *to);
-        share::<A, R>(row, self.radius, &mut room.candidates, Magnitude, |x, share| {
-            signed(share, x)
-        });
+        share::<A, R>(
+            row,
+            self.radius,
+            &mut room.candidates,
+            Magnitude,
+            Signed { rest: false },
+        );
         if to[0].to_f64().is_nan() {
             return;
         }

@@ -6,8 +6,9 @@
 //! out any more: usually after some four (Michelot, J. Optim. Theory Appl. 50, 1986). Sorting (Held, Wolfe and Crowder,
 //! Math. Program. 6, 1974) takes over where that goes on for long, as it does on geometric series.
 
-use super::Row;
-use super::lanes::{CHUNK, Key, Number, filled, largest, store, sums};
+use super::lanes::{CHUNK, Key, Number, Terms, filled, largest, store, sums};
+use super::{Each, Row};
+use crate::kernels::matmul::Real;
 use crate::kernels::vector::{Arch, Vector};
 
 /// Steps before the candidates are sorted.
@@ -21,7 +22,7 @@ pub fn share<A: Arch, R: Number>(
     sum: f64,
     room: &mut Vec<[R; CHUNK]>,
     key: impl Key,
-    image: impl Fn(R, R) -> R,
+    image: impl Image,
 ) {
     let top = largest::<A, R>(row.values(), key);
     if !top.to_f64().is_finite() {
@@ -38,14 +39,38 @@ pub fn share<A: Arch, R: Number>(
     if threshold.to_f64().is_nan() {
         return row.write(|_| threshold);
     }
-    row.write(|x| {
-        let rest = (key.of(x) - top) - threshold;
-        image(x, if rest > R::ZERO { rest } else { R::ZERO })
+    row.write(Shares {
+        key,
+        top,
+        threshold,
+        image,
     });
 }
 
+/// What becomes of a number and the share of its key.
+pub trait Image: Copy {
+    fn of<R: Real>(self, x: R, share: R) -> R;
+}
+
+/// The images, by the threshold.
+#[derive(Clone, Copy)]
+struct Shares<R, K, I> {
+    key: K,
+    top: R,
+    threshold: R,
+    image: I,
+}
+
+impl<R: Real, K: Key, I: Image> Each<R> for Shares<R, K, I> {
+    #[inline(always)]
+    fn of(self, x: R) -> R {
+        let rest = (self.key.of(x) - self.top) - self.threshold;
+        self.image.of(x, if rest > R::ZERO { rest } else { R::ZERO })
+    }
+}
+
 /// The infinite keys among a row's share the sum, or all if all are as small as can be.
-fn share_equally<R: Number>(row: Row<'_, R>, sum: f64, top: R, key: impl Key, image: impl Fn(R, R) -> R) {
+fn share_equally<R: Number>(row: Row<'_, R>, sum: f64, top: R, key: impl Key, image: impl Image) {
     let (mut nan, mut count) = (false, 0.0);
     for &x in row.values() {
         nan |= x.to_f64().is_nan();
@@ -54,7 +79,7 @@ fn share_equally<R: Number>(row: Row<'_, R>, sum: f64, top: R, key: impl Key, im
     let share = R::from_f64(sum / count);
     row.write(|x| match nan {
         true => R::from_f64(f64::NAN),
-        false => image(x, if key.of(x) == top { share } else { R::ZERO }),
+        false => image.of(x, if key.of(x) == top { share } else { R::ZERO }),
     });
 }
 
@@ -76,12 +101,21 @@ fn threshold<A: Arch, R: Number>(sum: f64, candidates: &mut [[R; CHUNK]], least:
 /// The threshold by those that are not below another one, which NaN is not.
 #[inline(always)]
 fn step<A: Arch, R: Number>(sum: f64, candidates: &[R], threshold: R) -> R {
-    let threshold = R::Vector::<A>::splat(threshold.to_f64());
-    let (zero, one) = (R::Vector::<A>::splat(0.0), R::Vector::<A>::splat(1.0));
-    let [total, count] = sums::<A, R, 2>(candidates, candidates, |x, _| {
-        [x.if_less(threshold, zero, x), x.if_less(threshold, zero, one)]
-    });
+    let above = Above(R::Vector::<A>::splat(threshold.to_f64()));
+    let [total, count] = sums::<A, R, 2>(candidates, candidates, above);
     R::from_f64((total - sum) / count)
+}
+
+/// A number that is not below the threshold, and 1 for it.
+#[derive(Clone, Copy)]
+struct Above<V>(V);
+
+impl<V: Vector> Terms<V, 2> for Above<V> {
+    #[inline(always)]
+    fn of(self, x: V, _: V) -> [V; 2] {
+        let (zero, one) = (V::splat(0.0), V::splat(1.0));
+        [x.if_less(self.0, zero, x), x.if_less(self.0, zero, one)]
+    }
 }
 
 #[cold]
@@ -102,14 +136,23 @@ fn threshold_by_sorting<R: Number>(sum: f64, candidates: &mut [R]) -> R {
 /// The mean of a vector's elements where an image is not 0, each with the sign that it has there; NaN where all is 0.
 #[inline(always)]
 pub fn mean_on_support<A: Arch, R: Number>(image: &[R], vector: &[R]) -> f64 {
-    let (zero, one) = (R::Vector::<A>::splat(0.0), R::Vector::<A>::splat(1.0));
-    let [total, count] = sums::<A, R, 2>(image, vector, |p, v| {
+    let [total, count] = sums::<A, R, 2>(image, vector, OnSupport);
+    total / count
+}
+
+/// Where the first number is not 0, the second with the sign of the first, and 1 for it.
+#[derive(Clone, Copy)]
+struct OnSupport;
+
+impl<V: Vector> Terms<V, 2> for OnSupport {
+    #[inline(always)]
+    fn of(self, p: V, v: V) -> [V; 2] {
+        let (zero, one) = (V::splat(0.0), V::splat(1.0));
         [
             p.if_less(zero, -v, zero.if_less(p, v, zero)),
             p.if_less(zero, one, zero.if_less(p, one, zero)),
         ]
-    });
-    total / count
+    }
 }
 
 /// The distances from `top` of the keys in each chunk that has one of at least `least`, or NaN.
