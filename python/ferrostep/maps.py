@@ -190,7 +190,7 @@ def _is_direct(*tensors: Tensor) -> bool:
         or torch._C._get_tracing_state()
     ):
         return False
-    for x in tensors:  # no `all`: a generator takes as long as all else here
+    for x in tensors:  # noqa: SIM110 - a generator takes as long as all else here
         if type(x) not in _TYPES or _keys(x) not in _PLAIN:
             return False
     return True
