@@ -286,9 +286,9 @@ pub fn largest<A: Arch, R: Number>(row: &[R], key: impl Key) -> R {
         rise::<A, R>(&mut tops, &filled(rest, first), key);
     }
     let mut lanes = [R::ZERO; LANES];
-    for i in 0..LANES / R::Vector::<A>::LANES {
+    for (i, &top) in tops[..LANES / R::Vector::<A>::LANES].iter().enumerate() {
         // SAFETY: so many vectors hold the lanes.
-        unsafe { R::store::<A>(tops[i], lanes.as_mut_ptr().add(i * R::Vector::<A>::LANES)) };
+        unsafe { R::store::<A>(top, lanes.as_mut_ptr().add(i * R::Vector::<A>::LANES)) };
     }
     let greater = |a: R, b: R| if b > a { b } else { a };
     let eight: [R; 8] = halved(lanes, greater);
@@ -299,9 +299,10 @@ pub fn largest<A: Arch, R: Number>(row: &[R], key: impl Key) -> R {
 
 #[inline(always)]
 fn rise<A: Arch, R: Number>(tops: &mut [R::Vector<A>; VECTORS], chunk: &[R; CHUNK], key: impl Key) {
-    for i in 0..LANES / R::Vector::<A>::LANES {
+    let used = &mut tops[..LANES / R::Vector::<A>::LANES];
+    for (i, top) in used.iter_mut().enumerate() {
         for quarter in 0..CHUNK / LANES {
-            tops[i] = key.of_all(load::<A, R>(chunk, quarter, i)).max(tops[i]);
+            *top = key.of_all(load::<A, R>(chunk, quarter, i)).max(*top);
         }
     }
 }

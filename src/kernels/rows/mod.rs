@@ -99,7 +99,6 @@ impl<T: Copy> Row<'_, T> {
     /// Writes `image` of each number. A loop over places: of iterators over several rows, parts are calls, and with
     /// `enumerate` the bounds are checked.
     #[inline(always)]
-    #[expect(clippy::needless_range_loop)]
     pub fn write(self, image: impl Each<T>) {
         match self {
             Row::InPlace(row) => {
@@ -138,7 +137,6 @@ impl<T: Copy> Row<'_, T> {
 
 /// Writes `image` of the numbers at each place of two rows.
 #[inline(always)]
-#[expect(clippy::needless_range_loop)]
 fn write<A: Copy, B: Copy, T>(to: &mut [T], one: &[A], other: &[B], image: impl Fn(A, B) -> T) {
     let len = to.len();
     let (one, other) = (&one[..len], &other[..len]);
@@ -149,7 +147,6 @@ fn write<A: Copy, B: Copy, T>(to: &mut [T], one: &[A], other: &[B], image: impl 
 
 /// The same in the place of one row.
 #[inline(always)]
-#[expect(clippy::needless_range_loop)]
 fn update<T: Copy, U: Copy>(row: &mut [T], others: &[U], image: impl Fn(T, U) -> T) {
     let len = row.len();
     let others = &others[..len];
