@@ -122,10 +122,10 @@ def is_concrete(x: Tensor) -> bool:
 def _is_for_kernel(name: str, x: Tensor, parameters: Sequence[Parameter | None]) -> bool:
     """Whether nothing but ``x`` is to be differentiated or batched."""
     vectors = MAPS[name].vectors
-    return x.is_cpu and not any(
-        isinstance(p, Tensor) and (i not in vectors or p.ndim != 1 or p.requires_grad or checks.is_transformed())
-        for i, p in enumerate(parameters)
-    )
+    for i, p in enumerate(parameters):
+        if isinstance(p, Tensor) and (i not in vectors or p.ndim != 1 or p.requires_grad or checks.is_transformed()):
+            return False
+    return x.is_cpu
 
 
 def _split(name: str, parameters: Sequence[Parameter | None]) -> tuple[Tensor | None, str, list[float] | None]:
@@ -169,8 +169,12 @@ def _product(told: Tensor, v: Tensor, *of: Any) -> Tensor:
     return result
 
 
+_TYPES = (Tensor, torch.nn.Parameter)
+
+
 def _keys(x: Tensor) -> int:
-    return int(torch._C._dispatch_keys(x).raw_repr())
+    keys: int = torch._C._dispatch_keys(x).raw_repr()
+    return keys
 
 
 _PLAIN = {_keys(make(0, device="cpu")) for make in (torch.empty, torch.inference_mode()(torch.empty))}
@@ -179,13 +183,18 @@ _PLAIN = {_keys(make(0, device="cpu")) for make in (torch.empty, torch.inference
 
 def is_direct(*tensors: Tensor) -> bool:
     """Whether these are tensors as they lie in memory, of which nobody but autograd is to learn what becomes."""
-    return not (
+    if (
         torch.compiler.is_compiling()
         or checks.is_transformed()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch._C._get_tracing_state()
-    ) and all(type(x) in (Tensor, torch.nn.Parameter) and _keys(x) in _PLAIN for x in tensors)
+    ):
+        return False
+    for x in tensors:  # noqa: SIM110 - a generator takes as long as all else here
+        if type(x) not in _TYPES or _keys(x) not in _PLAIN:
+            return False
+    return True
 
 
 def _is_profiled() -> bool:

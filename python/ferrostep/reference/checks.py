@@ -165,15 +165,15 @@ def dimensions(name: str, x: Tensor, dims: int | Sequence[int] | None, *, scaled
 
 def rows(name: str, x: Any, dim: int) -> int:
     """The dimension, counted from the last; refuse a tensor that has it not, or with no element along it."""
-    alike([(name, x)])
+    readable(name, x)
     if not hasattr(dim, "__index__"):
         raise wrong_kind("dim", dim, "an integer")
-    shape = list(x.shape)
-    if not shape:
-        raise Problem.SHAPE.of(name, shape, "1 or more dimensions")
-    if not -len(shape) <= dim < len(shape):
-        expected = f"{-len(shape)} to {len(shape) - 1} for {name} of shape {shape}"
+    shape, rank = x.shape, x.ndim
+    if not rank:
+        raise Problem.SHAPE.of(name, [], "1 or more dimensions")
+    if not -rank <= dim < rank:
+        expected = f"{-rank} to {rank - 1} for {name} of shape {list(shape)}"
         raise IndexError(f"Invalid dim: {dim}; expected {expected}")
     if shape[dim] == 0:
-        raise Problem.SHAPE.of(name, shape, f"an element along dim {dim} at least")
-    return dim if dim < 0 else dim - len(shape)
+        raise Problem.SHAPE.of(name, list(shape), f"an element along dim {dim} at least")
+    return dim if dim < 0 else dim - rank

@@ -3,9 +3,8 @@
 use std::cell::RefCell;
 
 use super::Part;
-use crate::kernels::matmul::Real;
-use crate::kernels::rows::total;
-use crate::kernels::vector::MAX_LANES;
+use crate::kernels::rows::{Number, total};
+use crate::kernels::vector::{Arch, MAX_LANES};
 
 /// How far a mean may be from 0, in squares and variances.
 const FAR: f64 = 16.0;
@@ -28,7 +27,7 @@ pub struct Columns<'a, R> {
 }
 
 /// Calls `work` with memory for the columns of a part.
-pub fn with_columns<R: Real, T>(part: &Part<T>, run: usize, work: impl FnOnce(Columns<'_, R>)) {
+pub fn with_columns<R: Number, T>(part: &Part<T>, run: usize, work: impl FnOnce(Columns<'_, R>)) {
     thread_local! {
         static MEMORY: RefCell<Vec<f64>> = const { RefCell::new(Vec::new()) };
     }
@@ -58,7 +57,7 @@ fn pieces<R, const N: usize>(mut numbers: &mut [R], len: usize) -> [&mut [R]; N]
     std::array::from_fn(|_| numbers.split_off_mut(..len).expect("memory for all"))
 }
 
-impl<R: Real> Columns<'_, R> {
+impl<R: Number> Columns<'_, R> {
     /// Deviations are taken from a number of each channel, which is rounded, and nothing has been added up yet.
     #[inline(always)]
     pub fn center(&mut self, about: &mut [f64]) {
@@ -74,23 +73,23 @@ impl<R: Real> Columns<'_, R> {
 
     /// The means over the channels of the numbers that deviations are taken from.
     #[inline(always)]
-    pub fn means(&self, means: &mut [f64]) {
+    pub fn means<A: Arch>(&self, means: &mut [f64]) {
         for (i, mean) in means.iter_mut().enumerate() {
             *mean = match self.run {
                 1 => self.about[i].to_f64(),
-                run => total(&self.about[i * run..][..run], |x| x) / run as f64,
+                run => total::<A, R>(&self.about[i * run..][..run], |x| x) / run as f64,
             };
         }
     }
 
     /// Makes the sums those of so many channels.
     #[inline(always)]
-    pub fn fold(&mut self, channels: usize) {
+    pub fn fold<A: Arch>(&mut self, channels: usize) {
         let run = self.run;
         if run > 1 {
             for sums in &mut self.sums {
                 for i in 0..channels {
-                    sums[i] = total(&sums[i * run..][..run], |x| x);
+                    sums[i] = total::<A, f64>(&sums[i * run..][..run], |x| x);
                 }
             }
         }
@@ -99,8 +98,8 @@ impl<R: Real> Columns<'_, R> {
     /// Makes the sums of `count` deviations of each channel, and of their squares, their mean, and the sum of squares of
     /// deviations from that. Says whether those have lost digits, as the mean was far from 0.
     #[inline(always)]
-    pub fn deviations(&mut self, channels: usize, count: f64) -> bool {
-        self.fold(channels);
+    pub fn deviations<A: Arch>(&mut self, channels: usize, count: f64) -> bool {
+        self.fold::<A>(channels);
         let [sums, squares] = self.sums.each_mut().map(|sums| &mut sums[..channels]);
         let mut is_far = false;
         for i in 0..channels {
@@ -124,7 +123,7 @@ impl<R: Real> Columns<'_, R> {
 
 /// Repeats each of so many numbers, in their place.
 #[inline(always)]
-fn spread<R: Real>(numbers: &mut [R], times: usize, count: usize) {
+fn spread<R: Number>(numbers: &mut [R], times: usize, count: usize) {
     if times > 1 {
         for i in (0..count).rev() {
             let number = numbers[i];

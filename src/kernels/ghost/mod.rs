@@ -13,7 +13,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::linear::ELEMENTS_PER_THREAD;
-use super::matmul::Real;
+use super::rows::Number;
 use super::storage::{Float, with_type};
 use super::vector::{Arithmetic, Halves, InF32, InF64, Stored, dispatch};
 use crate::runtime::{Isa, Shared, pool};
@@ -30,7 +30,7 @@ trait Element: Stored<Self::Exact> + Send + Sync {
     /// What is computed in.
     type Exact: Arithmetic;
     /// The numbers of that.
-    type Wide: Stored<Self::Exact> + Real;
+    type Wide: Stored<Self::Exact> + Number;
 }
 
 macro_rules! elements {

@@ -46,14 +46,14 @@ impl<T: Element> Routine for Forward<'_, T> {
                 T::Wide::store::<A>(elements, columns.about.as_mut_ptr().add(column));
             }
         }
-        columns.means(means);
+        columns.means::<A>(means);
         let mut is_far = true;
         for _ in 0..2 {
             if is_far {
                 columns.center(means);
                 // SAFETY: as above; the columns are those of such parts.
                 unsafe { add_up::<A, T>(&elements, &from, &mut columns) };
-                is_far = columns.deviations(means.len(), count);
+                is_far = columns.deviations::<A>(means.len(), count);
                 for (mean, &off) in means.iter_mut().zip(&*columns.sums[0]) {
                     *mean += off;
                 }
@@ -107,7 +107,7 @@ impl<T: Element> Routine for Backward<'_, T> {
         columns.center(by_weights);
         // SAFETY: whoever makes a `Backward` vouches for the memory; the columns are those of such parts.
         unsafe { add_up::<A, T>(&derivatives, &to, &mut columns) };
-        columns.fold(means.len());
+        columns.fold::<A>(means.len());
         let [sums, products] = columns.sums.each_ref().map(|sums| &sums[..means.len()]);
         // Several loops, as above.
         for i in 0..sums.len() {

@@ -3,12 +3,13 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+use super::lanes::Number;
 use super::{Map, Room, Row};
-use crate::kernels::matmul::Real;
+use crate::kernels::vector::Arch;
 
 /// Memory to work in, from row to row.
 pub struct Work<R> {
-    room: Room,
+    room: Room<R>,
     /// A row as it is computed with, where it is stored otherwise, and two more.
     wide: [Vec<R>; 3],
 }
@@ -25,10 +26,10 @@ impl<R> Default for Work<R> {
 
 pub trait Element: Copy + Send + Sync {
     /// What is computed with.
-    type Real: Real;
+    type Real: Number;
 
-    fn forward(map: &impl Map, row: Row<'_, Self>, work: &mut Work<Self::Real>);
-    fn product(
+    fn forward<A: Arch>(map: &impl Map, row: Row<'_, Self>, work: &mut Work<Self::Real>);
+    fn product<A: Arch>(
         map: &impl Map,
         told: &[Self],
         vector: &[Self],
@@ -43,12 +44,12 @@ macro_rules! wide {
         type Real = $type;
 
         #[inline(always)]
-        fn forward(map: &impl Map, row: Row<'_, Self>, work: &mut Work<Self>) {
-            map.forward(row, &mut work.room);
+        fn forward<A: Arch>(map: &impl Map, row: Row<'_, Self>, work: &mut Work<Self>) {
+            map.forward::<A, _>(row, &mut work.room);
         }
 
         #[inline(always)]
-        fn product(
+        fn product<A: Arch>(
             map: &impl Map,
             told: &[Self],
             vector: &[Self],
@@ -56,7 +57,7 @@ macro_rules! wide {
             work: &mut Work<Self>,
             transposed: bool,
         ) {
-            map.product(told, vector, to, &mut work.room, transposed);
+            map.product::<A, _>(told, vector, to, &mut work.room, transposed);
         }
     })* };
 }
@@ -67,16 +68,16 @@ macro_rules! narrow {
         type Real = f32;
 
         #[inline(always)]
-        fn forward(map: &impl Map, mut row: Row<'_, Self>, work: &mut Work<f32>) {
+        fn forward<A: Arch>(map: &impl Map, mut row: Row<'_, Self>, work: &mut Work<f32>) {
             let wide = &mut work.wide[0];
             wide.resize(row.values().len(), 0.0);
             row.values().convert_to_f32_slice(wide);
-            map.forward(Row::InPlace(wide), &mut work.room);
+            map.forward::<A, _>(Row::InPlace(wide), &mut work.room);
             row.to().convert_from_f32_slice(wide);
         }
 
         #[inline(always)]
-        fn product(
+        fn product<A: Arch>(
             map: &impl Map,
             told: &[Self],
             vector: &[Self],
@@ -88,7 +89,7 @@ macro_rules! narrow {
             let [wide_told, wide_vector, product] = &mut work.wide;
             told.convert_to_f32_slice(wide_told);
             vector.convert_to_f32_slice(wide_vector);
-            map.product(wide_told, wide_vector, product, &mut work.room, transposed);
+            map.product::<A, _>(wide_told, wide_vector, product, &mut work.room, transposed);
             to.convert_from_f32_slice(product);
         }
     })* };

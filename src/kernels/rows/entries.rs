@@ -1,8 +1,8 @@
 //! Functions of each number by itself.
 
-use super::lanes::magnitude;
-use super::{Map, Room, Row};
-use crate::kernels::matmul::Real;
+use super::lanes::{Number, magnitude};
+use super::{Map, Room, Row, write};
+use crate::kernels::vector::Arch;
 
 /// Onto the numbers between two bounds, of which `low` is not the greater one.
 #[derive(Clone, Copy, Debug)]
@@ -15,7 +15,7 @@ impl Map for Clip {
     const BY_ENTRY: bool = true;
 
     #[inline(always)]
-    fn forward<R: Real>(&self, row: Row<'_, R>, _: &mut Room) {
+    fn forward<A: Arch, R: Number>(&self, row: Row<'_, R>, _: &mut Room<R>) {
         let [low, high] = [self.low, self.high].map(R::from_f64);
         row.write(|x| {
             let x = if x < low { low } else { x };
@@ -25,18 +25,18 @@ impl Map for Clip {
 
     /// The row tells, which rounds otherwise than the bounds.
     #[inline(always)]
-    fn product<R: Real>(&self, told: &[R], vector: &[R], to: &mut [R], _: &mut Room, _: bool) {
+    fn product<A: Arch, R: Number>(&self, told: &[R], vector: &[R], to: &mut [R], _: &mut Room<R>, _: bool) {
         let [low, high] = [self.low, self.high].map(R::from_f64);
-        for (to, (&x, &v)) in to.iter_mut().zip(told.iter().zip(vector)) {
+        write(to, told, vector, |x, v| {
             let outside = x <= low || x >= high;
-            *to = if x.to_f64().is_nan() {
+            if x.to_f64().is_nan() {
                 x
             } else if outside {
                 R::ZERO
             } else {
                 v
-            };
-        }
+            }
+        });
     }
 }
 
@@ -52,7 +52,7 @@ impl Map for Shrink {
     const BY_ENTRY: bool = true;
 
     #[inline(always)]
-    fn forward<R: Real>(&self, row: Row<'_, R>, _: &mut Room) {
+    fn forward<A: Arch, R: Number>(&self, row: Row<'_, R>, _: &mut Room<R>) {
         let [threshold, factor] = [self.threshold, self.factor].map(R::from_f64);
         row.write(|x| {
             let size = if self.nonnegative { x } else { magnitude(x) };
@@ -64,16 +64,16 @@ impl Map for Shrink {
 
     /// The image tells, but where nothing is cut off.
     #[inline(always)]
-    fn product<R: Real>(&self, told: &[R], vector: &[R], to: &mut [R], _: &mut Room, _: bool) {
+    fn product<A: Arch, R: Number>(&self, told: &[R], vector: &[R], to: &mut [R], _: &mut Room<R>, _: bool) {
         let factor = R::from_f64(self.factor);
         let linear = self.threshold == 0.0 && !self.nonnegative;
-        for (to, (&y, &v)) in to.iter_mut().zip(told.iter().zip(vector)) {
+        write(to, told, vector, |y, v| {
             let kept = if linear || y != R::ZERO {
                 v * factor
             } else {
                 R::ZERO
             };
-            *to = if y.to_f64().is_nan() { y } else { kept };
-        }
+            if y.to_f64().is_nan() { y } else { kept }
+        });
     }
 }

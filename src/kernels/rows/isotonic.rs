@@ -2,8 +2,10 @@
 //! projections that are one of sorted rows: SLOPE's proximal operator (arXiv 1407.3824) and the projection onto a
 //! permutahedron, which makes soft ranks (arXiv 2002.08871).
 
+use super::lanes::Number;
 use super::{Map, Room, Row};
 use crate::kernels::matmul::Real;
+use crate::kernels::vector::Arch;
 
 /// Neighbours that have one value.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +84,7 @@ fn spread_nan<R: Real>(row: &mut Row<'_, R>) -> bool {
 }
 
 impl Map for Isotonic {
-    fn forward<R: Real>(&self, mut row: Row<'_, R>, room: &mut Room) {
+    fn forward<A: Arch, R: Number>(&self, mut row: Row<'_, R>, room: &mut Room<R>) {
         if spread_nan(&mut row) {
             return;
         }
@@ -97,7 +99,14 @@ impl Map for Isotonic {
     }
 
     /// Means over blocks, which the row tells; transposed, by the weights the other way round.
-    fn product<R: Real>(&self, told: &[R], vector: &[R], to: &mut [R], room: &mut Room, transposed: bool) {
+    fn product<A: Arch, R: Number>(
+        &self,
+        told: &[R],
+        vector: &[R],
+        to: &mut [R],
+        room: &mut Room<R>,
+        transposed: bool,
+    ) {
         if spread_nan(&mut Row::Into(told, to)) {
             return;
         }
@@ -141,7 +150,7 @@ impl SortedMap {
     }
 
     /// The order of the row, from the largest, and the blocks in that order; the means are negative ones.
-    fn pool<R: Real>(&self, row: &[R], room: &mut Room) {
+    fn pool<R: Real>(&self, row: &[R], room: &mut Room<R>) {
         let Room { order, blocks, .. } = room;
         order.clear();
         order.extend(0..row.len());
@@ -152,7 +161,7 @@ impl SortedMap {
 }
 
 impl Map for SortedMap {
-    fn forward<R: Real>(&self, mut row: Row<'_, R>, room: &mut Room) {
+    fn forward<A: Arch, R: Number>(&self, mut row: Row<'_, R>, room: &mut Room<R>) {
         if spread_nan(&mut row) {
             return;
         }
@@ -178,7 +187,14 @@ impl Map for SortedMap {
     }
 
     /// Means over blocks, or what is left of them; the row tells. The same both ways.
-    fn product<R: Real>(&self, told: &[R], vector: &[R], to: &mut [R], room: &mut Room, _: bool) {
+    fn product<A: Arch, R: Number>(
+        &self,
+        told: &[R],
+        vector: &[R],
+        to: &mut [R],
+        room: &mut Room<R>,
+        _: bool,
+    ) {
         if spread_nan(&mut Row::Into(told, to)) {
             return;
         }

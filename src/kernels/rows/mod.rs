@@ -12,7 +12,6 @@ mod simplex;
 mod threshold;
 
 use super::linear::ELEMENTS_PER_THREAD;
-use super::matmul::Real;
 use super::storage::{Float, with_type};
 use super::vector::{Arch, Routine, dispatch};
 use crate::runtime::{Isa, Shared, pool};
@@ -20,7 +19,8 @@ use element::{Element, Work};
 pub use entries::{Clip, Shrink};
 use isotonic::Block;
 pub use isotonic::{Isotonic, Sorted, SortedMap};
-pub use lanes::total;
+use lanes::CHUNK;
+pub use lanes::{Number, total};
 pub use norm::L2Ball;
 pub use plane::Plane;
 pub use section::Section;
@@ -35,19 +35,50 @@ pub trait Map: Sync {
     const BY_ENTRY: bool = false;
 
     /// Writes the row's image.
-    fn forward<R: Real>(&self, row: Row<'_, R>, room: &mut Room);
+    fn forward<A: Arch, R: Number>(&self, row: Row<'_, R>, room: &mut Room<R>);
 
     /// Writes the product of `vector` with the Jacobian, or with it transposed, where that is another one. All of it
     /// follows from `told`: the row or its image, as each map says.
-    fn product<R: Real>(&self, told: &[R], vector: &[R], to: &mut [R], room: &mut Room, transposed: bool);
+    fn product<A: Arch, R: Number>(
+        &self,
+        told: &[R],
+        vector: &[R],
+        to: &mut [R],
+        room: &mut Room<R>,
+        transposed: bool,
+    );
 }
 
 /// Memory to work in, which keeps its size from row to row.
-#[derive(Default)]
-pub struct Room {
+pub struct Room<R> {
+    candidates: Vec<[R; CHUNK]>,
     numbers: Vec<f64>,
     blocks: Vec<Block>,
     order: Vec<usize>,
+}
+
+// Not derived, which would ask for a default of the numbers, too.
+impl<R> Default for Room<R> {
+    fn default() -> Self {
+        Room {
+            candidates: Vec::new(),
+            numbers: Vec::new(),
+            blocks: Vec::new(),
+            order: Vec::new(),
+        }
+    }
+}
+
+/// A function of a number. Closures that call others are not always inlined; methods can ask for it.
+pub trait Each<T>: Copy {
+    fn of(self, x: T) -> T;
+}
+
+impl<T, F: Fn(T) -> T + Copy> Each<T> for F {
+    #[inline(always)]
+    fn of(self, x: T) -> T {
+        self(x)
+    }
 }
 
 /// Numbers to read, and where their images go: in their place, or elsewhere.
@@ -66,14 +97,21 @@ impl<T: Copy> Row<'_, T> {
         }
     }
 
-    /// Writes `image` of each number.
+    /// Writes `image` of each number. A loop over places: of iterators over several rows, parts are calls, and with
+    /// `enumerate` the bounds are checked.
     #[inline(always)]
-    pub fn write(self, image: impl Fn(T) -> T) {
+    pub fn write(self, image: impl Each<T>) {
         match self {
-            Row::InPlace(row) => row.iter_mut().for_each(|x| *x = image(*x)),
+            Row::InPlace(row) => {
+                for x in row {
+                    *x = image.of(*x);
+                }
+            }
             Row::Into(from, to) => {
-                for (to, &x) in to.iter_mut().zip(from) {
-                    *to = image(x);
+                let len = to.len();
+                let from = &from[..len];
+                for i in 0..len {
+                    to[i] = image.of(from[i]);
                 }
             }
         }
@@ -83,16 +121,8 @@ impl<T: Copy> Row<'_, T> {
     #[inline(always)]
     pub fn write_by<U: Copy>(self, others: &[U], image: impl Fn(T, U) -> T) {
         match self {
-            Row::InPlace(row) => {
-                for (x, &other) in row.iter_mut().zip(others) {
-                    *x = image(*x, other);
-                }
-            }
-            Row::Into(from, to) => {
-                for (to, (&x, &other)) in to.iter_mut().zip(from.iter().zip(others)) {
-                    *to = image(x, other);
-                }
-            }
+            Row::InPlace(row) => update(row, others, image),
+            Row::Into(from, to) => write(to, from, others, image),
         }
     }
 
@@ -103,6 +133,26 @@ impl<T: Copy> Row<'_, T> {
             Row::InPlace(row) => row,
             Row::Into(_, to) => to,
         }
+    }
+}
+
+/// Writes `image` of the numbers at each place of two rows.
+#[inline(always)]
+fn write<A: Copy, B: Copy, T>(to: &mut [T], one: &[A], other: &[B], image: impl Fn(A, B) -> T) {
+    let len = to.len();
+    let (one, other) = (&one[..len], &other[..len]);
+    for i in 0..len {
+        to[i] = image(one[i], other[i]);
+    }
+}
+
+/// The same in the place of one row.
+#[inline(always)]
+fn update<T: Copy, U: Copy>(row: &mut [T], others: &[U], image: impl Fn(T, U) -> T) {
+    let len = row.len();
+    let others = &others[..len];
+    for i in 0..len {
+        row[i] = image(row[i], others[i]);
     }
 }
 
@@ -232,12 +282,12 @@ impl<M: Map, T: Element> Routine for Forward<'_, M, T> {
         match self.rows {
             Row::InPlace(rows) => {
                 for row in rows.chunks_exact_mut(self.len) {
-                    T::forward(self.map, Row::InPlace(row), &mut work);
+                    T::forward::<A>(self.map, Row::InPlace(row), &mut work);
                 }
             }
             Row::Into(from, to) => {
-                for (from, to) in from.chunks_exact(self.len).zip(to.chunks_exact_mut(self.len)) {
-                    T::forward(self.map, Row::Into(from, to), &mut work);
+                for (number, to) in to.chunks_exact_mut(self.len).enumerate() {
+                    T::forward::<A>(self.map, Row::Into(row(from, number, self.len), to), &mut work);
                 }
             }
         }
@@ -259,14 +309,19 @@ impl<M: Map, T: Element> Routine for Products<'_, M, T> {
     #[inline(always)]
     unsafe fn run<A: Arch>(self) {
         let mut work = Work::default();
-        let read = self
-            .told
-            .chunks_exact(self.len)
-            .zip(self.vectors.chunks_exact(self.len));
-        for ((told, vector), to) in read.zip(self.to.chunks_exact_mut(self.len)) {
-            T::product(self.map, told, vector, to, &mut work, self.transposed);
+        for (number, to) in self.to.chunks_exact_mut(self.len).enumerate() {
+            let (told, vector) = (
+                row(self.told, number, self.len),
+                row(self.vectors, number, self.len),
+            );
+            T::product::<A>(self.map, told, vector, to, &mut work, self.transposed);
         }
     }
+}
+
+#[inline(always)]
+fn row<T>(rows: &[T], number: usize, len: usize) -> &[T] {
+    &rows[number * len..][..len]
 }
 
 #[cfg(test)]

@@ -1,11 +1,14 @@
 //! The Euclidean projection onto a ball of the l2 norm, and what it takes away.
 
-use super::lanes::{dot, largest, magnitude, total};
-use super::{Map, Room, Row};
-use crate::kernels::matmul::Real;
+use std::ops::Range;
 
-/// Squares of norms below this have lost digits, or may have.
-const LEAST_SQUARE: f64 = 1e-280;
+use super::lanes::{Number, sums, total};
+use super::{Map, Room, Row, write};
+use crate::kernels::matmul::Real;
+use crate::kernels::vector::Arch;
+
+/// Squares of norms that neither overflow nor lose digits, as f32 either, and have an inverse of the root there.
+const SQUARES: Range<f64> = 1e-24..1e50;
 /// Factors below this would lose digits as f32.
 const LEAST_FACTOR: f64 = f32::MIN_POSITIVE as f64;
 
@@ -18,8 +21,8 @@ pub struct L2Ball {
 
 impl Map for L2Ball {
     #[inline(always)]
-    fn forward<R: Real>(&self, row: Row<'_, R>, _: &mut Room) {
-        let norm = norm(row.values());
+    fn forward<A: Arch, R: Number>(&self, row: Row<'_, R>, _: &mut Room<R>) {
+        let norm = norm::<A, R>(row.values());
         if norm <= self.radius {
             return row.write(|x| if self.rest { R::ZERO } else { x });
         }
@@ -33,7 +36,7 @@ impl Map for L2Ball {
         };
         let factor = kept / norm;
         if factor < LEAST_FACTOR {
-            return row.write(|x| R::from_f64(x.to_f64() * factor));
+            return row.write(|x: R| R::from_f64(x.to_f64() * factor));
         }
         let factor = R::from_f64(factor);
         row.write(|x| x * factor);
@@ -41,8 +44,8 @@ impl Map for L2Ball {
 
     /// The row tells. The same both ways.
     #[inline(always)]
-    fn product<R: Real>(&self, told: &[R], vector: &[R], to: &mut [R], _: &mut Room, _: bool) {
-        let norm = norm(told);
+    fn product<A: Arch, R: Number>(&self, told: &[R], vector: &[R], to: &mut [R], _: &mut Room<R>, _: bool) {
+        let norm = norm::<A, R>(told);
         let inside = norm <= self.radius;
         if inside || norm.is_infinite() {
             return match inside == self.rest {
@@ -51,24 +54,45 @@ impl Map for L2Ball {
             };
         }
         let (scale, inverse) = (self.radius / norm, norm.recip());
-        let radial = scale * (dot(told, vector) * inverse);
-        let (along, across) = match self.rest {
-            true => (radial, 1.0 - scale),
-            false => (-radial, scale),
+        let is_plain = SQUARES.contains(&(norm * norm));
+        let along = match is_plain {
+            true => sums::<A, R, 1>(told, vector, |x, v| [(x * inverse) * v])[0],
+            false => product_of_scaled(told, inverse, vector),
         };
-        for (to, (x, v)) in to.iter_mut().zip(told.iter().zip(vector)) {
-            *to = R::from_f64(v.to_f64() * across + (x.to_f64() * inverse) * along);
+        let (along, across) = match self.rest {
+            true => (scale * along, 1.0 - scale),
+            false => (-(scale * along), scale),
+        };
+        match is_plain {
+            true => combine::<R, R>(to, told, along, inverse, vector, across),
+            false => combine::<R, f64>(to, told, along, inverse, vector, across),
         }
     }
+}
+
+/// Writes `across` times the vector and `along` times the unit vector that `inverse` makes of the row, computed in `W`.
+#[inline(always)]
+fn combine<R: Real, W: Real>(to: &mut [R], row: &[R], along: f64, inverse: f64, vector: &[R], across: f64) {
+    let (along, across, inverse) = (W::from_f64(along), W::from_f64(across), W::from_f64(inverse));
+    let wide = |x: R| W::from_f64(x.to_f64());
+    write(to, row, vector, |x, v| {
+        R::from_f64((wide(v) * across + (wide(x) * inverse) * along).to_f64())
+    });
+}
+
+#[cold]
+fn product_of_scaled<R: Real>(row: &[R], factor: f64, vector: &[R]) -> f64 {
+    let pairs = row.iter().zip(vector);
+    pairs.map(|(x, v)| (x.to_f64() * factor) * v.to_f64()).sum()
 }
 
 impl L2Ball {
     /// Infinite numbers share the norm among them.
     #[cold]
     fn share<R: Real>(&self, row: Row<'_, R>) {
-        let count = total(row.values(), |x| f64::from(u8::from(x.is_infinite())));
-        let share = self.radius / count.sqrt();
-        row.write(|x| match (x.to_f64().is_infinite(), self.rest) {
+        let count = row.values().iter().filter(|x| x.to_f64().is_infinite()).count();
+        let share = self.radius / (count as f64).sqrt();
+        row.write(|x: R| match (x.to_f64().is_infinite(), self.rest) {
             (true, false) => R::from_f64(share.copysign(x.to_f64())),
             (false, false) => R::ZERO,
             (_, true) => x,
@@ -78,19 +102,24 @@ impl L2Ball {
 
 /// Of any size of the numbers.
 #[inline(always)]
-fn norm<R: Real>(row: &[R]) -> f64 {
-    let square = total(row, |x| x * x);
-    match square.is_finite() && square >= LEAST_SQUARE {
+fn norm<A: Arch, R: Number>(row: &[R]) -> f64 {
+    let square = total::<A, R>(row, |x| x * x);
+    match SQUARES.contains(&square) {
         true => square.sqrt(),
-        false => norm_by_scaling(row, square),
+        false => norm_by_scaling(row),
     }
 }
 
 #[cold]
-fn norm_by_scaling<R: Real>(row: &[R], square: f64) -> f64 {
-    let top = largest(row, magnitude).to_f64();
-    if square.is_nan() || top == 0.0 || top.is_infinite() {
-        return if square.is_nan() { square } else { top };
+fn norm_by_scaling<R: Real>(row: &[R]) -> f64 {
+    let (mut top, mut nan) = (0.0_f64, false);
+    for x in row {
+        top = top.max(x.to_f64().abs());
+        nan |= x.to_f64().is_nan();
     }
-    top * total(row, |x| (x / top) * (x / top)).sqrt()
+    if nan || top == 0.0 || top.is_infinite() {
+        return if nan { f64::NAN } else { top };
+    }
+    let square: f64 = row.iter().map(|x| (x.to_f64() / top).powi(2)).sum();
+    top * square.sqrt()
 }

@@ -1,8 +1,9 @@
 //! The Euclidean projections onto a hyperplane `a.x = b` and onto the halfspace below it.
 
-use super::lanes::dot;
+use super::lanes::{Number, dot};
 use super::{Map, Room, Row};
-use crate::kernels::matmul::Real;
+use crate::kernels::vector::Arch;
+use crate::kernels::vector::portable::Portable;
 
 /// Onto the hyperplane, or the halfspace `a.x <= b`; `normal` is not 0.
 #[derive(Clone, Debug)]
@@ -16,7 +17,7 @@ pub struct Plane {
 impl Plane {
     /// None where the normal has no finite square that is positive.
     pub fn new(normal: Vec<f64>, offset: f64, half: bool) -> Option<Plane> {
-        let square = dot(&normal, &normal);
+        let square = dot::<Portable, f64>(&normal, &normal);
         let plane = Plane {
             normal,
             square,
@@ -32,8 +33,8 @@ impl Plane {
 
     /// How far along the normal what has this product with it is to go, if at all.
     #[inline(always)]
-    fn distance<R: Real>(&self, row: &[R]) -> Option<f64> {
-        let excess = dot(row, &self.normal) - self.offset;
+    fn distance<A: Arch, R: Number>(&self, row: &[R]) -> Option<f64> {
+        let excess = dot::<A, R>(row, &self.normal) - self.offset;
         let inside = self.half && excess <= 0.0;
         (!inside).then_some(excess / self.square)
     }
@@ -41,8 +42,8 @@ impl Plane {
 
 impl Map for Plane {
     #[inline(always)]
-    fn forward<R: Real>(&self, row: Row<'_, R>, _: &mut Room) {
-        match self.distance(row.values()) {
+    fn forward<A: Arch, R: Number>(&self, row: Row<'_, R>, _: &mut Room<R>) {
+        match self.distance::<A, R>(row.values()) {
             Some(t) => row.write_by(&self.normal, |x, a| R::from_f64(x.to_f64() - a * t)),
             None => row.write(|x| x),
         }
@@ -50,11 +51,11 @@ impl Map for Plane {
 
     /// The row tells. The same both ways.
     #[inline(always)]
-    fn product<R: Real>(&self, told: &[R], vector: &[R], to: &mut [R], _: &mut Room, _: bool) {
-        if self.distance(told).is_none() {
+    fn product<A: Arch, R: Number>(&self, told: &[R], vector: &[R], to: &mut [R], _: &mut Room<R>, _: bool) {
+        if self.distance::<A, R>(told).is_none() {
             return to.copy_from_slice(vector);
         }
-        let t = dot(vector, &self.normal) / self.square;
+        let t = dot::<A, R>(vector, &self.normal) / self.square;
         Row::Into(vector, to).write_by(&self.normal, |v, a| R::from_f64(v.to_f64() - a * t));
     }
 }

@@ -1,7 +1,9 @@
 //! The Euclidean projection onto the part of a box where weights give a sum: `clip(x - t w)`, with a `t` that gives it.
 
+use super::lanes::Number;
 use super::{Map, Room, Row};
 use crate::kernels::matmul::Real;
+use crate::kernels::vector::Arch;
 
 /// Onto the rows between `low` and `high` whose inner product with the weights is `sum`.
 #[derive(Clone, Debug)]
@@ -82,7 +84,7 @@ impl Section {
 }
 
 impl Map for Section {
-    fn forward<R: Real>(&self, mut row: Row<'_, R>, room: &mut Room) {
+    fn forward<A: Arch, R: Number>(&self, mut row: Row<'_, R>, room: &mut Room<R>) {
         if row.values().iter().any(|x| !x.to_f64().is_finite()) {
             return row.to().fill(R::from_f64(f64::NAN));
         }
@@ -94,7 +96,14 @@ impl Map for Section {
     }
 
     /// Of what moves, the part across the weights; the row tells. The same both ways.
-    fn product<R: Real>(&self, told: &[R], vector: &[R], to: &mut [R], room: &mut Room, _: bool) {
+    fn product<A: Arch, R: Number>(
+        &self,
+        told: &[R],
+        vector: &[R],
+        to: &mut [R],
+        room: &mut Room<R>,
+        _: bool,
+    ) {
         if told.iter().any(|x| !x.to_f64().is_finite()) {
             return to.fill(R::from_f64(f64::NAN));
         }

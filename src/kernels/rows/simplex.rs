@@ -1,9 +1,10 @@
 //! The Euclidean projections onto a simplex, and onto a ball of the l1 norm, which is one in each orthant.
 
-use super::lanes::{magnitude, signed, total};
-use super::threshold::{mean_on_support, share};
-use super::{Map, Room, Row};
+use super::lanes::{Itself, Magnitude, Number, signed, total};
+use super::threshold::{Image, mean_on_support, share};
+use super::{Map, Room, Row, update, write};
 use crate::kernels::matmul::Real;
+use crate::kernels::vector::{Arch, Vector};
 
 /// Onto the rows of nonnegative numbers with this sum, which is at least 0. Infinite numbers share the sum among them;
 /// a NaN makes its row NaN.
@@ -14,20 +15,34 @@ pub struct Simplex {
 
 impl Map for Simplex {
     #[inline(always)]
-    fn forward<R: Real>(&self, row: Row<'_, R>, room: &mut Room) {
-        share(row, self.sum, &mut room.numbers, |x| x, |_, share| share);
+    fn forward<A: Arch, R: Number>(&self, row: Row<'_, R>, room: &mut Room<R>) {
+        share::<A, R>(row, self.sum, &mut room.candidates, Itself, Share);
     }
 
     /// Among the support, what `vector` is more than its mean there. The image tells.
     #[inline(always)]
-    fn product<R: Real>(&self, told: &[R], vector: &[R], to: &mut [R], _: &mut Room, _: bool) {
+    fn product<A: Arch, R: Number>(&self, told: &[R], vector: &[R], to: &mut [R], _: &mut Room<R>, _: bool) {
         if told[0].to_f64().is_nan() {
             return to.fill(told[0]);
         }
-        let mean = R::from_f64(mean_on_support(told, vector, told, |v, _| v));
-        for (to, (&p, &v)) in to.iter_mut().zip(told.iter().zip(vector)) {
-            *to = if p > R::ZERO { v - mean } else { R::ZERO };
-        }
+        let mean = R::from_f64(mean_on_support::<A, R>(told, vector));
+        write(
+            to,
+            told,
+            vector,
+            |p, v| if p != R::ZERO { v - mean } else { R::ZERO },
+        );
+    }
+}
+
+/// The share itself.
+#[derive(Clone, Copy)]
+struct Share;
+
+impl Image for Share {
+    #[inline(always)]
+    fn of<R: Real>(self, _: R, share: R) -> R {
+        share
     }
 }
 
@@ -42,51 +57,73 @@ pub struct L1Ball {
 impl L1Ball {
     /// The row lies in the ball.
     #[inline(always)]
-    fn holds<R: Real>(&self, row: &[R]) -> bool {
-        total(row, f64::abs) <= self.radius
+    fn holds<A: Arch, R: Number>(&self, row: &[R]) -> bool {
+        total::<A, R>(row, |x| x.abs()) <= self.radius
+    }
+}
+
+/// The share with the number's sign, or what that leaves of the number.
+#[derive(Clone, Copy)]
+struct Signed {
+    rest: bool,
+}
+
+impl Image for Signed {
+    #[inline(always)]
+    fn of<R: Real>(self, x: R, share: R) -> R {
+        let image = signed(share, x);
+        let rest = x - image;
+        if self.rest { rest } else { image }
     }
 }
 
 impl Map for L1Ball {
     #[inline(always)]
-    fn forward<R: Real>(&self, row: Row<'_, R>, room: &mut Room) {
-        if self.holds(row.values()) {
+    fn forward<A: Arch, R: Number>(&self, row: Row<'_, R>, room: &mut Room<R>) {
+        if self.holds::<A, R>(row.values()) {
             return row.write(|x| if self.rest { R::ZERO } else { x });
         }
-        share(row, self.radius, &mut room.numbers, magnitude, |x, share| {
-            let image = if share > R::ZERO { signed(share, x) } else { share };
-            if self.rest { x - image } else { image }
-        });
+        share::<A, R>(
+            row,
+            self.radius,
+            &mut room.candidates,
+            Magnitude,
+            Signed { rest: self.rest },
+        );
     }
 
     /// As on a simplex, with the signs of the row, which tells.
     #[inline(always)]
-    fn product<R: Real>(&self, told: &[R], vector: &[R], to: &mut [R], room: &mut Room, _: bool) {
-        if self.holds(told) {
+    fn product<A: Arch, R: Number>(
+        &self,
+        told: &[R],
+        vector: &[R],
+        to: &mut [R],
+        room: &mut Room<R>,
+        _: bool,
+    ) {
+        if self.holds::<A, R>(told) {
             return match self.rest {
                 true => to.fill(R::ZERO),
                 false => to.copy_from_slice(vector),
             };
         }
-        share(
-            Row::Into(told, to),
+        let row = Row::Into(told, &mut *to);
+        share::<A, R>(
+            row,
             self.radius,
-            &mut room.numbers,
-            magnitude,
-            |_, share| share,
+            &mut room.candidates,
+            Magnitude,
+            Signed { rest: false },
         );
         if to[0].to_f64().is_nan() {
             return;
         }
-        let mean = R::from_f64(mean_on_support(to, vector, told, signed));
-        for (to, (&x, &v)) in to.iter_mut().zip(told.iter().zip(vector)) {
-            let along = signed(mean, x);
-            *to = match (*to > R::ZERO, self.rest) {
-                (true, true) => along,
-                (true, false) => v - along,
-                (false, true) => v,
-                (false, false) => R::ZERO,
-            };
-        }
+        let (mean, is_rest) = (R::from_f64(mean_on_support::<A, R>(to, vector)), self.rest);
+        update(to, vector, |p, v| {
+            let along = signed(mean, p);
+            let (inside, outside) = if is_rest { (along, v) } else { (v - along, R::ZERO) };
+            if p != R::ZERO { inside } else { outside }
+        });
     }
 }

@@ -238,6 +238,28 @@ fn norms_of_any_size_are_found() {
 }
 
 #[test]
+fn what_is_too_large_or_too_small_for_sums_in_f32_is_summed_in_f64() {
+    let ball = |radius| L2Ball { radius, rest: false };
+    for (size, len) in [(1e30, 64), (1e30, 5), (1e-30, 64), (1e-30, 5)] {
+        let row = vec![size as f32; len];
+        let image = project(Float::F32, ball(size), &row, len, 1);
+        let expected = (size / (len as f64).sqrt()) as f32;
+        assert!(
+            image.iter().all(|x| (x / expected - 1.0).abs() < 1e-6),
+            "{image:?}"
+        );
+    }
+    let row = vec![3e38_f32; 64];
+    let inside = L1Ball {
+        radius: 2e40,
+        rest: false,
+    };
+    assert_eq!(project(Float::F32, inside, &row, 64, 1), row);
+    let image = project(Float::F32, Simplex { sum: 6.4e39 }, &row, 64, 1);
+    assert!(image.iter().all(|x| (x / 1e38 - 1.0).abs() < 1e-6), "{image:?}");
+}
+
+#[test]
 fn sections_reach_their_sum_and_impossible_ones_are_none() {
     let section = |sum| Section::new(vec![-1.0; 50], vec![0.5; 50], vec![0.5; 50], sum);
     assert!(section(12.6).is_none() && section(-25.1).is_none());

@@ -6,216 +6,200 @@
 //! out any more: usually after some four (Michelot, J. Optim. Theory Appl. 50, 1986). Sorting (Held, Wolfe and Crowder,
 //! Math. Program. 6, 1974) takes over where that goes on for long, as it does on geometric series.
 
-use super::Row;
-use super::lanes::{CHUNK, LANES, add, filled, fold, keys, largest};
+use super::lanes::{CHUNK, Key, Number, Terms, filled, largest, store, sums};
+use super::{Each, Row};
 use crate::kernels::matmul::Real;
+use crate::kernels::vector::{Arch, Vector};
 
 /// Steps before the candidates are sorted.
 const STEPS: usize = 16;
 
 /// Writes, of each number x, what `image` makes of x and of the share that x's key has in `sum`, which is at least 0.
-/// Infinite keys share the sum among them; a NaN makes all shares NaN.
+/// Infinite keys share the sum among them; a NaN makes all NaN.
 #[inline(always)]
-pub fn share<R: Real>(
+pub fn share<A: Arch, R: Number>(
     row: Row<'_, R>,
     sum: f64,
-    room: &mut Vec<f64>,
-    key: impl Fn(R) -> R + Copy,
-    image: impl Fn(R, R) -> R,
+    room: &mut Vec<[R; CHUNK]>,
+    key: impl Key,
+    image: impl Image,
 ) {
-    let top = largest(row.values(), key);
+    let top = largest::<A, R>(row.values(), key);
     if !top.to_f64().is_finite() {
         return share_equally(row, sum, top, key, image);
     }
-    // Distances from the largest rather than the numbers themselves: they are exact where it matters.
     let least = R::from_f64(-sum);
-    let candidates = candidates(row.values(), top, least, room, key);
-    if candidates.is_empty() {
-        return row.write(|x| image(x, R::ZERO)); // the sum is 0
+    let least = if least.to_f64().is_finite() {
+        least
+    } else {
+        R::from_f64(f32::MIN.into()) // of an f32, for which the sum is too large
+    };
+    let candidates = candidates::<A, R>(row.values(), top, least, room, key);
+    let threshold = threshold::<A, R>(sum, candidates, least);
+    if threshold.to_f64().is_nan() {
+        return row.write(|_| threshold);
     }
-    let threshold = threshold(sum, candidates, least.to_f64());
-    if threshold.is_nan() {
-        let nan = R::from_f64(f64::NAN);
-        return row.write(|x| image(x, nan));
-    }
-    let threshold = R::from_f64(threshold);
-    row.write(|x| {
-        let rest = (key(x) - top) - threshold;
-        image(x, if rest > R::ZERO { rest } else { R::ZERO })
+    row.write(Shares {
+        key,
+        top,
+        threshold,
+        image,
     });
 }
 
-/// The infinite keys among a row's share the sum, or all if all are as small as can be.
-fn share_equally<R: Real>(
-    row: Row<'_, R>,
-    sum: f64,
+/// What becomes of a number and the share of its key.
+pub trait Image: Copy {
+    fn of<R: Real>(self, x: R, share: R) -> R;
+}
+
+/// The images, by the threshold.
+#[derive(Clone, Copy)]
+struct Shares<R, K, I> {
+    key: K,
     top: R,
-    key: impl Fn(R) -> R,
-    image: impl Fn(R, R) -> R,
-) {
+    threshold: R,
+    image: I,
+}
+
+impl<R: Real, K: Key, I: Image> Each<R> for Shares<R, K, I> {
+    #[inline(always)]
+    fn of(self, x: R) -> R {
+        let rest = (self.key.of(x) - self.top) - self.threshold;
+        self.image.of(x, if rest > R::ZERO { rest } else { R::ZERO })
+    }
+}
+
+/// The infinite keys among a row's share the sum, or all if all are as small as can be.
+fn share_equally<R: Number>(row: Row<'_, R>, sum: f64, top: R, key: impl Key, image: impl Image) {
     let (mut nan, mut count) = (false, 0.0);
     for &x in row.values() {
         nan |= x.to_f64().is_nan();
-        count += f64::from(u8::from(key(x) == top));
+        count += f64::from(u8::from(key.of(x) == top));
     }
-    let share = R::from_f64(if nan { f64::NAN } else { sum / count });
-    row.write(|x| image(x, if nan || key(x) == top { share } else { R::ZERO }));
+    let share = R::from_f64(sum / count);
+    row.write(|x| match nan {
+        true => R::from_f64(f64::NAN),
+        false => image.of(x, if key.of(x) == top { share } else { R::ZERO }),
+    });
 }
 
-/// What to subtract from the candidates greater than `least`, NaN if one of them is; sorts them perhaps.
+/// What to subtract from the candidates, NaN if one of them is; sorts them perhaps.
 #[inline(always)]
-fn threshold(sum: f64, candidates: &mut [f64], least: f64) -> f64 {
-    let (chunks, _) = candidates.as_chunks();
-    let (mut threshold, mut before) = (least, f64::INFINITY);
+fn threshold<A: Arch, R: Number>(sum: f64, candidates: &mut [[R; CHUNK]], least: R) -> R {
+    let mut threshold = least;
     for _ in 0..STEPS {
-        let (total, count) = above(chunks, threshold);
-        if count >= before {
+        let before = threshold;
+        threshold = step::<A, R>(sum, candidates.as_flattened(), before);
+        let rises = threshold > before;
+        if !rises {
             return threshold;
         }
-        (threshold, before) = ((total - sum) / count, count);
     }
-    threshold_by_sorting(sum, candidates)
+    threshold_by_sorting(sum, candidates.as_flattened_mut())
+}
+
+/// The threshold by those that are not below another one, which NaN is not.
+#[inline(always)]
+fn step<A: Arch, R: Number>(sum: f64, candidates: &[R], threshold: R) -> R {
+    let above = Above(R::Vector::<A>::splat(threshold.to_f64()));
+    let [total, count] = sums::<A, R, 2>(candidates, candidates, above);
+    R::from_f64((total - sum) / count)
+}
+
+/// A number that is not below the threshold, and 1 for it.
+#[derive(Clone, Copy)]
+struct Above<V>(V);
+
+impl<V: Vector> Terms<V, 2> for Above<V> {
+    #[inline(always)]
+    fn of(self, x: V, _: V) -> [V; 2] {
+        let (zero, one) = (V::splat(0.0), V::splat(1.0));
+        [x.if_less(self.0, zero, x), x.if_less(self.0, zero, one)]
+    }
 }
 
 #[cold]
-fn threshold_by_sorting(sum: f64, candidates: &mut [f64]) -> f64 {
-    candidates.sort_unstable_by(|a, b| b.total_cmp(a));
+fn threshold_by_sorting<R: Number>(sum: f64, candidates: &mut [R]) -> R {
+    candidates.sort_unstable_by(|a, b| b.to_f64().total_cmp(&a.to_f64()));
     let (mut threshold, mut total) = (f64::NEG_INFINITY, 0.0);
-    for (&x, count) in candidates.iter().zip(1_u32..) {
-        total += x;
+    for (x, count) in candidates.iter().zip(1_u32..) {
+        total += x.to_f64();
         let next = (total - sum) / f64::from(count);
-        if x <= next {
+        if x.to_f64() <= next {
             break;
         }
         threshold = next;
     }
-    threshold
+    R::from_f64(threshold)
 }
 
-/// The mean of what `part` makes of a vector's elements and those of `like`, where shares are positive; NaN where none
-/// is.
+/// The mean of a vector's elements where an image is not 0, each with the sign that it has there; NaN where all is 0.
 #[inline(always)]
-pub fn mean_on_support<R: Real>(
-    shares: &[R],
-    vector: &[R],
-    like: &[R],
-    part: impl Fn(R, R) -> R + Copy,
-) -> f64 {
-    let (chunks, rest) = shares.as_chunks();
-    let ((vectors, vector_rest), (likes, like_rest)) = (vector.as_chunks(), like.as_chunks());
-    let mut support = Support::default();
-    for (shares, (vector, like)) in chunks.iter().zip(vectors.iter().zip(likes)) {
-        support.add(shares, vector, like, part);
-    }
-    if !rest.is_empty() {
-        let [shares, vector, like] = [rest, vector_rest, like_rest].map(|few| filled(few, R::ZERO));
-        support.add(&shares, &vector, &like, part);
-    }
-    support.mean()
+pub fn mean_on_support<A: Arch, R: Number>(image: &[R], vector: &[R]) -> f64 {
+    let [total, count] = sums::<A, R, 2>(image, vector, OnSupport);
+    total / count
 }
 
-/// Of a vector's elements where the share is positive.
-#[derive(Default)]
-struct Support {
-    totals: [f64; LANES],
-    count: usize,
-}
+/// Where the first number is not 0, the second with the sign of the first, and 1 for it.
+#[derive(Clone, Copy)]
+struct OnSupport;
 
-impl Support {
+impl<V: Vector> Terms<V, 2> for OnSupport {
     #[inline(always)]
-    fn add<R: Real>(
-        &mut self,
-        shares: &[R; CHUNK],
-        vector: &[R; CHUNK],
-        like: &[R; CHUNK],
-        part: impl Fn(R, R) -> R,
-    ) {
-        let mut count = 0;
-        for &p in shares {
-            count += u32::from(p > R::ZERO);
-        }
-        if count == 0 {
-            return;
-        }
-        self.count += count as usize;
-        add(&mut self.totals, |i| {
-            let part = part(vector[i], like[i]);
-            (if shares[i] > R::ZERO { part } else { R::ZERO }).to_f64()
-        });
-    }
-
-    /// NaN where the support is empty.
-    #[inline(always)]
-    fn mean(self) -> f64 {
-        fold(self.totals, |a, b| a + b) / self.count as f64
+    fn of(self, p: V, v: V) -> [V; 2] {
+        let (zero, one) = (V::splat(0.0), V::splat(1.0));
+        [
+            p.if_less(zero, -v, zero.if_less(p, v, zero)),
+            p.if_less(zero, one, zero.if_less(p, one, zero)),
+        ]
     }
 }
 
-/// The distances from `top` of the keys around each that is greater than `least`, or NaN; `LANES` at a time.
+/// The distances from `top` of the keys in each chunk that has one of at least `least`, or NaN.
 #[inline(always)]
-fn candidates<'a, R: Real>(
+fn candidates<'a, A: Arch, R: Number>(
     row: &[R],
     top: R,
     least: R,
-    room: &'a mut Vec<f64>,
-    key: impl Fn(R) -> R + Copy,
-) -> &'a mut [f64] {
-    let most = row.len() + LANES;
+    room: &'a mut Vec<[R; CHUNK]>,
+    key: impl Key,
+) -> &'a mut [[R; CHUNK]] {
+    let most = row.len().div_ceil(CHUNK);
     if room.len() < most {
-        *room = vec![0.0; most]; // not `resize`, which writes: where nothing is kept, no memory is touched
+        *room = vec![[R::ZERO; CHUNK]; most]; // not `resize`, which writes: where nothing is kept, no memory is touched
     }
     let mut count = 0;
-    let (chunks, rest) = row.as_chunks::<CHUNK>();
+    let (chunks, rest) = row.as_chunks();
     for chunk in chunks {
-        let chunk = keys(chunk, key);
-        if any_above(&chunk, top, least) {
-            for part in chunk.as_chunks().0 {
-                count += keep(part, top, least, &mut room[count..]);
-            }
-        }
-    }
-    let (parts, rest) = rest.as_chunks::<LANES>();
-    for part in parts {
-        count += keep(&keys(part, key), top, least, &mut room[count..]);
+        count += usize::from(keep::<A, R>(chunk, top, least, &mut room[count], key));
     }
     if !rest.is_empty() {
-        let mut last = keys(&filled(rest, R::ZERO), key);
-        last[rest.len()..].fill(R::from_f64(f64::NEG_INFINITY)); // no candidates
-        count += keep(&last, top, least, &mut room[count..]);
+        let to = &mut room[count];
+        let kept = keep::<A, R>(&filled(rest, R::ZERO), top, least, to, key);
+        to[rest.len()..].fill(R::from_f64(f64::NEG_INFINITY)); // no candidates
+        count += usize::from(kept);
     }
     &mut room[..count]
 }
 
-/// Writes the distances from `top`, and returns how many of them are to be kept: all or none. Without a branch, which
-/// could not be foreseen: what is not kept is written over.
+/// Writes the distances, and returns whether they are to be kept: else they are written over.
 #[inline(always)]
-fn keep<R: Real>(part: &[R; LANES], top: R, least: R, to: &mut [f64]) -> usize {
-    for (to, &x) in to[..LANES].iter_mut().zip(part) {
-        *to = (x - top).to_f64();
-    }
-    LANES * usize::from(any_above(part, top, least))
-}
-
-#[inline(always)]
-fn any_above<R: Real, const N: usize>(chunk: &[R; N], top: R, least: R) -> bool {
-    let mut any = 0;
-    for &x in chunk {
-        let below = x - top <= least;
-        any |= u32::from(!below);
-    }
-    any != 0
-}
-
-/// The total of the numbers above a threshold, and how many these are; NaN is above all.
-#[inline(always)]
-fn above(chunks: &[[f64; LANES]], threshold: f64) -> (f64, f64) {
-    let (mut totals, mut counts) = ([0.0; LANES], [0.0; LANES]);
-    for chunk in chunks {
-        for (lane, &x) in chunk.iter().enumerate() {
-            let below = x <= threshold;
-            totals[lane] += if below { 0.0 } else { x };
-            counts[lane] += if below { 0.0 } else { 1.0 };
-        }
-    }
-    (fold(totals, |a, b| a + b), fold(counts, |a, b| a + b))
+fn keep<A: Arch, R: Number>(
+    chunk: &[R; CHUNK],
+    top: R,
+    least: R,
+    to: &mut [R; CHUNK],
+    key: impl Key,
+) -> bool {
+    let [top, least] = [
+        R::Vector::<A>::splat(top.to_f64()),
+        R::Vector::<A>::splat(least.to_f64()),
+    ];
+    let mut below = 0;
+    store::<A, R>(chunk, to, |x| {
+        let distance = key.of_all(x) - top;
+        below += distance.count_below(least);
+        distance
+    });
+    below < CHUNK as u32
 }
