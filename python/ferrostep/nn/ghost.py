@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
@@ -108,7 +109,7 @@ class _GhostBatchNorm(_BatchNorm):
             raise Problem.SHAPE.of("input", list(input.shape), f"{self.num_features} channels")
         of = input, self.weight, self.bias, self.ghost_size, self.eps
         # One element alone has no variance: torch knows the words for that.
-        has_variances = self.ghost_size * input[0, :1].numel() > 1
+        has_variances = self.ghost_size * math.prod(input.shape[2:]) > 1
         given = [each for each in (input, self.weight, self.bias) if each is not None]
         is_ours = has_variances and checks.is_plain(input) and is_direct(*given)
         tracked = self.training and self.track_running_stats
@@ -139,7 +140,7 @@ class _GhostBatchNorm(_BatchNorm):
             shares = means.new_tensor([per_ghost * (1 - per_ghost) ** i for i in reversed(range(ghosts))])
         for running, own in ((self.running_mean, means), (self.running_var, variances)):
             assert running is not None
-            running.copy_(running.to(own) * kept + shares @ own)
+            running.mul_(kept).add_(shares @ own)
 
     def extra_repr(self) -> str:
         """What is special about the layer, for its repr."""
