@@ -108,8 +108,10 @@ pub fn multiplied<V: Vector>(p: V, exponent: V, min_abs: f64) -> V {
     if floor.all_below(new.abs()) {
         return new; // as what was 0 is not
     }
-    // What is infinite stays so, by a finite exponent; `times_exp` makes it NaN.
-    let new = p.abs().if_less(V::splat(f64::INFINITY), new, p + exponent * zero);
+    // What is infinite stays so by a finite exponent, of which `times_exp` makes NaN.
+    let infinite = V::splat(f64::INFINITY);
+    let kept = exponent.abs().if_less(infinite, p, new);
+    let new = p.abs().if_less(infinite, new, kept);
     let least = floor.min(p.abs());
     let new = new.abs().if_less(least, p.if_less(zero, -least, least), new);
     zero.if_less(p.abs(), new, p)
