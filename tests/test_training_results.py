@@ -56,7 +56,7 @@ def test_every_class_has_a_row_or_a_reason(results: ModuleType, record: object) 
     assert shown.isdisjoint(results.LEFT_OUT)
     text, _ = page()
     with_pages = {name for name in public if issubclass(getattr(optim, name), optim.RuleOptimizer)} - {"RuleOptimizer"}
-    assert [name for name in with_pages if f"](optimizers/{name}.md)" not in text] == []
+    assert [name for name in with_pages if f"[{name}](../python/ferrostep/optim/" not in text] == []
 
 
 def is_optimizer(each: object) -> bool:
