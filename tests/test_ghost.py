@@ -109,6 +109,84 @@ def test_the_statistics_are_as_exact_as_the_elements() -> None:
         torch.testing.assert_close(out.double(), expected[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("left_out", ["weight", "bias"])
+def test_a_weight_or_a_bias_alone(left_out: str) -> None:
+    torch.manual_seed(0)
+    plain = nn.BatchNorm1d(3, dtype=torch.float64)
+    nn.init.uniform_(plain.weight)
+    nn.init.uniform_(plain.bias)
+    plain.register_parameter(left_out, None)
+    ghost = convert_ghost_batchnorm(copy.deepcopy(plain), 4)
+    x, grad = torch.randn(2, 16, 3, dtype=torch.float64)
+    out, expected = ghost(x), loop(plain, x, 4)
+    torch.testing.assert_close(out, expected)
+    found = torch.autograd.grad(out, list(ghost.parameters()), grad)
+    torch.testing.assert_close(found, torch.autograd.grad(expected, list(plain.parameters()), grad))
+    assert GhostBatchNorm1d(3, 4, bias=False).bias is None
+
+
+@pytest.mark.parametrize("create_graph", [True, False])
+def test_tensors_that_depend_on_one_another(create_graph: bool) -> None:
+    """A layer used twice, a weight made of the input, and hooks: each derivative counts once."""
+    torch.manual_seed(0)
+    given = [torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((16, 3), (3,), (3,))]
+
+    def gradients(normalized: Any) -> tuple[Tensor, ...]:
+        x, weight, bias = given
+        hooked = weight * x.mean(0)
+        hooked.register_hook(lambda grad: 2 * grad)
+        out = normalized(normalized(x, hooked, bias).sin(), hooked, bias)
+        return torch.autograd.grad(out.cos().sum(), given, create_graph=create_graph)
+
+    found = gradients(lambda *of: _Normalized.apply(*of, 4, 1e-5)[0])
+    torch.testing.assert_close(found, gradients(lambda *of: reference.normalized(*of, 4, 1e-5, tracked=False)[0]))
+
+
+def test_many_gradients_at_once_are_those_one_by_one() -> None:
+    layer, x = GhostBatchNorm1d(3, 4, dtype=torch.float64), torch.randn(16, 3, dtype=torch.float64, requires_grad=True)
+    out, grads = layer(layer(x)), torch.randn(5, 16, 3, dtype=torch.float64)
+    of = [x, *layer.parameters()]
+    found = torch.autograd.grad(out, of, grads, retain_graph=True, is_grads_batched=True)
+    each = [torch.autograd.grad(out, of, grad, retain_graph=True) for grad in grads]
+    torch.testing.assert_close(found, tuple(torch.stack(of_each) for of_each in zip(*each, strict=True)))
+    negative = torch.randn(16, 3, dtype=torch.complex128).conj().imag
+    found = torch.autograd.grad(out, of, negative, retain_graph=True)
+    torch.testing.assert_close(found, torch.autograd.grad(out, of, negative.resolve_neg()))
+
+
+def test_the_bias_may_change_before_the_backward_pass_but_not_the_weight() -> None:
+    layer, x = GhostBatchNorm1d(3, 4), torch.randn(16, 3, requires_grad=True)
+    for name in ("bias", "weight"):
+        out = layer(x)
+        with torch.no_grad():
+            getattr(layer, name).add_(1)
+        if name == "bias":
+            out.sum().backward()
+        else:
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                out.sum().backward()
+
+
+def test_what_is_not_tracked_is_left_out() -> None:
+    """Statistics may be taken away at any time."""
+    x = torch.randn(16, 3)
+    for gone in (("running_mean", "running_var"), ("num_batches_tracked",)):
+        for momentum in (0.1, None):
+            layer, plain = GhostBatchNorm1d(3, 4, momentum=momentum), nn.BatchNorm1d(3, momentum=momentum)
+            for each in (layer, plain):
+                for name in gone:
+                    setattr(each, name, None)
+            torch.testing.assert_close(layer(x), loop(plain, x, 4))
+            torch.testing.assert_close(dict(layer.state_dict()), dict(plain.state_dict()))
+    late = GhostBatchNorm1d(3, 4, track_running_stats=False)
+    late.track_running_stats = True
+    torch.testing.assert_close(late(x), layer(x))
+    empty, plain = GhostBatchNorm1d(3, 4), nn.BatchNorm1d(3)
+    for each in (empty, plain):
+        assert each(torch.empty(8, 3, 0)).shape == (8, 3, 0)
+    torch.testing.assert_close(dict(empty.state_dict()), dict(plain.state_dict()))
+
+
 def test_closed_forms() -> None:
     layer = GhostBatchNorm1d(1, 2, affine=False, dtype=torch.float64)
     out = layer(torch.tensor([[1.0], [3.0], [5.0], [11.0]], dtype=torch.float64)).flatten()
@@ -193,6 +271,8 @@ def per_batch(momentum: float) -> GhostBatchNorm1d:
         (lambda: per_batch(1.5)(torch.ones(64, 3)), ValueError, "Invalid momentum: 1.5"),
         (lambda: GhostBatchNorm1d(3, ghost_sise=2), TypeError, "did you mean 'ghost_size'"),
         (lambda: GhostBatchNorm2d(3, 2)(torch.ones(8, 3)), ValueError, "4D input"),
+        (lambda: GhostBatchNorm1d(3, 2)(torch.tensor(1.0)), ValueError, "2D or 3D input"),
+        (lambda: GhostBatchNorm1d(3, 1)(torch.ones(8, 3)), ValueError, "more than 1 value per channel"),
         (lambda: GhostBatchNorm2d(3, 2)(torch.ones(8, 4, 2, 2)), ValueError, "input has shape .* expected 3 channels"),
         (lambda: convert_ghost_batchnorm(torch.ones(3)), TypeError, "module"),
         (lambda: convert_ghost_batchnorm(nn.BatchNorm1d(3), 0), ValueError, "ghost_size"),

@@ -28,44 +28,47 @@ class _Normalized(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        if weight is None or bias is None:
-            affine = torch.tensor([[1.0], [0.0]], dtype=torch.float64).expand(2, x.shape[1])
-        else:
-            affine = torch.stack([weight, bias]).double()
+        affine = torch.tensor([[1.0], [0.0]], dtype=torch.float64).repeat(1, x.shape[1])
+        for row, own in zip(affine, (weight, bias), strict=True):
+            if own is not None:
+                row.copy_(own)
         statistics = torch.empty(3, len(reference.parts(len(x), size)), x.shape[1], dtype=torch.float64)
         out = torch.empty_like(x)
         _core.ghost_norm(x, out, affine, statistics, size=size, eps=eps, threads=torch.get_num_threads())
-        ctx.save_for_backward(x, weight, bias)
+        ctx.save_for_backward(x, weight)  # the bias may change before the backward pass, as with torch's layer
         ctx.affine, ctx.statistics, ctx.size, ctx.eps = affine, statistics, size, eps
+        ctx.dtypes = [None if each is None else each.dtype for each in (weight, bias)]
         means, _, variances = statistics
         ctx.mark_non_differentiable(means, variances)
         return out, means, variances
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
         if torch.is_grad_enabled() or not is_direct(grad):  # the derivative is to have one, too
-            return _differentiable(x, weight, bias, ctx.size, ctx.eps, grad)
+            return *_differentiable(x, weight, ctx, grad), None, None
         out = torch.empty_like(x)
         derivatives = torch.empty(2, *ctx.statistics.shape[1:], dtype=torch.float64)
         threads = torch.get_num_threads()
         _core.ghost_norm_backward(x, grad, out, ctx.affine, ctx.statistics, derivatives, size=ctx.size, threads=threads)
-        if weight is None:
-            return out, None, None, None, None
-        by_weight, by_bias = derivatives.sum(1).to(weight.dtype)
-        return out, by_weight, by_bias, None, None
+        of_affine = zip(derivatives.sum(1), ctx.dtypes, strict=True)
+        return out, *(None if dtype is None else each.to(dtype) for each, dtype in of_affine), None, None
 
 
-def _differentiable(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """The derivatives in plain torch, with a graph of their own."""
+def _differentiable(x: Tensor, weight: Tensor | None, ctx: Any, grad: Tensor) -> list[Tensor | None]:
+    """The derivatives in plain torch, with a graph of their own.
+
+    By aliases: what one of the tensors is to another, and their hooks, is the outer graph's. Any bias will do.
+    """
     with torch.enable_grad():
-        out = reference.normalized(x, weight, bias, size, eps, tracked=False)[0]
-    given = [each if each is not None and each.requires_grad else None for each in (x, weight, bias)]
-    asked = [each for each in given if each is not None]
-    found = iter(torch.autograd.grad(out, asked, grad, create_graph=torch.is_grad_enabled()))
-    return *(None if each is None else next(found) for each in given), None, None
+        bias = None if ctx.dtypes[1] is None else x.new_zeros(x.shape[1], dtype=ctx.dtypes[1]).requires_grad_()
+        weight, bias = (None if each is None else each.view_as(each) for each in (weight, bias))
+        x = x.view_as(x)
+        out = reference.normalized(x, weight, bias, ctx.size, ctx.eps, tracked=False)[0]
+    asked = [each if needed else None for each, needed in zip((x, weight, bias), ctx.needs_input_grad, strict=False)]
+    inputs = [each for each in asked if each is not None]
+    found = iter(torch.autograd.grad(out, inputs, grad, create_graph=torch.is_grad_enabled()))
+    return [None if each is None else next(found) for each in asked]
 
 
 @suggesting
@@ -82,10 +85,13 @@ class _GhostBatchNorm(_BatchNorm):
         track_running_stats: bool = True,
         *,
         momentum_per: MomentumPer = "ghost",
+        bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype)
+        if not bias:
+            self.register_parameter("bias", None)
         self.ghost_size = whole("ghost_size", ghost_size, 1)
         if momentum_per not in ("ghost", "batch"):
             raise wrong_choice("momentum_per", momentum_per, "ghost", "batch")
@@ -101,17 +107,19 @@ class _GhostBatchNorm(_BatchNorm):
         Raises:
             ValueError: another number of dimensions or channels.
         """
-        if len(input) < 2 * self.ghost_size or not (self.training or self.running_mean is None):
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        is_normalized_by_itself = self.training or self.running_mean is None
+        if len(input) < 2 * self.ghost_size or not is_normalized_by_itself or not input.numel():
             return super().forward(input)
         check_momentum(self.momentum, self.momentum_per)  # which may be set at any time
-        self._check_input_dim(input)  # type: ignore[no-untyped-call]
         if input.shape[1] != self.num_features:
             raise Problem.SHAPE.of("input", list(input.shape), f"{self.num_features} channels")
         of = input, self.weight, self.bias, self.ghost_size, self.eps
-        # One element alone has no variance: torch knows the words for that.
-        has_variances = self.ghost_size * math.prod(input.shape[2:]) > 1
-        given = [each for each in (input, self.weight, self.bias) if each is not None]
-        is_ours = has_variances and checks.is_plain(input) and is_direct(*given)
+        # One element alone has no variance, eps is to be positive, shapes to be right: torch knows the words for these.
+        has_variances = self.ghost_size * math.prod(input.shape[2:]) > 1 and self.eps > 0
+        affine = [each for each in (self.weight, self.bias) if each is not None]
+        has_shapes = all(each.shape == (self.num_features,) for each in affine)
+        is_ours = has_variances and has_shapes and checks.is_plain(input) and is_direct(input, *affine)
         tracked = self.training and self.track_running_stats
         normalized: Tensor
         if is_ours:
@@ -125,10 +133,12 @@ class _GhostBatchNorm(_BatchNorm):
     @torch.no_grad()
     def _update(self, means: Tensor, variances: Tensor) -> None:
         """Take the statistics of the ghosts, one after the other, into the running ones."""
-        assert self.num_batches_tracked is not None
         ghosts = len(means)
-        self.num_batches_tracked += ghosts
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked += ghosts
         if self.momentum is None:  # the mean of all ghosts so far
+            if self.num_batches_tracked is None:
+                return
             share = (1 / self.num_batches_tracked).to(means)
             kept: Tensor | float = 1 - ghosts * share
             shares = share.expand(ghosts)
@@ -139,8 +149,8 @@ class _GhostBatchNorm(_BatchNorm):
             kept = (1 - per_ghost) ** ghosts
             shares = means.new_tensor([per_ghost * (1 - per_ghost) ** i for i in reversed(range(ghosts))])
         for running, own in ((self.running_mean, means), (self.running_var, variances)):
-            assert running is not None
-            running.mul_(kept).add_(shares @ own)
+            if running is not None:
+                running.mul_(kept).add_(shares @ own)
 
     def extra_repr(self) -> str:
         """What is special about the layer, for its repr."""
@@ -172,6 +182,7 @@ class GhostBatchNorm1d(_GhostBatchNorm, nn.BatchNorm1d):
         eps, momentum, affine, track_running_stats: as of ``nn.BatchNorm1d``.
         momentum_per: the running statistics move by ``momentum`` for each ``"ghost"``, one after the other (default; so
             by ``1 - (1 - momentum) ** n`` in a batch of n), or so that it is that in each ``"batch"``.
+        bias: whether there is one beside the weight. Default True.
         device, dtype: as of torch.
 
     Raises:
@@ -192,7 +203,8 @@ class GhostBatchNorm2d(_GhostBatchNorm, nn.BatchNorm2d):
 
     Args:
         num_features: channels, the second dimension of inputs of shape ``(N, C, H, W)``, of any float dtype.
-        ghost_size, eps, momentum, affine, track_running_stats, momentum_per: as of :class:`GhostBatchNorm1d`.
+        ghost_size, eps, momentum, affine, track_running_stats, momentum_per, bias: as of
+            :class:`GhostBatchNorm1d`.
         device, dtype: as of torch.
 
     Raises:
@@ -209,7 +221,8 @@ class GhostBatchNorm3d(_GhostBatchNorm, nn.BatchNorm3d):
 
     Args:
         num_features: channels, the second dimension of inputs of shape ``(N, C, D, H, W)``, of any float dtype.
-        ghost_size, eps, momentum, affine, track_running_stats, momentum_per: as of :class:`GhostBatchNorm1d`.
+        ghost_size, eps, momentum, affine, track_running_stats, momentum_per, bias: as of
+            :class:`GhostBatchNorm1d`.
         device, dtype: as of torch.
 
     Raises:
