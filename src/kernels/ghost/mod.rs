@@ -22,8 +22,8 @@ use passes::{Backward, Forward};
 
 /// Elements of a part, if a channel has no more: so many stay in a core's caches from one pass to the next.
 const PART: usize = 1 << 17;
-/// Columns of a part.
-const COLUMNS: Range<usize> = 64..1025;
+/// Columns of a part, at least and at most.
+const COLUMNS: [usize; 2] = [64, 1024];
 
 /// Element types of batches.
 trait Element: Stored<Self::Exact> + Send + Sync {
@@ -115,7 +115,8 @@ impl Shape {
     /// Calls `work` for each ghost with some channels at a time, on up to `threads` threads.
     fn for_parts(&self, threads: usize, work: &(dyn Fn(usize, Range<usize>) + Sync)) {
         let elements = self.rows * self.channels * self.run;
-        let columns = (PART / self.rows_of(0).len()).clamp(COLUMNS.start, COLUMNS.end - 1);
+        let [least, most] = COLUMNS;
+        let columns = (PART / self.rows_of(0).len()).clamp(least, most);
         let at_once = (columns / self.run).max(1);
         let parts = self.channels.div_ceil(at_once);
         let threads = threads.min(elements / ELEMENTS_PER_THREAD).max(1);

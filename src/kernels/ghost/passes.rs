@@ -3,7 +3,7 @@
 use super::columns::Columns;
 use super::{Affine, Element, Part};
 use crate::kernels::matmul::Real;
-use crate::kernels::vector::{Arch, Arithmetic, MAX_LANES, Routine, Stored, Vector};
+use crate::kernels::vector::{Arch, Arithmetic, MAX_LANES, Routine, Stored, Vector, prefetch_at};
 
 /// Rows that are gone over together, and added up in the arithmetic of their type: few enough that this loses no more
 /// than their own rounding.
@@ -11,7 +11,6 @@ const ROWS: usize = 8;
 /// Rows between those that are read and those whose memory is asked for: rows may be far apart, which the CPU does not
 /// expect.
 const AHEAD: usize = 4;
-const CACHE_LINE: usize = 64;
 
 type Lanes<A, T> = <<T as Element>::Exact as Arithmetic>::Vector<A>;
 
@@ -47,16 +46,16 @@ impl<T: Element> Routine for Forward<'_, T> {
             }
         }
         columns.means::<A>(means);
-        let mut is_far = true;
         for _ in 0..2 {
-            if is_far {
-                columns.center(means);
-                // SAFETY: as above; the columns are those of such parts.
-                unsafe { add_up::<A, T>(&elements, &from, &mut columns) };
-                is_far = columns.deviations::<A>(means.len(), count);
-                for (mean, &off) in means.iter_mut().zip(&*columns.sums[0]) {
-                    *mean += off;
-                }
+            columns.center(means);
+            // SAFETY: as above; the columns are those of such parts.
+            unsafe { add_up::<A, T, _>(&elements, &from, &mut columns) };
+            let is_far = columns.deviations::<A>(means.len(), count);
+            for (mean, &off) in means.iter_mut().zip(&*columns.sums[0]) {
+                *mean += off;
+            }
+            if !is_far {
+                break;
             }
         }
         let [offs, squares] = columns.sums.each_ref().map(|sums| &sums[..means.len()]);
@@ -76,7 +75,7 @@ impl<T: Element> Routine for Forward<'_, T> {
         }
         columns.spread(means.len());
         // SAFETY: as above.
-        unsafe { write::<A, T>(&elements, &self.to, &columns) };
+        unsafe { write::<A, T, _>(&elements, &self.to, &columns) };
     }
 }
 
@@ -106,7 +105,7 @@ impl<T: Element> Routine for Backward<'_, T> {
         by_weights.copy_from_slice(means);
         columns.center(by_weights);
         // SAFETY: whoever makes a `Backward` vouches for the memory; the columns are those of such parts.
-        unsafe { add_up::<A, T>(&derivatives, &to, &mut columns) };
+        unsafe { add_up::<A, T, _>(&derivatives, &to, &mut columns) };
         columns.fold::<A>(means.len());
         let [sums, products] = columns.sums.each_ref().map(|sums| &sums[..means.len()]);
         // Several loops, as above.
@@ -129,72 +128,66 @@ impl<T: Element> Routine for Backward<'_, T> {
         by_biases.copy_from_slice(sums);
         columns.spread(means.len());
         // SAFETY: as above.
-        unsafe { write::<A, T>(&derivatives, &to, &columns) };
+        unsafe { write::<A, T, _>(&derivatives, &to, &columns) };
     }
 }
 
-/// What is computed of the elements at one place.
+/// What is read, and what is computed of it.
 trait Source<T: Element> {
-    /// Two terms that are added up.
+    /// The elements at one place of each part.
+    type Values<A: Arch>: Copy;
+
+    fn parts(&self) -> &[Part<T>];
+
+    /// Those from a place on.
     ///
     /// # Safety
-    /// There are at least so `few` elements from the place on, or a vector.
-    unsafe fn terms<A: Arch>(
-        &self,
-        place: usize,
-        few: usize,
-        about: Lanes<A, T>,
-    ) -> (Lanes<A, T>, Lanes<A, T>);
+    /// As of [`load`].
+    unsafe fn values<A: Arch>(&self, place: usize, few: usize) -> Self::Values<A>;
+
+    /// Two terms that are added up.
+    fn terms<A: Arch>(values: Self::Values<A>, about: Lanes<A, T>) -> (Lanes<A, T>, Lanes<A, T>);
 
     /// What is written, but for an offset.
-    ///
-    /// # Safety
-    /// As for [`Source::terms`].
-    unsafe fn image<A: Arch>(
-        &self,
-        place: usize,
-        few: usize,
+    fn image<A: Arch>(
+        values: Self::Values<A>,
         about: Lanes<A, T>,
         factor: Lanes<A, T>,
         slope: Lanes<A, T>,
     ) -> Lanes<A, T>;
-
-    /// Asks early for a vector's memory.
-    fn prefetch<A: Arch>(&self, place: usize);
 }
 
 /// What is to be normalized: its deviations, and their squares.
 struct Elements<T>(Part<T>);
 
 impl<T: Element> Source<T> for Elements<T> {
+    type Values<A: Arch> = Lanes<A, T>;
+
     #[inline(always)]
-    unsafe fn terms<A: Arch>(
-        &self,
-        place: usize,
-        few: usize,
-        about: Lanes<A, T>,
-    ) -> (Lanes<A, T>, Lanes<A, T>) {
+    fn parts(&self) -> &[Part<T>] {
+        std::slice::from_ref(&self.0)
+    }
+
+    #[inline(always)]
+    unsafe fn values<A: Arch>(&self, place: usize, few: usize) -> Lanes<A, T> {
         // SAFETY: the caller's promise.
-        let deviation = unsafe { load::<A, T>(&self.0, place, few) } - about;
+        unsafe { load::<A, T>(&self.0, place, few) }
+    }
+
+    #[inline(always)]
+    fn terms<A: Arch>(x: Lanes<A, T>, about: Lanes<A, T>) -> (Lanes<A, T>, Lanes<A, T>) {
+        let deviation = x - about;
         (deviation, deviation * deviation)
     }
 
     #[inline(always)]
-    unsafe fn image<A: Arch>(
-        &self,
-        place: usize,
-        few: usize,
+    fn image<A: Arch>(
+        x: Lanes<A, T>,
         about: Lanes<A, T>,
         factor: Lanes<A, T>,
         _: Lanes<A, T>,
     ) -> Lanes<A, T> {
-        // SAFETY: the caller's promise.
-        (unsafe { load::<A, T>(&self.0, place, few) } - about) * factor
-    }
-
-    #[inline(always)]
-    fn prefetch<A: Arch>(&self, place: usize) {
-        prefetch::<A, T>(&self.0, place);
+        (x - about) * factor
     }
 }
 
@@ -203,39 +196,33 @@ impl<T: Element> Source<T> for Elements<T> {
 struct Derivatives<T>([Part<T>; 2]);
 
 impl<T: Element> Source<T> for Derivatives<T> {
+    type Values<A: Arch> = (Lanes<A, T>, Lanes<A, T>);
+
     #[inline(always)]
-    unsafe fn terms<A: Arch>(
-        &self,
-        place: usize,
-        few: usize,
-        about: Lanes<A, T>,
-    ) -> (Lanes<A, T>, Lanes<A, T>) {
+    fn parts(&self) -> &[Part<T>] {
+        &self.0
+    }
+
+    #[inline(always)]
+    unsafe fn values<A: Arch>(&self, place: usize, few: usize) -> Self::Values<A> {
         let [x, dy] = &self.0;
         // SAFETY: the caller's promise.
-        let (x, dy) = unsafe { (load::<A, T>(x, place, few), load::<A, T>(dy, place, few)) };
+        unsafe { (load::<A, T>(x, place, few), load::<A, T>(dy, place, few)) }
+    }
+
+    #[inline(always)]
+    fn terms<A: Arch>((x, dy): Self::Values<A>, about: Lanes<A, T>) -> (Lanes<A, T>, Lanes<A, T>) {
         (dy, dy * (x - about))
     }
 
     #[inline(always)]
-    unsafe fn image<A: Arch>(
-        &self,
-        place: usize,
-        few: usize,
+    fn image<A: Arch>(
+        (x, dy): Self::Values<A>,
         about: Lanes<A, T>,
         factor: Lanes<A, T>,
         slope: Lanes<A, T>,
     ) -> Lanes<A, T> {
-        let [x, dy] = &self.0;
-        // SAFETY: the caller's promise.
-        let (x, dy) = unsafe { (load::<A, T>(x, place, few), load::<A, T>(dy, place, few)) };
         dy * factor + (x - about) * slope
-    }
-
-    #[inline(always)]
-    fn prefetch<A: Arch>(&self, place: usize) {
-        for part in &self.0 {
-            prefetch::<A, T>(part, place);
-        }
     }
 }
 
@@ -244,8 +231,8 @@ impl<T: Element> Source<T> for Derivatives<T> {
 /// # Safety
 /// The elements are valid for reading; source, part and columns are of one shape.
 #[inline(always)]
-unsafe fn add_up<A: Arch, T: Element>(
-    source: &impl Source<T>,
+unsafe fn add_up<A: Arch, T: Element, S: Source<T>>(
+    source: &S,
     part: &Part<T>,
     columns: &mut Columns<'_, T::Wide>,
 ) {
@@ -259,8 +246,11 @@ unsafe fn add_up<A: Arch, T: Element>(
             unsafe {
                 let about = T::Wide::load::<A>(columns.about.as_ptr().add(column));
                 for row in rows.clone() {
-                    source.prefetch::<A>(ahead(part, row) + column);
-                    let (one, two) = source.terms::<A>(row * part.stride + column, few, about);
+                    for part in source.parts() {
+                        prefetch_at::<A, T>(part.first.wrapping_add(ahead(part, row) + column), lanes);
+                    }
+                    let values = source.values::<A>(row * part.stride + column, few);
+                    let (one, two) = S::terms::<A>(values, about);
                     sum = sum + one;
                     other = other + two;
                 }
@@ -294,8 +284,8 @@ fn ahead<T>(part: &Part<T>, row: usize) -> usize {
 /// # Safety
 /// As for [`add_up`], with a part that is valid for writing.
 #[inline(always)]
-unsafe fn write<A: Arch, T: Element>(
-    source: &impl Source<T>,
+unsafe fn write<A: Arch, T: Element, S: Source<T>>(
+    source: &S,
     part: &Part<T>,
     columns: &Columns<'_, T::Wide>,
 ) {
@@ -310,7 +300,8 @@ unsafe fn write<A: Arch, T: Element>(
                 let factor = T::Wide::load::<A>(numbers[1].as_ptr().add(column));
                 let slope = T::Wide::load::<A>(numbers[2].as_ptr().add(column));
                 let offset = T::Wide::load::<A>(numbers[3].as_ptr().add(column));
-                let image = source.image::<A>(place, few, about, factor, slope) + offset;
+                let values = source.values::<A>(place, few);
+                let image = S::image::<A>(values, about, factor, slope) + offset;
                 let to = part.first.add(place);
                 if few >= lanes {
                     T::store::<A>(image, to);
@@ -339,13 +330,5 @@ unsafe fn load<A: Arch, T: Element>(part: &Part<T>, place: usize, few: usize) ->
         let mut rest = [T::default(); MAX_LANES];
         from.copy_to_nonoverlapping(rest.as_mut_ptr(), few);
         T::load::<A>(rest.as_ptr())
-    }
-}
-
-#[inline(always)]
-fn prefetch<A: Arch, T: Element>(part: &Part<T>, place: usize) {
-    let at = part.first.wrapping_add(place).cast::<u8>();
-    for line in (0..Lanes::<A, T>::LANES * size_of::<T>()).step_by(CACHE_LINE) {
-        A::prefetch(at.wrapping_add(line));
     }
 }

@@ -23,9 +23,14 @@ const CACHE_LINE: usize = 64;
 /// as it should be ahead. There need be none.
 #[inline(always)]
 pub fn prefetch<A: Arch, T>(from: *const u8, i: usize, count: usize) {
-    let ahead = from.cast::<T>().wrapping_add(i + AHEAD).cast::<u8>();
+    prefetch_at::<A, T>(from.cast::<T>().wrapping_add(i + AHEAD), count);
+}
+
+/// Asks for the memory of `count` elements. There need be none.
+#[inline(always)]
+pub fn prefetch_at<A: Arch, T>(at: *const T, count: usize) {
     for line in (0..count * size_of::<T>()).step_by(CACHE_LINE) {
-        A::prefetch(ahead.wrapping_add(line));
+        A::prefetch(at.cast::<u8>().wrapping_add(line));
     }
 }
 

@@ -23,7 +23,7 @@ mod pair;
 pub mod portable;
 
 pub use bits::{Bits, Noise};
-pub use dispatch::{Arch, Routine, dispatch, prefetch};
+pub use dispatch::{Arch, Routine, dispatch, prefetch, prefetch_at};
 pub use draw::{Distribution, draw};
 pub use pair::{EvenOdd, Halves, Order, Pair};
 
