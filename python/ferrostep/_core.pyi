@@ -419,20 +419,39 @@ def orthogonal_combine(
     written.
     """
 
-def ghost_norm(x: Any, out: Any, affine: Any, statistics: Any, *, size: int, eps: float, threads: int) -> None:
+def ghost_norm(
+    x: Any,
+    out: Any,
+    affine: tuple[Any | None, Any | None],
+    statistics: Any,
+    running: tuple[Any | None, Any | None],
+    *,
+    size: int,
+    eps: float,
+    momentum: float | None,
+    counted: int,
+    threads: int,
+) -> None:
     """Normalize each ghost of ``size`` samples of ``x``, of shape ``(n, channels, ...)``, by its mean and variance.
 
-    ``affine`` has a row of weights and one of biases, in float64. ``statistics`` gets, in float64 and of shape
+    ``affine`` are weights and biases, ones and zeros without them. ``statistics`` gets, in float64 and of shape
     ``(3, ghosts, channels)``, the means, the reciprocal standard deviations, and the variances with divisor n - 1.
+    Means and variances move the ``running`` ones, ghost by ghost, by ``momentum`` or, without, so that these are the
+    means of all ghosts, of which ``counted`` came before.
     """
 
 def ghost_norm_backward(
-    x: Any, grad: Any, out: Any, affine: Any, statistics: Any, derivatives: Any, *, size: int, threads: int
+    x: Any,
+    grad: Any,
+    out: Any,
+    weight: Any | None,
+    statistics: Any,
+    derivatives: tuple[Any | None, Any | None],
+    *,
+    size: int,
+    threads: int,
 ) -> None:
-    """Write the derivative by ``x`` to ``out``, and each ghost's parts of those by weight and bias.
-
-    ``derivatives`` gets them in float64, of shape ``(2, ghosts, channels)``.
-    """
+    """Write the derivative by ``x`` to ``out``, and those by weight and bias to ``derivatives``."""
 
 def gram(lists: list[list[Any | None]], threads: int) -> list[list[float]]:
     """The inner products of all pairs of lists, in float64."""

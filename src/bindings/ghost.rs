@@ -6,59 +6,70 @@ use smallvec::SmallVec;
 use super::call::{Call, Owner, Role};
 use super::errors::Problem;
 use super::view::View;
-use crate::kernels::ghost::{self, Affine, Shape};
+use crate::kernels::ghost::{self, Affine, Channels, Shape};
 use crate::kernels::storage::{Access, DType};
 
 type Tensor<'a, 'py> = &'a Bound<'py, PyAny>;
 
 /// Normalizes each ghost of a batch; see `_core.pyi`.
 #[pyfunction]
-#[pyo3(signature = (x, out, affine, statistics, *, size, eps, threads))]
+#[pyo3(signature = (x, out, affine, statistics, running, *, size, eps, momentum, counted, threads))]
 #[allow(clippy::too_many_arguments)] // the Python signature
 pub fn ghost_norm(
     py: Python<'_>,
     x: Tensor<'_, '_>,
     out: Tensor<'_, '_>,
-    affine: Tensor<'_, '_>,
+    affine: [Option<Bound<'_, PyAny>>; 2],
     statistics: Tensor<'_, '_>,
+    running: [Option<Bound<'_, PyAny>>; 2],
     size: usize,
     eps: f64,
+    momentum: Option<f64>,
+    counted: u64,
     threads: usize,
 ) -> PyResult<()> {
     let named = [("x", x, Access::Reads), ("out", out, Access::Writes)];
     let mut batch = Batch::take(&named, size)?;
-    let affine = batch.affine(affine)?;
-    let mut found = batch.numbers("statistics", statistics, &batch.of_ghosts(3), Access::Writes)?;
+    let affine = batch.channels(["weight", "bias"], &affine, Access::Reads)?;
+    let mut found = batch.numbers(statistics, &batch.of_ghosts(3), Access::Writes)?;
+    let running = batch.channels(["running_mean", "running_var"], &running, Access::Updates)?;
     batch.run(py, threads, move |shape, elements| {
-        let channels = shape.channels;
         // SAFETY: `run` passes so many elements, which overlap nothing; the numbers are as many as their shapes say.
         unsafe {
-            let affine = Affine::of(affine.read(), channels);
+            let (weight, bias) = (read_or(affine[0], 1.0, shape), read_or(affine[1], 0.0, shape));
+            let (weight, bias) = (&weight[..], &bias[..]);
+            let found = found.write();
             ghost::forward(
                 shape,
                 elements[0],
                 elements[1],
-                affine,
+                Affine { weight, bias },
                 eps,
-                found.write(),
+                found,
                 threads,
             );
+            let [means, _, variances] = kinds(found);
+            for (running, own) in running.iter().zip([means, variances]) {
+                if let Some(running) = running {
+                    running.follow(own, momentum, counted);
+                }
+            }
         }
     })
 }
 
 /// Writes the derivatives; see `_core.pyi`.
 #[pyfunction]
-#[pyo3(signature = (x, grad, out, affine, statistics, derivatives, *, size, threads))]
+#[pyo3(signature = (x, grad, out, weight, statistics, derivatives, *, size, threads))]
 #[allow(clippy::too_many_arguments)] // the Python signature
 pub fn ghost_norm_backward(
     py: Python<'_>,
     x: Tensor<'_, '_>,
     grad: Tensor<'_, '_>,
     out: Tensor<'_, '_>,
-    affine: Tensor<'_, '_>,
+    weight: Option<Bound<'_, PyAny>>,
     statistics: Tensor<'_, '_>,
-    derivatives: Tensor<'_, '_>,
+    derivatives: [Option<Bound<'_, PyAny>>; 2],
     size: usize,
     threads: usize,
 ) -> PyResult<()> {
@@ -68,26 +79,50 @@ pub fn ghost_norm_backward(
         ("out", out, Access::Writes),
     ];
     let mut batch = Batch::take(&named, size)?;
-    let affine = batch.affine(affine)?;
-    let known = batch.numbers("statistics", statistics, &batch.of_ghosts(3), Access::Reads)?;
-    let mut found = batch.numbers("derivatives", derivatives, &batch.of_ghosts(2), Access::Writes)?;
+    let [weight] = batch.channels(["weight"], &[weight], Access::Reads)?;
+    let known = batch.numbers(statistics, &batch.of_ghosts(3), Access::Reads)?;
+    let by = batch.channels(["by_weight", "by_bias"], &derivatives, Access::Writes)?;
     batch.run(py, threads, move |shape, elements| {
-        let channels = shape.channels;
+        let mut found = vec![0.0; 2 * shape.ghosts() * shape.channels];
         // SAFETY: as in `ghost_norm`.
         unsafe {
-            let affine = Affine::of(affine.read(), channels);
+            let weight = read_or(weight, 1.0, shape);
             let from = [elements[0].cast_const(), elements[1]];
             ghost::backward(
                 shape,
                 from,
                 elements[2],
-                affine,
+                &weight,
                 known.read(),
-                found.write(),
+                &mut found,
                 threads,
             );
+            let kinds: [&[f64]; 2] = kinds(&found);
+            for (by, of_ghosts) in by.iter().zip(kinds) {
+                if let Some(by) = by {
+                    by.write(&ghost::totals(of_ghosts, shape.channels));
+                }
+            }
         }
     })
+}
+
+/// The numbers of each of `N` kinds.
+fn kinds<const N: usize>(numbers: &[f64]) -> [&[f64]; N] {
+    let each = numbers.len() / N;
+    std::array::from_fn(|kind| &numbers[kind * each..][..each])
+}
+
+/// The numbers of the channels, or this for each of them.
+///
+/// # Safety
+/// As for [`Channels::read`].
+unsafe fn read_or(channels: Option<Channels>, otherwise: f64, shape: &Shape) -> Vec<f64> {
+    match channels {
+        // SAFETY: the caller's promise.
+        Some(channels) => unsafe { channels.read() },
+        None => vec![otherwise; shape.channels],
+    }
 }
 
 /// Tensors of a batch's shape and dtype, and numbers of its channels.
@@ -128,7 +163,18 @@ impl Numbers {
     }
 }
 
-const NAMES: [&str; 6] = ["x", "grad", "out", "affine", "statistics", "derivatives"];
+const NAMES: [&str; 10] = [
+    "x",
+    "grad",
+    "out",
+    "statistics",
+    "weight",
+    "bias",
+    "running_mean",
+    "running_var",
+    "by_weight",
+    "by_bias",
+];
 
 fn owner(name: &str) -> Owner {
     let argument = NAMES.iter().position(|known| *known == name);
@@ -166,23 +212,33 @@ impl Batch {
         [many, self.shape.ghosts() as i64, self.shape.channels as i64]
     }
 
-    fn affine(&mut self, tensor: Tensor<'_, '_>) -> PyResult<Numbers> {
-        let shape = [2, self.shape.channels as i64];
-        self.numbers("affine", tensor, &shape, Access::Reads)
-    }
-
-    fn numbers(
-        &mut self,
-        name: &str,
-        tensor: Tensor<'_, '_>,
-        shape: &[i64],
-        access: Access,
-    ) -> PyResult<Numbers> {
+    fn numbers(&mut self, tensor: Tensor<'_, '_>, shape: &[i64], access: Access) -> PyResult<Numbers> {
         let role = Role::new(access).shape(shape).dtype(DType::F64);
-        let view = self.call.take(owner(name), tensor, &role)?;
+        let view = self.call.take(owner("statistics"), tensor, &role)?;
         let order: SmallVec<[usize; 4]> = (0..shape.len()).collect();
         let first = self.call.stage(&view, &order, access).cast();
         Ok(Numbers { first, len: view.len })
+    }
+
+    /// Numbers of the channels, those that there are.
+    fn channels<const N: usize>(
+        &mut self,
+        names: [&str; N],
+        tensors: &[Option<Bound<'_, PyAny>>; N],
+        access: Access,
+    ) -> PyResult<[Option<Channels>; N]> {
+        let shape = [self.shape.channels as i64];
+        let role = Role::new(access).shape(&shape);
+        let mut found = [None; N];
+        for ((found, name), tensor) in found.iter_mut().zip(names).zip(tensors) {
+            if let Some(tensor) = tensor {
+                let view = self.call.take(owner(name), tensor, &role)?;
+                let data = self.call.stage(&view, &[0], access);
+                let (dtype, len) = (view.float(), view.len);
+                *found = Some(Channels { data, dtype, len });
+            }
+        }
+        Ok(found)
     }
 
     /// Runs a kernel on the elements of the tensors, if there are any.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,38 +21,54 @@ MomentumPer: TypeAlias = Literal["ghost", "batch"]
 M = TypeVar("M", bound=nn.Module)
 
 
+class _Running(NamedTuple):
+    """Running statistics, where there are some, and how much a ghost's count for in them."""
+
+    mean: Tensor | None
+    variance: Tensor | None
+    momentum: float | None
+    counted: int
+
+
+_UNTRACKED = _Running(None, None, None, 0)
+
+
 class _Normalized(torch.autograd.Function):
-    """:func:`ferrostep.reference.ghost.normalized` by the kernel."""
+    """:func:`ferrostep.reference.ghost.normalized` by the kernel, and the running statistics moved."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        affine = torch.tensor([[1.0], [0.0]], dtype=torch.float64).repeat(1, x.shape[1])
-        for row, own in zip(affine, (weight, bias), strict=True):
-            if own is not None:
-                row.copy_(own)
-        statistics = torch.empty(3, len(reference.parts(len(x), size)), x.shape[1], dtype=torch.float64)
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, running: _Running
+    ) -> Tensor:
+        statistics = torch.empty(3, max(len(x) // size, 1), x.shape[1], dtype=torch.float64)
         out = torch.empty_like(x)
-        _core.ghost_norm(x, out, affine, statistics, size=size, eps=eps, threads=torch.get_num_threads())
+        _core.ghost_norm(
+            x,
+            out,
+            (weight, bias),
+            statistics,
+            running[:2],
+            size=size,
+            eps=eps,
+            momentum=running.momentum,
+            counted=running.counted,
+            threads=torch.get_num_threads(),
+        )
         ctx.save_for_backward(x, weight)  # the bias may change before the backward pass, as with torch's layer
-        ctx.affine, ctx.statistics, ctx.size, ctx.eps = affine, statistics, size, eps
-        ctx.dtypes = [None if each is None else each.dtype for each in (weight, bias)]
-        means, _, variances = statistics
-        ctx.mark_non_differentiable(means, variances)
-        return out, means, variances
+        ctx.statistics, ctx.size, ctx.eps, ctx.bias_dtype = statistics, size, eps, None if bias is None else bias.dtype
+        return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         if torch.is_grad_enabled() or not is_direct(grad):  # the derivative is to have one, too
-            return *_differentiable(x, weight, ctx, grad), None, None
+            return *_differentiable(x, weight, ctx, grad), None, None, None
         out = torch.empty_like(x)
-        derivatives = torch.empty(2, *ctx.statistics.shape[1:], dtype=torch.float64)
-        threads = torch.get_num_threads()
-        _core.ghost_norm_backward(x, grad, out, ctx.affine, ctx.statistics, derivatives, size=ctx.size, threads=threads)
-        of_affine = zip(derivatives.sum(1), ctx.dtypes, strict=True)
-        return out, *(None if dtype is None else each.to(dtype) for each, dtype in of_affine), None, None
+        by_weight = None if weight is None else torch.empty_like(weight)
+        by_bias = None if ctx.bias_dtype is None else torch.empty(x.shape[1], dtype=ctx.bias_dtype)
+        of, threads = (x, grad, out, weight, ctx.statistics, (by_weight, by_bias)), torch.get_num_threads()
+        _core.ghost_norm_backward(*of, size=ctx.size, threads=threads)
+        return out, by_weight, by_bias, None, None, None
 
 
 def _differentiable(x: Tensor, weight: Tensor | None, ctx: Any, grad: Tensor) -> list[Tensor | None]:
@@ -61,7 +77,8 @@ def _differentiable(x: Tensor, weight: Tensor | None, ctx: Any, grad: Tensor) ->
     By aliases: what one of the tensors is to another, and their hooks, is the outer graph's. Any bias will do.
     """
     with torch.enable_grad():
-        bias = None if ctx.dtypes[1] is None else x.new_zeros(x.shape[1], dtype=ctx.dtypes[1]).requires_grad_()
+        dtype = ctx.bias_dtype
+        bias = None if dtype is None else x.new_zeros(x.shape[1], dtype=dtype).requires_grad_()
         weight, bias = (None if each is None else each.view_as(each) for each in (weight, bias))
         x = x.view_as(x)
         out = reference.normalized(x, weight, bias, ctx.size, ctx.eps, tracked=False)[0]
@@ -115,20 +132,43 @@ class _GhostBatchNorm(_BatchNorm):
         if input.shape[1] != self.num_features:
             raise Problem.SHAPE.of("input", list(input.shape), f"{self.num_features} channels")
         of = input, self.weight, self.bias, self.ghost_size, self.eps
-        # One element alone has no variance, eps is to be positive, shapes to be right: torch knows the words for these.
-        has_variances = self.ghost_size * math.prod(input.shape[2:]) > 1 and self.eps > 0
-        affine = [each for each in (self.weight, self.bias) if each is not None]
-        has_shapes = all(each.shape == (self.num_features,) for each in affine)
-        is_ours = has_variances and has_shapes and checks.is_plain(input) and is_direct(input, *affine)
         tracked = self.training and self.track_running_stats
-        normalized: Tensor
-        if is_ours:
-            normalized, *statistics = _Normalized.apply(*of)
-        else:
-            normalized, *statistics = reference.normalized(*of, tracked=tracked)
+        if self._is_ours(input):
+            ghosts = len(input) // self.ghost_size
+            normalized: Tensor = _Normalized.apply(*of, self._running(ghosts) if tracked else _UNTRACKED)
+            if tracked and self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(ghosts)
+            return normalized
+        normalized, *statistics = reference.normalized(*of, tracked=tracked)
         if tracked:
             self._update(*statistics)
         return normalized
+
+    def _is_ours(self, input: Tensor) -> bool:
+        """Whether the kernel takes it.
+
+        One element alone has no variance, eps is to be positive, shapes to be right: torch knows the words for these.
+        """
+        if self.ghost_size * math.prod(input.shape[2:]) == 1 or not self.eps > 0:
+            return False
+        of_channels = (self.weight, self.bias, self.running_mean, self.running_var)
+        own = [each for each in of_channels if each is not None]
+        has_shapes = all(each.shape == (self.num_features,) for each in own)
+        return has_shapes and checks.is_plain(input) and is_direct(input, *own)
+
+    def _running(self, ghosts: int) -> _Running:
+        """What the kernel is to move."""
+        counted = self.num_batches_tracked
+        if self.momentum is None and counted is None:  # of nobody knows how many ghosts they are the means
+            return _UNTRACKED
+        count = 0 if counted is None else int(counted)
+        return _Running(self.running_mean, self.running_var, self._momentum_of(ghosts), count)
+
+    def _momentum_of(self, ghosts: int) -> float | None:
+        """By how much each ghost of a batch moves the running statistics; None makes them means."""
+        if self.momentum is None or self.momentum_per == "ghost":
+            return self.momentum
+        return 1 - (1 - self.momentum) ** (1 / ghosts)
 
     @torch.no_grad()
     def _update(self, means: Tensor, variances: Tensor) -> None:
@@ -136,16 +176,14 @@ class _GhostBatchNorm(_BatchNorm):
         ghosts = len(means)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked += ghosts
-        if self.momentum is None:  # the mean of all ghosts so far
+        per_ghost = self._momentum_of(ghosts)
+        if per_ghost is None:  # the mean of all ghosts so far
             if self.num_batches_tracked is None:
                 return
             share = (1 / self.num_batches_tracked).to(means)
             kept: Tensor | float = 1 - ghosts * share
             shares = share.expand(ghosts)
         else:
-            per_ghost = self.momentum
-            if self.momentum_per == "batch":
-                per_ghost = 1 - (1 - self.momentum) ** (1 / ghosts)
             kept = (1 - per_ghost) ** ghosts
             shares = means.new_tensor([per_ghost * (1 - per_ghost) ** i for i in reversed(range(ghosts))])
         for running, own in ((self.running_mean, means), (self.running_var, variances)):

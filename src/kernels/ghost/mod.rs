@@ -5,6 +5,7 @@
 //! written once. They are added up column by column, in the arithmetic of their type and then in f64, so that neither
 //! threads nor instruction sets change a bit.
 
+mod channels;
 mod columns;
 mod passes;
 
@@ -17,6 +18,7 @@ use super::rows::Number;
 use super::storage::{Float, with_type};
 use super::vector::{Arithmetic, Halves, InF32, InF64, Stored, dispatch};
 use crate::runtime::{Isa, Shared, pool};
+pub use channels::{Channels, totals};
 use columns::with_columns;
 use passes::{Backward, Forward};
 
@@ -69,12 +71,6 @@ pub struct Affine<'a> {
 }
 
 impl<'a> Affine<'a> {
-    /// Those of a list that has all weights first.
-    pub fn of(numbers: &'a [f64], channels: usize) -> Affine<'a> {
-        let (weight, bias) = numbers.split_at(channels);
-        Affine { weight, bias }
-    }
-
     fn of_channels(self, channels: &Range<usize>) -> Affine<'a> {
         Affine {
             weight: &self.weight[channels.clone()],
@@ -230,7 +226,7 @@ pub unsafe fn backward(
     shape: &Shape,
     from: [*const u8; 2],
     to: *mut u8,
-    affine: Affine<'_>,
+    weight: &[f64],
     known: &[f64],
     found: &mut [f64],
     threads: usize,
@@ -240,7 +236,7 @@ pub unsafe fn backward(
     unsafe {
         with_type!(
             shape.dtype,
-            backward_of(shape, from, to, affine, known, &found, threads)
+            backward_of(shape, from, to, weight, known, &found, threads)
         )
     }
 }
@@ -251,7 +247,7 @@ unsafe fn backward_of<T: Element>(
     shape: &Shape,
     from: [*const u8; 2],
     to: *mut u8,
-    affine: Affine<'_>,
+    weight: &[f64],
     known: &[f64],
     found: &Numbers<'_>,
     threads: usize,
@@ -271,7 +267,7 @@ unsafe fn backward_of<T: Element>(
                 from: [x, dy],
                 to: dx,
                 columns,
-                affine: affine.of_channels(&channels),
+                weight: &weight[channels.clone()],
                 statistics: [&means[own.clone()], &rest[own]],
                 found,
             };

@@ -85,7 +85,7 @@ pub struct Backward<'a, T: Element> {
     pub from: [Part<T>; 2],
     pub to: Part<T>,
     pub columns: Columns<'a, T::Wide>,
-    pub affine: Affine<'a>,
+    pub weight: &'a [f64],
     /// Means and scales of the channels.
     pub statistics: [&'a [f64]; 2],
     /// Where the derivatives by the channels' weights and biases go.
@@ -99,7 +99,7 @@ impl<T: Element> Routine for Backward<'_, T> {
     unsafe fn run<A: Arch>(self) {
         let Backward { to, mut columns, .. } = self;
         let derivatives = Derivatives(self.from);
-        let ([means, scales], weight) = (self.statistics, self.affine.weight);
+        let ([means, scales], weight) = (self.statistics, self.weight);
         let [by_weights, by_biases] = self.found;
         let count = (to.rows * columns.run) as f64;
         by_weights.copy_from_slice(means);

@@ -20,6 +20,12 @@ fn numbers(len: usize, seed: usize) -> Vec<f64> {
     (0..len).map(number).collect()
 }
 
+/// All weights, and all biases after them.
+fn affine_of(numbers: &[f64]) -> Affine<'_> {
+    let (weight, bias) = numbers.split_at(numbers.len() / 2);
+    Affine { weight, bias }
+}
+
 /// The elements of a channel of a ghost, by their numbers.
 fn elements(shape: &Shape, ghost: usize, channel: usize) -> Vec<usize> {
     let runs = shape.rows_of(ghost).map(|row| row * shape.channels + channel);
@@ -42,7 +48,7 @@ fn normalized(shape: &Shape, x: &[f64], affine: Affine, threads: usize) -> Writt
 fn differentiated(
     shape: &Shape,
     from: [&[f64]; 2],
-    affine: Affine,
+    weight: &[f64],
     known: &[f64],
     threads: usize,
 ) -> Written {
@@ -51,7 +57,7 @@ fn differentiated(
     let from = from.map(|each| each.as_ptr().cast());
     let to = dx.as_mut_ptr().cast();
     // SAFETY: as above.
-    unsafe { backward(shape, from, to, affine, known, &mut found, threads) };
+    unsafe { backward(shape, from, to, weight, known, &mut found, threads) };
     (dx, found)
 }
 
@@ -61,7 +67,7 @@ fn ghosts_are_normalized_by_their_own_statistics_far_from_zero_and_on_any_number
         let x: Vec<f64> = numbers(shape.rows * shape.channels * shape.run, 1);
         let x: Vec<f64> = x.iter().map(|x| x + 1e4).collect();
         let numbers = numbers(2 * shape.channels, 2);
-        let affine = Affine::of(&numbers, shape.channels);
+        let affine = affine_of(&numbers);
         let found = normalized(&shape, &x, affine, 1);
         assert_eq!(found, normalized(&shape, &x, affine, 3));
         for ghost in 0..shape.ghosts() {
@@ -95,14 +101,14 @@ fn derivatives_are_those_of_differences() {
         let len = shape.rows * shape.channels * shape.run;
         let (x, dy, affine) = (numbers(len, 1), numbers(len, 4), numbers(2 * shape.channels, 2));
         let loss = |x: &[f64], affine: &[f64]| -> f64 {
-            let (y, _) = normalized(&shape, x, Affine::of(affine, shape.channels), 1);
+            let (y, _) = normalized(&shape, x, affine_of(affine), 1);
             y.iter().zip(&dy).map(|(y, dy)| y * dy).sum()
         };
-        let (_, known) = normalized(&shape, &x, Affine::of(&affine, shape.channels), 1);
-        let found = differentiated(&shape, [&x, &dy], Affine::of(&affine, shape.channels), &known, 1);
+        let (_, known) = normalized(&shape, &x, affine_of(&affine), 1);
+        let found = differentiated(&shape, [&x, &dy], affine_of(&affine).weight, &known, 1);
         assert_eq!(
             found,
-            differentiated(&shape, [&x, &dy], Affine::of(&affine, shape.channels), &known, 3)
+            differentiated(&shape, [&x, &dy], affine_of(&affine).weight, &known, 3)
         );
         let moved = |from: &[f64], at: usize, by: f64| {
             let mut moved = from.to_vec();
@@ -125,10 +131,9 @@ fn derivatives_are_those_of_differences() {
         // Derivatives of all ghosts, by a weight and by a bias.
         for at in [0, 2 * shape.channels - 1] {
             let (kind, channel) = (at / shape.channels, at % shape.channels);
-            let own = found.1[kind * shape.ghosts() * shape.channels..].iter();
-            let own = own.skip(channel).step_by(shape.channels).take(shape.ghosts());
+            let own = &found.1[kind * shape.ghosts() * shape.channels..][..shape.ghosts() * shape.channels];
             near(
-                own.sum(),
+                totals(own, shape.channels)[channel],
                 [STEP, -STEP].map(|by| loss(&x, &moved(&affine, at, by))),
             );
         }
@@ -138,7 +143,7 @@ fn derivatives_are_those_of_differences() {
 /// What both passes write, in f32.
 fn in_f32(shape: &Shape, x: &[f32], dy: &[f32], threads: usize) -> (Vec<f32>, Vec<f64>, Vec<f32>, Vec<f64>) {
     let numbers = numbers(2 * shape.channels, 2);
-    let affine = Affine::of(&numbers, shape.channels);
+    let affine = affine_of(&numbers);
     let of_ghosts = |kinds: usize| vec![0.0; kinds * shape.ghosts() * shape.channels];
     let (mut y, mut dx) = (vec![0.0; x.len()], vec![0.0; x.len()]);
     let (mut known, mut found) = (of_ghosts(3), of_ghosts(2));
@@ -147,7 +152,7 @@ fn in_f32(shape: &Shape, x: &[f32], dy: &[f32], threads: usize) -> (Vec<f32>, Ve
     // SAFETY: the vectors are as long as the shape says, and apart.
     unsafe {
         forward(shape, from[0], to[0], affine, EPS, &mut known, threads);
-        backward(shape, from, to[1], affine, &known, &mut found, threads);
+        backward(shape, from, to[1], affine.weight, &known, &mut found, threads);
     }
     (y, known, dx, found)
 }
@@ -205,4 +210,20 @@ fn a_first_row_far_from_the_others_costs_no_digits() {
             assert!((found / expected - 1.0).abs() < 2e-7, "{found} {expected}");
         }
     }
+}
+
+#[test]
+fn running_statistics_move_by_each_ghost_and_are_rounded_once() {
+    let mut running = [1.0_f32, 2.0];
+    let channels = Channels {
+        data: running.as_mut_ptr().cast(),
+        dtype: Float::F32,
+        len: 2,
+    };
+    // SAFETY: as many are there.
+    unsafe { channels.follow(&[3.0, 0.0, 5.0, 4.0], Some(0.5), 9) };
+    assert_eq!(running, [3.5, 2.5]);
+    // SAFETY: as above.
+    unsafe { channels.follow(&[3.5, 10.0, 7.0, 4.0], None, 1) };
+    assert_eq!(running, [14.0 / 3.0, 16.5 / 3.0]);
 }
