@@ -8,8 +8,8 @@ use super::{Rule, norms};
 use crate::kernels::linear::Norms;
 use crate::kernels::storage::{Buffers, Float};
 use crate::kernels::vector::{
-    Arch, Arithmetic, Halves, InF32, MAX_LANES, Noise, Order, Pair, Routine, Stored, Vector, dispatch,
-    prefetch,
+    Arch, Arithmetic, Halves, InF32, MAX_LANES, Noise, Order, Pair, Routine, Stored, Vector, WIDENED,
+    dispatch, prefetch,
 };
 use crate::runtime::Isa;
 
@@ -44,8 +44,9 @@ impl<const N: usize> Span<N> {
 }
 
 /// Elements after which a kernel adds up their gradients for the norms: few enough for the CPU to do that while the
-/// elements around them wait for memory and divisions, so many that a call costs little. See `benchmarks/README.md`.
+/// elements around them wait for memory, so many that a call costs little. See `benchmarks/README.md`.
 const STRETCH: usize = 128;
+const _: () = assert!(STRETCH.is_multiple_of(MAX_LANES) && STRETCH.is_multiple_of(WIDENED));
 
 /// Applies a rule to a span, adds its gradient to the norms, if there are any, and returns what the rule counted.
 ///
