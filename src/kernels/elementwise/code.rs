@@ -1,12 +1,10 @@
 //! What updates a part of a parameter: the kernel for its types, or tiles of them.
 
 use super::sweep::{Kernel, Span};
-use super::tiles::{self, TILE};
-use super::{Rule, Unsupported, kernel, norms};
+use super::{Rule, Unsupported, kernel, tiles};
 use crate::kernels::linear::Norms;
 use crate::kernels::storage::Buffers;
 use crate::kernels::vector::Noise;
-use crate::runtime::Isa;
 
 /// The code of a rule for a parameter's types.
 #[derive(Clone, Copy)]
@@ -45,47 +43,11 @@ impl<R: Rule<N>, const N: usize> Code<R, N> {
     ) -> u32 {
         // SAFETY: the caller's promise is the same.
         unsafe {
-            match norms {
-                norms if self.in_tiles => tiles::run(self.kernel, rule, part, scale, noise, norms),
-                Some(norms) => self.run_measured(rule, part, scale, noise, norms),
-                None => self.run_directly(rule, part, scale, noise),
+            if self.in_tiles {
+                return tiles::run(self.kernel, rule, part, scale, noise, norms);
             }
+            let state = part.state.map(|state| state.data);
+            (self.kernel)(rule, &Span::new(part, state, scale, noise), norms)
         }
-    }
-
-    /// # Safety
-    /// As for `run`, with a kernel for the types themselves.
-    unsafe fn run_directly(&self, rule: &R, part: &Buffers<N>, scale: f64, noise: Noise) -> u32 {
-        let state = part.state.map(|state| state.data);
-        // SAFETY: the caller's promise is the same.
-        unsafe { (self.kernel)(rule, &Span::new(part, state, scale, noise)) }
-    }
-
-    /// In tiles, of which each gradient is added while it is in the nearest cache.
-    ///
-    /// # Safety
-    /// As for `run_directly`.
-    unsafe fn run_measured(
-        &self,
-        rule: &R,
-        part: &Buffers<N>,
-        scale: f64,
-        noise: Noise,
-        norms: &mut Norms,
-    ) -> u32 {
-        let mut counted = 0;
-        for start in (0..part.len).step_by(TILE) {
-            let tile = part.part(start, TILE.min(part.len - start));
-            let noise = Noise {
-                counter: noise.counter + start as u32,
-                ..noise
-            };
-            // SAFETY: the caller's promise; the tile lies within the part.
-            unsafe {
-                counted += self.run_directly(rule, &tile, scale, noise);
-                norms::add(norms, Isa::current(), tile.grad_dtype, tile.grad, tile.len);
-            }
-        }
-        counted
     }
 }

@@ -75,6 +75,7 @@ impl Disturbance {
                 (self.kernel)(
                     &self.factor,
                     &Span::new(&tile.with_states([state]), [data], 1.0, noise),
+                    None,
                 )
             };
         }

@@ -1,5 +1,5 @@
-//! The norms of gradients: in a pass of their own, or left behind by a step, which has each tile in the cache. Both add
-//! the same elements to the same lanes, so the results are the same, bit for bit.
+//! The norms of gradients: in a pass of their own, or left behind by a step, whose kernels add up what they have just
+//! read. Both add the same elements to the same lanes, so the results are the same, bit for bit.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -144,7 +144,7 @@ impl<R: Rule<N>, const N: usize> Slot<R, N> {
             tiles::run(self.moves, &self.rule, &moved, scale, Noise::NONE, None);
             let state = State::float(numbers.as_mut_ptr().cast(), part.dtype.arithmetic());
             let span = Span::new(&part.with_states([state]), [state.data], 1.0, noise);
-            (self.read)(&Widen, &span);
+            (self.read)(&Widen, &span, None);
             dispatch(
                 Isa::current(),
                 Rows::<F, T> {
@@ -155,7 +155,7 @@ impl<R: Rule<N>, const N: usize> Slot<R, N> {
                     arithmetic: PhantomData,
                 },
             );
-            (self.write)(&Narrow, &span);
+            (self.write)(&Narrow, &span, None);
         }
     }
 }

@@ -4,11 +4,12 @@ use std::marker::PhantomData;
 
 use half::bf16;
 
-use super::Rule;
+use super::{Rule, norms};
+use crate::kernels::linear::Norms;
 use crate::kernels::storage::{Buffers, Float};
 use crate::kernels::vector::{
-    Arch, Arithmetic, Halves, InF32, MAX_LANES, Noise, Order, Pair, Routine, Stored, Vector, dispatch,
-    prefetch,
+    Arch, Arithmetic, Halves, InF32, MAX_LANES, Noise, Order, Pair, Routine, Stored, Vector, WIDENED,
+    dispatch, prefetch,
 };
 use crate::runtime::Isa;
 
@@ -42,11 +43,16 @@ impl<const N: usize> Span<N> {
     }
 }
 
-/// Applies a rule to a span and returns what the rule counted.
+/// Elements after which a kernel adds up their gradients for the norms: few enough for the CPU to do that while the
+/// elements around them wait for memory, so many that a call costs little. See `benchmarks/README.md`.
+const STRETCH: usize = 128;
+const _: () = assert!(STRETCH.is_multiple_of(MAX_LANES) && STRETCH.is_multiple_of(WIDENED));
+
+/// Applies a rule to a span, adds its gradient to the norms, if there are any, and returns what the rule counted.
 ///
 /// Safety of a call: the buffers are valid for `len` elements of the types that the kernel was made for and do not
 /// overlap.
-pub type Kernel<R, const N: usize> = unsafe fn(&R, &Span<N>) -> u32;
+pub type Kernel<R, const N: usize> = unsafe fn(&R, &Span<N>, Option<&mut Norms>) -> u32;
 
 /// A rounding mode: how a parameter of type `P` is read and written.
 pub trait Mode<F: Arithmetic, P: Stored<F>> {
@@ -186,7 +192,7 @@ impl<P: Stored<InF32<Halves>>> Mode<InF32<Halves>, P> for Master {
 ///
 /// # Safety
 /// See [`Kernel`].
-pub unsafe fn sweep<F, P, S, M, R, const N: usize>(rule: &R, span: &Span<N>) -> u32
+pub unsafe fn sweep<F, P, S, M, R, const N: usize>(rule: &R, span: &Span<N>, norms: Option<&mut Norms>) -> u32
 where
     F: Arithmetic,
     P: Stored<F>,
@@ -196,19 +202,21 @@ where
 {
     let sweep = Sweep::<F, P, S, M, R, N> {
         span: *span,
+        norms,
         types: PhantomData,
     };
     dispatch(Isa::current(), (*rule, sweep)) // a copy: the compiler sees that no store changes it
 }
 
 /// Where a rule goes, which is as [`Kernel`] asks.
-struct Sweep<F, P, S, M, R, const N: usize> {
+struct Sweep<'a, F, P, S, M, R, const N: usize> {
     span: Span<N>,
+    norms: Option<&'a mut Norms>,
     types: PhantomData<(F, P, S, M, R)>,
 }
 
 /// The rule comes first: this is compiled with its module.
-impl<F, P, S, M, R, const N: usize> Routine for (R, Sweep<F, P, S, M, R, N>)
+impl<F, P, S, M, R, const N: usize> Routine for (R, Sweep<'_, F, P, S, M, R, N>)
 where
     F: Arithmetic,
     P: Stored<F>,
@@ -220,14 +228,30 @@ where
 
     #[inline(always)]
     unsafe fn run<A: Arch>(self) -> u32 {
-        let (rule, Sweep { span, .. }) = self;
+        let (rule, Sweep { span, mut norms, .. }) = self;
         let lanes = F::Vector::<A>::LANES;
         let whole = span.len - span.len % lanes;
         let mut counted = 0;
-        for i in (0..whole).step_by(lanes) {
-            Sweep::<F, P, S, M, R, N>::prefetch::<A>(&span, i);
-            // SAFETY: a whole vector at `i` lies within the span.
-            counted += unsafe { Sweep::<F, P, S, M, R, N>::update::<A>(&rule, &span, i) };
+        for start in (0..span.len).step_by(STRETCH) {
+            let end = start + STRETCH;
+            for i in (start..end.min(whole)).step_by(lanes) {
+                Sweep::<F, P, S, M, R, N>::prefetch::<A>(&span, i);
+                // SAFETY: a whole vector at `i` lies within the span.
+                counted += unsafe { Sweep::<F, P, S, M, R, N>::update::<A>(&rule, &span, i) };
+            }
+            if let Some(norms) = norms.as_deref_mut() {
+                let from = span.grad.wrapping_add(start * span.grad_dtype.size());
+                // SAFETY: the stretch lies within the span.
+                unsafe {
+                    norms::add(
+                        norms,
+                        Isa::current(),
+                        span.grad_dtype,
+                        from,
+                        end.min(span.len) - start,
+                    )
+                };
+            }
         }
         if whole < span.len {
             // SAFETY: the rest lies within the span and is shorter than a vector.
@@ -237,7 +261,7 @@ where
     }
 }
 
-impl<F, P, S, M, R, const N: usize> Sweep<F, P, S, M, R, N>
+impl<F, P, S, M, R, const N: usize> Sweep<'_, F, P, S, M, R, N>
 where
     F: Arithmetic,
     P: Stored<F>,

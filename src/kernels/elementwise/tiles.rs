@@ -3,11 +3,10 @@
 //! kernel is needed for each of the ways together, and where there is one the results are the same.
 
 use super::sweep::{Kernel, Span};
-use super::{Rule, Unsupported, coded, is_supported, kernel, norms};
+use super::{Rule, Unsupported, coded, is_supported, kernel};
 use crate::kernels::linear::Norms;
 use crate::kernels::storage::{Buffers, CODE_BLOCK, Float, Rounding, State, Storage};
 use crate::kernels::vector::{Noise, Vector};
-use crate::runtime::Isa;
 
 /// Elements that are taken in at once; with their states they stay in the nearest cache.
 pub const TILE: usize = 4 * CODE_BLOCK;
@@ -70,15 +69,12 @@ pub unsafe fn run<R: Rule<N>, const N: usize>(
                 convert(Widen, &narrow, param, noise);
                 span.param = param;
             }
-            counted += kernel(rule, &span);
+            counted += kernel(rule, &span, norms.as_deref_mut());
             if is_widened && R::WRITES_PARAM {
                 convert(Narrow, &narrow, param, noise);
             }
             for (numbers, state) in numbers.iter().zip(&tile.state).take(R::WRITES_STATES) {
                 store(state, work, tile.len, *numbers);
-            }
-            if let Some(norms) = norms.as_deref_mut() {
-                norms::add(norms, Isa::current(), tile.grad_dtype, tile.grad, tile.len);
             }
         }
     }
@@ -188,7 +184,7 @@ unsafe fn convert<R: Rule<1>>(rule: R, narrow: &Buffers<0>, wide: *mut u8, noise
     let both = narrow.with_states([State::float(wide, work)]);
     // SAFETY: the caller's promise.
     unsafe {
-        kernel.expect("the arithmetic's type beside any")(&rule, &Span::new(&both, [wide], 1.0, noise))
+        kernel.expect("the arithmetic's type beside any")(&rule, &Span::new(&both, [wide], 1.0, noise), None)
     };
 }
 
