@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from ferrostep import _core
 from ferrostep.reference import checks
@@ -185,7 +186,8 @@ def is_direct(*tensors: Tensor) -> bool:
     """Whether these are tensors as they lie in memory, of which nobody but autograd is to learn what becomes."""
     if (
         torch.compiler.is_compiling()
-        or checks.is_transformed()
+        or forward_ad._current_level >= 0
+        or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch._C._get_tracing_state()
@@ -307,15 +309,31 @@ class _Product(torch.autograd.Function):
 
 
 class _RecordedForward(torch.autograd.Function):
-    """For backward mode alone: a context that is set up apart would take ten times as long."""
+    """For backward mode alone: a context that is set up apart would take ten times as long.
 
-    backward = staticmethod(_forward_backward)
+    Large tensors leave no Python in the caches, so that the backward pass runs as little of it as it can.
+    """
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        image = _write_image(*inputs)
-        _keep_told(ctx, inputs, image)
+    def forward(ctx: Any, x: Tensor, *of: Any) -> Tensor:
+        vectors, *ctx.of = of
+        name, _, dim = ctx.of
+        ctx.kernel = _kernel(*of[:3])
+        image = torch.empty_like(x)
+        ctx.kernel.forward(x, image, dim, torch.get_num_threads())
+        ctx.save_for_backward(image if MAPS[name].by_image else x, vectors)
         return image
+
+    @staticmethod
+    def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
+        if torch.is_grad_enabled() or _is_profiled():
+            return _forward_backward(ctx, v)
+        told = ctx.saved_tensors[0]
+        if not is_direct(told, v):
+            return _forward_backward(ctx, v)
+        product = torch.empty_like(told)
+        ctx.kernel.product(told, v, product, ctx.of[2], torch.get_num_threads(), transposed=True)
+        return product, None, None, None, None
 
 
 class _RecordedProduct(torch.autograd.Function):

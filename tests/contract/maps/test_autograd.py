@@ -253,6 +253,26 @@ def test_plain_autograd_goes_past_the_operators_with_the_same_results() -> None:
 
 
 @every_kind
+def test_whoever_looks_on_from_the_backward_pass_on_sees_the_operator(entry: Entry) -> None:
+    leaf, v = sample((4, 6)).requires_grad_(), sample((4, 6), seed=1)
+    y = entry(leaf)
+
+    def backward(v: Tensor) -> Tensor:
+        return torch.autograd.grad(y, leaf, v, retain_graph=True)[0]
+
+    plain = backward(v)
+    with Seen() as seen:
+        assert torch.equal(backward(v), plain)
+    assert "ferrostep::map_product" in seen.names
+    with torch.profiler.profile() as profile:
+        assert torch.equal(backward(v), plain)
+    assert "ferrostep::map_product" in {event.name for event in profile.events()}
+    assert torch.equal(backward((-v)._neg_view()), plain)
+    batch = torch.autograd.grad(y, leaf, torch.stack([v, 2 * v]), retain_graph=True, is_grads_batched=True)[0]
+    torch.testing.assert_close(batch, torch.stack([plain, 2 * plain]))
+
+
+@every_kind
 @every_dtype
 def test_autocast_leaves_the_dtype_alone(entry: Entry, dtype: torch.dtype) -> None:
     x, v = sample((4, 30), dtype).requires_grad_(), sample((4, 30), dtype, seed=1)
