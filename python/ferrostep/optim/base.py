@@ -334,6 +334,9 @@ class NewState:
         """Make ``new`` the parameter's state of this name; nothing without one."""
         if new is None:
             return
+        if isinstance(new, Tensor) and new.is_inference():  # later steps are to write it outside inference mode, too
+            with torch.inference_mode(False):
+                new = new.clone()
         self.before.append((p, name, self.state.get(p, {}).get(name)))
         self.state[p][name] = new
 

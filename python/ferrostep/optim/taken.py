@@ -217,7 +217,8 @@ class Taken:
         else:
             self._run_with_others(threads, list(then))
         if self._distributed:
-            torch.autograd.graph.increment_version(self._distributed)
+            # Those of inference mode have no version, at which older versions of torch take offence.
+            torch.autograd.graph.increment_version([p for p in self._distributed if not p.is_inference()])
 
     def _run_with_others(self, threads: int, then: list[Callable[[], object]]) -> None:
         copies = []
