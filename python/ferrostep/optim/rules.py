@@ -460,14 +460,7 @@ class RuleOptimizer(InPlaceOptimizer):
                 f"{', '.join(missing)}: it is another rule's, or of before an option was chosen"
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state as torch has it: plain tensors and numbers, DTensors where the parameters are such.
-
-        States of DTensors that are codes of 8 bits stand there as float32 numbers, in shards as the parameter, so that
-        any number of ranks loads them. Where an optimizer with ``state_dtype="int8"`` does, they become codes again;
-        in the same shards the very ones that they were.
-        """
-        state_dict = super().state_dict()
+    def _saved(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         for number, (saved, group) in enumerate(zip(state_dict["param_groups"], self.param_groups, strict=True)):
             coded = [i for i, p in enumerate(group["params"]) if shards.is_distributed(p) and self._has_codes(p)]
             for part, positions in self._parts(number, group, coded) if coded else ():

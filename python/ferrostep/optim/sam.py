@@ -158,7 +158,8 @@ class SAM(Optimizer):
             before(self)
         state_dict = self.base_optimizer.state_dict()
         for after in self._optimizer_state_dict_post_hooks.values():
-            state_dict = after(self, state_dict) or state_dict
+            returned = after(self, state_dict)
+            state_dict = state_dict if returned is None else returned
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
