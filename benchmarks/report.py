@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from torch import Tensor
 
 import batches
 import cases
@@ -62,30 +63,25 @@ def elementwise(model: Model, settings: Settings) -> str:
     rows: list[list[str]] = []
     for dtype in dict.fromkeys(case.storage.param for case in CASES):
         params = model.parameters(dtype)
-        chosen = [case for case in CASES if case.storage.param == dtype]
-        contestants: dict[Case | Ceiling, Callable[[], object]] = {case: case.make(params).step for case in chosen}
-        samples = interleave(
-            {
-                ceiling: ceiling.run,
-                **contestants,
-            },
-            settings.rounds,
-        )
-        rates += map(ceiling.rate, samples[ceiling])
-        for case in chosen:
-            own, least = samples[case], case.bytes_per_element * model.elements
-            peer = next(other for other in chosen if other.is_peer_of(case))
-            rows.append(
-                [
-                    case.name,
-                    case.storage.name,
-                    milliseconds(median(own)),
-                    f"{1e9 * median(own) / model.elements:.3f}",
-                    str(case.bytes_per_element),
-                    f"{least / ceiling.bytes * ratio(samples[ceiling], own):.0%}",
-                    f"{ratio(samples[peer], own):.2f}",
-                ]
-            )
+        # One rule after the other: the states of all would not fit into the memory.
+        for rule in dict.fromkeys(case.rule for case in CASES if case.storage.param == dtype):
+            chosen = [case for case in CASES if case.storage.param == dtype and case.rule == rule]
+            samples = stepped_in_turns(chosen, params, ceiling, settings.rounds)
+            rates += map(ceiling.rate, samples[ceiling])
+            for case in chosen:
+                own, least = samples[case], case.bytes_per_element * model.elements
+                peer = next(other for other in chosen if other.is_peer_of(case))
+                rows.append(
+                    [
+                        case.name,
+                        case.storage.name,
+                        milliseconds(median(own)),
+                        f"{1e9 * median(own) / model.elements:.3f}",
+                        str(case.bytes_per_element),
+                        f"{least / ceiling.bytes * ratio(samples[ceiling], own):.0%}",
+                        f"{ratio(samples[peer], own):.2f}",
+                    ]
+                )
     low, middle, high = (f"{1e-9 * rate:.1f}" for rate in (min(rates), median(rates), max(rates)))
     notes = (
         f"{model.elements:,} elements in {len(model.shapes)} tensors. "
@@ -93,6 +89,14 @@ def elementwise(model: Model, settings: Settings) -> str:
     )
     headings = ["optimizer", "dtype", "ms/step", "ns/element", "B/element", "of ceiling", "x peer"]
     return f"{notes}\n\n{markdown.table(headings, rows)}"
+
+
+def stepped_in_turns(
+    chosen: Sequence[Case], params: Sequence[Tensor], ceiling: Ceiling, rounds: int
+) -> dict[Case | Ceiling, list[float]]:
+    """Seconds of a step of each case, whose state is gone afterwards, and of the ceiling."""
+    contestants: dict[Case | Ceiling, Callable[[], object]] = {case: case.make(params).step for case in chosen}
+    return interleave({ceiling: ceiling.run, **contestants}, rounds)
 
 
 def matrix_products(settings: Settings) -> str:

@@ -202,6 +202,22 @@ def test_a_step_without_a_finite_direction_is_left_out() -> None:
     near(x0, 1.0)
 
 
+@pytest.mark.parametrize("solver", ["neumann", "cg", "running"])
+def test_a_step_that_fails_at_its_end_changes_nothing(solver: Any) -> None:
+    task = Quadratic()
+    optimizer = task.optimizer(solver=solver)
+    optimizer.step(task.upper, task.lower)
+    optimizer.step(task.upper, task.lower)
+    before = copy.deepcopy((optimizer.state_dict(), task.x, task.y))
+    momentum = optimizer.state[task.x]["momentum_buffer"]
+    optimizer.state[task.x]["momentum_buffer"] = momentum.to(torch.float16)
+    with pytest.raises(ValueError, match="has dtype"):
+        optimizer.step(task.upper, task.lower)
+    optimizer.state[task.x]["momentum_buffer"] = momentum
+    after = (optimizer.state_dict(), task.x, task.y)
+    assert repr(after) == repr(before)
+
+
 # --- LV-HBA ---------------------------------------------------------------------------------------------------------
 
 

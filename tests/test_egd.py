@@ -98,10 +98,16 @@ def test_infinite_gradients_multiply_by_the_limits(backend: str, isa: str) -> No
 
 
 @both
-def test_infinite_weights_stay_so(backend: str, isa: str) -> None:
-    found = stepped((math.inf, -math.inf, 1.0, math.inf), (1.0, -2.0, 1.0, math.nan), backend=backend)
-    close(found[:3], (math.inf, -math.inf, math.exp(-0.1)))
-    assert found[3].isnan()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("update", ["eg", "eg+-"])
+def test_infinite_weights_stay_so(update: Any, dtype: torch.dtype, backend: str, isa: str) -> None:
+    inf = math.inf
+    weights, gradients = [inf, -inf] * 9, [1.0, -2.0, -1.0, 2.0, 0.0, 0.0, inf, inf, -inf, -inf] + [3.0] * 8
+    options: dict[str, Any] = {"update": update, "dtype": dtype, "backend": backend}
+    for limit in (None, 0.5):
+        assert stepped(weights, gradients, max_exponent=limit, **options).tolist() == weights
+    among = stepped([1.0, inf, -inf, inf], [-1.0, 1.0, 1.0, math.nan], **options)
+    assert 1.1 < among[0] < 1.2 and among[1:3].tolist() == [inf, -inf] and among[3].isnan()
 
 
 @both
@@ -251,6 +257,9 @@ def test_free_signs_at_the_ends_of_the_range(backend: str, isa: str) -> None:
     limited = stepped([0.0, 1.0], [1e9, -1e9], max_exponent=1.0, **options)
     close(limited, [-1e-2 * math.sinh(1), math.cosh(1) + math.hypot(1, 1e-2) * math.sinh(1)], 1e-6)
     assert stepped([1.0], [math.nan], **options).isnan().all()
+    greatest = torch.finfo(torch.float32).max
+    kept = stepped([greatest, -greatest] * 9, [0.0] * 18, **options)
+    assert kept.tolist() == [greatest, -greatest] * 9
 
 
 def test_free_signs_warn_of_no_zeros() -> None:

@@ -16,7 +16,8 @@ from torch.nn import Parameter
 
 from ferrostep import guidance, orthogonalize
 from ferrostep.errors import Problem
-from ferrostep.gradients import combine, ema_, gram, orthogonal_, orthogonal_combine_
+from ferrostep.gradients import combine, ema_, gram, orthogonal_, orthogonal_combine_, pcgrad_
+from tests.bad_inputs.torch_cases import inferred
 from tests.contract.rules.registry import Entry, one_of_each_class
 
 Form = Callable[[Tensor], Tensor]
@@ -52,6 +53,7 @@ GUIDANCE: dict[str, Callable[[Form], object]] = {
     "dtype": lambda form: guidance.cfg(form(X), form(X.double()), 2.0),
     "shape": lambda form: guidance.cfg(form(X), form(X[:1]), 2.0),
     "shape of out": lambda form: guidance.cfg(form(X), form(X), 2.0, out=torch.ones(3)),
+    "inference out": lambda form: guidance.cfg(form(X), form(X), 2.0, out=inferred(X)),
     "no batch": lambda form: guidance.cfg(form(X.sum()), form(X.sum()), 2.0),
     "count": lambda form: guidance.perp_neg(form(X), form(X), [form(X)], 2.0, [1.0, 2.0]),
     "number": lambda form: guidance.cfg(form(X), form(X), 2.0, rescale=2.0),
@@ -74,6 +76,11 @@ GRADIENTS: dict[str, Callable[[Form], object]] = {
     "eps": lambda form: orthogonal_(row(form), row(form), eps=-1.0),
     "eta": lambda form: orthogonal_combine_(row(form), row(form), row(form), eta=float("inf")),
     "tau": lambda form: ema_(row(form), row(form), 2.0),
+    "inference target": lambda form: ema_([form(X), inferred(form(X))], [form(X), form(X)], 0.5),
+    "inference out": lambda form: combine([[form(X)]], [2.0], out=[inferred(form(X))]),
+    "inference backward": lambda form: orthogonal_([inferred(form(X))], [form(X)]),
+    "inference sum": lambda form: orthogonal_combine_([inferred(form(X))], [form(X)], [form(X)]),
+    "inference gradients": lambda form: pcgrad_([[form(X)], [inferred(form(X))]]),
 }
 MATRICES: dict[str, Callable[[Form], object]] = {
     "kind": lambda form: orthogonalize([form(X), 1.0]),  # type: ignore[list-item]
@@ -84,6 +91,7 @@ MATRICES: dict[str, Callable[[Form], object]] = {
     "shape of out": lambda form: orthogonalize(form(X), out=form(X.T.clone())),
     "dtype of out": lambda form: orthogonalize(form(X), out=form(X.double())),
     "count": lambda form: orthogonalize([form(X)], out=[]),
+    "inference out": lambda form: orthogonalize(form(X), out=inferred(form(X))),
     "steps": lambda form: orthogonalize(form(X), steps=0),
 }
 
@@ -121,6 +129,7 @@ STEPS: dict[str, Step] = {
     "integers for state": with_state(X.long()),
     "layout of state": with_state(X.to_sparse()),
     "shape of state": with_state(X[:1]),
+    "inference state": with_state(inferred(X)),
 }
 NUMBER = torch.tensor(0.5)
 PRODUCTS: dict[str, Step] = {

@@ -19,6 +19,12 @@ class Problem(Enum):
     NOT_REAL = (TypeError, "{name} has dtype {got}, expected {expected}")
     LAYOUT = (RuntimeError, "{name} has layout {got}; sparse tensors are not supported, expected {expected}")
     DEVICE = (RuntimeError, "{name} is on device {got}, expected {expected}")
+    # With torch's words, for whoever looks for them.
+    INFERENCE = (
+        RuntimeError,
+        "{name} is an inference tensor: Inplace update to inference tensor outside InferenceMode is not allowed; "
+        "clone() it first",
+    )
     DTYPE = (ValueError, "{name} has dtype {got}, expected {expected}")
     SHAPE = (ValueError, "{name} has shape {got}, expected {expected}")
     COUNT = (ValueError, "{name} has {got}, expected {expected}")
@@ -26,7 +32,7 @@ class Problem(Enum):
     NUMBER = (ValueError, "Invalid {name}: {got}; expected {expected}")
     EMPTY = (ValueError, "{name} is empty, expected {expected}")
 
-    def of(self, name: str, got: object, expected: object) -> Exception:
+    def of(self, name: str, got: object = None, expected: object = None) -> Exception:
         """The exception to raise: ``name`` is the argument as the caller knows it, ``got`` what came of it."""
         error, template = self.value
         refusal: Exception = error(template.format(name=name, got=got, expected=expected))

@@ -109,8 +109,6 @@ def apply_(name: str, x: Tensor, parameters: Sequence[Parameter | None], dim: in
     dim = checks.rows("x", x, dim)
     if not (_is_for_kernel(name, x, parameters) and is_direct(x)):
         return x.copy_(apply(name, x, parameters, dim))
-    if x.is_inference() and not torch.is_inference_mode_enabled():
-        x[:0].zero_()  # an error of torch's, as of every write
     _kernel(*_split(name, parameters)).forward(x, x, dim, torch.get_num_threads())
     return x
 

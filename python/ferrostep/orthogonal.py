@@ -127,5 +127,6 @@ def _check_for_reference(inputs: list[Tensor], outputs: list[Tensor]) -> None:
         raise Problem.COUNT.of("out", f"{len(outputs)} tensors", len(inputs))
     for i, (x, to) in enumerate(zip(inputs, outputs, strict=True)):
         checks.alike([(f"tensors[{i}]", x), (f"out[{i}]", to)])
+        checks.writable(f"out[{i}]", to)
         if x.ndim < 2:
             raise Problem.SHAPE.of(f"tensors[{i}]", list(x.shape), "2 or more dimensions")

@@ -54,6 +54,7 @@ pub enum Problem {
     NegativeBit,
     ConjugateBit,
     ReadOnly,
+    Inference,
     OverlapsItself,
     Overlaps {
         other: Place,
@@ -147,6 +148,12 @@ impl fmt::Display for Problem {
                 "has the conjugate bit set (a lazily conjugated view): call resolve_conj() on it first"
             ),
             ReadOnly => write!(f, "is read-only, expected a writable array"),
+            // With torch's words, for whoever looks for them.
+            Inference => write!(
+                f,
+                "is an inference tensor: Inplace update to inference tensor outside InferenceMode is not allowed; \
+                 clone() it first"
+            ),
             OverlapsItself => write!(
                 f,
                 "has elements that share memory (an expanded view?), expected one place for each"
@@ -179,9 +186,10 @@ impl From<Refusal> for PyErr {
         let message = refusal.to_string();
         match refusal.problem {
             Problem::NotATensor { .. } => PyTypeError::new_err(message),
-            Problem::Sparse { .. } | Problem::Device { .. } | Problem::NoMemory { .. } => {
-                PyRuntimeError::new_err(message)
-            }
+            Problem::Sparse { .. }
+            | Problem::Device { .. }
+            | Problem::NoMemory { .. }
+            | Problem::Inference => PyRuntimeError::new_err(message),
             _ => PyValueError::new_err(message),
         }
     }

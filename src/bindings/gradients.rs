@@ -57,7 +57,12 @@ pub fn orthogonal_combine(
 ) -> PyResult<Option<Vec<f64>>> {
     let eta = finite("eta", eta)?;
     let eps = at_least_zero("eps", eps)?;
-    let inputs = [("extra", &extra), ("forward", &forward), ("backward", &backward)];
+    let is_in_place = extra.iter().zip(&outputs).all(|pair| match pair {
+        (Some(one), Some(other)) => one.is(other),
+        (one, other) => one.is_none() && other.is_none(),
+    });
+    let name = if is_in_place { "out" } else { "extra" };
+    let inputs = [(name, &extra), ("forward", &forward), ("backward", &backward)];
     let outputs = [("out", &outputs)];
     take(&inputs, &outputs)?.project(py, threads, per_tensor, |products| {
         let finite = || {

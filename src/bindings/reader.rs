@@ -20,16 +20,19 @@ pub struct Reader {
     kinds: Vec<(Py<PyType>, Kind)>,
     /// DLPack capsules own what the views of their tensors point to.
     capsules: Vec<Py<PyAny>>,
-    /// The lasting tensors of the last step in the order of their reading, and how many of them have been met again.
+    /// The tensors that the last step had to ask about, in the order of their reading, and how many have been met again.
     known: Vec<Seen>,
     met: usize,
+    /// Whether there is a next step, which can begin with what this one knows.
+    is_resumed: bool,
 }
 
 /// A tensor that is not kept alive, so that whoever drops a state gets its memory, and where its data was.
 type Seen = (Py<PyWeakrefReference>, usize);
 
-/// What one step leaves to the next: memory to work in, and the states found to be free of lazy operations, and where
-/// their data was. Only a new tensor or new data can have one, so the next step need not ask again.
+/// What one step leaves to the next: memory to work in, and the tensors that count their versions, with where their data
+/// was; states are free of lazy operations, too. Only new tensors or new data can differ, so the next step need not ask
+/// again.
 #[pyclass(module = "ferrostep._core")]
 #[derive(Default)]
 pub struct Known {
@@ -67,6 +70,7 @@ impl Reader {
     pub fn resume(known: &mut Known) -> Reader {
         Reader {
             known: std::mem::take(&mut known.tensors),
+            is_resumed: true,
             ..Reader::default()
         }
     }
@@ -78,7 +82,8 @@ impl Reader {
     }
 
     /// The memory of a tensor or array, to be written or only read. `lasting` tensors (states) are remembered from one
-    /// step to the next; of others (gradients come and go, parameters change their `.data`) all is asked each time.
+    /// step to the next; of parameters, which may change their `.data`, only that they count their versions, and of
+    /// gradients, which come and go, nothing.
     ///
     /// The view is valid while the object lives, keeps its memory, and the reader lives. (Another thread that
     /// meanwhile replaces the memory, by `param.data = ...`, is the caller's mistake.)
@@ -103,19 +108,24 @@ impl Reader {
                 view
             }
         };
-        Ok(match viewed {
-            Ok(view) if lasting && self.remembers(object, &view) => Ok(view),
-            Ok(_) if object.call_method0(intern!(object.py(), "is_neg"))?.is_truthy()? => {
-                Err(Box::new(Problem::NegativeBit))
+        let Ok(view) = viewed else {
+            return Ok(viewed);
+        };
+        let is_known = (lasting || writable) && self.remembers(object, &view);
+        if is_known && lasting {
+            return Ok(Ok(view));
+        }
+        if object.call_method0(intern!(object.py(), "is_neg"))?.is_truthy()? {
+            return refuse(Problem::NegativeBit);
+        }
+        if (lasting || writable) && !is_known {
+            if counts_versions(object)? {
+                self.remember(object, &view)?;
+            } else if writable && !is_inference_mode(object.py())? {
+                return refuse(Problem::Inference);
             }
-            Ok(view) => {
-                if lasting {
-                    self.remember(object, &view)?;
-                }
-                Ok(view)
-            }
-            problem => problem,
-        })
+        }
+        Ok(Ok(view))
     }
 
     /// Whether the tensor and the place of its data are those of the last step.
@@ -131,6 +141,9 @@ impl Reader {
     }
 
     fn remember(&mut self, object: &Bound<'_, PyAny>, view: &View) -> PyResult<()> {
+        if !self.is_resumed {
+            return Ok(());
+        }
         self.known.truncate(self.met);
         let tensor = PyWeakrefReference::new(object)?;
         self.known.push((tensor.unbind(), view.data as usize));
@@ -166,6 +179,20 @@ impl Reader {
         self.kinds.push((ty.clone().unbind(), kind));
         Ok(kind)
     }
+}
+
+/// Whether the tensor has a version to be raised by a write; those that were made in inference mode may have none.
+fn counts_versions(tensor: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let py = tensor.py();
+    let is_inference = tensor.call_method0(intern!(py, "is_inference"))?.is_truthy()?;
+    Ok(!is_inference || tensor.getattr(intern!(py, "_version")).is_ok())
+}
+
+#[cold]
+fn is_inference_mode(py: Python<'_>) -> PyResult<bool> {
+    py.import("torch")?
+        .call_method0("is_inference_mode_enabled")?
+        .extract()
 }
 
 fn numpy_view(elements: Elements, array: &Bound<'_, PyUntypedArray>, writable: bool) -> PyResult<Viewed> {

@@ -105,6 +105,12 @@ def fake(shape: tuple[int, ...]) -> Tensor:
         return torch.zeros(shape)
 
 
+@torch.inference_mode()
+def inferred(x: Tensor) -> Tensor:
+    """A tensor that does not count its versions."""
+    return Parameter(x.clone()) if isinstance(x, Parameter) else x.clone()
+
+
 def complex_victim(trial: Trial) -> Parameter:
     p = Parameter(torch.randn(SHAPE, dtype=torch.complex64))
     p.grad = torch.randn(SHAPE, dtype=torch.complex64)
@@ -306,6 +312,20 @@ CASES: tuple[Case, ...] = (
         ValueError,
         of_group_1("grad", r"has shape \[4, 6\], expected \[24\]"),
         lambda t: (t.state(), setattr(t.victim, "data", t.victim.data.view(24))),
+    ),
+    Case(
+        "parameter of inference mode",
+        RuntimeError,
+        of_group_1("param", "is an inference tensor: Inplace update to inference tensor outside InferenceMode"),
+        lambda t: replaced(t, inferred(Parameter(torch.randn(SHAPE))), torch.randn(SHAPE)),
+        also_reference=True,
+    ),
+    Case(
+        "state of inference mode",
+        RuntimeError,
+        of_group_1("exp_avg", "is an inference tensor: Inplace update to inference tensor outside InferenceMode"),
+        lambda t: set_state(t, inferred),
+        also_reference=True,
     ),
     Case(
         "conjugate parameter",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,23 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from ferrostep.optim import FRUGAL, SAM, AdamW, AuON, HybridAuON, Lion, Muon, MuonAdamW, MuonWithAuxAdamW
+from ferrostep.optim import (
+    FRUGAL,
+    SAM,
+    AdamW,
+    AuON,
+    HybridAuON,
+    Lion,
+    Muon,
+    MuonAdamW,
+    MuonWithAuxAdamW,
+    agreement,
+    rules,
+)
 from ferrostep.optim.agreement import Talk
+from ferrostep.optim.taken import Taken
 from ferrostep.schedules import GradNormRecorder
+from tests.contract.interrupts import Interrupts
 from tests.contract.rules.registry import one_of_each_class
 from tests.distributed.registry import on
 from tests.distributed.tensors import Twins, line, near, placed
@@ -153,7 +168,7 @@ def ranks_agree_in_groups_of_any_backend(folder: Path) -> None:
             twins = Twins(AdamW, ((8, 4), (6, 6)), lambda shape: [Shard(0)], mesh)
             with pytest.MonkeyPatch.context() as patch:
                 if not is_asked_ahead:
-                    patch.setattr(Talk, "_ask_all", lambda talk: [])
+                    patch.setattr(Talk, "_is_direct", lambda talk: False)
                 twins.step(1)
                 twins.check()
                 twins.give_gradients()
@@ -162,6 +177,81 @@ def ranks_agree_in_groups_of_any_backend(folder: Path) -> None:
                 told_to_all(twins, twins.optimizers[1].step)
                 twins.step(1)
                 twins.check()
+
+
+@on(2)
+def interrupts_within_a_step(folder: Path) -> None:
+    """Ctrl-C waits for the end of the step, wherever it comes."""
+    where = (agreement.__file__, rules.__file__)
+    twins = Twins(AdamW, ((8, 4), (6, 6)), lambda shape: [Shard(0)])
+    twins.step(1)
+    twins.give_gradients()
+    counted = Interrupts(folders=where)
+    counted.run(twins.optimizers[1].step)
+    twins.optimizers[0].step()
+    assert counted.passed > 300
+    for at in range(60, counted.passed - 60, 17):  # between the first and the last instruction of `_update`
+        twins.give_gradients()
+        interrupts = Interrupts(at if dist.get_rank() == 1 else 0, folders=where, by_signal=True)
+        with pytest.raises(KeyboardInterrupt) if dist.get_rank() == 1 else nullcontext():
+            interrupts.run(twins.optimizers[1].step)
+        twins.optimizers[0].step()
+        twins.check()
+
+
+@on(2)
+def exceptions_while_ranks_tell_one_another(folder: Path) -> None:
+    """Such as another thread raises: nobody waits for ever, and a step that only one rank takes is an error on both."""
+    where = (agreement.__file__,)
+    optimizer = twins_of(AdamW, 1).optimizers[1]
+    counted = Interrupts(folders=where)
+    counted.run(optimizer.step)
+    before = steps_of(optimizer)
+    errors = []
+    for at in range(1, counted.passed + 1, 3):
+        interrupts = Interrupts(at if dist.get_rank() == 1 else 0, folders=where)
+        start = steps_of(optimizer)
+        while steps_of(optimizer) == start:
+            try:
+                interrupts.run(optimizer.step)
+            except KeyboardInterrupt:
+                continue
+            except RuntimeError as error:
+                errors.append(str(error))
+                if "has taken" in errors[-1] and dist.get_rank() == 1:
+                    break  # the other one has taken its step already
+    out_of_step = [error for error in errors if "rank 1 has taken" in error]
+    others = [error for error in errors if error not in out_of_step]
+    assert all("rank 1 cannot take the step: KeyboardInterrupt" in error for error in others), others
+    told: list[Any] = [None, None]
+    dist.all_gather_object(told, (steps_of(optimizer) - before, len(out_of_step), len(errors)))
+    (first, ahead, failed), (second, behind, _) = told
+    assert first - second == ahead == behind, told
+    assert first > 50 and failed > ahead > 0, told
+
+
+@on(2)
+def a_step_that_one_rank_has_not_taken(folder: Path) -> None:
+    """An interrupt between what ranks tell one another and the step is noticed in the next."""
+    twins = twins_of(AdamW, 1)
+    optimizer = twins.optimizers[1]
+    with pytest.MonkeyPatch.context() as patch:
+        if dist.get_rank() == 1:
+            patch.setattr(Taken, "run", interrupted)
+        with pytest.raises(KeyboardInterrupt) if dist.get_rank() == 1 else nullcontext():
+            optimizer.step()
+    message = failing(twins, optimizer.step)
+    assert "rank 1 has taken" in message and "load a checkpoint" in message, message
+    optimizer.step()
+    assert steps_of(optimizer) == (2 if dist.get_rank() == 1 else 3)
+
+
+def interrupted(*_arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+def steps_of(optimizer: Optimizer) -> int:
+    return int(next(iter(optimizer.state.values()))["step"])
 
 
 @on(2)

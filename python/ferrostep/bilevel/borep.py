@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -149,18 +149,16 @@ class BOREP(TwoLevelOptimizer):
                 reach the parameters. All parameters and states are as they were then, but for ``lower_optimizer``'s.
         """
         upper, lower = self.upper, self.lower
-        with restored_on_error(*lower["params"]):
+        self._check_writable()
+        steps = upper["steps"] + 1
+        with restored_on_error(*lower["params"], unless=lambda: upper["steps"] == steps):
             if upper["steps"] == 0:
                 self._refine(lower_closure)
             elif upper["steps"] % upper["period"] == 0:
                 self._refresh(lower_closure, lower["lower_steps"], lower["lower_lr"], lower["radius"])
             losses, direction, z = self._hypergradient(upper_closure, lower_closure)
             self._check_states()
-        upper["steps"] += 1
-        if z is not None and are_finite(z):
-            for p, each in zip(lower["params"], z, strict=True):
-                self.state[p]["z"] = each
-        self._move(direction)
+            self._move(direction, partial(self._keep, direction, z, steps))
         return losses
 
     def _refine(self, closure: Closure) -> None:
@@ -249,8 +247,8 @@ class BOREP(TwoLevelOptimizer):
                 raise wrong_kind(f"momentum_buffer of upper_params[{i}]", buffer, f"a tensor of shape {list(p.shape)}")
 
     @torch.no_grad()
-    def _move(self, direction: list[Tensor]) -> None:
-        """Momentum and step; the new momentum takes the place of the direction, whose tensors the states have then."""
+    def _move(self, direction: list[Tensor], keep: Callable[[float], None]) -> None:
+        """Momentum and step; the new momentum takes the place of the direction, which is to be kept then."""
         params, momentum, lr = self.upper["params"], self.upper["momentum"], float(self.upper["lr"])
         buffers = [self.state.get(p, {}).get("momentum_buffer", torch.zeros_like(p)) for p in params]
         if all(p.is_cpu for p in params):
@@ -258,9 +256,14 @@ class BOREP(TwoLevelOptimizer):
             call = partial(_core.normalized_step, buffers, direction, params, momentum, lr, threads)
         else:
             call = partial(directions.normalized_step, buffers, direction, params, momentum, lr)
-        _core.complete(call, partial(self._keep, direction))
+        _core.complete(call, keep)
 
-    def _keep(self, direction: list[Tensor], norm: float) -> None:
+    def _keep(self, direction: list[Tensor], z: list[Tensor] | None, steps: int, norm: float) -> None:
+        """Keep what the step leaves, which moved along a direction of this norm; may be done twice."""
+        self.upper["steps"] = steps
+        if z is not None and are_finite(z):
+            for p, each in zip(self.lower["params"], z, strict=True):
+                self.state[p]["z"] = each
         if math.isfinite(norm):
             for p, each in zip(self.upper["params"], direction, strict=True):
                 self.state[p]["momentum_buffer"] = each

@@ -14,6 +14,7 @@ from torch.optim.optimizer import Optimizer
 from ferrostep.curvature.products import first_derivatives, listed_parameters
 from ferrostep.errors import Problem, wrong_kind
 from ferrostep.gradients.lists import gram
+from ferrostep.reference import checks
 
 Closure: TypeAlias = Callable[[], Tensor]
 Gradient: TypeAlias = list[Tensor | None]
@@ -112,6 +113,12 @@ class TwoLevelOptimizer(Optimizer):
         """The group of the lower level, whose ``lr`` is 0 and does not count, so that schedulers leave it alone."""
         return self.param_groups[1]
 
+    def _check_writable(self) -> None:
+        """Raise for parameters that a step could not write."""
+        for group in self.param_groups:
+            for i, p in enumerate(group["params"]):
+                checks.writable(f"{group['level']}_params[{i}]", p)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of this class.
 
@@ -132,13 +139,14 @@ class TwoLevelOptimizer(Optimizer):
 
 
 @contextmanager
-def restored_on_error(*tensors: Tensor) -> Iterator[None]:
-    """Give tensors their numbers back if anything is raised."""
+def restored_on_error(*tensors: Tensor, unless: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Give tensors their numbers back if anything is raised; an interrupt may come up when all is done."""
     before = [each.detach().clone() for each in tensors]
     try:
         yield
     except BaseException:
-        put(tensors, before)
+        if not unless():
+            put(tensors, before)
         raise
 
 

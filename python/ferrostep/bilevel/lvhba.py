@@ -162,6 +162,7 @@ class LVHBA(TwoLevelOptimizer):
                 and states are as they were then.
         """
         xs, ys, group = self.upper["params"], self.lower["params"], self.lower
+        self._check_writable()
         with restored_on_error(*xs, *ys):
             theta, lam, z, k = self._states()
             with exchanged(ys, theta) as center:

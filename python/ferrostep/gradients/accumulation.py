@@ -207,6 +207,7 @@ def _accumulate(params: Sequence[Tensor], lists: list[Kept], row: list[float]) -
         there = None if first is None or p.grad is None else p.grad.detach()
         if there is not None:
             checks.alike([(f"the gradient in params[{place}]", first), (f"params[{place}].grad", there)], pairs=True)
+            checks.writable(f"params[{place}].grad", p.grad)
         before.append(there)
         to.append(there if first is None or there is not None else torch.empty_like(p, dtype=first.dtype))
     call, values = combination([*lists, before], [*row, 1.0], to)

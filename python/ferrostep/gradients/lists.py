@@ -78,7 +78,7 @@ def combination(
     lists: list[list[Tensor | None]], row: list[float], to: list[Tensor | None]
 ) -> tuple[Callable[[], Any], Sequence[Tensor | None]]:
     """What computes the sum of gradients, and the list that has it then: ``to``, elsewhere a new one."""
-    if elsewhere({**named(lists), "out": to}):
+    if elsewhere({**named(lists), "out": to}, written=["out"]):
         values: list[Tensor | None] = [None] * len(to)
         return partial(reference.combine, lists, row, out=values), values
     return partial(_core.combine, lists, [to], [row], torch.get_num_threads()), to
@@ -105,7 +105,7 @@ def ema_(target: Iterable[Tensor], source: Iterable[Tensor], tau: float) -> None
     for i, (one, other) in enumerate(zip(targets, sources, strict=False)):
         if one is None or other is None:
             raise TypeError(f"one of target[{i}] and source[{i}] is None, expected two tensors")
-    if elsewhere({"target": targets, "source": sources}):
+    if elsewhere({"target": targets, "source": sources}, written=["target"]):
         _core.complete(partial(reference.moved, targets, sources, tau), lambda values: settle(targets, values))
     else:
         _core.ema(targets, sources, tau, torch.get_num_threads())
@@ -120,7 +120,7 @@ def power_sum(gradient: Gradient, order: int) -> float:
 
 def follow(gradient: Gradient, before: Gradient) -> tuple[float, float]:
     """The squares of the norms of a gradient and of its difference from another, which becomes a copy of it."""
-    if elsewhere({"gradients": gradient, "before": before}):
+    if elsewhere({"gradients": gradient, "before": before}, written=["before"]):
         return reference.follow(gradient, before)
     square, moved = _core.follow(list(gradient), list(before), torch.get_num_threads())
     return square, moved
@@ -131,15 +131,16 @@ def named(lists: Sequence[Gradient]) -> dict[str, Gradient]:
     return {f"gradients[{i}]": gradient for i, gradient in enumerate(lists)}
 
 
-def elsewhere(lists: Mapping[str, Gradient]) -> bool:
+def elsewhere(lists: Mapping[str, Gradient], *, written: Iterable[str] = ()) -> bool:
     """Whether the gradients are on another device. Then they are checked here; the kernel tells of lists on several."""
-    for each in lists.values():
-        for x in each:
-            if isinstance(x, Tensor):
-                if not x.is_cpu:
-                    checks.lists(lists.items())
-                return not x.is_cpu
-    return False
+    first = next((x for each in lists.values() for x in each if isinstance(x, Tensor)), None)
+    if first is None or first.is_cpu:
+        return False
+    checks.lists(lists.items())
+    for name in written:
+        for place, x in enumerate(lists[name]):
+            checks.writable(f"{name}[{place}]", x)
+    return True
 
 
 def written(name: str, given: Any, others: Sequence[Gradient], make: Callable[[Tensor], Tensor]) -> list[Tensor | None]:

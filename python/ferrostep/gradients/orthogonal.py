@@ -57,7 +57,7 @@ def orthogonal_(
     to = written("backward", backward, [forwards], torch.zeros_like)
     options: dict[str, Any] = {"scale": scale, "eps": eps, "per_tensor": per_tensor}
     call: Callable[[], list[float]]
-    if elsewhere({"forward": forwards, "backward": to}):
+    if elsewhere({"forward": forwards, "backward": to}, written=["backward"]):
         values: list[Tensor | None] = [None] * len(to)
         call = partial(reference.projected, values, forwards, to, **options)
     else:
@@ -269,7 +269,7 @@ def _combined(
         "per_tensor": per_tensor,
         "skip_nonfinite": skip_nonfinite,
     }
-    if elsewhere({"out": out, "extra": extra, "forward": forward, "backward": backward}):
+    if elsewhere({"out": out, "extra": extra, "forward": forward, "backward": backward}, written=["out"]):
         values: list[Tensor | None] = [None] * len(out)
         return partial(reference.combined, values, extra, forward, backward, **options), values
     threads = torch.get_num_threads()

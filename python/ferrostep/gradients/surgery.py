@@ -41,9 +41,10 @@ def pcgrad_(gradients: Sequence[Gradient], *, generator: torch.Generator | None 
     given = listed("gradients", gradients)
     lists = nested("gradients", given)
     to = [written(name, own, lists, torch.zeros_like) for name, own in zip(named(given), given, strict=True)]
+    in_torch = elsewhere(named(to), written=named(to))
     rows = pcgrad_weights(gram(lists), generator=generator).tolist()
     call: Callable[[], Any]
-    if elsewhere(named(to)):
+    if in_torch:
         call = partial(reference.transformed, to, rows)
         _core.complete(call, lambda results: _settle_all(given, results))
     else:

@@ -398,6 +398,7 @@ def _elsewhere(inputs: dict[str, Tensor], dims: Dims, out: Tensor | None = None,
     if here:
         return False
     checks.alike(tensors.items())
+    checks.writable("out", out)
     checks.dimensions(*next(iter(tensors.items())), dims, scaled=prod(getattr(scale, "shape", ())) > 1)
     return True
 

@@ -55,7 +55,8 @@ class MomentumBuffer:
                     f"momentum_buffer has {name} {was}, but cond has {came}: call momentum_buffer.reset() before "
                     "another denoising"
                 )
-        return kept
+        # One of inference mode is not to be written outside it.
+        return kept.clone() if kept.is_inference() and not torch.is_inference_mode_enabled() else kept
 
     def state_dict(self) -> dict[str, Any]:
         """The momentum and the direction, which is not copied."""

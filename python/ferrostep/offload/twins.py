@@ -11,6 +11,7 @@ from torch.nn import Parameter
 from ferrostep.errors import Problem
 from ferrostep.offload.transfers import transfers_of
 from ferrostep.optim.shards import is_distributed
+from ferrostep.reference import checks
 
 
 class Twin:
@@ -45,7 +46,7 @@ class Twin:
     def _forget_transfers(self) -> None:
         """Begin without gradients, and with a parameter of which nothing is known."""
         self._seen: tuple[int, int] | None = None
-        self._sent = self.host._version
+        self._sent = checks.version(self.host)
         """The version of the host's weight that the parameter has."""
         self._gradient: Tensor | None = None
         self._later: Tensor | None = None

@@ -83,9 +83,9 @@ class AdaGradNorm(RuleOptimizer):
             before = group["initial_accumulator_value"]
         return self._rule.of({**group, "accumulated": float(before)})._replace(scope=group["norm"])
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state as torch has it, with ``sum`` for all: torch.distributed.checkpoint takes one of all or none."""
-        state_dict = super().state_dict()
+    def _saved(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """With ``sum`` for all: torch.distributed.checkpoint takes one of all or none."""
+        state_dict = super()._saved(state_dict)
         states = state_dict["state"]
         for saved, group in zip(state_dict["param_groups"], self.param_groups, strict=True):
             keeper = self._keeper(group)

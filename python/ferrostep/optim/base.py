@@ -56,6 +56,9 @@ class InPlaceOptimizer(Optimizer):
     _is_in_round = False
     """Whether a part of a step has been taken, within the backward pass, and the rest has not."""
 
+    _came: frozenset[Tensor] = frozenset()
+    """After :meth:`detach` in the midst of a step: the parameters that have had a gradient in it."""
+
     _recorders = Recorders()  # of nobody: an optimizer that is recorded has its own
 
     def __init__(self, params: ParamsT, defaults: dict[str, Any], options: Options) -> None:
@@ -195,10 +198,12 @@ class InPlaceOptimizer(Optimizer):
     def detach(self) -> None:
         """Leave gradients to :meth:`step` again; nothing if :meth:`attach` was not called.
 
-        Those that wait are for the next :meth:`step`, which ends the one that has begun.
+        Those that wait are for the next :meth:`step`, which ends the one that has begun, as :meth:`attach` goes on
+        with it.
         """
         if self._release is not None:
             self._release.remove()
+            self._came = frozenset(self._release.came if self._is_in_round else ())
             self._release = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -233,12 +238,12 @@ class InPlaceOptimizer(Optimizer):
 
     def _end_step(self) -> None:
         """What follows when all parameters have been stepped, whose gradients may have come one after the other."""
-        self._is_in_round = False
+        self._is_in_round, self._came = False, frozenset()
         self._recorders.tell(p for group in self.param_groups for p in group["params"])
 
     def _forget_round(self) -> None:
         """Let the next update begin a step, whatever was taken of the one before."""
-        self._is_in_round = False
+        self._is_in_round, self._came = False, frozenset()
         self._recorders.forget()
 
     def _begin_anew(self) -> None:
@@ -268,6 +273,29 @@ class InPlaceOptimizer(Optimizer):
                 for name in SCALARS:
                     if own.get(name) is not None and not isinstance(own[name], Tensor):
                         own[name] = torch.tensor(float(own[name]), dtype=torch.get_default_dtype())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as torch has it: plain tensors and numbers, DTensors where the parameters are such.
+
+        States of DTensors that are codes of 8 bits stand there as float32 numbers, in shards as the parameter, so that
+        any number of ranks loads them. Where an optimizer with ``state_dtype="int8"`` does, they become codes again;
+        in the same shards the very ones that they were. Numbers that one sum makes of several parameters (AdaGradNorm,
+        NIGT, STORM) are a tensor of its own for each, into which a checkpoint may be loaded.
+        """
+
+        def saved(_optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+            return self._saved(state_dict)
+
+        # Before those of others, which may return what they like.
+        handle = self.register_state_dict_post_hook(saved, prepend=True)
+        try:
+            return super().state_dict()
+        finally:
+            handle.remove()
+
+    def _saved(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """For subclasses: torch's state dict as this class saves it."""
+        return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of this class or of torch's class of the same rule.
@@ -334,6 +362,9 @@ class NewState:
         """Make ``new`` the parameter's state of this name; nothing without one."""
         if new is None:
             return
+        if isinstance(new, Tensor) and new.is_inference():  # later steps are to write it outside inference mode, too
+            with torch.inference_mode(False):
+                new = new.clone()
         self.before.append((p, name, self.state.get(p, {}).get(name)))
         self.state[p][name] = new
 

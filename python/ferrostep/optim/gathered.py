@@ -111,6 +111,8 @@ class Gathered(NamedTuple):
                 checks.counter(self._place("step", i), self.columns["step"][i])
             if self.rule.product is not None:
                 checks.product(self._place(self.rule.product, i), self.columns[self.rule.product][i])
+            for name, column in (("param", self.params), *self.columns.items()):
+                checks.writable(self._place(name, i), column[i])
 
     def _check_state(self, name: str, i: int) -> None:
         p, state, place = self.params[i], self.state(name, i), self._place(name, i)

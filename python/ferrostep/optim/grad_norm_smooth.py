@@ -27,6 +27,7 @@ from ferrostep.errors import Problem, wrong_choice, wrong_kind
 from ferrostep.numpy.arrays import real, whole
 from ferrostep.optim import shards
 from ferrostep.optim.arguments import check_positive
+from ferrostep.reference import checks
 from ferrostep.reference import grad_norm_smooth as rule
 from ferrostep.suggestions import suggesting
 
@@ -223,6 +224,8 @@ class GradNormSmooth(Optimizer):
         (group,) = self.param_groups
         _check_numbers(group)
         flat, numbers = FlatParameters(group["params"]), self._numbers
+        for i, p in enumerate(flat.params):
+            checks.writable(f"parameter {i}", p)
         with gradients_aside(flat.params):
             here = evaluate(closure, flat, retain_graph=True)
             if not all(map(math.isfinite, here.size)):

@@ -75,9 +75,9 @@ class TwoPointOptimizer(RuleOptimizer):
                 raise KeyError(f"state of parameter {key} has {', '.join(foreign)}: it is another rule's")
         return adopted
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state as torch has it, each number a tensor of its own, into which a checkpoint may be loaded."""
-        state_dict = super().state_dict()
+    def _saved(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Each number a tensor of its own, into which a checkpoint may be loaded."""
+        state_dict = super()._saved(state_dict)
         for key, own in state_dict["state"].items():
             numbers = {name: own[name].clone() for name in self._numbers if name in own}
             state_dict["state"][key] = {**own, **numbers}

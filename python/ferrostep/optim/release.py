@@ -35,7 +35,7 @@ class Release:
         self._optimizer = weakref.ref(optimizer)
         self._handles: list[RemovableHandle] = []
         self._bytes = 0
-        self._came: set[Tensor] = set()
+        self.came: set[Tensor] = set(optimizer._came)
         """The parameters that have had a gradient in this round."""
         for group in optimizer.param_groups:
             self._watch(group)
@@ -76,17 +76,17 @@ class Release:
 
     def _arrive(self, p: Tensor) -> None:
         """Take a parameter's gradient, and step with all that wait if these are enough."""
-        if p in self._came:
+        if p in self.came:
             p.grad = None  # which has another one's share, too, where the first has not been used
             raise RuntimeError(
                 f"{place_of(self._owner, p)} gets a second gradient before step(): attach() uses gradients as they "
                 "come, so those of several backward passes cannot be added up; call step() after each, or detach()"
             )
-        if not self._came:
+        if not self.came:
             self._owner._forget_round()  # if an error has left one
             for number, group in enumerate(self._owner.param_groups):  # which anyone may have written
                 check_group(self._owner, number, group)
-        self._came.add(p)
+        self.came.add(p)
         grad = p.grad
         assert grad is not None
         self._bytes += grad.numel() * grad.itemsize
@@ -107,7 +107,7 @@ class Release:
             for p, version in before:
                 if p._version != version:
                     p.grad = None
-                    self._came.add(p)
+                    self.came.add(p)
         self._bytes = 0
 
     def end(self) -> None:
@@ -125,7 +125,7 @@ class Release:
 
     def _clear(self) -> None:
         """Wait for gradients anew; until the first one comes, a step still ends a round that an error has broken."""
-        self._came.clear()
+        self.came.clear()
         self._bytes = 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 from ferrostep import _core, reference
 from ferrostep.errors import Problem
 from ferrostep.optim import shards
-from ferrostep.optim.agreement import agreed
+from ferrostep.optim.agreement import agreed, interrupts_held
 from ferrostep.optim.base import (
     SCALARS,
     InPlaceOptimizer,
@@ -35,6 +35,9 @@ from ferrostep.optim.sums import Scope
 from ferrostep.optim.taken import Taken
 from ferrostep.reference.codes import SCALE_ITSELF
 from ferrostep.reference.sums import Sum
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 MASTER_ROUNDINGS = {"split": "split", "float32": "master"}
 """By ``master_weights``, how results are rounded then."""
@@ -303,11 +306,17 @@ class RuleOptimizer(InPlaceOptimizer):
     # every other number and kind of tensors.
     @without_dynamo
     def _update(self) -> None:
+        groups = shards.who_share(self.param_groups)
+        with interrupts_held(groups):
+            self._update_with(groups)
+
+    def _update_with(self, groups: list[ProcessGroup]) -> None:
+        """Update all groups, with the ranks of process groups."""
         new_state = NewState(self.state)
         projections = projected(self.param_groups, self.state)
         taken = None
         try:
-            taken = agreed(shards.who_share(self.param_groups), lambda: self._take(new_state))
+            taken = agreed(groups, lambda: self._take(new_state))
             if self._is_to_run(taken, new_state):
                 taken.run(torch.get_num_threads(), projections)
         finally:
@@ -451,14 +460,7 @@ class RuleOptimizer(InPlaceOptimizer):
                 f"{', '.join(missing)}: it is another rule's, or of before an option was chosen"
             )
 
-    def state_dict(self) -> dict[str, Any]:
-        """The state as torch has it: plain tensors and numbers, DTensors where the parameters are such.
-
-        States of DTensors that are codes of 8 bits stand there as float32 numbers, in shards as the parameter, so that
-        any number of ranks loads them. Where an optimizer with ``state_dtype="int8"`` does, they become codes again;
-        in the same shards the very ones that they were.
-        """
-        state_dict = super().state_dict()
+    def _saved(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         for number, (saved, group) in enumerate(zip(state_dict["param_groups"], self.param_groups, strict=True)):
             coded = [i for i, p in enumerate(group["params"]) if shards.is_distributed(p) and self._has_codes(p)]
             for part, positions in self._parts(number, group, coded) if coded else ():

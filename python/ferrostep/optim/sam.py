@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from ferrostep import _core, reference
 from ferrostep.errors import wrong_kind
 from ferrostep.numpy.arrays import truth
 from ferrostep.optim import shards
-from ferrostep.optim.agreement import agreed
+from ferrostep.optim.agreement import agreed, interrupts_held
 from ferrostep.optim.base import without_dynamo
 from ferrostep.optim.gathered import Found, Gathered, check_place
 from ferrostep.optim.release import frees_gradients, refusal
@@ -22,6 +22,9 @@ from ferrostep.optim.rules import ElementwiseRule
 from ferrostep.optim.scratch import Scratch
 from ferrostep.optim.taken import Taken
 from ferrostep.reference import checks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 ASCENT = ElementwiseRule("Ascent", reference.ascent, summed=reference.ascent_sum)
 OPTIONS = {"max_grad_norm": None, "skip_nonfinite": False, "differentiable": False, "fused": None, "seed": 0}
@@ -155,7 +158,8 @@ class SAM(Optimizer):
             before(self)
         state_dict = self.base_optimizer.state_dict()
         for after in self._optimizer_state_dict_post_hooks.values():
-            state_dict = after(self, state_dict) or state_dict
+            returned = after(self, state_dict)
+            state_dict = state_dict if returned is None else returned
         return state_dict
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -273,8 +277,14 @@ class SAM(Optimizer):
 
     @without_dynamo
     def _ascend(self) -> None:
+        groups = shards.who_share(self.param_groups)
+        with interrupts_held(groups):
+            self._ascend_with(groups)
+
+    def _ascend_with(self, groups: list[ProcessGroup]) -> None:
+        """The same with the ranks of process groups."""
         weights: dict[Tensor, Tensor] = {}
-        taken = agreed(shards.who_share(self.param_groups), partial(self._take, weights))
+        taken = agreed(groups, partial(self._take, weights))
         threads = torch.get_num_threads()
         taken.know(threads)
         self._weights = weights

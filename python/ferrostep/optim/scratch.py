@@ -24,7 +24,8 @@ class Scratch:
         """So many bytes, with whatever is in them; good until the next call with this name."""
         memory = self._memory.get(name)
         if memory is None or memory.numel() < size:
-            memory = self._memory[name] = torch.empty(size, dtype=torch.uint8)
+            with torch.inference_mode(False):  # whatever the mode, later steps write it, too
+                memory = self._memory[name] = torch.empty(size, dtype=torch.uint8)
         return memory[:size]
 
     def tensors(self, name: str, kinds: Iterable[Kind]) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,7 @@ from ferrostep.reference.sums import Sum, clip_factor, norm
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from ferrostep.optim.agreement import Talk
     from ferrostep.optim.gathered import Gathered
     from ferrostep.optim.ownership import Parts
     from ferrostep.optim.scratch import Scratch
@@ -36,6 +38,7 @@ class Taken:
         self._elsewhere: list[Summand] = []
         self.skips = False
         """Whether the step is to be left out, as far as it is known before the step."""
+        self.talks: Sequence[Talk] = ()
         self._parts: list[Parts] = []
         self._added_with: list[int] = []
         """Of each of the parts, the number of the group in the batch that it is stepped with."""
@@ -212,12 +215,14 @@ class Taken:
 
     def run(self, threads: int, then: Sequence[Callable[[], object]] = ()) -> None:
         """Take the step: all of it with what is then to be called or, on an error, nothing."""
+        then = [*then, *(partial(talk.count, talk.steps + 1) for talk in self.talks)]
         if not self._parts and not self._elsewhere:
-            self.batch.run(threads, then=list(then), orders=self._left_behind())
+            self.batch.run(threads, then=then, orders=self._left_behind())
         else:
-            self._run_with_others(threads, list(then))
+            self._run_with_others(threads, then)
         if self._distributed:
-            torch.autograd.graph.increment_version(self._distributed)
+            # Those of inference mode have no version, at which older versions of torch take offence.
+            torch.autograd.graph.increment_version([p for p in self._distributed if not p.is_inference()])
 
     def _run_with_others(self, threads: int, then: list[Callable[[], object]]) -> None:
         copies = []

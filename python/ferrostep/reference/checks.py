@@ -59,6 +59,19 @@ def readable(name: str, x: Any, *, pairs: bool = False) -> None:
         raise Problem.DTYPE.of(name, x.dtype, NAMED_FLOATS)
 
 
+def writable(name: str, x: Any) -> None:
+    """Refuse a tensor without a version that a write could raise, outside inference mode, as torch would."""
+    if isinstance(x, Tensor) and x.is_inference() and not torch.is_inference_mode_enabled() and not _has_version(x):
+        raise Problem.INFERENCE.of(name)
+
+
+def _has_version(x: Tensor) -> bool:
+    try:
+        return x._version >= 0
+    except RuntimeError:
+        return False
+
+
 def is_plain(x: Tensor) -> bool:
     """Whether it is a dense tensor of real numbers in this machine's memory, and of no other class."""
     return type(x) is Tensor and x.is_cpu and x.layout == torch.strided and x.dtype in FLOATS

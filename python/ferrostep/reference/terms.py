@@ -64,10 +64,10 @@ def descended(
             (-(sign * direction * lr + lr * weight_decay)).clamp(-max_exponent, max_exponent) for sign in (1, -1)
         )
         total = torch.hypot(p, torch.full_like(p, hypentropy))
-        larger = (p.abs() + total) / 2
+        larger = p.abs() / 2 + total / 2
         smaller = hypentropy**2 / 4 / larger
         plus, minus = torch.where(p < 0, smaller, larger), torch.where(p < 0, larger, smaller)
-        return p + (_increase(plus, up) - _increase(minus, down))
+        return _infinite_stays(p, up, p + (_increase(plus, up) - _increase(minus, down)))
     exponent = -(p.sign() * direction * lr + lr * weight_decay)
     return multiplied(p, exponent.clamp(-max_exponent, max_exponent), min_abs)
 
@@ -77,9 +77,14 @@ def _increase(weight: Tensor, exponent: Tensor) -> Tensor:
     return torch.where(weight == 0, 0.0, weight * exponent.expm1())
 
 
+def _infinite_stays(p: Tensor, exponent: Tensor, new: Tensor) -> Tensor:
+    """What is infinite, by any exponent that is a number; elsewhere the new weight."""
+    return torch.where(p.isinf() & ~exponent.isnan(), p, new)
+
+
 def multiplied(p: Tensor, exponent: Tensor, min_abs: float = 0.0) -> Tensor:
     """``p * exp(exponent)``, where 0 stays 0; nothing else falls below ``min_abs`` or the least normal number."""
-    new = p * exponent.exp()
+    new = _infinite_stays(p, exponent, p * exponent.exp())
     least = p.abs().clamp(max=max(min_abs, torch.finfo(p.dtype).smallest_normal))
     new = torch.where(new.abs() < least, least.copysign(p), new)
     return torch.where(p == 0, p, new)

@@ -90,12 +90,18 @@ impl Descent {
         let (zero, size) = (V::splat(0.0), p.abs());
         let squares = size * size + self.hypentropy * self.hypentropy;
         let sum = squares.if_less(V::splat(f64::INFINITY), squares.sqrt(), size);
-        let greater = (size + sum) * 0.5;
+        let greater = size * 0.5 + sum * 0.5;
         let lesser = V::splat(self.hypentropy * self.hypentropy / 4.0) / greater;
         let outward = p.if_less(zero, direction, -direction);
-        let more = times_expm1(greater, self.exponent(outward));
-        let size = size + (more - times_expm1(lesser, self.exponent(-outward)));
-        p.if_less(zero, -size, size)
+        let exponent = self.exponent(outward);
+        let more = times_expm1(greater, exponent);
+        let new = size + (more - times_expm1(lesser, self.exponent(-outward)));
+        let new = p.if_less(zero, -new, new);
+        let bound = V::splat(f64::INFINITY);
+        if size.all_below(bound) {
+            return new;
+        }
+        size.if_less(bound, new, infinite(p, exponent))
     }
 }
 
@@ -108,13 +114,19 @@ pub fn multiplied<V: Vector>(p: V, exponent: V, min_abs: f64) -> V {
     if floor.all_below(new.abs()) {
         return new; // as what was 0 is not
     }
-    // What is infinite stays so by a finite exponent, of which `times_exp` makes NaN.
-    let infinite = V::splat(f64::INFINITY);
-    let kept = exponent.abs().if_less(infinite, p, new);
-    let new = p.abs().if_less(infinite, new, kept);
+    let new = p
+        .abs()
+        .if_less(V::splat(f64::INFINITY), new, infinite(p, exponent));
     let least = floor.min(p.abs());
     let new = new.abs().if_less(least, p.if_less(zero, -least, least), new);
     zero.if_less(p.abs(), new, p)
+}
+
+/// What an infinite `p` becomes, of which formulas make NaN: it stays, by any exponent that is a number.
+#[inline(always)]
+fn infinite<V: Vector>(p: V, exponent: V) -> V {
+    // In this order a NaN stays.
+    p + V::splat(1.0).min(V::splat(-1.0).max(exponent))
 }
 
 impl Egd {

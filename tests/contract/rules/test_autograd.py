@@ -211,12 +211,27 @@ def test_differentiable_excludes_the_rust_backend() -> None:
 
 
 @every_class
-def test_a_step_in_inference_mode(entry: Entry) -> None:
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_step_in_inference_mode(entry: Entry, backend: str, boundary: str) -> None:
     with torch.inference_mode():
         p = Parameter(torch.ones(5, 2))
         p.grad = torch.ones(5, 2)
-        entry.build([p]).step()
+        entry.build([p], backend=backend).step()
     assert (p != 1).all()
+
+
+@every_class
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_steps_go_on_in_and_outside_of_inference_mode(entry: Entry, backend: str) -> None:
+    params, others = parameters(entry.shapes), parameters(entry.shapes)
+    optimizer, other = entry.build(params, backend=backend), entry.build(others, backend=backend)
+    for step in range(4):
+        versions = [p._version for p in params]
+        with torch.inference_mode(step % 2 == 0):
+            train(optimizer, params, 1, step)
+        train(other, others, 1, step)
+        assert all(p._version > version for p, version in zip(params, versions, strict=True) if p.numel())
+    assert_same_bits(optimizer, other)
 
 
 @every_class

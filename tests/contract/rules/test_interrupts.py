@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,40 +15,12 @@ import ferrostep
 from ferrostep import gradients, guidance
 from ferrostep.optim import NIGT, SAM, AdamW, SophiaG, SophiaH
 from ferrostep.optim.gathered import Gathered
+from tests.contract.interrupts import Interrupts
 from tests.contract.rules.registry import Entry, every_class
 from tests.contract.snapshot import Snapshot
 from tests.contract.training import assert_same_bits, copies, parameters, set_gradients, train
 
-FOLDERS = (str(Path(ferrostep.__file__).parent), str(Path(torch.autograd.graph.__file__)))
 PLACES = 40
-
-
-class Interrupts:
-    """Raises KeyboardInterrupt before instruction number ``at`` of the step's Python code; by default only counts."""
-
-    def __init__(self, at: int = sys.maxsize) -> None:
-        self.at = at
-        self.passed = 0
-
-    def _trace(self, frame: FrameType, event: str, _argument: object) -> Any:
-        if not frame.f_code.co_filename.startswith(FOLDERS):
-            return None
-        frame.f_trace_opcodes = True
-        if event == "opcode":
-            self.passed += 1
-            if self.passed == self.at:
-                raise KeyboardInterrupt
-        return self._trace
-
-    def run(self, call: Callable[[], object]) -> None:
-        """Call under interrupts."""
-        before = sys.gettrace(), torch.is_grad_enabled()
-        sys.settrace(self._trace)
-        try:
-            call()
-        finally:
-            sys.settrace(before[0])
-            torch.set_grad_enabled(before[1])  # at the end of a `with`, Python itself takes no interrupts
 
 
 def places(count: int) -> list[int]:

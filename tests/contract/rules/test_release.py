@@ -357,16 +357,23 @@ def loaded(optimizer: Any) -> None:
     optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
 
 
+def exchanged(optimizer: Any) -> None:
+    optimizer.detach()
+    optimizer.attach()
+
+
 def dropped(optimizer: Any) -> None:
     optimizer.detach()
     optimizer.zero_grad()
 
 
-@pytest.mark.parametrize(("end", "steps", "norm"), [(taken_apart, 1, 36.0), (loaded, 2, 4.0), (dropped, 2, 4.0)])
+@pytest.mark.parametrize(
+    ("end", "steps", "norm"), [(taken_apart, 1, 36.0), (exchanged, 1, 36.0), (loaded, 2, 4.0), (dropped, 2, 4.0)]
+)
 def test_a_round_that_ends_otherwise(
     end: Callable[[Any], None], steps: int, norm: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Detached, the rest belongs to the same step; loading and zero_grad begin a new one. Nothing is counted twice."""
+    """Detached, the rest belongs to the same step, attached again or not; loading and zero_grad begin a new one."""
     monkeypatch.setattr(release, "BYTES_AT_ONCE", 100)
     first, last = Parameter(torch.zeros(8, 4)), Parameter(torch.zeros(4, 1))
     optimizer = FRUGAL([first, last], update_gap=10)
@@ -386,6 +393,21 @@ def test_a_round_that_ends_otherwise(
     optimizer.step()
     assert optimizer.param_groups[0]["steps_left"] == 9 - steps
     assert recorder.norms[1:] == late.norms[-1:] == [4.0]
+
+
+def test_a_second_gradient_is_refused_after_attaching_again(one_by_one: None) -> None:
+    p, q = parameters([(3,), (3,)])
+    optimizer = AdamW([p, q])
+    optimizer.attach()
+    p.sum().backward()
+    exchanged(optimizer)
+    with pytest.raises(RuntimeError, match="parameter 0 in group 0 gets a second gradient"):
+        p.sum().backward()
+    q.sum().backward()
+    optimizer.step()
+    assert [optimizer.state[each]["step"] for each in (p, q)] == [1, 1]
+    p.sum().backward()
+    assert optimizer.state[p]["step"] == 2
 
 
 def test_the_hooks_do_not_keep_the_optimizer() -> None:

@@ -18,7 +18,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.optim import Optimizer
 
-from ferrostep.optim import EGD, AdaGradNorm, Adam, AdamW, Lion, Muon, MuonAdamW, RMSprop
+from ferrostep.optim import EGD, SAM, AdaGradNorm, Adam, AdamW, Lion, Muon, MuonAdamW, RMSprop
 from tests.contract.rules.registry import (
     ADAMW,
     LION,
@@ -536,3 +536,18 @@ def test_hooks_around_saving_and_loading_run(entry: Entry) -> None:
     optimizer.load_state_dict(optimizer.state_dict())
     assert calls == ["save", "saved", "load", "loaded"]
     train(optimizer, params, 1, start=1)
+
+
+@every_class
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_hook_may_return_what_it_likes(entry: Entry, wrapped: bool) -> None:
+    params = parameters(entry.shapes)
+    optimizer = entry.build(params)
+    train(optimizer, params, 1)
+    expected = optimizer.state_dict()
+    wrapper = SAM(optimizer) if wrapped else optimizer
+    wrapper.register_state_dict_post_hook(lambda _o, state: {"inner": state})
+    found = wrapper.state_dict()
+    assert found.keys() == {"inner"} and repr(found["inner"]) == repr(expected)
+    wrapper.register_state_dict_post_hook(lambda _o, _state: {})
+    assert wrapper.state_dict() == {}
