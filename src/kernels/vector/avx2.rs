@@ -337,8 +337,8 @@ impl Single for F32 {
     }
 }
 
-/// Whether any lane has its sign bit set. For the intrinsic the compiler takes `vtestps`, with which a step of AdamW in
-/// bf16 takes a seventh longer on Zen 4.
+/// Whether any lane has its sign bit set. For the intrinsic the compiler takes `vtestps`, with which AdamW on
+/// bf16 in the nearest cache takes 4% longer on Zen 4, with Kahan summation 6%.
 #[inline]
 #[target_feature(enable = "avx")]
 fn any_sign(lanes: __m256) -> bool {
