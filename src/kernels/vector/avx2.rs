@@ -1,5 +1,6 @@
 //! AVX2 with FMA and F16C: eight f32 or four f64.
 
+use core::arch::asm;
 use core::arch::x86_64::*;
 
 use half::{bf16, f16};
@@ -312,7 +313,7 @@ impl Single for F32 {
     #[inline(always)]
     fn any_nan(a: Self, b: Self) -> bool {
         // SAFETY: the CPU has AVX2.
-        unsafe { _mm256_movemask_ps(_mm256_cmp_ps::<_CMP_UNORD_Q>(a.0, b.0)) != 0 }
+        unsafe { any_sign(_mm256_cmp_ps::<_CMP_UNORD_Q>(a.0, b.0)) }
     }
     #[inline(always)]
     unsafe fn load_f32(from: *const f32) -> Self {
@@ -334,6 +335,19 @@ impl Single for F32 {
         // SAFETY: the CPU has F16C; the caller's promise covers the eight elements.
         unsafe { _mm_storeu_si128(to.cast(), _mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(self.0)) }
     }
+}
+
+/// Whether any lane has its sign bit set. For the intrinsic the compiler takes `vtestps`, with which AdamW on
+/// bf16 in the nearest cache takes 4% longer on Zen 4, with Kahan summation 6%.
+#[inline]
+#[target_feature(enable = "avx")]
+fn any_sign(lanes: __m256) -> bool {
+    let signs: u32;
+    // SAFETY: the function has the instruction, which changes nothing but the register.
+    unsafe {
+        asm!("vmovmskps {:e}, {}", out(reg) signs, in(ymm_reg) lanes, options(pure, nomem, nostack, preserves_flags));
+    }
+    signs != 0
 }
 
 impl Bits for U32 {
