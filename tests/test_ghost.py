@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ferrostep.nn import GhostBatchNorm1d, GhostBatchNorm2d, GhostBatchNorm3d, convert_ghost_batchnorm
-from ferrostep.nn.ghost import _Normalized, _Running
+from ferrostep.nn.ghost import _Normalized
 from ferrostep.reference import ghost as reference
 
 KINDS = [
@@ -29,9 +31,9 @@ def loop(layer: nn.Module, x: Tensor, size: int) -> Tensor:
 
 
 def by_the_kernel(x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int) -> tuple[Tensor, ...]:
-    """What is normalized, and the means over the ghosts of their means and variances."""
-    running = torch.zeros(2, x.shape[1], dtype=torch.float64)
-    return _Normalized.apply(x, weight, bias, size, 1e-5, _Running(*running, None, 0)), *running
+    """What is normalized, and the means and variances of the ghosts."""
+    statistics = torch.empty(3, len(x) // size, x.shape[1], dtype=torch.float64)
+    return _Normalized.apply(x, weight, bias, size, 1e-5, statistics), statistics[0], statistics[2]
 
 
 @pytest.mark.parametrize(("kind", "plain", "shape"), KINDS)
@@ -71,7 +73,6 @@ def test_the_kernel_is_plain_torch(shape: tuple[int, ...], layout: torch.memory_
     grad, given = torch.randn(shape).to(dtype).flip(0), (x, weight, bias)
     ours, theirs = by_the_kernel(*given, 4), reference.normalized(*given, 4, 1e-5)
     assert ours[0].dtype == dtype and ours[0].stride() == x.stride()
-    theirs = theirs[0], *(each.mean(0) for each in theirs[1:])
     found, expected = (torch.autograd.grad(out, given, grad) for out in (ours[0], theirs[0]))
     tolerance = {torch.float64: 1e-6, torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 4e-3}[dtype]
     for one, other in zip((*ours, *found), (*theirs, *expected), strict=True):
@@ -112,7 +113,7 @@ def test_the_statistics_are_as_exact_as_the_elements() -> None:
         out, *statistics = by_the_kernel(case, None, None, 128)
         expected, *exact = reference.normalized(case.double(), None, None, 128, 1e-5)
         for found, of_ghosts, atol in zip(statistics, exact, (1e-6, 0), strict=True):
-            torch.testing.assert_close(found, of_ghosts.mean(0), rtol=2e-6, atol=atol)
+            torch.testing.assert_close(found, of_ghosts, rtol=2e-6, atol=atol)
         torch.testing.assert_close(out.double(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -172,6 +173,41 @@ def test_the_bias_may_change_before_the_backward_pass_but_not_the_weight() -> No
         else:
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                 out.sum().backward()
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_forward_pass_that_ends_early_moves_no_statistics(momentum: float | None) -> None:
+    """Torch's checkpoints end the second one where nothing more is needed; a hook may raise, too."""
+    layer = GhostBatchNorm1d(3, 4, momentum=momentum)
+    once, x = copy.deepcopy(layer), torch.randn(16, 3, requires_grad=True)
+    checkpoint(layer, x, use_reentrant=False).sum().backward()
+    once(x)
+    torch.testing.assert_close(dict(layer.state_dict()), dict(once.state_dict()))
+
+    def refuse(x: Tensor) -> Tensor:
+        raise RuntimeError("no room")
+
+    with torch.autograd.graph.saved_tensors_hooks(refuse, lambda x: x), pytest.raises(RuntimeError, match="no room"):
+        layer(x)
+    torch.testing.assert_close(dict(layer.state_dict()), dict(once.state_dict()))
+
+
+def test_a_weight_with_gaps_and_derivatives_of_derivatives() -> None:
+    layer, x = GhostBatchNorm1d(3, 4, dtype=torch.float64), torch.randn(16, 3, dtype=torch.float64, requires_grad=True)
+    layer.weight = nn.Parameter(torch.arange(6, dtype=torch.float64)[::2])
+    out, grad = layer(x), torch.randn(16, 3, dtype=torch.float64)
+    (plain,) = torch.autograd.grad(out, x, grad, retain_graph=True)
+    torch.testing.assert_close(torch.autograd.grad(out, x, grad, create_graph=True)[0], plain)
+
+
+def test_whatever_has_been_counted() -> None:
+    for momentum, counted in ((0.1, -3), (0.1, math.nan), (None, 2.5)):
+        layer, plain = GhostBatchNorm1d(3, 4, momentum=momentum), nn.BatchNorm1d(3, momentum=momentum)
+        for each in (layer, plain):
+            each.num_batches_tracked = torch.tensor(counted)
+        x = torch.randn(16, 3)
+        torch.testing.assert_close(layer(x), loop(plain, x, 4))
+        torch.testing.assert_close(dict(layer.state_dict()), dict(plain.state_dict()), equal_nan=True)
 
 
 def test_what_is_not_tracked_is_left_out() -> None:

@@ -424,20 +424,23 @@ def ghost_norm(
     out: Any,
     affine: tuple[Any | None, Any | None],
     statistics: Any,
-    running: tuple[Any | None, Any | None],
     *,
     size: int,
     eps: float,
-    momentum: float | None,
-    counted: int,
     threads: int,
 ) -> None:
     """Normalize each ghost of ``size`` samples of ``x``, of shape ``(n, channels, ...)``, by its mean and variance.
 
     ``affine`` are weights and biases, ones and zeros without them. ``statistics`` gets, in float64 and of shape
     ``(3, ghosts, channels)``, the means, the reciprocal standard deviations, and the variances with divisor n - 1.
-    Means and variances move the ``running`` ones, ghost by ghost, by ``momentum`` or, without, so that these are the
-    means of all ghosts, of which ``counted`` came before.
+    """
+
+def ghost_follow(
+    running: tuple[Any | None, Any | None], statistics: Any, *, momentum: float | None, counted: float
+) -> None:
+    """Move running means and variances by those of ``ghost_norm``, ghost by ghost.
+
+    By ``momentum`` or, without, so that they are the means of all ghosts, of which ``counted`` came before.
     """
 
 def ghost_norm_backward(

@@ -13,7 +13,7 @@ type Tensor<'a, 'py> = &'a Bound<'py, PyAny>;
 
 /// Normalizes each ghost of a batch; see `_core.pyi`.
 #[pyfunction]
-#[pyo3(signature = (x, out, affine, statistics, running, *, size, eps, momentum, counted, threads))]
+#[pyo3(signature = (x, out, affine, statistics, *, size, eps, threads))]
 #[allow(clippy::too_many_arguments)] // the Python signature
 pub fn ghost_norm(
     py: Python<'_>,
@@ -21,41 +21,73 @@ pub fn ghost_norm(
     out: Tensor<'_, '_>,
     affine: [Option<Bound<'_, PyAny>>; 2],
     statistics: Tensor<'_, '_>,
-    running: [Option<Bound<'_, PyAny>>; 2],
     size: usize,
     eps: f64,
-    momentum: Option<f64>,
-    counted: u64,
     threads: usize,
 ) -> PyResult<()> {
     let named = [("x", x, Access::Reads), ("out", out, Access::Writes)];
     let mut batch = Batch::take(&named, size)?;
-    let affine = batch.channels(["weight", "bias"], &affine, Access::Reads)?;
-    let mut found = batch.numbers(statistics, &batch.of_ghosts(3), Access::Writes)?;
-    let running = batch.channels(["running_mean", "running_var"], &running, Access::Updates)?;
+    let of_channels = [batch.shape.channels as i64];
+    let affine = channels(
+        &mut batch.call,
+        ["weight", "bias"],
+        &affine,
+        &of_channels,
+        Access::Reads,
+    )?;
+    let mut found = batch.numbers(statistics, Access::Writes)?;
     batch.run(py, threads, move |shape, elements| {
         // SAFETY: `run` passes so many elements, which overlap nothing; the numbers are as many as their shapes say.
         unsafe {
             let (weight, bias) = (read_or(affine[0], 1.0, shape), read_or(affine[1], 0.0, shape));
             let (weight, bias) = (&weight[..], &bias[..]);
-            let found = found.write();
+            let affine = Affine { weight, bias };
             ghost::forward(
                 shape,
                 elements[0],
                 elements[1],
-                Affine { weight, bias },
+                affine,
                 eps,
-                found,
+                found.write(),
                 threads,
             );
-            let [means, _, variances] = kinds(found);
+        }
+    })
+}
+
+/// Moves running statistics; see `_core.pyi`.
+#[pyfunction]
+#[pyo3(signature = (running, statistics, *, momentum, counted))]
+pub fn ghost_follow(
+    py: Python<'_>,
+    running: [Option<Bound<'_, PyAny>>; 2],
+    statistics: Tensor<'_, '_>,
+    momentum: Option<f64>,
+    counted: f64,
+) -> PyResult<()> {
+    let mut call = Call::new(place as fn(Owner) -> String);
+    let role = Role::new(Access::Reads).dtype(DType::F64);
+    let view = call.take(owner("statistics"), statistics, &role)?;
+    let &[3, _, of_channels] = &view.shape[..] else {
+        let (shape, expected) = (view.shape.clone(), "3 matrices".into());
+        return Err(call.refuse(owner("statistics"), Problem::Matrices { shape, expected }));
+    };
+    let known = staged(&mut call, &view, Access::Reads);
+    let names = ["running_mean", "running_var"];
+    let running = channels(&mut call, names, &running, &[of_channels], Access::Updates)?;
+    call.run(py, 1, move || {
+        // SAFETY: the call keeps the numbers, which are as many as their shapes say and overlap nothing.
+        unsafe {
+            let [means, _, variances] = kinds(known.read());
             for (running, own) in running.iter().zip([means, variances]) {
                 if let Some(running) = running {
                     running.follow(own, momentum, counted);
                 }
             }
         }
-    })
+        Some(())
+    })?;
+    Ok(())
 }
 
 /// Writes the derivatives; see `_core.pyi`.
@@ -79,9 +111,17 @@ pub fn ghost_norm_backward(
         ("out", out, Access::Writes),
     ];
     let mut batch = Batch::take(&named, size)?;
-    let [weight] = batch.channels(["weight"], &[weight], Access::Reads)?;
-    let known = batch.numbers(statistics, &batch.of_ghosts(3), Access::Reads)?;
-    let by = batch.channels(["by_weight", "by_bias"], &derivatives, Access::Writes)?;
+    let of_channels = [batch.shape.channels as i64];
+    let [weight] = channels(
+        &mut batch.call,
+        ["weight"],
+        &[weight],
+        &of_channels,
+        Access::Reads,
+    )?;
+    let known = batch.numbers(statistics, Access::Reads)?;
+    let names = ["by_weight", "by_bias"];
+    let by = channels(&mut batch.call, names, &derivatives, &of_channels, Access::Writes)?;
     batch.run(py, threads, move |shape, elements| {
         let mut found = vec![0.0; 2 * shape.ghosts() * shape.channels];
         // SAFETY: as in `ghost_norm`.
@@ -176,6 +216,10 @@ const NAMES: [&str; 10] = [
     "by_bias",
 ];
 
+fn place(owner: Owner) -> String {
+    NAMES[owner.argument as usize].to_string()
+}
+
 fn owner(name: &str) -> Owner {
     let argument = NAMES.iter().position(|known| *known == name);
     Owner::new(argument.expect("a name that is listed"), 0)
@@ -184,8 +228,7 @@ fn owner(name: &str) -> Owner {
 impl Batch {
     /// Takes the tensors, in the order in which the first has its elements.
     fn take(named: &[(&str, Tensor<'_, '_>, Access)], size: usize) -> PyResult<Self> {
-        let name: fn(Owner) -> String = |owner| NAMES[owner.argument as usize].to_string();
-        let mut call = Call::new(name);
+        let mut call = Call::new(place as fn(Owner) -> String);
         let mut views: SmallVec<[View; 3]> = SmallVec::new();
         for (name, tensor, access) in named {
             let role = Role::new(*access).like(views.first());
@@ -207,38 +250,12 @@ impl Batch {
         })
     }
 
-    /// The shape of so many numbers for each channel of each ghost.
-    fn of_ghosts(&self, many: i64) -> [i64; 3] {
-        [many, self.shape.ghosts() as i64, self.shape.channels as i64]
-    }
-
-    fn numbers(&mut self, tensor: Tensor<'_, '_>, shape: &[i64], access: Access) -> PyResult<Numbers> {
-        let role = Role::new(access).shape(shape).dtype(DType::F64);
+    /// Three numbers for each channel of each ghost.
+    fn numbers(&mut self, tensor: Tensor<'_, '_>, access: Access) -> PyResult<Numbers> {
+        let shape = [3, self.shape.ghosts() as i64, self.shape.channels as i64];
+        let role = Role::new(access).shape(&shape).dtype(DType::F64);
         let view = self.call.take(owner("statistics"), tensor, &role)?;
-        let order: SmallVec<[usize; 4]> = (0..shape.len()).collect();
-        let first = self.call.stage(&view, &order, access).cast();
-        Ok(Numbers { first, len: view.len })
-    }
-
-    /// Numbers of the channels, those that there are.
-    fn channels<const N: usize>(
-        &mut self,
-        names: [&str; N],
-        tensors: &[Option<Bound<'_, PyAny>>; N],
-        access: Access,
-    ) -> PyResult<[Option<Channels>; N]> {
-        let shape = [self.shape.channels as i64];
-        let role = Role::new(access).shape(&shape);
-        let mut found = [None; N];
-        for ((found, name), tensor) in found.iter_mut().zip(names).zip(tensors) {
-            if let Some(tensor) = tensor {
-                let view = self.call.take(owner(name), tensor, &role)?;
-                let data = self.call.stage(&view, &[0], access);
-                let (dtype, len) = (view.float(), view.len);
-                *found = Some(Channels { data, dtype, len });
-            }
-        }
-        Ok(found)
+        Ok(staged(&mut self.call, &view, access))
     }
 
     /// Runs a kernel on the elements of the tensors, if there are any.
@@ -258,6 +275,34 @@ impl Batch {
         })?;
         Ok(())
     }
+}
+
+/// Numbers of a tensor in the order of its dimensions.
+fn staged(call: &mut Call<fn(Owner) -> String>, view: &View, access: Access) -> Numbers {
+    let order: SmallVec<[usize; 4]> = (0..view.shape.len()).collect();
+    let first = call.stage(view, &order, access).cast();
+    Numbers { first, len: view.len }
+}
+
+/// Numbers of the channels, those that there are.
+fn channels<const N: usize>(
+    call: &mut Call<fn(Owner) -> String>,
+    names: [&str; N],
+    tensors: &[Option<Bound<'_, PyAny>>; N],
+    shape: &[i64; 1],
+    access: Access,
+) -> PyResult<[Option<Channels>; N]> {
+    let role = Role::new(access).shape(shape);
+    let mut found = [None; N];
+    for ((found, name), tensor) in found.iter_mut().zip(names).zip(tensors) {
+        if let Some(tensor) = tensor {
+            let view = call.take(owner(name), tensor, &role)?;
+            let data = call.stage(&view, &[0], access);
+            let (dtype, len) = (view.float(), view.len);
+            *found = Some(Channels { data, dtype, len });
+        }
+    }
+    Ok(found)
 }
 
 /// The batch as rows of channels, and the dimensions in the order of its elements: that of the tensor where its

@@ -38,7 +38,7 @@ mod _core {
     #[pymodule_export]
     use super::gather::{columns, layouts, shards, with_gradient};
     #[pymodule_export]
-    use super::ghost::{ghost_norm, ghost_norm_backward};
+    use super::ghost::{ghost_follow, ghost_norm, ghost_norm_backward};
     #[pymodule_export]
     use super::gradients::{
         advance, combine, descend, ema, follow, gram, normalized_step, norms, orthogonal, orthogonal_combine,

@@ -119,7 +119,7 @@ impl Reader {
             return refuse(Problem::NegativeBit);
         }
         if (lasting || writable) && !is_known {
-            if counts_versions(object)? {
+            if counts_versions(object) {
                 self.remember(object, &view)?;
             } else if writable && !is_inference_mode(object.py())? {
                 return refuse(Problem::Inference);
@@ -181,11 +181,10 @@ impl Reader {
     }
 }
 
-/// Whether the tensor has a version to be raised by a write; those that were made in inference mode may have none.
-fn counts_versions(tensor: &Bound<'_, PyAny>) -> PyResult<bool> {
-    let py = tensor.py();
-    let is_inference = tensor.call_method0(intern!(py, "is_inference"))?.is_truthy()?;
-    Ok(!is_inference || tensor.getattr(intern!(py, "_version")).is_ok())
+/// Whether the tensor has a version to be raised by a write; those that were made in inference mode may have none, even
+/// where other data has taken the place of theirs.
+fn counts_versions(tensor: &Bound<'_, PyAny>) -> bool {
+    tensor.getattr(intern!(tensor.py(), "_version")).is_ok()
 }
 
 #[cold]

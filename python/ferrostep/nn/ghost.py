@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,39 +21,15 @@ MomentumPer: TypeAlias = Literal["ghost", "batch"]
 M = TypeVar("M", bound=nn.Module)
 
 
-class _Running(NamedTuple):
-    """Running statistics, where there are some, and how much a ghost's count for in them."""
-
-    mean: Tensor | None
-    variance: Tensor | None
-    momentum: float | None
-    counted: int
-
-
-_UNTRACKED = _Running(None, None, None, 0)
-
-
 class _Normalized(torch.autograd.Function):
-    """:func:`ferrostep.reference.ghost.normalized` by the kernel, and the running statistics moved."""
+    """:func:`ferrostep.reference.ghost.normalized` by the kernel, which also writes the statistics."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, running: _Running
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, size: int, eps: float, statistics: Tensor
     ) -> Tensor:
-        statistics = torch.empty(3, max(len(x) // size, 1), x.shape[1], dtype=torch.float64)
-        out = torch.empty_like(x)
-        _core.ghost_norm(
-            x,
-            out,
-            (weight, bias),
-            statistics,
-            running[:2],
-            size=size,
-            eps=eps,
-            momentum=running.momentum,
-            counted=running.counted,
-            threads=torch.get_num_threads(),
-        )
+        out, threads = torch.empty_like(x), torch.get_num_threads()
+        _core.ghost_norm(x, out, (weight, bias), statistics, size=size, eps=eps, threads=threads)
         ctx.save_for_backward(x, weight)  # the bias may change before the backward pass, as with torch's layer
         ctx.statistics, ctx.size, ctx.eps, ctx.bias_dtype = statistics, size, eps, None if bias is None else bias.dtype
         return out
@@ -134,10 +110,10 @@ class _GhostBatchNorm(_BatchNorm):
         of = input, self.weight, self.bias, self.ghost_size, self.eps
         tracked = self.training and self.track_running_stats
         if self._is_ours(input):
-            ghosts = len(input) // self.ghost_size
-            normalized: Tensor = _Normalized.apply(*of, self._running(ghosts) if tracked else _UNTRACKED)
-            if tracked and self.num_batches_tracked is not None:
-                self.num_batches_tracked.add_(ghosts)
+            found = torch.empty(3, len(input) // self.ghost_size, self.num_features, dtype=torch.float64)
+            normalized: Tensor = _Normalized.apply(*of, found)
+            if tracked:
+                self._follow(found)
             return normalized
         normalized, *statistics = reference.normalized(*of, tracked=tracked)
         if tracked:
@@ -156,23 +132,28 @@ class _GhostBatchNorm(_BatchNorm):
         has_shapes = all(each.shape == (self.num_features,) for each in own)
         return has_shapes and checks.is_plain(input) and is_direct(input, *own)
 
-    def _running(self, ghosts: int) -> _Running:
-        """What the kernel is to move."""
-        counted = self.num_batches_tracked
-        if self.momentum is None and counted is None:  # of nobody knows how many ghosts they are the means
-            return _UNTRACKED
-        count = 0 if counted is None else int(counted)
-        return _Running(self.running_mean, self.running_var, self._momentum_of(ghosts), count)
+    def _follow(self, statistics: Tensor) -> None:
+        """Take the statistics of the ghosts, one after the other, into the running ones, by the kernel."""
+        counted, ghosts = self.num_batches_tracked, statistics.shape[1]
+        momentum, before = self._momentum_of(ghosts), 0.0
+        if momentum is None:  # the mean of all ghosts so far, of which somebody has to know how many they are
+            if counted is None:
+                return
+            before = float(counted)
+        if counted is not None:
+            counted.add_(ghosts)
+        _core.ghost_follow((self.running_mean, self.running_var), statistics, momentum=momentum, counted=before)
 
     def _momentum_of(self, ghosts: int) -> float | None:
         """By how much each ghost of a batch moves the running statistics; None makes them means."""
         if self.momentum is None or self.momentum_per == "ghost":
             return self.momentum
-        return 1 - (1 - self.momentum) ** (1 / ghosts)
+        per_ghost: float = 1 - (1 - self.momentum) ** (1 / ghosts)
+        return per_ghost
 
     @torch.no_grad()
     def _update(self, means: Tensor, variances: Tensor) -> None:
-        """Take the statistics of the ghosts, one after the other, into the running ones."""
+        """The same in plain torch, of means and variances."""
         ghosts = len(means)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked += ghosts

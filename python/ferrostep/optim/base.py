@@ -283,15 +283,17 @@ class InPlaceOptimizer(Optimizer):
         NIGT, STORM) are a tensor of its own for each, into which a checkpoint may be loaded.
         """
 
-        def saved(_optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
-            return self._saved(state_dict)
-
-        # Before those of others, which may return what they like.
-        handle = self.register_state_dict_post_hook(saved, prepend=True)
-        try:
-            return super().state_dict()
-        finally:
-            handle.remove()
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        # Torch's own, of a copy without hooks: those of others come last, as they may return what they like.
+        bare = object.__new__(type(self))
+        no_hooks: dict[str, Any] = {"_optimizer_state_dict_pre_hooks": {}, "_optimizer_state_dict_post_hooks": {}}
+        bare.__dict__.update(self.__dict__, **no_hooks)
+        state_dict = self._saved(super(InPlaceOptimizer, bare).state_dict())
+        for after in self._optimizer_state_dict_post_hooks.values():
+            returned = after(self, state_dict)
+            state_dict = state_dict if returned is None else returned
+        return state_dict
 
     def _saved(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """For subclasses: torch's state dict as this class saves it."""
@@ -319,17 +321,22 @@ class InPlaceOptimizer(Optimizer):
         handle = self.register_load_state_dict_pre_hook(remember)
         try:
             super().load_state_dict(state_dict)
-            for saved, group in zip(final["param_groups"], self.param_groups, strict=True):
-                for key, p in zip(saved["params"], group["params"], strict=True):
-                    for name, value in final["state"].get(key, {}).items():
-                        if isinstance(value, Tensor):
-                            self.state[p][name] = self._loaded(name, value, p, group)
+            with torch.inference_mode(False):  # whatever the mode, later steps write the states
+                self._load(final)
             self._begin_anew()
         except BaseException:
             self.__dict__.update(before)
             raise
         finally:
             handle.remove()
+
+    def _load(self, final: dict[str, Any]) -> None:
+        """Copy the states of a state dict."""
+        for saved, group in zip(final["param_groups"], self.param_groups, strict=True):
+            for key, p in zip(saved["params"], group["params"], strict=True):
+                for name, value in final["state"].get(key, {}).items():
+                    if isinstance(value, Tensor):
+                        self.state[p][name] = self._loaded(name, value, p, group)
 
     def _loaded(self, name: str, value: Tensor, p: Tensor, group: dict[str, Any]) -> Tensor:
         if name in self._numbers:

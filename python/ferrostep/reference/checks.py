@@ -61,7 +61,7 @@ def readable(name: str, x: Any, *, pairs: bool = False) -> None:
 
 def writable(name: str, x: Any) -> None:
     """Refuse a tensor without a version that a write could raise, outside inference mode, as torch would."""
-    if isinstance(x, Tensor) and x.is_inference() and not torch.is_inference_mode_enabled() and not _has_version(x):
+    if isinstance(x, Tensor) and not _has_version(x) and not torch.is_inference_mode_enabled():
         raise Problem.INFERENCE.of(name)
 
 

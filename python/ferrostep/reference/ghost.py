@@ -22,7 +22,8 @@ def normalized(
     """
     ghosts = torch.split(x, parts(len(x), size))
     dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
-    weight, bias = (None if each is None else each.to(dtype) for each in (weight, bias))
+    # Contiguous: of a weight that is not, torch's derivative reads what lies between.
+    weight, bias = (None if each is None else each.to(dtype).contiguous() for each in (weight, bias))
     statistics = torch.zeros(2, len(ghosts), x.shape[1], dtype=dtype, device=x.device) if tracked else None
     of_each = zip(*statistics, strict=True) if statistics is not None else [(None, None)] * len(ghosts)
     out = [

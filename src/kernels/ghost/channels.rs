@@ -35,11 +35,11 @@ impl Channels {
     ///
     /// # Safety
     /// As for [`Self::read`] and [`Self::write`].
-    pub unsafe fn follow(&self, statistics: &[f64], momentum: Option<f64>, counted: u64) {
+    pub unsafe fn follow(&self, statistics: &[f64], momentum: Option<f64>, counted: f64) {
         // SAFETY: the caller's promise.
         let mut running = unsafe { self.read() };
-        let mut count = counted as f64;
-        for of_ghost in statistics.chunks_exact(self.len) {
+        let mut count = counted;
+        for of_ghost in statistics.chunks_exact(self.len.max(1)) {
             count += 1.0;
             let share = momentum.unwrap_or(1.0 / count);
             for (running, own) in running.iter_mut().zip(of_ghost) {

@@ -221,9 +221,9 @@ fn running_statistics_move_by_each_ghost_and_are_rounded_once() {
         len: 2,
     };
     // SAFETY: as many are there.
-    unsafe { channels.follow(&[3.0, 0.0, 5.0, 4.0], Some(0.5), 9) };
+    unsafe { channels.follow(&[3.0, 0.0, 5.0, 4.0], Some(0.5), 9.0) };
     assert_eq!(running, [3.5, 2.5]);
     // SAFETY: as above.
-    unsafe { channels.follow(&[3.5, 10.0, 7.0, 4.0], None, 1) };
+    unsafe { channels.follow(&[3.5, 10.0, 7.0, 4.0], None, 1.0) };
     assert_eq!(running, [14.0 / 3.0, 16.5 / 3.0]);
 }
