@@ -102,6 +102,18 @@ def test_what_has_a_version_all_the_same_is_written() -> None:
         assert torch.equal(p.detach(), X - 1)
 
 
+@pytest.mark.parametrize("backend", ["rust", "reference"])
+def test_what_has_none_though_its_data_has_been_replaced_is_refused(backend: str) -> None:
+    p = inferred_parameter()
+    p.requires_grad_(False)
+    p.data = torch.ones(2)
+    p.grad = torch.ones(2)
+    optimizer = AdamW([p], backend=backend)
+    with pytest.raises(RuntimeError, match=REFUSED):
+        optimizer.step()
+    assert (p == 1).all() and not optimizer.state[p]
+
+
 def test_momentum_goes_on_outside() -> None:
     own, expected = MomentumBuffer(-0.5), MomentumBuffer(-0.5)
     with torch.inference_mode():

@@ -551,3 +551,34 @@ def test_a_hook_may_return_what_it_likes(entry: Entry, wrapped: bool) -> None:
     assert found.keys() == {"inner"} and repr(found["inner"]) == repr(expected)
     wrapper.register_state_dict_post_hook(lambda _o, _state: {})
     assert wrapper.state_dict() == {}
+
+
+@every_class
+def test_a_hook_may_save_once_more(entry: Entry) -> None:
+    """As another thread may, meanwhile."""
+    params = parameters(entry.shapes)
+    optimizer = entry.build(params)
+    train(optimizer, params, 1)
+    expected, inner = repr(optimizer.state_dict()), []
+
+    def save_again(optimizer: Any, _state: Any) -> None:
+        if not inner:
+            inner.append(None)
+            inner.append(repr(optimizer.state_dict()))
+
+    optimizer.register_state_dict_post_hook(save_again)
+    optimizer.register_state_dict_post_hook(lambda _o, _s: None)
+    assert repr(optimizer.state_dict()) == expected and inner == [None, expected]
+
+
+@every_class
+def test_what_is_loaded_in_inference_mode_is_stepped_outside(entry: Entry) -> None:
+    params, others = parameters(entry.shapes), parameters(entry.shapes)
+    optimizer, other = entry.build(params), entry.build(others)
+    for one, own in ((optimizer, params), (other, others)):
+        train(one, own, 1)
+        with torch.inference_mode(one is optimizer):
+            one.load_state_dict(one.state_dict())
+        train(one, own, 1, start=1)
+    for one, another in zip(params, others, strict=True):
+        assert torch.equal(one, another)
