@@ -4,6 +4,7 @@ them, and a step of BO-REP along a hypergradient, each beside what one would wri
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import cycle
 
 import torch
@@ -108,7 +109,12 @@ def step() -> Contest:
     upper = [p.clone().requires_grad_() for p in params]
     optimizer = BOREP(upper, [torch.zeros(1, requires_grad=True)], lr=lr, momentum=momentum)
     turns = cycle(lists(2))  # the states keep what a step was given
+
+    def step() -> None:
+        direction = next(turns)
+        optimizer._move(direction, partial(optimizer._keep, direction, None, 0))
+
     return Contest(
         "BO-REP's step, 20 tensors, 1M",
-        {"torch foreach": in_torch, "ferrostep": lambda: optimizer._move(next(turns))},
+        {"torch foreach": in_torch, "ferrostep": step},
     )
