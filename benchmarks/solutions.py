@@ -110,11 +110,11 @@ def step() -> Contest:
     optimizer = BOREP(upper, [torch.zeros(1, requires_grad=True)], lr=lr, momentum=momentum)
     turns = cycle(lists(2))  # the states keep what a step was given
 
-    def step() -> None:
+    def in_rust() -> None:
         direction = next(turns)
         optimizer._move(direction, partial(optimizer._keep, direction, None, 0))
 
     return Contest(
         "BO-REP's step, 20 tensors, 1M",
-        {"torch foreach": in_torch, "ferrostep": step},
+        {"torch foreach": in_torch, "ferrostep": in_rust},
     )

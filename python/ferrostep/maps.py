@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from ferrostep import _core
 from ferrostep.reference import checks
@@ -184,8 +183,7 @@ def is_direct(*tensors: Tensor) -> bool:
     """Whether these are tensors as they lie in memory, of which nobody but autograd is to learn what becomes."""
     if (
         torch.compiler.is_compiling()
-        or forward_ad._current_level >= 0
-        or torch._C._are_functorch_transforms_active()
+        or checks.is_transformed()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
         or torch._C._get_tracing_state()
@@ -313,13 +311,11 @@ class _RecordedForward(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *of: Any) -> Tensor:
-        vectors, *ctx.of = of
-        name, _, dim = ctx.of
-        ctx.kernel = _kernel(*of[:3])
-        image = torch.empty_like(x)
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        x, *of, dim = inputs
+        ctx.kernel, image = _kernel(*of), torch.empty_like(x)
         ctx.kernel.forward(x, image, dim, torch.get_num_threads())
-        ctx.save_for_backward(image if MAPS[name].by_image else x, vectors)
+        _keep_told(ctx, inputs, image)
         return image
 
     @staticmethod

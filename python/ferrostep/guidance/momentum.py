@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ferrostep.reference import checks
+
 
 class MomentumBuffer:
     """Carries the guidance's direction over the steps of one denoising: ``m <- (cond - uncond) + momentum * m``.
@@ -55,8 +57,7 @@ class MomentumBuffer:
                     f"momentum_buffer has {name} {was}, but cond has {came}: call momentum_buffer.reset() before "
                     "another denoising"
                 )
-        # One of inference mode is not to be written outside it.
-        return kept.clone() if kept.is_inference() and not torch.is_inference_mode_enabled() else kept
+        return kept if checks.is_writable(kept) else kept.clone()
 
     def state_dict(self) -> dict[str, Any]:
         """The momentum and the direction, which is not copied."""

@@ -282,18 +282,11 @@ class InPlaceOptimizer(Optimizer):
         in the same shards the very ones that they were. Numbers that one sum makes of several parameters (AdaGradNorm,
         NIGT, STORM) are a tensor of its own for each, into which a checkpoint may be loaded.
         """
-
-        for before in self._optimizer_state_dict_pre_hooks.values():
-            before(self)
         # Torch's own, of a copy without hooks: those of others come last, as they may return what they like.
         bare = object.__new__(type(self))
         no_hooks: dict[str, Any] = {"_optimizer_state_dict_pre_hooks": {}, "_optimizer_state_dict_post_hooks": {}}
         bare.__dict__.update(self.__dict__, **no_hooks)
-        state_dict = self._saved(super(InPlaceOptimizer, bare).state_dict())
-        for after in self._optimizer_state_dict_post_hooks.values():
-            returned = after(self, state_dict)
-            state_dict = state_dict if returned is None else returned
-        return state_dict
+        return between_hooks(self, lambda: self._saved(super(InPlaceOptimizer, bare).state_dict()))
 
     def _saved(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """For subclasses: torch's state dict as this class saves it."""
@@ -355,6 +348,17 @@ def _step_of(optimizer: InPlaceOptimizer, closure: Callable[[], float] | None = 
 
 
 _observed_step = Optimizer.profile_hook_step(_step_of)
+
+
+def between_hooks(optimizer: Optimizer, save: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What ``save`` returns, or what an optimizer's hooks make of it, as in torch's ``state_dict``."""
+    for before in optimizer._optimizer_state_dict_pre_hooks.values():
+        before(optimizer)
+    state_dict = save()
+    for after in optimizer._optimizer_state_dict_post_hooks.values():
+        returned = after(optimizer, state_dict)
+        state_dict = state_dict if returned is None else returned
+    return state_dict
 
 
 class NewState:

@@ -15,7 +15,7 @@ from ferrostep.errors import wrong_kind
 from ferrostep.numpy.arrays import truth
 from ferrostep.optim import shards
 from ferrostep.optim.agreement import agreed, interrupts_held
-from ferrostep.optim.base import without_dynamo
+from ferrostep.optim.base import between_hooks, without_dynamo
 from ferrostep.optim.gathered import Found, Gathered, check_place
 from ferrostep.optim.release import frees_gradients, refusal
 from ferrostep.optim.rules import ElementwiseRule
@@ -154,13 +154,7 @@ class SAM(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's."""
-        for before in self._optimizer_state_dict_pre_hooks.values():
-            before(self)
-        state_dict = self.base_optimizer.state_dict()
-        for after in self._optimizer_state_dict_post_hooks.values():
-            returned = after(self, state_dict)
-            state_dict = state_dict if returned is None else returned
-        return state_dict
+        return between_hooks(self, self.base_optimizer.state_dict)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state dict of the base optimizer's class.

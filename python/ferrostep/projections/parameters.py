@@ -17,8 +17,6 @@ from ferrostep.reference import checks
 
 def number(name: str, value: Parameter, x: Tensor, low: float = -math.inf, *, dim: int | None = None) -> Parameter:
     """A finite number of at least ``low``, or a tensor of such that broadcasts with ``x``; of rows, one for each."""
-    if type(value) is float and -math.inf < value < math.inf and value >= low:
-        return value
     if not isinstance(value, Tensor):
         return real(name, value, low)
     _check_tensor(name, value, x)

@@ -60,9 +60,14 @@ def readable(name: str, x: Any, *, pairs: bool = False) -> None:
 
 
 def writable(name: str, x: Any) -> None:
-    """Refuse a tensor without a version that a write could raise, outside inference mode, as torch would."""
-    if isinstance(x, Tensor) and not _has_version(x) and not torch.is_inference_mode_enabled():
+    """Refuse a tensor that torch would not write: see :func:`is_writable`."""
+    if isinstance(x, Tensor) and not is_writable(x):
         raise Problem.INFERENCE.of(name)
+
+
+def is_writable(x: Tensor) -> bool:
+    """Whether it has a version that a write could raise; in inference mode that does not matter."""
+    return _has_version(x) or torch.is_inference_mode_enabled()
 
 
 def _has_version(x: Tensor) -> bool:
