@@ -16,7 +16,7 @@ use half::{bf16, f16};
 use super::linear::ELEMENTS_PER_THREAD;
 use super::rows::Number;
 use super::storage::{Float, with_type};
-use super::vector::{Arithmetic, Halves, InF32, InF64, Stored, dispatch};
+use super::vector::{Arithmetic, Halves, InF32, InF64, Stored, can_stream, dispatch};
 use crate::runtime::{Isa, Shared, pool};
 pub use channels::{Channels, totals};
 use columns::with_columns;
@@ -26,6 +26,9 @@ use passes::{Backward, Forward};
 const PART: usize = 1 << 17;
 /// Columns of a part, at least and at most.
 const COLUMNS: [usize; 2] = [64, 1024];
+/// Bytes of a batch from which on what is written goes past the caches, which have no room for it beside what is read:
+/// to read before it is written what nobody wants would be a third of the traffic.
+const STREAMED: usize = 12 << 20;
 
 /// Element types of batches.
 trait Element: Stored<Self::Exact> + Send + Sync {
@@ -50,6 +53,8 @@ struct Part<T> {
     stride: usize,
     rows: usize,
     columns: usize,
+    /// Whether it is so large, and lies so, that what is written there is to go past the caches.
+    is_streamed: bool,
 }
 
 /// A batch: `rows` samples, each of `channels` runs of `run` elements, one after the other.
@@ -98,13 +103,15 @@ impl Shape {
     fn part<T>(&self, all: &Shared<T>, ghost: usize, channels: &Range<usize>) -> Part<T> {
         let rows = self.rows_of(ghost);
         let stride = self.channels * self.run;
+        let place = rows.start * stride + channels.start * self.run;
+        let first = all.get().wrapping_add(place);
+        let bytes = size_of::<T>() * stride;
         Part {
-            first: all
-                .get()
-                .wrapping_add(rows.start * stride + channels.start * self.run),
+            first,
             stride,
             rows: rows.len(),
             columns: channels.len() * self.run,
+            is_streamed: self.rows * bytes >= STREAMED && can_stream(first, bytes),
         }
     }
 

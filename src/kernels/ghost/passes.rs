@@ -3,7 +3,9 @@
 use super::columns::Columns;
 use super::{Affine, Element, Part};
 use crate::kernels::matmul::Real;
-use crate::kernels::vector::{Arch, Arithmetic, MAX_LANES, Routine, Stored, Vector, prefetch_at};
+use crate::kernels::vector::{
+    Arch, Arithmetic, MAX_LANES, Routine, Stored, Vector, end_streams, prefetch_at, stream,
+};
 
 /// Rows that are gone over together, and added up in the arithmetic of their type: few enough that this loses no more
 /// than their own rounding.
@@ -303,15 +305,22 @@ unsafe fn write<A: Arch, T: Element, S: Source<T>>(
                 let values = source.values::<A>(place, few);
                 let image = S::image::<A>(values, about, factor, slope) + offset;
                 let to = part.first.add(place);
-                if few >= lanes {
+                if few >= lanes && !part.is_streamed {
                     T::store::<A>(image, to);
+                    continue;
+                }
+                let mut own = [T::default(); MAX_LANES];
+                T::store::<A>(image, own.as_mut_ptr());
+                if few >= lanes {
+                    stream(own.as_ptr(), to, lanes);
                 } else {
-                    let mut rest = [T::default(); MAX_LANES];
-                    T::store::<A>(image, rest.as_mut_ptr());
-                    to.copy_from_nonoverlapping(rest.as_ptr(), few);
+                    to.copy_from_nonoverlapping(own.as_ptr(), few);
                 }
             }
         }
+    }
+    if part.is_streamed {
+        end_streams();
     }
 }
 

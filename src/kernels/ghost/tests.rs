@@ -184,6 +184,33 @@ fn instruction_sets_and_threads_change_no_bit() {
 }
 
 #[test]
+fn a_batch_past_the_caches_gets_what_its_ghosts_get_each_by_itself() {
+    let [rows, channels, run] = [50, 4, 16_500];
+    let shape = Shape {
+        dtype: Float::F32,
+        rows,
+        channels,
+        run,
+        size: 16,
+    };
+    let len = rows * channels * run;
+    assert!(len * size_of::<f32>() >= STREAMED);
+    let [x, dy] = [1, 4].map(|seed| numbers(len, seed).iter().map(|&x| x as f32).collect::<Vec<_>>());
+    let (y, _, dx, _) = in_f32(&shape, &x, &dy, 2);
+    for ghost in 0..shape.ghosts() {
+        let rows = shape.rows_of(ghost);
+        let own = rows.start * channels * run..rows.end * channels * run;
+        let of_ghost = Shape {
+            rows: rows.len(),
+            size: rows.len(),
+            ..shape
+        };
+        let found = in_f32(&of_ghost, &x[own.clone()], &dy[own.clone()], 1);
+        assert!(y[own.clone()] == found.0 && dx[own] == found.2, "{ghost}");
+    }
+}
+
+#[test]
 fn a_first_row_far_from_the_others_costs_no_digits() {
     let shape = Shape {
         dtype: Float::F32,

@@ -34,6 +34,45 @@ pub fn prefetch_at<A: Arch, T>(at: *const T, count: usize) {
     }
 }
 
+/// Whether rows that begin here, so many bytes one after the other, can be [`stream`]ed to, a vector at a time.
+pub fn can_stream<T>(first: *const T, stride: usize) -> bool {
+    cfg!(target_arch = "x86_64") && (first as usize | stride) % 16 == 0
+}
+
+/// Copies `count` elements past the caches. Other threads see them after [`end_streams`].
+///
+/// # Safety
+/// As many are there, and room for as many, in memory for which [`can_stream`] holds; they are a multiple of 16 bytes.
+#[inline(always)]
+pub unsafe fn stream<T: Copy>(from: *const T, to: *mut T, count: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for place in (0..count * size_of::<T>()).step_by(16) {
+        // SAFETY: the caller's promise; SSE2 is part of x86-64.
+        unsafe {
+            use std::arch::x86_64::{_mm_loadu_si128, _mm_stream_si128};
+            _mm_stream_si128(
+                to.byte_add(place).cast(),
+                _mm_loadu_si128(from.byte_add(place).cast()),
+            );
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    // SAFETY: the caller's promise.
+    unsafe {
+        to.copy_from_nonoverlapping(from, count)
+    }
+}
+
+/// What was streamed is there for all threads that learn of it from this one.
+#[inline(always)]
+pub fn end_streams() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is part of x86-64.
+    unsafe {
+        std::arch::x86_64::_mm_sfence()
+    }
+}
+
 /// Code for any instruction set. It may use the vectors, or be plain code that the compiler turns into vector code.
 pub trait Routine {
     type Output;

@@ -23,7 +23,7 @@ mod pair;
 pub mod portable;
 
 pub use bits::{Bits, Noise};
-pub use dispatch::{Arch, Routine, dispatch, prefetch, prefetch_at};
+pub use dispatch::{Arch, Routine, can_stream, dispatch, end_streams, prefetch, prefetch_at, stream};
 pub use draw::{Distribution, draw};
 pub use pair::{EvenOdd, Halves, Order, Pair};
 
