@@ -13,7 +13,7 @@ mod threshold;
 
 use super::linear::ELEMENTS_PER_THREAD;
 use super::storage::{Float, with_type};
-use super::vector::{Arch, Routine, dispatch, prefetch_at};
+use super::vector::{Arch, Routine, dispatch};
 use crate::runtime::{Isa, Shared, pool};
 use element::{Element, Work};
 pub use entries::{Clip, Shrink};
@@ -25,11 +25,6 @@ pub use norm::L2Ball;
 pub use plane::Plane;
 pub use section::Section;
 pub use simplex::{L1Ball, Simplex};
-
-/// Numbers that are taken together where each is mapped by itself.
-const PIECE: usize = 128;
-/// Numbers between those and what is asked of memory meanwhile, of what is written, too.
-const AHEAD: usize = 1024;
 
 /// A function of a row.
 ///
@@ -171,8 +166,7 @@ pub struct Shape {
 
 impl Shape {
     /// Calls `work` with the first element and the number of elements of several rows at a time, and the length of
-    /// these as the map is to take them, of which the last may be shorter where it takes any. Results do not depend on
-    /// the threads, as each row is one task's.
+    /// these as the map is to take them. Results do not depend on the threads, as each row is one task's.
     fn for_rows<M: Map>(&self, _: &M, threads: usize, work: &(dyn Fn(usize, usize, usize) + Sync)) {
         assert!(self.len > 0, "rows without elements");
         let elements = self.rows * self.len;
@@ -182,7 +176,7 @@ impl Shape {
         pool::for_each(threads, rows.div_ceil(at_once), &|task| {
             let first = task * at_once;
             let count = at_once.min(rows - first) * len;
-            work(first * len, count, if M::BY_ENTRY { PIECE } else { len });
+            work(first * len, count, if M::BY_ENTRY { count } else { len });
         });
     }
 }
@@ -287,17 +281,13 @@ impl<M: Map, T: Element> Routine for Forward<'_, M, T> {
         let mut work = Work::default();
         match self.rows {
             Row::InPlace(rows) => {
-                for row in rows.chunks_mut(self.len) {
-                    ask_ahead::<A, M, T>(row);
+                for row in rows.chunks_exact_mut(self.len) {
                     T::forward::<A>(self.map, Row::InPlace(row), &mut work);
                 }
             }
             Row::Into(from, to) => {
-                for (number, to) in to.chunks_mut(self.len).enumerate() {
-                    let from = &from[number * self.len..][..to.len()];
-                    ask_ahead::<A, M, T>(from);
-                    ask_ahead::<A, M, T>(to);
-                    T::forward::<A>(self.map, Row::Into(from, to), &mut work);
+                for (number, to) in to.chunks_exact_mut(self.len).enumerate() {
+                    T::forward::<A>(self.map, Row::Into(row(from, number, self.len), to), &mut work);
                 }
             }
         }
@@ -319,26 +309,19 @@ impl<M: Map, T: Element> Routine for Products<'_, M, T> {
     #[inline(always)]
     unsafe fn run<A: Arch>(self) {
         let mut work = Work::default();
-        for (number, to) in self.to.chunks_mut(self.len).enumerate() {
-            let first = number * self.len;
+        for (number, to) in self.to.chunks_exact_mut(self.len).enumerate() {
             let (told, vector) = (
-                &self.told[first..][..to.len()],
-                &self.vectors[first..][..to.len()],
+                row(self.told, number, self.len),
+                row(self.vectors, number, self.len),
             );
-            ask_ahead::<A, M, T>(told);
-            ask_ahead::<A, M, T>(vector);
-            ask_ahead::<A, M, T>(to);
             T::product::<A>(self.map, told, vector, to, &mut work, self.transposed);
         }
     }
 }
 
-/// Asks for memory where so little is computed of each number that the CPU comes too late by itself.
 #[inline(always)]
-fn ask_ahead<A: Arch, M: Map, T>(piece: &[T]) {
-    if M::BY_ENTRY {
-        prefetch_at::<A, T>(piece.as_ptr().wrapping_add(AHEAD), PIECE);
-    }
+fn row<T>(rows: &[T], number: usize, len: usize) -> &[T] {
+    &rows[number * len..][..len]
 }
 
 #[cfg(test)]
