@@ -59,8 +59,10 @@ pub enum Lifetime {
     Lasting,
 }
 
+type Own = PyOnceLock<(Py<PyType>, FromPyObject)>;
+
 /// torch's own types, once each has been met: of nearly all tensors, what they are need not be asked again.
-static OWN: [(&str, PyOnceLock<(Py<PyType>, FromPyObject)>); 2] = [
+static OWN: [(&str, Own); 2] = [
     ("torch.Tensor", PyOnceLock::new()),
     ("torch.nn.parameter.Parameter", PyOnceLock::new()),
 ];
