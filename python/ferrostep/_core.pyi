@@ -336,10 +336,10 @@ class Map:
     def sorted(w: Any, slope: bool) -> Map:
         """SLOPE's proximal operator, or onto the permutahedron. Its Jacobian follows from the row."""
     def forward(self, x: Any, out: Any, dim: int, threads: int) -> None:
-        """Write the image of every row of ``x``; ``out`` may be ``x``."""
+        """Write the image of every row of ``x``; ``out`` is ``x``, or new: what it was, autograd is not told."""
 
     def product(self, told: Any, v: Any, out: Any, dim: int, threads: int, *, transposed: bool = False) -> None:
-        """Write the products of the rows of ``v`` with the Jacobians, or with these transposed.
+        """Write the products of the rows of ``v`` with the Jacobians, or with these transposed, to a new ``out``.
 
         ``told`` are the images where nothing else is said of the map, else the rows.
         """
@@ -386,6 +386,9 @@ def supported_isas() -> list[str]: ...
 def use_isa(name: str) -> None: ...
 def adopt_openmp() -> bool: ...
 def use_exchange_api(yes: bool) -> None: ...
+def lie_in_memory(tensors: tuple[Any, ...]) -> bool:
+    """Whether these are numbers as they lie in this machine's memory: not wrapped, not batched, not to be negated."""
+
 def orthogonal(
     forward: list[Any | None],
     backward: list[Any | None],

@@ -19,6 +19,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C import (
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
+from torch.autograd import _profiler_enabled, forward_ad  # type: ignore[attr-defined]
+from torch.compiler import is_compiling
 
 from ferrostep import _core
 from ferrostep.reference import checks
@@ -149,7 +157,7 @@ def _curvature(told: Tensor, v: Tensor, w: Tensor, name: str, numbers: list[floa
 
 
 def _image(x: Tensor, *of: Any) -> Tensor:
-    if is_direct(x) and not _is_profiled():
+    if is_direct(x) and not _profiler_enabled():
         way = _RecordedForward.apply if torch.is_grad_enabled() and x.requires_grad else _write_image
     else:
         way = _Forward.apply if checks.is_transformed() else _forward
@@ -158,7 +166,7 @@ def _image(x: Tensor, *of: Any) -> Tensor:
 
 
 def _product(told: Tensor, v: Tensor, *of: Any) -> Tensor:
-    if is_direct(told, v) and not _is_profiled():
+    if is_direct(told, v) and not _profiler_enabled():
         is_recorded = torch.is_grad_enabled() and (told.requires_grad or v.requires_grad)
         way = _RecordedProduct.apply if is_recorded else _write_product
     else:
@@ -170,34 +178,25 @@ def _product(told: Tensor, v: Tensor, *of: Any) -> Tensor:
 _TYPES = (Tensor, torch.nn.Parameter)
 
 
-def _keys(x: Tensor) -> int:
-    keys: int = torch._C._dispatch_keys(x).raw_repr()
-    return keys
-
-
-_PLAIN = {_keys(make(0, device="cpu")) for make in (torch.empty, torch.inference_mode()(torch.empty))}
-"""The keys of tensors that are neither wrapped, nor batched, nor to be negated when they are read."""
-
-
 def is_direct(*tensors: Tensor) -> bool:
-    """Whether these are tensors as they lie in memory, of which nobody but autograd is to learn what becomes."""
+    """Whether these are tensors as they lie in memory, of which nobody but autograd is to learn what becomes.
+
+    Large tensors leave neither Python nor torch in the caches, and then each function that is looked up and called here
+    takes as long as a hundred that are.
+    """
     if (
-        torch.compiler.is_compiling()
-        or checks.is_transformed()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._get_tracing_state()
+        is_compiling()
+        or forward_ad._current_level >= 0
+        or _are_functorch_transforms_active()
+        or _len_torch_dispatch_stack()
+        or _len_torch_function_stack()
+        or _get_tracing_state()
     ):
         return False
-    for x in tensors:  # noqa: SIM110 - a generator takes as long as all else here
-        if type(x) not in _TYPES or _keys(x) not in _PLAIN:
+    for x in tensors:
+        if type(x) not in _TYPES:
             return False
-    return True
-
-
-def _is_profiled() -> bool:
-    """Whether a profiler waits for the operators' names."""
-    return torch.autograd._profiler_enabled()  # type: ignore[attr-defined]
+    return _core.lie_in_memory(tensors)
 
 
 def _write_image(x: Tensor, vectors: Tensor | None, name: str, numbers: list[float] | None, dim: int) -> Tensor:
@@ -320,7 +319,7 @@ class _RecordedForward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
-        if torch.is_grad_enabled() or _is_profiled():
+        if torch.is_grad_enabled() or _profiler_enabled():
             return _forward_backward(ctx, v)
         told = ctx.saved_tensors[0]
         if not is_direct(told, v):

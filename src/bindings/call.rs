@@ -9,7 +9,7 @@ use super::errors::{Place, Problem, Refusal};
 use super::finish;
 pub use super::overlap::Owner;
 use super::overlap::{self, Claim};
-use super::reader::Reader;
+use super::reader::{Lifetime, Reader};
 use super::view::{Elements, View};
 use crate::kernels::storage::{Access, DType, Staged};
 
@@ -31,7 +31,7 @@ pub struct Role<'a> {
     elements: Elements,
     shape: Option<&'a [i64]>,
     dtype: Option<DType>,
-    is_state: bool,
+    lifetime: Lifetime,
     in_place: bool,
 }
 
@@ -42,7 +42,7 @@ impl<'a> Role<'a> {
             elements: Elements::Floats,
             shape: None,
             dtype: None,
-            is_state: false,
+            lifetime: Lifetime::Passing,
             in_place: false,
         }
     }
@@ -73,8 +73,14 @@ impl<'a> Role<'a> {
 
     /// A state: it comes again in the next step, and no graph of autograd has it.
     pub fn state(self) -> Self {
-        let is_state = true;
-        Role { is_state, ..self }
+        let lifetime = Lifetime::Lasting;
+        Role { lifetime, ..self }
+    }
+
+    /// Made for this call, so that no graph of autograd has it.
+    pub fn fresh(self) -> Self {
+        let lifetime = Lifetime::Fresh;
+        Role { lifetime, ..self }
     }
 
     /// One that is read and one that is written may be in the same place, element by element, if both have one number
@@ -147,7 +153,7 @@ impl<N: Names> Call<N> {
     /// The memory of a tensor that fits its role. It is valid while the call lives.
     pub fn take(&mut self, owner: Owner, tensor: &Bound<'_, PyAny>, role: &Role<'_>) -> PyResult<View> {
         let writes = role.access.writes();
-        let viewed = self.reader.view(role.elements, tensor, writes, role.is_state)?;
+        let viewed = self.reader.view(role.elements, tensor, writes, role.lifetime)?;
         let view = viewed.map_err(|problem| self.refuse(owner, *problem))?;
         if let Some(problem) = role.misfit(&view) {
             return Err(self.refuse(owner, problem));
@@ -159,7 +165,7 @@ impl<N: Names> Call<N> {
                 false => self.reads.push(claim),
             }
         }
-        if writes && !role.is_state && !tensor.is_instance_of::<PyUntypedArray>() {
+        if writes && role.lifetime == Lifetime::Passing && !tensor.is_instance_of::<PyUntypedArray>() {
             self.changed.push(tensor.clone().unbind());
         }
         self.taken.push(tensor.clone().unbind());

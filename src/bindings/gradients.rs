@@ -268,6 +268,7 @@ fn take<'a>(inputs: &'a [Named], outputs: &'a [Named]) -> PyResult<Lists<impl Na
         places: Vec::with_capacity(count),
         count,
     };
+    lists.call.reserve(inputs.len() * count, outputs.len() * count);
     for place in 0..count {
         let found = lists.find(&all, inputs.len(), place)?;
         lists.add(&found, inputs.len(), place);

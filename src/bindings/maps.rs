@@ -222,7 +222,7 @@ impl Map {
         }
     }
 
-    /// Calls `kernel` with tensors that are read and, last, the one that is written.
+    /// Calls `kernel` with tensors that are read and, last, the one that is written: one of them, or fresh.
     fn run(
         &self,
         py: Python<'_>,
@@ -241,6 +241,8 @@ impl Map {
         for (i, (_, tensor)) in tensors.iter().enumerate() {
             let role = Role::new(access(i)).like(views.first());
             let role = if in_place { role.in_place() } else { role };
+            let is_fresh = access(i) == Access::Writes && !tensors[0].1.is(*tensor);
+            let role = if is_fresh { role.fresh() } else { role };
             let view = call.take(Owner::new(i, 0), tensor, &role)?;
             views.push(view);
         }

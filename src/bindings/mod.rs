@@ -56,7 +56,7 @@ mod _core {
     #[pymodule_export]
     use super::orthogonal::{Schedule, orthogonalize};
     #[pymodule_export]
-    use super::reader::{Known, use_exchange_api};
+    use super::reader::{Known, lie_in_memory, use_exchange_api};
     #[pymodule_export]
     use super::rules::{CarriedRule, PyRule, SelectedRule, SimplexRule, hyperparameters, rules};
     #[pymodule_export]

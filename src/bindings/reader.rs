@@ -6,7 +6,8 @@ use numpy::npyffi::{NPY_ARRAY_ALIGNED, NPY_ARRAY_WRITEABLE};
 use numpy::{PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyType, PyWeakrefMethods, PyWeakrefReference};
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyTuple, PyType, PyWeakrefMethods, PyWeakrefReference};
 
 use super::dlpack::{self, FromPyObject};
 use super::errors::Problem;
@@ -48,6 +49,24 @@ impl Known {
     }
 }
 
+/// How long a tensor lives beside the call that it is read for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Lifetime {
+    /// Made for this very call.
+    Fresh,
+    Passing,
+    /// A state: it comes again in the next step.
+    Lasting,
+}
+
+type Own = PyOnceLock<(Py<PyType>, FromPyObject)>;
+
+/// torch's own types, once each has been met: of nearly all tensors, what they are need not be asked again.
+static OWN: [(&str, Own); 2] = [
+    ("torch.Tensor", PyOnceLock::new()),
+    ("torch.nn.parameter.Parameter", PyOnceLock::new()),
+];
+
 #[derive(Clone, Copy)]
 enum Kind {
     Exchange(FromPyObject),
@@ -63,6 +82,19 @@ static USE_EXCHANGE: AtomicBool = AtomicBool::new(true);
 #[pyfunction]
 pub fn use_exchange_api(yes: bool) {
     USE_EXCHANGE.store(yes, Ordering::Relaxed);
+}
+
+/// Whether all tensors are as they lie in memory; see `_core.pyi`.
+#[pyfunction]
+pub fn lie_in_memory(tensors: &Bound<'_, PyTuple>) -> PyResult<bool> {
+    let mut reader = Reader::default();
+    for tensor in tensors {
+        let viewed = reader.view(Elements::Floats, &tensor, false, Lifetime::Passing)?;
+        if viewed.is_err() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 impl Reader {
@@ -81,9 +113,9 @@ impl Reader {
         known.tensors = std::mem::take(&mut self.known);
     }
 
-    /// The memory of a tensor or array, to be written or only read. `lasting` tensors (states) are remembered from one
-    /// step to the next; of parameters, which may change their `.data`, only that they count their versions, and of
-    /// gradients, which come and go, nothing.
+    /// The memory of a tensor or array, to be written or only read. Lasting tensors are remembered from one step to the
+    /// next; of parameters, which may change their `.data`, only that they count their versions, and of gradients, which
+    /// come and go, nothing. Of fresh ones nothing is asked, as they are no views.
     ///
     /// The view is valid while the object lives, keeps its memory, and the reader lives. (Another thread that
     /// meanwhile replaces the memory, by `param.data = ...`, is the caller's mistake.)
@@ -93,7 +125,7 @@ impl Reader {
         elements: Elements,
         object: &Bound<'_, PyAny>,
         writable: bool,
-        lasting: bool,
+        lifetime: Lifetime,
     ) -> PyResult<Viewed> {
         let viewed = match self.kind(&object.get_type())? {
             Kind::Numpy => return numpy_view(elements, object.cast::<PyUntypedArray>()?, writable),
@@ -108,9 +140,11 @@ impl Reader {
                 view
             }
         };
-        let Ok(view) = viewed else {
-            return Ok(viewed);
+        let view = match viewed {
+            Ok(view) if lifetime != Lifetime::Fresh => view,
+            _ => return Ok(viewed),
         };
+        let lasting = lifetime == Lifetime::Lasting;
         let is_known = (lasting || writable) && self.remembers(object, &view);
         if is_known && lasting {
             return Ok(Ok(view));
@@ -153,6 +187,14 @@ impl Reader {
 
     #[inline]
     fn kind(&mut self, ty: &Bound<'_, PyType>) -> PyResult<Kind> {
+        if USE_EXCHANGE.load(Ordering::Relaxed) {
+            let known = OWN.iter().filter_map(|(_, known)| known.get(ty.py()));
+            for (own, from_object) in known {
+                if own.is(ty) {
+                    return Ok(Kind::Exchange(*from_object));
+                }
+            }
+        }
         match self.kinds.iter().find(|(known, _)| known.is(ty)) {
             Some((_, kind)) => Ok(*kind),
             None => self.learn(ty),
@@ -176,6 +218,12 @@ impl Reader {
         } else {
             Kind::Unknown
         };
+        if let Kind::Exchange(from_object) = kind {
+            let name = ty.fully_qualified_name()?;
+            if let Some((_, known)) = OWN.iter().find(|(own, _)| name == *own) {
+                let _ = known.set(py, (ty.clone().unbind(), from_object));
+            }
+        }
         self.kinds.push((ty.clone().unbind(), kind));
         Ok(kind)
     }

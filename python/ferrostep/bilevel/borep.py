@@ -229,7 +229,12 @@ class BOREP(TwoLevelOptimizer):
 
     def _z(self) -> list[Tensor]:
         """What the last step has left, or zeros."""
-        return [self.state.get(p, {}).get("z", torch.zeros_like(p)) for p in self.lower["params"]]
+        return self._kept("z", self.lower["params"])
+
+    def _kept(self, name: str, params: list[Tensor]) -> list[Tensor]:
+        """A state of each parameter, or zeros where there is none yet."""
+        states = [self.state.get(p, {}).get(name) for p in params]
+        return [torch.zeros_like(p) if s is None else s for p, s in zip(params, states, strict=True)]
 
     def _running(self, upper_closure: Closure, lower_closure: Closure) -> tuple[Losses, list[Tensor], list[Tensor]]:
         """One step of z, with both of its terms at the present y."""
@@ -250,7 +255,7 @@ class BOREP(TwoLevelOptimizer):
     def _move(self, direction: list[Tensor], keep: Callable[[float], None]) -> None:
         """Momentum and step; the new momentum takes the place of the direction, which is to be kept then."""
         params, momentum, lr = self.upper["params"], self.upper["momentum"], float(self.upper["lr"])
-        buffers = [self.state.get(p, {}).get("momentum_buffer", torch.zeros_like(p)) for p in params]
+        buffers = self._kept("momentum_buffer", params)
         if all(p.is_cpu for p in params):
             threads = torch.get_num_threads()
             call = partial(_core.normalized_step, buffers, direction, params, momentum, lr, threads)

@@ -57,6 +57,22 @@ impl Formula<2> for Blend {
     }
 }
 
+/// `x <- x - rate g` of two lists x and g.
+#[derive(Clone, Copy)]
+struct Move {
+    rate: f64,
+}
+
+impl Formula<2> for Move {
+    const WRITTEN: usize = 1;
+    const SQUARES: bool = false;
+
+    #[inline(always)]
+    fn of<V: Vector>(self, [x, g]: [V; 2]) -> [V; 2] {
+        [x - g * self.rate, g]
+    }
+}
+
 /// Normalized momentum, of three lists m, g and x: `g <- momentum m + (1 - momentum) g`, and `x <- x - lr g / norm(g)`,
 /// the norm of all tensors, unless it is 0 or not finite. The new momentum takes the gradient's place, so that the old
 /// one is there where the step is not to be made. Gives the norm.
@@ -68,9 +84,8 @@ pub unsafe fn normalized(positions: &[Position], momentum: f64, lr: f64, threads
     // SAFETY: the caller's promise.
     let norm = unsafe { apply(&blended, Blend { momentum }, threads) }.sqrt();
     if norm.is_finite() && norm > 0.0 {
-        // The sum is not needed, and costs nothing beside the memory.
         // SAFETY: as above.
-        unsafe { apply(&moved, Descend { alpha: lr / norm }, threads) };
+        unsafe { apply(&moved, Move { rate: lr / norm }, threads) };
     }
     norm
 }

@@ -1,12 +1,18 @@
 //! Formulas of some tensors' elements, several of which may be written in one pass, and the sum of squares of one: in
 //! f64 and in a fixed number of lanes, so that neither threads nor instruction sets change a bit.
 
+use std::ops::Range;
+
 use super::Element;
 use super::moments::{PARTS, total};
 use crate::kernels::vector::{
     Arch, Arithmetic, Double, MAX_LANES, Routine, Vector, WIDENED, dispatch, prefetch,
 };
 use crate::runtime::Isa;
+
+/// Elements that are written before their squares are summed, out of the first cache: of a vector that is still in a
+/// register the compiler takes the upper half apart, number by number.
+const TILE: usize = 128;
 
 /// Of the elements of `N` tensors at one place.
 pub trait Formula<const N: usize>: Copy + Send + Sync {
@@ -61,12 +67,9 @@ impl<T: Element, F: Formula<N>, const N: usize> Routine for Stretch<T, F, N> {
         } = self;
         let mut squares = Squares([A::F64::splat(0.0); PARTS]);
         let whole = len - len % MAX_LANES;
-        for i in (0..whole).step_by(MAX_LANES) {
-            for tensor in &tensors {
-                prefetch::<A, T>(tensor.cast_const().cast(), i, MAX_LANES);
-            }
+        for start in (0..whole).step_by(TILE) {
             // SAFETY: as many elements lie within the tensors.
-            unsafe { block::<A, T, F, N>(formula, &tensors, i, &mut squares) };
+            unsafe { tile::<A, T, F, N>(formula, &tensors, start..whole.min(start + TILE), &mut squares) };
         }
         if whole < len {
             // The last elements go through copies that are filled up with zeros.
@@ -80,7 +83,7 @@ impl<T: Element, F: Formula<N>, const N: usize> Routine for Stretch<T, F, N> {
                 }
                 let first = padded.as_mut_ptr();
                 let copies = std::array::from_fn(|n| first.add(n).cast());
-                block::<A, T, F, N>(formula, &copies, 0, &mut squares);
+                tile::<A, T, F, N>(formula, &copies, 0..MAX_LANES, &mut squares);
                 for (padded, tensor) in padded.iter().zip(&tensors).take(F::WRITTEN) {
                     let to = tensor.add(whole);
                     to.copy_from_nonoverlapping(padded.as_ptr(), rest);
@@ -94,6 +97,32 @@ impl<T: Element, F: Formula<N>, const N: usize> Routine for Stretch<T, F, N> {
     }
 }
 
+/// The elements of a range, and then the squares of what was written.
+///
+/// # Safety
+/// The pointers are valid for these elements, a multiple of [`MAX_LANES`]; those that are written for writing.
+#[inline(always)]
+unsafe fn tile<A: Arch, T: Element, F: Formula<N>, const N: usize>(
+    formula: F,
+    tensors: &[*mut T; N],
+    range: Range<usize>,
+    squares: &mut Squares<A::F64>,
+) {
+    for i in range.clone().step_by(MAX_LANES) {
+        for tensor in tensors {
+            prefetch::<A, T>(tensor.cast_const().cast(), i, MAX_LANES);
+        }
+        // SAFETY: the caller's promise, here and below.
+        unsafe { block::<A, T, F, N>(formula, tensors, i) };
+    }
+    if F::SQUARES {
+        for i in range.step_by(WIDENED) {
+            // SAFETY: as above.
+            unsafe { squares.add(tensors[0].add(i).cast_const()) };
+        }
+    }
+}
+
 /// The elements from number `at` on.
 ///
 /// # Safety
@@ -103,7 +132,6 @@ unsafe fn block<A: Arch, T: Element, F: Formula<N>, const N: usize>(
     formula: F,
     tensors: &[*mut T; N],
     at: usize,
-    squares: &mut Squares<A::F64>,
 ) {
     let lanes = <T::Combined as Arithmetic>::Vector::<A>::LANES;
     for i in (at..at + MAX_LANES).step_by(lanes) {
@@ -119,12 +147,6 @@ unsafe fn block<A: Arch, T: Element, F: Formula<N>, const N: usize>(
                 // SAFETY: as above.
                 unsafe { T::store::<A>(*result, tensors[n].add(i)) };
             }
-        }
-    }
-    if F::SQUARES {
-        for i in (at..at + MAX_LANES).step_by(WIDENED) {
-            // SAFETY: as above.
-            unsafe { squares.add(tensors[0].add(i).cast_const()) };
         }
     }
 }

@@ -219,6 +219,8 @@ def test_whoever_looks_on_sees_the_operators() -> None:
     x, f = sample((4, 6), torch.float32), projections.simplex
     leaf, v = x.clone().requires_grad_(), sample((4, 6), torch.float32, seed=1)
     assert maps.is_direct(x, leaf, torch.nn.Parameter(x), x.T)
+    for lazy in (x._neg_view(), torch._efficientzerotensor(4, 6), torch._to_functional_tensor(x)):
+        assert not maps.is_direct(x, lazy) and not maps.is_direct(lazy)
     with Seen() as seen:
         torch.autograd.grad(f(leaf), leaf, v)
     assert [name for name in seen.names if "map" in name] == ["ferrostep::map_forward", "ferrostep::map_product"]
