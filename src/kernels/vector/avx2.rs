@@ -432,6 +432,18 @@ impl Bits for U32 {
         })
     }
     #[inline(always)]
+    fn nearest_bf16(even: Self, odd: Self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe {
+            let upper = _mm256_blend_epi16::<0xaa>(_mm256_srli_epi32::<16>(even.0), odd.0);
+            let lower = _mm256_blend_epi16::<0xaa>(even.0, _mm256_slli_epi32::<16>(odd.0));
+            // Up from half of the last place on; where the number is even, only above it.
+            let is_even = _mm256_andnot_si256(upper, _mm256_set1_epi16(1));
+            let up = _mm256_srli_epi16::<15>(_mm256_subs_epu16(lower, is_even));
+            _mm256_add_epi16(upper, up)
+        })
+    }
+    #[inline(always)]
     fn compress(self, which: u32) -> Self {
         // SAFETY: the CPU has AVX2.
         Self(unsafe { _mm256_permutevar8x32_epi32(self.0, lanes(&CHOSEN[which as usize % 256])) })

@@ -418,6 +418,18 @@ impl Bits for U32 {
         })
     }
     #[inline(always)]
+    fn nearest_bf16(even: Self, odd: Self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe {
+            let upper = _mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_srli_epi32::<16>(even.0), odd.0);
+            let lower = _mm512_mask_blend_epi16(0xaaaa_aaaa, even.0, _mm512_slli_epi32::<16>(odd.0));
+            // Up from half of the last place on; where the number is even, only above it.
+            let is_even = _mm512_andnot_si512(upper, _mm512_set1_epi16(1));
+            let up = _mm512_srli_epi16::<15>(_mm512_subs_epu16(lower, is_even));
+            _mm512_add_epi16(upper, up)
+        })
+    }
+    #[inline(always)]
     fn compress(self, which: u32) -> Self {
         // SAFETY: the CPU has AVX-512.
         Self(unsafe { _mm512_maskz_compress_epi32(which as u16, self.0) })

@@ -28,6 +28,13 @@ pub trait Bits: Copy {
     fn sar<const BY: u32>(self) -> Self;
     /// `then` where `self` (with the sign bit clear) is greater than `than`, else `otherwise`.
     fn if_greater(self, than: u32, then: Self, otherwise: Self) -> Self;
+    /// The nearest bf16, ties to even, of f32 none of which is NaN: those of `even` in the lower halves, those of `odd` in
+    /// the upper.
+    #[inline(always)]
+    fn nearest_bf16(even: Self, odd: Self) -> Self {
+        let upper = nearest_of_number(odd).and(Self::splat(0xffff_0000));
+        nearest_of_number(even).shr::<16>().or(upper)
+    }
     /// The lanes whose bit in `which` is set, one after the other; what follows them means nothing.
     fn compress(self, which: u32) -> Self;
     /// The lanes of `packed`, one after the other, in the lanes whose bit in `which` is set; the others as they are.
@@ -103,16 +110,12 @@ const QUIET_NAN: u32 = 0x7fc0_0000;
 
 /// The nearest bf16, ties to even, in the upper half of each lane; NaN stays NaN.
 #[inline(always)]
-pub fn nearest_bf16<V: Single>(a: V, b: V) -> [V::Bits; 2] {
-    let (x, y) = (a.to_bits(), b.to_bits());
-    match V::any_nan(a, b) {
-        true => [quiet(x, nearest_of_number(x)), quiet(y, nearest_of_number(y))],
-        false => [nearest_of_number(x), nearest_of_number(y)],
-    }
+pub fn nearest_bf16<B: Bits>(x: B) -> B {
+    quiet(x, nearest_of_number(x))
 }
 
 #[inline(always)]
-fn nearest_of_number<B: Bits>(x: B) -> B {
+pub fn nearest_of_number<B: Bits>(x: B) -> B {
     let odd = x.shr::<16>().and(B::splat(1));
     x.add(B::splat(0x7fff)).add(odd)
 }
@@ -155,10 +158,10 @@ pub fn dithered_bf16<V: Single>(a: V, b: V, noise: [V::Bits; 2]) -> [V::Bits; 2]
     let special = V::any_nan(a - a, b - b);
     match special {
         true => {
-            let [x, y] = nearest_bf16(a, b);
+            let (x, y) = (a.to_bits(), b.to_bits());
             [
-                if_finite(a.to_bits(), dithered[0], x),
-                if_finite(b.to_bits(), dithered[1], y),
+                if_finite(x, dithered[0], nearest_bf16(x)),
+                if_finite(y, dithered[1], nearest_bf16(y)),
             ]
         }
         false => dithered,

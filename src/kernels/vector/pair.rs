@@ -26,6 +26,12 @@ pub trait Order: Copy {
     /// `to` is valid for writing as many elements as both have lanes.
     unsafe fn store<B: Bits>(both: [B; 2], to: *mut u16);
 
+    /// Writes the nearest bf16 of f32 none of which is NaN.
+    ///
+    /// # Safety
+    /// As for [`Order::store`].
+    unsafe fn store_nearest<B: Bits>(both: [B; 2], to: *mut u16);
+
     /// 16 random bits for each lane, in the lower halves; what is above them means nothing.
     fn draw<B: Bits>(noise: Noise) -> [B; 2];
 
@@ -58,6 +64,11 @@ impl Order for Halves {
         unsafe { B::store_upper_u16(first, second, to) }
     }
     #[inline(always)]
+    unsafe fn store_nearest<B: Bits>(both: [B; 2], to: *mut u16) {
+        // SAFETY: the caller's promise.
+        unsafe { Self::store(both.map(bits::nearest_of_number), to) }
+    }
+    #[inline(always)]
     fn draw<B: Bits>(noise: Noise) -> [B; 2] {
         let mut halves = [0_u16; MAX_LANES];
         // SAFETY: there is room for the longest vector; both loads read what was stored.
@@ -86,6 +97,11 @@ impl Order for EvenOdd {
     unsafe fn store<B: Bits>([even, odd]: [B; 2], to: *mut u16) {
         // SAFETY: the caller's promise.
         unsafe { even.shr::<16>().or(odd.and(upper())).store_u32(to.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn store_nearest<B: Bits>([even, odd]: [B; 2], to: *mut u16) {
+        // SAFETY: the caller's promise.
+        unsafe { B::nearest_bf16(even, odd).store_u32(to.cast()) }
     }
     #[inline(always)]
     fn draw<B: Bits>(noise: Noise) -> [B; 2] {
@@ -268,8 +284,14 @@ impl<O: Order> Stored<InF32<O>> for bf16 {
     }
     #[inline(always)]
     unsafe fn store<A: Arch>(value: Pair<A::F32, O>, to: *mut Self) {
+        let (x, y) = (value.0.to_bits(), value.1.to_bits());
         // SAFETY: the caller's promise is the same.
-        unsafe { O::store(bits::nearest_bf16(value.0, value.1), to.cast()) }
+        unsafe {
+            match A::F32::any_nan(value.0, value.1) {
+                true => O::store([bits::nearest_bf16(x), bits::nearest_bf16(y)], to.cast()),
+                false => O::store_nearest([x, y], to.cast()),
+            }
+        }
     }
     #[inline(always)]
     unsafe fn store_dithered<A: Arch>(value: Pair<A::F32, O>, to: *mut Self, noise: Noise) {
