@@ -1,10 +1,11 @@
 //! The loop over the elements of a block, for every instruction set and storage type.
 
 use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 use half::bf16;
 
-use super::{Rule, norms};
+use super::{BEGUN, Rule, norms};
 use crate::kernels::linear::Norms;
 use crate::kernels::storage::{Buffers, Float};
 use crate::kernels::vector::{
@@ -47,6 +48,10 @@ impl<const N: usize> Span<N> {
 /// elements around them wait for memory, so many that a call costs little. See `benchmarks/README.md`.
 const STRETCH: usize = 128;
 const _: () = assert!(STRETCH.is_multiple_of(MAX_LANES) && STRETCH.is_multiple_of(WIDENED));
+
+/// Room for what is begun in a stretch.
+#[repr(align(64))]
+struct Room([[f64; STRETCH]; BEGUN]);
 
 /// Applies a rule to a span, adds its gradient to the norms, if there are any, and returns what the rule counted.
 ///
@@ -231,13 +236,32 @@ where
         let (rule, Sweep { span, mut norms, .. }) = self;
         let lanes = F::Vector::<A>::LANES;
         let whole = span.len - span.len % lanes;
+        let mut room = MaybeUninit::<Room>::uninit();
         let mut counted = 0;
         for start in (0..span.len).step_by(STRETCH) {
             let end = start + STRETCH;
-            for i in (start..end.min(whole)).step_by(lanes) {
-                Sweep::<F, P, S, M, R, N>::prefetch::<A>(&span, i);
-                // SAFETY: a whole vector at `i` lies within the span.
-                counted += unsafe { Sweep::<F, P, S, M, R, N>::update::<A>(&rule, &span, i) };
+            let places = (start..end.min(whole)).step_by(lanes);
+            if R::IN_TWO_PARTS && size_of::<P>() == 2 {
+                let room: *mut [F::Vector<A>; BEGUN] = room.as_mut_ptr().cast();
+                for (k, i) in places.clone().enumerate() {
+                    Sweep::<F, P, S, M, R, N>::prefetch::<A>(&span, i);
+                    // SAFETY: a whole vector at `i` lies within the span, and there is room for a stretch of them.
+                    unsafe {
+                        let (begun, count) = Sweep::<F, P, S, M, R, N>::begin::<A>(&rule, &span, i);
+                        room.add(k).write(begun);
+                        counted += count;
+                    }
+                }
+                for (k, i) in places.enumerate() {
+                    // SAFETY: as above, and what is read has been written.
+                    unsafe { M::write::<A, N>(rule.finish(room.add(k).read()), &span, i) };
+                }
+            } else {
+                for i in places {
+                    Sweep::<F, P, S, M, R, N>::prefetch::<A>(&span, i);
+                    // SAFETY: a whole vector at `i` lies within the span.
+                    counted += unsafe { Sweep::<F, P, S, M, R, N>::update::<A>(&rule, &span, i) };
+                }
             }
             if let Some(norms) = norms.as_deref_mut() {
                 let from = span.grad.wrapping_add(start * span.grad_dtype.size());
@@ -278,6 +302,29 @@ where
         F::prefetch::<A>(span.grad, span.grad_dtype, i);
         for state in span.state {
             prefetch::<A, S>(state, i, lanes);
+        }
+    }
+
+    /// Updates one vector's states and returns what is left to do, and what the rule counted.
+    ///
+    /// # Safety
+    /// As for [`Kernel`], with a whole vector at `i` within the span.
+    #[inline(always)]
+    unsafe fn begin<A: Arch>(rule: &R, span: &Span<N>, i: usize) -> ([F::Vector<A>; BEGUN], u32) {
+        // SAFETY: the caller's promise is the same.
+        unsafe {
+            let param = M::read::<A, N>(span, i);
+            let grad = F::load::<A>(span.grad, span.grad_dtype, i) * span.scale;
+            // A loop, as a closure would not always be inlined, and by itself lacks the instruction set.
+            let mut state = [F::Vector::<A>::splat(0.0); N];
+            for (value, pointer) in state.iter_mut().zip(span.state) {
+                *value = S::load::<A>(pointer.cast::<S>().add(i));
+            }
+            let (begun, state) = rule.begin(param, grad, state);
+            for (value, pointer) in state.into_iter().zip(span.state).take(R::WRITES_STATES) {
+                S::store::<A>(value, pointer.cast::<S>().add(i));
+            }
+            (begun, if R::COUNTS { rule.count(state) } else { 0 })
         }
     }
 
