@@ -124,8 +124,7 @@ pub trait Rule<const N: usize>: Copy + Send + Sync + 'static {
     /// Whether there is code of its own for numbers in 16 bits, rather than for those that [`tiles`] makes of them: the
     /// last fifth of speed, for ten times the time of building.
     const IN_16_BITS: bool = false;
-    /// Whether an update of numbers in 16 bits is begun for some vectors before any of them is finished: see
-    /// [`Rule::begin`].
+    /// Whether an update in 16 bits may be begun for some vectors before any of them is finished: see [`Rule::begin`].
     const IN_TWO_PARTS: bool = false;
     /// Whether elements are counted.
     const COUNTS: bool = false;
@@ -141,14 +140,14 @@ pub trait Rule<const N: usize>: Copy + Send + Sync + 'static {
     /// The new parameter and state from the old ones and the gradient.
     fn update<V: Vector>(&self, param: V, grad: V, state: [V; N]) -> (V, [V; N]);
 
-    /// With `IN_TWO_PARTS`: what the new parameter is made of, and the new state. Where a quotient waits for a root, the
-    /// root is to be the end of this part, so that neither is waited for.
+    /// With `IN_TWO_PARTS`: the first part of [`Rule::update`], with the new state. Where a quotient waits for a root, that
+    /// is its end.
     fn begin<V: Vector>(&self, param: V, grad: V, state: [V; N]) -> ([V; BEGUN], [V; N]) {
         let (param, state) = self.update(param, grad, state);
         ([param; BEGUN], state)
     }
 
-    /// With `IN_TWO_PARTS`: the new parameter from what [`Rule::begin`] gave.
+    /// With `IN_TWO_PARTS`: the second part, from what the first one gave.
     fn finish<V: Vector>(&self, [param, ..]: [V; BEGUN]) -> V {
         param
     }

@@ -241,15 +241,16 @@ where
         for start in (0..span.len).step_by(STRETCH) {
             let end = start + STRETCH;
             let places = (start..end.min(whole)).step_by(lanes);
-            if R::IN_TWO_PARTS && size_of::<P>() == 2 {
+            if R::IN_TWO_PARTS && A::IN_PARTS && size_of::<P>() == 2 {
                 let room: *mut [F::Vector<A>; BEGUN] = room.as_mut_ptr().cast();
                 for (k, i) in places.clone().enumerate() {
                     Sweep::<F, P, S, M, R, N>::prefetch::<A>(&span, i);
                     // SAFETY: a whole vector at `i` lies within the span, and there is room for a stretch of them.
                     unsafe {
-                        let (begun, count) = Sweep::<F, P, S, M, R, N>::begin::<A>(&rule, &span, i);
+                        let (param, grad, state) = Sweep::<F, P, S, M, R, N>::read::<A>(&span, i);
+                        let (begun, state) = rule.begin(param, grad, state);
+                        counted += Sweep::<F, P, S, M, R, N>::write_state::<A>(&rule, state, &span, i);
                         room.add(k).write(begun);
-                        counted += count;
                     }
                 }
                 for (k, i) in places.enumerate() {
@@ -305,29 +306,6 @@ where
         }
     }
 
-    /// Updates one vector's states and returns what is left to do, and what the rule counted.
-    ///
-    /// # Safety
-    /// As for [`Kernel`], with a whole vector at `i` within the span.
-    #[inline(always)]
-    unsafe fn begin<A: Arch>(rule: &R, span: &Span<N>, i: usize) -> ([F::Vector<A>; BEGUN], u32) {
-        // SAFETY: the caller's promise is the same.
-        unsafe {
-            let param = M::read::<A, N>(span, i);
-            let grad = F::load::<A>(span.grad, span.grad_dtype, i) * span.scale;
-            // A loop, as a closure would not always be inlined, and by itself lacks the instruction set.
-            let mut state = [F::Vector::<A>::splat(0.0); N];
-            for (value, pointer) in state.iter_mut().zip(span.state) {
-                *value = S::load::<A>(pointer.cast::<S>().add(i));
-            }
-            let (begun, state) = rule.begin(param, grad, state);
-            for (value, pointer) in state.into_iter().zip(span.state).take(R::WRITES_STATES) {
-                S::store::<A>(value, pointer.cast::<S>().add(i));
-            }
-            (begun, if R::COUNTS { rule.count(state) } else { 0 })
-        }
-    }
-
     /// Updates one vector and returns what the rule counted.
     ///
     /// # Safety
@@ -336,6 +314,26 @@ where
     unsafe fn update<A: Arch>(rule: &R, span: &Span<N>, i: usize) -> u32 {
         // SAFETY: the caller's promise is the same.
         unsafe {
+            let (param, grad, state) = Self::read::<A>(span, i);
+            let (param, state) = rule.update(param, grad, state);
+            // The states first, as they are known before the parameter: with AdamW in bf16 up to 8% less on AVX2.
+            let counted = Self::write_state::<A>(rule, state, span, i);
+            if R::WRITES_PARAM {
+                M::write::<A, N>(param, span, i);
+            }
+            counted
+        }
+    }
+
+    /// The parameter, gradient and state of one vector.
+    ///
+    /// # Safety
+    /// As for [`Sweep::update`].
+    #[inline(always)]
+    #[allow(clippy::type_complexity)]
+    unsafe fn read<A: Arch>(span: &Span<N>, i: usize) -> (F::Vector<A>, F::Vector<A>, [F::Vector<A>; N]) {
+        // SAFETY: the caller's promise is the same.
+        unsafe {
             let param = M::read::<A, N>(span, i);
             let grad = F::load::<A>(span.grad, span.grad_dtype, i) * span.scale;
             // A loop, as a closure would not always be inlined, and by itself lacks the instruction set.
@@ -343,17 +341,22 @@ where
             for (value, pointer) in state.iter_mut().zip(span.state) {
                 *value = S::load::<A>(pointer.cast::<S>().add(i));
             }
-            let (param, state) = rule.update(param, grad, state);
-            // The states first, as they are known before the parameter: with AdamW in bf16 up to 8% less on AVX2.
-            // By value: kept in memory meanwhile, plain arrays of lanes become vector code; by index they do not.
-            for (value, pointer) in state.into_iter().zip(span.state).take(R::WRITES_STATES) {
-                S::store::<A>(value, pointer.cast::<S>().add(i));
-            }
-            if R::WRITES_PARAM {
-                M::write::<A, N>(param, span, i);
-            }
-            if R::COUNTS { rule.count(state) } else { 0 }
+            (param, grad, state)
         }
+    }
+
+    /// Writes the state of one vector and returns what the rule counts.
+    ///
+    /// # Safety
+    /// As for [`Sweep::update`].
+    #[inline(always)]
+    unsafe fn write_state<A: Arch>(rule: &R, state: [F::Vector<A>; N], span: &Span<N>, i: usize) -> u32 {
+        // By value: kept in memory meanwhile, plain arrays of lanes become vector code; by index they do not.
+        for (value, pointer) in state.into_iter().zip(span.state).take(R::WRITES_STATES) {
+            // SAFETY: the caller's promise is the same.
+            unsafe { S::store::<A>(value, pointer.cast::<S>().add(i)) };
+        }
+        if R::COUNTS { rule.count(state) } else { 0 }
     }
 
     /// Updates the last elements, fewer than a vector, through copies that are a vector long: the same instructions as
