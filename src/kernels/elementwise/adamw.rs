@@ -86,7 +86,6 @@ impl AdamWRule {
 
 impl Rule<2> for AdamWRule {
     const IN_16_BITS: bool = true;
-
     const IN_TWO_PARTS: bool = true;
 
     #[inline(always)]

@@ -51,7 +51,7 @@ const _: () = assert!(STRETCH.is_multiple_of(MAX_LANES) && STRETCH.is_multiple_o
 
 /// Room for what is begun in a stretch.
 #[repr(align(64))]
-struct Room([[f64; STRETCH]; BEGUN]);
+struct Room(MaybeUninit<[[f64; STRETCH]; BEGUN]>);
 
 /// Applies a rule to a span, adds its gradient to the norms, if there are any, and returns what the rule counted.
 ///
@@ -236,13 +236,13 @@ where
         let (rule, Sweep { span, mut norms, .. }) = self;
         let lanes = F::Vector::<A>::LANES;
         let whole = span.len - span.len % lanes;
-        let mut room = MaybeUninit::<Room>::uninit();
+        let mut room = Room(MaybeUninit::uninit());
         let mut counted = 0;
         for start in (0..span.len).step_by(STRETCH) {
             let end = start + STRETCH;
             let places = (start..end.min(whole)).step_by(lanes);
             if R::IN_TWO_PARTS && A::IN_PARTS && size_of::<P>() == 2 {
-                let room: *mut [F::Vector<A>; BEGUN] = room.as_mut_ptr().cast();
+                let room: *mut [F::Vector<A>; BEGUN] = room.0.as_mut_ptr().cast();
                 for (k, i) in places.clone().enumerate() {
                     Sweep::<F, P, S, M, R, N>::prefetch::<A>(&span, i);
                     // SAFETY: a whole vector at `i` lies within the span, and there is room for a stretch of them.
@@ -330,7 +330,6 @@ where
     /// # Safety
     /// As for [`Sweep::update`].
     #[inline(always)]
-    #[allow(clippy::type_complexity)]
     unsafe fn read<A: Arch>(span: &Span<N>, i: usize) -> (F::Vector<A>, F::Vector<A>, [F::Vector<A>; N]) {
         // SAFETY: the caller's promise is the same.
         unsafe {
