@@ -3,7 +3,7 @@
 //! are those of torch.optim.AdamW.
 
 use super::terms::{Decay, bias_correction, moments};
-use super::{Hyperparameters, Rule, hyperparameters};
+use super::{BEGUN, Hyperparameters, Rule, hyperparameters};
 use crate::kernels::vector::Vector;
 
 hyperparameters! {
@@ -79,18 +79,30 @@ impl AdamWRule {
     }
 
     #[inline(always)]
-    fn descend<V: Vector>(&self, p: V, m: V, v: V) -> V {
-        p + (m * -self.step_size) / (v.sqrt() * self.inverse_sqrt_bias2 + self.options.eps)
+    fn descend<V: Vector>(&self, p: V, m: V, root: V) -> V {
+        p + (m * -self.step_size) / (root * self.inverse_sqrt_bias2 + self.options.eps)
     }
 }
 
 impl Rule<2> for AdamWRule {
     const IN_16_BITS: bool = true;
+    const IN_TWO_PARTS: bool = true;
 
     #[inline(always)]
-    fn update<V: Vector>(&self, p: V, g: V, [m, v]: [V; 2]) -> (V, [V; 2]) {
+    fn update<V: Vector>(&self, p: V, g: V, state: [V; 2]) -> (V, [V; 2]) {
+        let (begun, state) = self.begin(p, g, state);
+        (self.finish(begun), state)
+    }
+
+    #[inline(always)]
+    fn begin<V: Vector>(&self, p: V, g: V, [m, v]: [V; 2]) -> ([V; BEGUN], [V; 2]) {
         let (p, m, v) = self.moments(p, g, m, v);
-        (self.descend(p, m, v), [m, v])
+        ([p, m, v.sqrt()], [m, v])
+    }
+
+    #[inline(always)]
+    fn finish<V: Vector>(&self, [p, m, root]: [V; BEGUN]) -> V {
+        self.descend(p, m, root)
     }
 }
 
@@ -99,6 +111,6 @@ impl Rule<3> for AmsGradRule {
     fn update<V: Vector>(&self, p: V, g: V, [m, v, max_v]: [V; 3]) -> (V, [V; 3]) {
         let (p, m, v) = self.0.moments(p, g, m, v);
         let max_v = max_v.max(v);
-        (self.0.descend(p, m, max_v), [m, v, max_v])
+        (self.0.descend(p, m, max_v.sqrt()), [m, v, max_v])
     }
 }

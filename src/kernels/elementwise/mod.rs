@@ -113,6 +113,9 @@ rules! {
     storm::StormAdaptive,
 }
 
+/// Vectors that go from [`Rule::begin`] to [`Rule::finish`].
+const BEGUN: usize = 3;
+
 /// What happens to one element that has `N` numbers of state.
 pub trait Rule<const N: usize>: Copy + Send + Sync + 'static {
     /// Whether the parameter is written, and how many of the states are, from the first on; the others are only read.
@@ -121,6 +124,8 @@ pub trait Rule<const N: usize>: Copy + Send + Sync + 'static {
     /// Whether there is code of its own for numbers in 16 bits, rather than for those that [`tiles`] makes of them: the
     /// last fifth of speed, for ten times the time of building.
     const IN_16_BITS: bool = false;
+    /// Whether an update in 16 bits may be begun for some vectors before any of them is finished: see [`Rule::begin`].
+    const IN_TWO_PARTS: bool = false;
     /// Whether elements are counted.
     const COUNTS: bool = false;
     /// What the rule has to know the sum of, over its tensor or over several, before the first element is updated.
@@ -134,6 +139,18 @@ pub trait Rule<const N: usize>: Copy + Send + Sync + 'static {
 
     /// The new parameter and state from the old ones and the gradient.
     fn update<V: Vector>(&self, param: V, grad: V, state: [V; N]) -> (V, [V; N]);
+
+    /// With `IN_TWO_PARTS`: the first part of [`Rule::update`], with the new state. Where a quotient waits for a root, that
+    /// is its end.
+    fn begin<V: Vector>(&self, param: V, grad: V, state: [V; N]) -> ([V; BEGUN], [V; N]) {
+        let (param, state) = self.update(param, grad, state);
+        ([param; BEGUN], state)
+    }
+
+    /// With `IN_TWO_PARTS`: the second part, from what the first one gave.
+    fn finish<V: Vector>(&self, [param, ..]: [V; BEGUN]) -> V {
+        param
+    }
 
     /// With `COUNTS`: how many elements of a vector are to be counted, from their new state; none where all is 0.
     fn count<V: Vector>(&self, _state: [V; N]) -> u32 {

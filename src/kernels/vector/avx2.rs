@@ -15,6 +15,8 @@ impl Arch for Avx2 {
     type F32 = F32;
     type F64 = F64;
 
+    const IN_PARTS: bool = true;
+
     #[inline(always)]
     fn prefetch(at: *const u8) {
         // SAFETY: every x86-64 CPU has it, and it reads nothing that the program sees.
@@ -432,6 +434,18 @@ impl Bits for U32 {
         })
     }
     #[inline(always)]
+    fn nearest_of_numbers(self, second: Self) -> Self {
+        // SAFETY: the CPU has AVX2.
+        Self(unsafe {
+            let upper = _mm256_blend_epi16::<0xaa>(_mm256_srli_epi32::<16>(self.0), second.0);
+            let lower = _mm256_blend_epi16::<0xaa>(self.0, _mm256_slli_epi32::<16>(second.0));
+            // Up from half of the last place on; where the number is even, only above it.
+            let is_even = _mm256_andnot_si256(upper, _mm256_set1_epi16(1));
+            let up = _mm256_srli_epi16::<15>(_mm256_subs_epu16(lower, is_even));
+            _mm256_add_epi16(upper, up)
+        })
+    }
+    #[inline(always)]
     fn compress(self, which: u32) -> Self {
         // SAFETY: the CPU has AVX2.
         Self(unsafe { _mm256_permutevar8x32_epi32(self.0, lanes(&CHOSEN[which as usize % 256])) })
@@ -483,16 +497,15 @@ impl Bits for U32 {
         }
     }
     #[inline(always)]
-    unsafe fn store_upper_u16(first: Self, second: Self, to: *mut u16) {
+    unsafe fn store_halves(self, to: *mut u16) {
         // SAFETY: the CPU has AVX2; the caller's promise covers the sixteen elements.
         unsafe {
-            let (first, second) = (
-                _mm256_srli_epi32::<16>(first.0),
-                _mm256_srli_epi32::<16>(second.0),
-            );
-            // Packing works within 128-bit halves: put the quarters in order.
-            let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(first, second));
-            _mm256_storeu_si256(to.cast(), packed);
+            // Shuffling works within 128 bits: put the quarters in order.
+            let order = _mm256_broadcastsi128_si256(_mm_setr_epi8(
+                0, 1, 4, 5, 8, 9, 12, 13, 2, 3, 6, 7, 10, 11, 14, 15,
+            ));
+            let apart = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_shuffle_epi8(self.0, order));
+            _mm256_storeu_si256(to.cast(), apart);
         }
     }
 }

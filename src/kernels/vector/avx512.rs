@@ -14,6 +14,8 @@ impl Arch for Avx512 {
     type F32 = F32;
     type F64 = F64;
 
+    const IN_PARTS: bool = false;
+
     #[inline(always)]
     fn prefetch(at: *const u8) {
         // SAFETY: every x86-64 CPU has it, and it reads nothing that the program sees.
@@ -418,6 +420,18 @@ impl Bits for U32 {
         })
     }
     #[inline(always)]
+    fn nearest_of_numbers(self, second: Self) -> Self {
+        // SAFETY: the CPU has AVX-512.
+        Self(unsafe {
+            let upper = _mm512_mask_blend_epi16(0xaaaa_aaaa, _mm512_srli_epi32::<16>(self.0), second.0);
+            let lower = _mm512_mask_blend_epi16(0xaaaa_aaaa, self.0, _mm512_slli_epi32::<16>(second.0));
+            // Up from half of the last place on; where the number is even, only above it.
+            let is_even = _mm512_andnot_si512(upper, _mm512_set1_epi16(1));
+            let up = _mm512_srli_epi16::<15>(_mm512_subs_epu16(lower, is_even));
+            _mm512_add_epi16(upper, up)
+        })
+    }
+    #[inline(always)]
     fn compress(self, which: u32) -> Self {
         // SAFETY: the CPU has AVX-512.
         Self(unsafe { _mm512_maskz_compress_epi32(which as u16, self.0) })
@@ -463,15 +477,15 @@ impl Bits for U32 {
         unsafe { _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(self.0)) }
     }
     #[inline(always)]
-    unsafe fn store_upper_u16(first: Self, second: Self, to: *mut u16) {
+    unsafe fn store_halves(self, to: *mut u16) {
         // SAFETY: the CPU has AVX-512; the caller's promise covers the 32 elements.
         unsafe {
             // Every second word; a narrowing store (vpmovdw) is several times slower on Zen 4.
-            let odd = _mm512_set_epi16(
-                63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, //
-                31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1,
+            let order = _mm512_set_epi16(
+                31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1, //
+                30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0,
             );
-            _mm512_storeu_si512(to.cast(), _mm512_permutex2var_epi16(first.0, odd, second.0));
+            _mm512_storeu_si512(to.cast(), _mm512_permutexvar_epi16(order, self.0));
         }
     }
 }

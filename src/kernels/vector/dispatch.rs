@@ -10,6 +10,10 @@ pub trait Arch: 'static {
     type F32: Single;
     type F64: Double;
 
+    /// Whether a chain of a root, a quotient and conversions is longer than what a CPU keeps in flight, so that it is better
+    /// gone through in parts: see `benchmarks/README.md`.
+    const IN_PARTS: bool;
+
     /// Asks for the memory at `at`, of which nothing is promised, before it is read.
     fn prefetch(at: *const u8);
 }

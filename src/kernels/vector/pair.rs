@@ -20,11 +20,12 @@ pub trait Order: Copy {
     /// `from` is valid for reading as many elements as both have lanes.
     unsafe fn load<B: Bits>(from: *const u16) -> [B; 2];
 
-    /// Writes the upper halves.
+    /// Writes 16 bits for each lane: the lower halves are those of the first register, the upper halves those of the
+    /// second.
     ///
     /// # Safety
     /// `to` is valid for writing as many elements as both have lanes.
-    unsafe fn store<B: Bits>(both: [B; 2], to: *mut u16);
+    unsafe fn store<B: Bits>(both: B, to: *mut u16);
 
     /// 16 random bits for each lane, in the lower halves; what is above them means nothing.
     fn draw<B: Bits>(noise: Noise) -> [B; 2];
@@ -53,9 +54,9 @@ impl Order for Halves {
         }
     }
     #[inline(always)]
-    unsafe fn store<B: Bits>([first, second]: [B; 2], to: *mut u16) {
+    unsafe fn store<B: Bits>(both: B, to: *mut u16) {
         // SAFETY: the caller's promise.
-        unsafe { B::store_upper_u16(first, second, to) }
+        unsafe { both.store_halves(to) }
     }
     #[inline(always)]
     fn draw<B: Bits>(noise: Noise) -> [B; 2] {
@@ -79,13 +80,12 @@ impl Order for EvenOdd {
     #[inline(always)]
     unsafe fn load<B: Bits>(from: *const u16) -> [B; 2] {
         // SAFETY: the caller's promise.
-        let both = unsafe { B::load_u32(from.cast()) };
-        [both.shl::<16>(), both.and(upper())]
+        bits::apart(unsafe { B::load_u32(from.cast()) })
     }
     #[inline(always)]
-    unsafe fn store<B: Bits>([even, odd]: [B; 2], to: *mut u16) {
+    unsafe fn store<B: Bits>(both: B, to: *mut u16) {
         // SAFETY: the caller's promise.
-        unsafe { even.shr::<16>().or(odd.and(upper())).store_u32(to.cast()) }
+        unsafe { both.store_u32(to.cast()) }
     }
     #[inline(always)]
     fn draw<B: Bits>(noise: Noise) -> [B; 2] {
@@ -106,11 +106,6 @@ impl Order for EvenOdd {
             [V::load_f32(apart[0].as_ptr()), V::load_f32(apart[1].as_ptr())]
         }
     }
-}
-
-#[inline(always)]
-fn upper<B: Bits>() -> B {
-    B::splat(0xffff_0000)
 }
 
 impl<V, O> Pair<V, O> {
@@ -275,7 +270,7 @@ impl<O: Order> Stored<InF32<O>> for bf16 {
     unsafe fn store_dithered<A: Arch>(value: Pair<A::F32, O>, to: *mut Self, noise: Noise) {
         let dithered = bits::dithered_bf16(value.0, value.1, O::draw(noise));
         // SAFETY: the caller's promise is the same.
-        unsafe { O::store(dithered, to.cast()) }
+        unsafe { O::store(bits::upper_halves(dithered), to.cast()) }
     }
 }
 
@@ -319,8 +314,8 @@ impl<V: Single, O: Order> Pair<V, O> {
         let (first, second) = (bits::split(self.0.to_bits()), bits::split(self.1.to_bits()));
         // SAFETY: the caller's promise is the same.
         unsafe {
-            O::store([first.0, second.0], nearest.cast());
-            O::store([first.1, second.1], rest.cast());
+            O::store(bits::upper_halves([first.0, second.0]), nearest.cast());
+            O::store(bits::upper_halves([first.1, second.1]), rest.cast());
         }
     }
 }

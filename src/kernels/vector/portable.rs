@@ -15,6 +15,8 @@ impl Arch for Portable {
     type F32 = F32;
     type F64 = F64;
 
+    const IN_PARTS: bool = false;
+
     #[inline(always)]
     fn prefetch(_at: *const u8) {}
 }
@@ -381,11 +383,11 @@ impl Bits for U32 {
         unsafe { self.map(|x| x as u16).write(to) }
     }
     #[inline(always)]
-    unsafe fn store_upper_u16(first: Self, second: Self, to: *mut u16) {
+    unsafe fn store_halves(self, to: *mut u16) {
         // SAFETY: the caller's promise covers both.
         unsafe {
-            first.map(|x| (x >> 16) as u16).write(to);
-            second.map(|x| (x >> 16) as u16).write(to.add(Self::LANES));
+            self.map(|x| x as u16).write(to);
+            self.map(|x| (x >> 16) as u16).write(to.add(Self::LANES));
         }
     }
 }

@@ -96,8 +96,16 @@ fn dither<A: Arch, O: Order, T: Stored<InF32<O>>>(values: &[f32], key: u64) -> V
     out
 }
 
+/// Every bf16, and what lies about half way to the next.
+fn about_half_way() -> impl Iterator<Item = f32> {
+    let after = |upper: u32| [0, 0x7fff, 0x8000, 0x8001, 0xffff].map(|lower| upper << 16 | lower);
+    (0..=u16::MAX.into()).flat_map(after).map(f32::from_bits)
+}
+
 fn rounds_like_half<A: Arch>(isa: Isa) {
-    let samples = samples();
+    let mut samples = samples();
+    samples.extend(about_half_way());
+    assert!(samples.len().is_multiple_of(MAX_LANES));
     for narrow in [
         convert::<A, Halves, bf16>(&samples),
         convert::<A, EvenOdd, bf16>(&samples),
