@@ -49,6 +49,9 @@ impl<const N: usize> Span<N> {
 const STRETCH: usize = 128;
 const _: () = assert!(STRETCH.is_multiple_of(MAX_LANES) && STRETCH.is_multiple_of(WIDENED));
 
+/// A parameter, its gradient and its state.
+type Read<V, const N: usize> = (V, V, [V; N]);
+
 /// Room for what is begun in a stretch.
 #[repr(align(64))]
 struct Room(MaybeUninit<[[f64; STRETCH]; BEGUN]>);
@@ -325,12 +328,12 @@ where
         }
     }
 
-    /// The parameter, gradient and state of one vector.
+    /// What there is of one vector.
     ///
     /// # Safety
     /// As for [`Sweep::update`].
     #[inline(always)]
-    unsafe fn read<A: Arch>(span: &Span<N>, i: usize) -> (F::Vector<A>, F::Vector<A>, [F::Vector<A>; N]) {
+    unsafe fn read<A: Arch>(span: &Span<N>, i: usize) -> Read<F::Vector<A>, N> {
         // SAFETY: the caller's promise is the same.
         unsafe {
             let param = M::read::<A, N>(span, i);

@@ -40,7 +40,7 @@ pub fn prefetch_at<A: Arch, T>(at: *const T, count: usize) {
 
 /// Whether rows that begin here, so many bytes one after the other, can be [`stream`]ed to, a vector at a time.
 pub fn can_stream<T>(first: *const T, stride: usize) -> bool {
-    cfg!(target_arch = "x86_64") && (first as usize | stride) % 16 == 0
+    cfg!(target_arch = "x86_64") && (first as usize | stride).is_multiple_of(16)
 }
 
 /// Copies `count` elements past the caches. Other threads see them after [`end_streams`].
