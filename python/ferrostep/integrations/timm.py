@@ -28,8 +28,8 @@ def register() -> list[str]:
 
     Example:
         >>> from timm.optim import create_optimizer_v2
-        >>> register()[:2]
-        ['ferroadamw', 'ferroauon']
+        >>> "ferroadamw" in register()
+        True
         >>> import torch
         >>> optimizer = create_optimizer_v2(torch.nn.Linear(3, 2), "ferroadamw", lr=1e-3, weight_decay=0.05)
         >>> [group["weight_decay"] for group in optimizer.param_groups]  # none for the bias
