@@ -140,6 +140,23 @@ fn derivatives_are_those_of_differences() {
     }
 }
 
+/// A batch in f32 with ghosts of 16 rows, its elements, and derivatives by what comes of them.
+fn sixteen_at_once(sizes: [usize; 3]) -> (Shape, [Vec<f32>; 2]) {
+    let (dtype, size) = (Float::F32, 16);
+    let shape = Shape {
+        dtype,
+        size,
+        ..shape(sizes)
+    };
+    let of = |seed| {
+        numbers(sizes.iter().product(), seed)
+            .iter()
+            .map(|&x| x as f32)
+            .collect()
+    };
+    (shape, [1, 4].map(of))
+}
+
 /// What both passes write, in f32.
 fn in_f32(shape: &Shape, x: &[f32], dy: &[f32], threads: usize) -> (Vec<f32>, Vec<f64>, Vec<f32>, Vec<f64>) {
     let numbers = numbers(2 * shape.channels, 2);
@@ -160,18 +177,8 @@ fn in_f32(shape: &Shape, x: &[f32], dy: &[f32], threads: usize) -> (Vec<f32>, Ve
 #[test]
 fn instruction_sets_and_threads_change_no_bit() {
     let before = Isa::current();
-    for [rows, channels, run] in [[40, 70, 1], [67, 3, 49], [32, 2, 1100], [300, 1100, 1]] {
-        let shape = Shape {
-            dtype: Float::F32,
-            rows,
-            channels,
-            run,
-            size: 16,
-        };
-        let [x, dy] = [1, 4].map(|seed| {
-            let numbers = numbers(rows * channels * run, seed);
-            numbers.iter().map(|&x| x as f32).collect::<Vec<_>>()
-        });
+    for sizes in [[40, 70, 1], [67, 3, 49], [32, 2, 1100], [300, 1100, 1]] {
+        let (shape, [x, dy]) = sixteen_at_once(sizes);
         let expected = in_f32(&shape, &x, &dy, 1);
         for isa in Isa::supported() {
             isa.select();
@@ -185,21 +192,13 @@ fn instruction_sets_and_threads_change_no_bit() {
 
 #[test]
 fn a_batch_past_the_caches_gets_what_its_ghosts_get_each_by_itself() {
-    let [rows, channels, run] = [50, 4, 16_500];
-    let shape = Shape {
-        dtype: Float::F32,
-        rows,
-        channels,
-        run,
-        size: 16,
-    };
-    let len = rows * channels * run;
-    assert!(len * size_of::<f32>() >= STREAMED);
-    let [x, dy] = [1, 4].map(|seed| numbers(len, seed).iter().map(|&x| x as f32).collect::<Vec<_>>());
+    let (shape, [x, dy]) = sixteen_at_once([50, 4, 16_500]);
+    assert!(size_of_val(&x[..]) >= STREAMED);
     let (y, _, dx, _) = in_f32(&shape, &x, &dy, 2);
     for ghost in 0..shape.ghosts() {
         let rows = shape.rows_of(ghost);
-        let own = rows.start * channels * run..rows.end * channels * run;
+        let row = shape.channels * shape.run;
+        let own = rows.start * row..rows.end * row;
         let of_ghost = Shape {
             rows: rows.len(),
             size: rows.len(),
