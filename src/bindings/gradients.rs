@@ -160,7 +160,7 @@ pub fn descend(py: Python<'_>, r: List<'_>, q: List<'_>, alpha: f64, threads: us
     take(&inputs, &inputs[..1])?.change(
         py,
         // SAFETY: two inputs, of which the first is the output.
-        |positions| unsafe { gradients::apply(positions, Descend { alpha }, threads) },
+        |positions| unsafe { gradients::apply(positions, Descend::<true> { alpha }, threads) },
         threads,
     )
 }

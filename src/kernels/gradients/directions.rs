@@ -8,15 +8,15 @@ use crate::kernels::storage::Float;
 use crate::kernels::vector::Vector;
 use crate::runtime::{Isa, Shared};
 
-/// `r <- r - alpha q` of two lists r and q, with the sum of squares of r.
+/// `r <- r - alpha q` of two lists r and q, with the sum of squares of r where that is asked for.
 #[derive(Clone, Copy)]
-pub struct Descend {
+pub struct Descend<const SQUARES: bool> {
     pub alpha: f64,
 }
 
-impl Formula<2> for Descend {
+impl<const SQUARES: bool> Formula<2> for Descend<SQUARES> {
     const WRITTEN: usize = 1;
-    const SQUARES: bool = true;
+    const SQUARES: bool = SQUARES;
 
     #[inline(always)]
     fn of<V: Vector>(self, [r, q]: [V; 2]) -> [V; 2] {
@@ -57,22 +57,6 @@ impl Formula<2> for Blend {
     }
 }
 
-/// `x <- x - rate g` of two lists x and g.
-#[derive(Clone, Copy)]
-struct Move {
-    rate: f64,
-}
-
-impl Formula<2> for Move {
-    const WRITTEN: usize = 1;
-    const SQUARES: bool = false;
-
-    #[inline(always)]
-    fn of<V: Vector>(self, [x, g]: [V; 2]) -> [V; 2] {
-        [x - g * self.rate, g]
-    }
-}
-
 /// Normalized momentum, of three lists m, g and x: `g <- momentum m + (1 - momentum) g`, and `x <- x - lr g / norm(g)`,
 /// the norm of all tensors, unless it is 0 or not finite. The new momentum takes the gradient's place, so that the old
 /// one is there where the step is not to be made. Gives the norm.
@@ -84,8 +68,9 @@ pub unsafe fn normalized(positions: &[Position], momentum: f64, lr: f64, threads
     // SAFETY: the caller's promise.
     let norm = unsafe { apply(&blended, Blend { momentum }, threads) }.sqrt();
     if norm.is_finite() && norm > 0.0 {
+        let descend = Descend::<false> { alpha: lr / norm };
         // SAFETY: as above.
-        unsafe { apply(&moved, Move { rate: lr / norm }, threads) };
+        unsafe { apply(&moved, descend, threads) };
     }
     norm
 }

@@ -159,7 +159,7 @@ fn directions(isa: Isa, threads: usize) -> (Vec<f64>, Vec<Vec<f32>>) {
     // SAFETY: the lists live and are apart.
     let sums = unsafe {
         vec![
-            apply(&of(&[0, 1]), Descend { alpha: 0.7 }, threads),
+            apply(&of(&[0, 1]), Descend::<true> { alpha: 0.7 }, threads),
             apply(
                 &of(&[2, 3, 0]),
                 Advance {
