@@ -41,7 +41,7 @@ class Plan(Protocol):
 P = TypeVar("P", bound=Plan)
 
 
-def agreed(groups: Iterable[ProcessGroup], find: Callable[[], P]) -> P:
+def agreed(groups: Collection[ProcessGroup], find: Callable[[], P]) -> P:
     """What ``find`` returns, when all ranks of the groups have come here and none has failed.
 
     One rank that skips the step makes all skip it.
@@ -53,6 +53,8 @@ def agreed(groups: Iterable[ProcessGroup], find: Callable[[], P]) -> P:
     Raises:
         RuntimeError: another rank has failed, would do something else, or has taken another number of steps.
     """
+    if not groups:
+        return find()
     talks = [talk_of(group) for group in groups]
     for talk in talks:
         talk.listen()

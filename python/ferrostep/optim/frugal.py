@@ -232,7 +232,7 @@ class FRUGAL(RuleOptimizer):
             projected = [p for p in group["params"] if p.ndim > 1]
             check_real(projected, "FRUGAL, of what is projectable,")
             is_split = 0 < group["density"] < 1 and group["selection"] != "block"
-            if is_split and any(map(shards.is_distributed, projected)):
+            if is_split and shards.are_among(projected):
                 raise NotImplementedError(
                     f"selection={group['selection']!r} needs the whole matrix, of which a DTensor has a part; take "
                     "selection='block', or projectable=False in a group"

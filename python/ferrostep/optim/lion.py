@@ -141,7 +141,7 @@ class Lion(RuleOptimizer):
 
     def _is_for_plain_torch(self, group: dict[str, Any]) -> bool:
         # Of what is split over ranks, every one works out the whole.
-        in_parts = group["kappa"] in OF_WHOLE and any(map(shards.is_distributed, group["params"]))
+        in_parts = group["kappa"] in OF_WHOLE and shards.are_among(group["params"])
         return in_parts or not self._has_kernel(group) or super()._is_for_plain_torch(group)
 
 

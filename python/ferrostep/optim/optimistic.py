@@ -166,7 +166,7 @@ class OptimisticMD(RuleOptimizer):
 
     def _is_for_plain_torch(self, group: dict[str, Any]) -> bool:
         # Of what is split over ranks, every one works out the whole.
-        in_parts = group["radius"] is not None and any(map(shards.is_distributed, group["params"]))
+        in_parts = group["radius"] is not None and shards.are_among(group["params"])
         return in_parts or super()._is_for_plain_torch(group)
 
     def _take_sums(self, sums: list[tuple[Gathered, list[Sum]]], new_state: NewState) -> bool:

@@ -90,11 +90,12 @@ DEFAULT_OPTIONS: Options = {
     "differentiable": False,
 }
 
+CODES = get_args(StateCodes)
 ALLOWED: dict[str, tuple[Any, ...]] = {
     "rounding": get_args(Rounding),
     "master_weights": (None, *get_args(MasterWeights)),
     "backend": get_args(Backend),
-    "state_dtype": (None, torch.float32, torch.bfloat16, torch.float16, torch.float64, *get_args(StateCodes)),
+    "state_dtype": (None, torch.float32, torch.bfloat16, torch.float16, torch.float64, *CODES),
 }
 """The values of the options that have a list of them."""
 
@@ -149,7 +150,7 @@ def check_has_shape(place: str, p: Tensor) -> None:
 
 def is_coded(name: str, group: Mapping[str, Any]) -> bool:
     """Whether a group asks for a state of this name to be codes."""
-    return chosen_dtype(name, group) in get_args(StateCodes)
+    return chosen_dtype(name, group) in CODES
 
 
 def chosen_dtype(name: str, group: Mapping[str, Any]) -> Any:
@@ -161,8 +162,8 @@ def chosen_dtype(name: str, group: Mapping[str, Any]) -> Any:
 def without_codes(option: Any) -> Any:
     """What ``state_dtype`` says but for codes."""
     if not isinstance(option, Mapping):
-        return None if option in get_args(StateCodes) else option
-    return {name: chosen for name, chosen in option.items() if chosen not in get_args(StateCodes)}
+        return None if option in CODES else option
+    return {name: chosen for name, chosen in option.items() if chosen not in CODES}
 
 
 def asks_for_codes(group: Mapping[str, Any]) -> bool:

@@ -64,7 +64,7 @@ def check_projection(group: Mapping[str, Any]) -> None:
         for leaves, in_place in NOT_IN_PLACE.items():
             if function is leaves:
                 raise ValueError(f"projection is {in_place[:-1]}, which leaves the parameter; expected {in_place}")
-        if any(map(shards.is_distributed, group["params"])):
+        if shards.are_among(group["params"]):
             raise RuntimeError(f"projection is a function, which DTensors exclude; expected one of {', '.join(NAMED)}")
         return
     named, arguments = _parse(projection)

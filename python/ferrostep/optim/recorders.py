@@ -40,7 +40,7 @@ class Recorders:
     @property
     def orders(self) -> list[int]:
         """The norms that are wanted of the next step."""
-        return sorted({each.order for each in self.all if each.is_due})
+        return sorted({each.order for each in self.all if each.is_due}) if self.all else []
 
     def join(self, recorder: Recorder, is_in_round: bool) -> None:
         """Tell a recorder of every step, without that of which a part has been taken already."""
@@ -64,12 +64,14 @@ class Recorders:
     def tell(self, params: Iterable[Tensor]) -> None:
         """The step has ended: tell of it, if any part of it was taken; all, whatever one of them raises."""
         found = self._found
+        if found is None:
+            self.forget()
+            return
         with ExitStack() as telling:
-            if found is not None:
-                params = list(params)
-                sums = {order: float(total(own[p] for p in params if p in own)) for order, own in found.items()}
-                for each in reversed(self.all):
-                    telling.callback(each._passed, sums.get(each.order) if each.is_due else None)
+            params = list(params)
+            sums = {order: float(total(own[p] for p in params if p in own)) for order, own in found.items()}
+            for each in reversed(self.all):
+                telling.callback(each._passed, sums.get(each.order) if each.is_due else None)
             self.forget()
 
     def forget(self) -> None:

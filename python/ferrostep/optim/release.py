@@ -170,7 +170,7 @@ def reasons(optimizer: InPlaceOptimizer, group: dict[str, Any]) -> Iterator[tupl
         yield "skip_nonfinite", "whether a gradient holds a NaN is known when the last one is"
     if group["differentiable"]:
         yield "differentiable", "autograd cannot record a step within the backward pass"
-    if any(map(shards.is_distributed, group["params"])):
+    if shards.are_among(group["params"]):
         yield "DTensors", "their gradients come when the ranks have summed them up"
 
 

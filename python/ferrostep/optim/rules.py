@@ -275,7 +275,7 @@ class RuleOptimizer(InPlaceOptimizer):
     def _check(self, group: dict[str, Any]) -> None:
         super()._check(group)
         check_projection(group)
-        if any(map(shards.is_distributed, group["params"])):
+        if shards.are_among(group["params"]):
             self._check_placements(group)
         if isinstance(group["state_dtype"], Mapping):
             names = [name for rule in self._rules(group) for name in rule.states if name not in rule.shapes]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
@@ -22,24 +23,27 @@ if TYPE_CHECKING:
     from ferrostep.optim.rules import Rule
 
 
-def are_possible() -> bool:
-    """Whether there can be DTensors."""
-    return "torch.distributed.tensor" in sys.modules
+def _kind() -> type[DTensor] | None:
+    """The class, once it is loaded: before, there are none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return None if module is None else module.DTensor
 
 
 def is_distributed(x: object) -> TypeGuard[DTensor]:
     """Whether it is a DTensor."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(x, module.DTensor)
+    kind = _kind()
+    return kind is not None and isinstance(x, kind)
 
 
 def those_of(params: Iterable[Tensor]) -> list[Tensor]:
     """The DTensors among parameters."""
-    if not are_possible():
-        return []
-    from torch.distributed.tensor import DTensor
+    kind = _kind()
+    return [] if kind is None else [p for p in params if isinstance(p, kind)]
 
-    return [p for p in params if isinstance(p, DTensor)]
+
+def are_among(params: Iterable[Tensor]) -> bool:
+    """Whether there are DTensors among parameters."""
+    return bool(those_of(params))
 
 
 def local(x: Tensor) -> Tensor:
@@ -118,17 +122,14 @@ def is_in_parts(p: Tensor, hyperparameters: Mapping[str, Any]) -> bool:
 
 def process_groups(params: Iterable[Tensor]) -> list[ProcessGroup]:
     """The process groups that parameters are split over, in order; also in ways that no optimizer can step."""
-    if not are_possible():
-        return []
-    from torch.distributed.tensor import DTensor
-
-    layouts = set(_core.layouts(list(params), DTensor))
+    kind = _kind()
+    layouts = set() if kind is None else {*_core.layouts([*params], kind)}
     return in_order(mesh.get_group(i) for mesh, placements in layouts for i in mesh_dims(mesh, placements))
 
 
 def who_share(param_groups: Iterable[Mapping[str, Any]]) -> list[ProcessGroup]:
     """The process groups that the parameters of parameter groups are split over, in order."""
-    return process_groups(p for group in param_groups for p in group["params"])
+    return process_groups(chain.from_iterable(group["params"] for group in param_groups))
 
 
 def in_order(groups: Iterable[ProcessGroup]) -> list[ProcessGroup]:

@@ -400,7 +400,7 @@ class STORM(TwoPointOptimizer):
         self, loss: Loss, begun: list[Tensor], all_reduce: bool | ProcessGroup
     ) -> dict[Tensor, Tensor]:
         """The loss's Hessian times the way from the point before to x."""
-        if any(map(shards.is_distributed, begun)):
+        if shards.are_among(begun):
             raise NotImplementedError(
                 "correction='hessian' does not support DTensors, whose backward pass cannot be differentiated"
             )

@@ -31,7 +31,7 @@ class Summand(NamedTuple):
 
 def over_ranks(sums: Sequence[Sum], params: Sequence[Tensor]) -> list[Sum]:
     """The sums over whole tensors from those over this rank's shards, in an order that is the same on all ranks."""
-    if not any(map(shards.is_distributed, params)):
+    if not shards.are_among(params):
         return list(sums)
     whole = list(sums)
     for group in shards.process_groups(params):

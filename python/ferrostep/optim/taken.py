@@ -60,7 +60,7 @@ class Taken:
 
     def add(self, gathered: Gathered, *, needs_matrices: bool) -> None:
         """Hand a group to Rust, which checks it."""
-        if not any(map(shards.is_distributed, gathered.params)):
+        if not shards.are_among(gathered.params):
             self._add(gathered, gathered.params)
             self._plain.append(gathered)
             return
@@ -92,7 +92,7 @@ class Taken:
 
     def add_elsewhere(self, gathered: Gathered, *, needs_matrices: bool) -> None:
         """Check a group for plain torch."""
-        if any(map(shards.is_distributed, gathered.params)):
+        if shards.are_among(gathered.params):
             own = self._of_rank(gathered)
             apart = gathered.in_parts() if needs_matrices else []
             whole = [i for i in range(len(own.params)) if i not in apart]
