@@ -1,11 +1,10 @@
 //! Element types of rows: f64 and f32 as they are, 16-bit numbers by way of f32.
 
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use super::lanes::Number;
 use super::{Map, Room, Row};
-use crate::kernels::vector::Arch;
+use crate::kernels::vector::{Arch, Halves, InF32, MAX_LANES, Pair, Stored, Vector};
 
 /// Memory to work in, from row to row.
 pub struct Work<R> {
@@ -71,9 +70,9 @@ macro_rules! narrow {
         fn forward<A: Arch>(map: &impl Map, mut row: Row<'_, Self>, work: &mut Work<f32>) {
             let wide = &mut work.wide[0];
             wide.resize(row.values().len(), 0.0);
-            row.values().convert_to_f32_slice(wide);
+            convert::<A, _, _>(row.values(), wide);
             map.forward::<A, _>(Row::InPlace(wide), &mut work.room);
-            row.to().convert_from_f32_slice(wide);
+            convert::<A, _, _>(wide, row.to());
         }
 
         #[inline(always)]
@@ -87,11 +86,33 @@ macro_rules! narrow {
         ) {
             work.wide.iter_mut().for_each(|wide| wide.resize(to.len(), 0.0));
             let [wide_told, wide_vector, product] = &mut work.wide;
-            told.convert_to_f32_slice(wide_told);
-            vector.convert_to_f32_slice(wide_vector);
+            convert::<A, _, _>(told, wide_told);
+            convert::<A, _, _>(vector, wide_vector);
             map.product::<A, _>(wide_told, wide_vector, product, &mut work.room, transposed);
-            to.convert_from_f32_slice(product);
+            convert::<A, _, _>(product, to);
         }
     })* };
 }
 narrow!(f16, bf16);
+
+/// Writes numbers as those of another type, rounded to the nearest.
+#[inline(always)]
+fn convert<A: Arch, S: Stored<InF32<Halves>>, T: Stored<InF32<Halves>>>(from: &[S], to: &mut [T]) {
+    assert_eq!(from.len(), to.len());
+    let lanes = Pair::<A::F32, Halves>::LANES;
+    let whole = to.len() - to.len() % lanes;
+    for i in (0..whole).step_by(lanes) {
+        // SAFETY: a whole vector at `i` lies within both.
+        unsafe { T::store::<A>(S::load::<A>(from.as_ptr().add(i)), to.as_mut_ptr().add(i)) };
+    }
+    let (from, to) = (&from[whole..], &mut to[whole..]);
+    if to.is_empty() {
+        return;
+    }
+    // The last elements go through copies that are a vector long.
+    let (mut padded, mut result) = ([S::default(); MAX_LANES], [T::default(); MAX_LANES]);
+    padded[..from.len()].copy_from_slice(from);
+    // SAFETY: the copies hold the longest vector.
+    unsafe { T::store::<A>(S::load::<A>(padded.as_ptr()), result.as_mut_ptr()) };
+    to.copy_from_slice(&result[..to.len()]);
+}

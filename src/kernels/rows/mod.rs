@@ -26,6 +26,9 @@ pub use plane::Plane;
 pub use section::Section;
 pub use simplex::{L1Ball, Simplex};
 
+/// Numbers that are taken together of a map of single numbers: copies of them, in f32, stay in the first cache.
+const TOGETHER: usize = 1024;
+
 /// A function of a row.
 ///
 /// Both methods are compiled for each instruction set where they are `#[inline(always)]`, with all that they call in
@@ -165,8 +168,8 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Calls `work` with the first element and the number of elements of several rows at a time, and the length of
-    /// these as the map is to take them. Results do not depend on the threads, as each row is one task's.
+    /// Calls `work` with the first element and the number of elements of several rows at a time, and how many of these
+    /// the map is to take at once. Results do not depend on the threads, as each row is one task's.
     fn for_rows<M: Map>(&self, _: &M, threads: usize, work: &(dyn Fn(usize, usize, usize) + Sync)) {
         assert!(self.len > 0, "rows without elements");
         let elements = self.rows * self.len;
@@ -176,7 +179,7 @@ impl Shape {
         pool::for_each(threads, rows.div_ceil(at_once), &|task| {
             let first = task * at_once;
             let count = at_once.min(rows - first) * len;
-            work(first * len, count, if M::BY_ENTRY { count } else { len });
+            work(first * len, count, if M::BY_ENTRY { TOGETHER } else { len });
         });
     }
 }
@@ -281,13 +284,14 @@ impl<M: Map, T: Element> Routine for Forward<'_, M, T> {
         let mut work = Work::default();
         match self.rows {
             Row::InPlace(rows) => {
-                for row in rows.chunks_exact_mut(self.len) {
+                for row in rows.chunks_mut(self.len) {
                     T::forward::<A>(self.map, Row::InPlace(row), &mut work);
                 }
             }
             Row::Into(from, to) => {
-                for (number, to) in to.chunks_exact_mut(self.len).enumerate() {
-                    T::forward::<A>(self.map, Row::Into(row(from, number, self.len), to), &mut work);
+                for (number, to) in to.chunks_mut(self.len).enumerate() {
+                    let from = &from[number * self.len..][..to.len()];
+                    T::forward::<A>(self.map, Row::Into(from, to), &mut work);
                 }
             }
         }
@@ -309,19 +313,12 @@ impl<M: Map, T: Element> Routine for Products<'_, M, T> {
     #[inline(always)]
     unsafe fn run<A: Arch>(self) {
         let mut work = Work::default();
-        for (number, to) in self.to.chunks_exact_mut(self.len).enumerate() {
-            let (told, vector) = (
-                row(self.told, number, self.len),
-                row(self.vectors, number, self.len),
-            );
+        for (number, to) in self.to.chunks_mut(self.len).enumerate() {
+            let row = number * self.len..number * self.len + to.len();
+            let (told, vector) = (&self.told[row.clone()], &self.vectors[row]);
             T::product::<A>(self.map, told, vector, to, &mut work, self.transposed);
         }
     }
-}
-
-#[inline(always)]
-fn row<T>(rows: &[T], number: usize, len: usize) -> &[T] {
-    &rows[number * len..][..len]
 }
 
 #[cfg(test)]

@@ -201,6 +201,32 @@ fn sixteen_bits_are_rounded_once() {
 }
 
 #[test]
+fn single_numbers_are_mapped_alike_wherever_they_stand() {
+    let clip = Clip { low: -1.0, high: 0.7 };
+    for len in [
+        1,
+        31,
+        33,
+        TOGETHER - 1,
+        TOGETHER,
+        2 * TOGETHER + 5,
+        ELEMENTS_PER_THREAD + 17,
+    ] {
+        let values: Vec<bf16> = noise(len).into_iter().map(bf16::from_f64).collect();
+        let one_by_one: Vec<bf16> = values
+            .iter()
+            .map(|x| bf16::from_f32(x.to_f32().clamp(-1.0, 0.7)))
+            .collect();
+        for threads in [1, 2] {
+            assert!(
+                project(Float::Bf16, clip, &values, len, threads) == one_by_one,
+                "{len}"
+            );
+        }
+    }
+}
+
+#[test]
 fn isotonic_rows_do_not_fall_and_keep_their_sum() {
     let increasing = Isotonic {
         increasing: true,
