@@ -28,8 +28,8 @@ pub struct Claim {
     start: usize,
     end: usize,
     owner: Owner,
-    /// With `Role::in_place`, the strides, by which two claims on one place are told apart.
-    in_place: Option<Box<Dims>>,
+    /// With `Role::in_place`, the strides of what is not contiguous: they tell apart two claims of one shape on one place.
+    in_place: Option<Option<Box<Dims>>>,
     /// Where the range has gaps: other tensors may lie in them.
     gaps: Option<Box<View>>,
 }
@@ -47,7 +47,7 @@ impl Claim {
             start: (first + low * item) as usize,
             end: (first + (high + 1) * item) as usize,
             owner,
-            in_place: in_place.then(|| Box::new(view.strides.clone())),
+            in_place: in_place.then(|| (!view.is_contiguous).then(|| Box::new(view.strides.clone()))),
             gaps: gaps.then(|| Box::new(view.clone())),
         }
     }
