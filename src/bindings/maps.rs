@@ -10,7 +10,8 @@ use super::call::{Call, Names, Owner, Role};
 use super::errors::Problem;
 use super::view::View;
 use crate::kernels::rows::{
-    self, Clip, Isotonic, L1Ball, L2Ball, Plane, Product, Section, Shape, Shrink, Simplex, Sorted, SortedMap,
+    self, ByEntry, Clip, Isotonic, L1Ball, L2Ball, Plane, Product, Section, Shape, Shrink, Simplex, Sorted,
+    SortedMap,
 };
 use crate::kernels::storage::Access;
 
@@ -22,27 +23,27 @@ enum Kind {
     Simplex(Simplex),
     L1Ball(L1Ball),
     L2Ball(L2Ball),
-    Clip(Clip),
-    Shrink(Shrink),
+    Clip(ByEntry<Clip>),
+    Shrink(ByEntry<Shrink>),
     Plane(Plane),
     Section(Section),
     Isotonic(Isotonic),
     Sorted(SortedMap),
 }
 
-/// `$use` with `$map` for the map that the kind is.
+/// Calls a function of the engine that the kind's map is for.
 macro_rules! with_map {
-    ($kind:expr, $map:ident => $use:expr) => {
+    ($kind:expr, $function:ident($($argument:expr),*)) => {
         match $kind {
-            Kind::Simplex($map) => $use,
-            Kind::L1Ball($map) => $use,
-            Kind::L2Ball($map) => $use,
-            Kind::Clip($map) => $use,
-            Kind::Shrink($map) => $use,
-            Kind::Plane($map) => $use,
-            Kind::Section($map) => $use,
-            Kind::Isotonic($map) => $use,
-            Kind::Sorted($map) => $use,
+            Kind::Clip(map) => map.$function($($argument),*),
+            Kind::Shrink(map) => map.$function($($argument),*),
+            Kind::Simplex(map) => rows::$function(map, $($argument),*),
+            Kind::L1Ball(map) => rows::$function(map, $($argument),*),
+            Kind::L2Ball(map) => rows::$function(map, $($argument),*),
+            Kind::Plane(map) => rows::$function(map, $($argument),*),
+            Kind::Section(map) => rows::$function(map, $($argument),*),
+            Kind::Isotonic(map) => rows::$function(map, $($argument),*),
+            Kind::Sorted(map) => rows::$function(map, $($argument),*),
         }
     };
 }
@@ -73,7 +74,7 @@ impl Map {
     fn clip(lo: &Bound<'_, PyAny>, hi: &Bound<'_, PyAny>) -> PyResult<Map> {
         let (low, high) = (no_nan("lo", lo)?, no_nan("hi", hi)?);
         match low <= high {
-            true => Ok(Map(Kind::Clip(Clip { low, high }))),
+            true => Ok(Map(Kind::Clip(ByEntry(Clip { low, high })))),
             false => Err(PyValueError::new_err(format!(
                 "Invalid hi: {high:?}; expected lo, which is {low:?}, at least"
             ))),
@@ -86,11 +87,11 @@ impl Map {
             at_least_zero("threshold", threshold)?,
             at_least_zero("factor", factor)?,
         );
-        Ok(Map(Kind::Shrink(Shrink {
+        Ok(Map(Kind::Shrink(ByEntry(Shrink {
             threshold,
             factor,
             nonnegative,
-        })))
+        }))))
     }
 
     #[staticmethod]
@@ -178,7 +179,7 @@ impl Map {
             threads,
             true,
             |shape, pointers| unsafe {
-                with_map!(&self.0, map => rows::forward(map, shape, pointers[0], pointers[1], threads));
+                with_map!(&self.0, forward(shape, pointers[0], pointers[1], threads));
             },
         )
     }
@@ -205,7 +206,7 @@ impl Map {
                 to: pointers[2],
                 transposed,
             };
-            with_map!(&self.0, map => rows::product(map, shape, product, threads));
+            with_map!(&self.0, product(shape, product, threads));
         })
     }
 }

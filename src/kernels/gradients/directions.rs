@@ -1,10 +1,7 @@
 //! Steps along a direction that is updated with them: of conjugate gradients, and of normalized momentum.
 
-use half::{bf16, f16};
-
 use super::{Position, for_each, inputs_of, spans};
 use crate::kernels::linear::{Formula, compute};
-use crate::kernels::storage::Float;
 use crate::kernels::vector::Vector;
 use crate::runtime::{Isa, Shared};
 
@@ -102,12 +99,7 @@ pub unsafe fn apply<F: Formula<N>, const N: usize>(
         let tensors: [*mut u8; N] = std::array::from_fn(|n| inputs[n].cast_mut());
         // SAFETY: the caller's promise; each span is one task's, with a part of its own.
         unsafe {
-            *to.get().add(i) = match position.dtype {
-                Float::F64 => compute::<f64, F, N>(isa, formula, tensors.map(<*mut u8>::cast), span.len),
-                Float::F32 => compute::<f32, F, N>(isa, formula, tensors.map(<*mut u8>::cast), span.len),
-                Float::F16 => compute::<f16, F, N>(isa, formula, tensors.map(<*mut u8>::cast), span.len),
-                Float::Bf16 => compute::<bf16, F, N>(isa, formula, tensors.map(<*mut u8>::cast), span.len),
-            }
+            *to.get().add(i) = compute(isa, position.dtype, formula, tensors, span.len);
         };
     });
     parts.iter().sum()

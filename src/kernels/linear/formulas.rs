@@ -3,8 +3,11 @@
 
 use std::ops::Range;
 
+use half::{bf16, f16};
+
 use super::Element;
 use super::moments::{PARTS, total};
+use crate::kernels::storage::Float;
 use crate::kernels::vector::{
     Arch, Arithmetic, Double, MAX_LANES, Routine, Vector, WIDENED, dispatch, prefetch,
 };
@@ -18,8 +21,15 @@ const TILE: usize = 128;
 pub trait Formula<const N: usize>: Copy + Send + Sync {
     /// The first so many tensors are written, at least one.
     const WRITTEN: usize;
+    /// Whether these are read, too.
+    const UPDATES: bool = true;
     /// Whether the squares of the first one are summed, which is written.
     const SQUARES: bool;
+
+    /// How many of the tensors are only written: the first ones.
+    fn unread() -> usize {
+        if Self::UPDATES { 0 } else { Self::WRITTEN }
+    }
 
     /// What becomes of them. Only vectors of arrays that are taken apart stay in registers.
     fn of<V: Vector>(self, elements: [V; N]) -> [V; N];
@@ -28,24 +38,24 @@ pub trait Formula<const N: usize>: Copy + Send + Sync {
 /// Computes a formula on `len` elements of tensors; gives the sum of squares, of what has been rounded, or 0.
 ///
 /// # Safety
-/// The pointers are valid for reading, the first [`Formula::WRITTEN`] also for writing; these overlap nothing.
+/// The pointers are valid for reading as many elements of type `dtype`, the first [`Formula::WRITTEN`] also for writing;
+/// these overlap nothing, or are in the very place of one that is read.
 ///
 /// # Panics
 /// Where the CPU does not run `isa`.
-pub unsafe fn compute<T: Element, F: Formula<N>, const N: usize>(
+pub unsafe fn compute<F: Formula<N>, const N: usize>(
     isa: Isa,
+    dtype: Float,
     formula: F,
-    tensors: [*mut T; N],
+    tensors: [*mut u8; N],
     len: usize,
 ) -> f64 {
-    dispatch(
-        isa,
-        Stretch {
-            formula,
-            tensors,
-            len,
-        },
-    )
+    match dtype {
+        Float::F64 => dispatch(isa, Stretch::<f64, F, N>::new(formula, tensors, len)),
+        Float::F32 => dispatch(isa, Stretch::<f32, F, N>::new(formula, tensors, len)),
+        Float::F16 => dispatch(isa, Stretch::<f16, F, N>::new(formula, tensors, len)),
+        Float::Bf16 => dispatch(isa, Stretch::<bf16, F, N>::new(formula, tensors, len)),
+    }
 }
 
 /// The arguments of [`compute`], which keep its promises.
@@ -53,6 +63,16 @@ struct Stretch<T, F, const N: usize> {
     formula: F,
     tensors: [*mut T; N],
     len: usize,
+}
+
+impl<T, F, const N: usize> Stretch<T, F, N> {
+    fn new(formula: F, tensors: [*mut u8; N], len: usize) -> Self {
+        Stretch {
+            formula,
+            tensors: tensors.map(<*mut u8>::cast),
+            len,
+        }
+    }
 }
 
 impl<T: Element, F: Formula<N>, const N: usize> Routine for Stretch<T, F, N> {
@@ -77,7 +97,7 @@ impl<T: Element, F: Formula<N>, const N: usize> Routine for Stretch<T, F, N> {
             let rest = len - whole;
             // SAFETY: the tensors hold `rest` elements from `whole` on, the copies more than that.
             unsafe {
-                for (padded, tensor) in padded.iter_mut().zip(&tensors) {
+                for (padded, tensor) in padded.iter_mut().zip(&tensors).skip(F::unread()) {
                     let from = tensor.add(whole);
                     from.copy_to_nonoverlapping(padded.as_mut_ptr(), rest);
                 }
@@ -109,7 +129,7 @@ unsafe fn tile<A: Arch, T: Element, F: Formula<N>, const N: usize>(
     squares: &mut Squares<A::F64>,
 ) {
     for i in range.clone().step_by(MAX_LANES) {
-        for tensor in tensors {
+        for tensor in &tensors[F::unread()..] {
             prefetch::<A, T>(tensor.cast_const().cast(), i, MAX_LANES);
         }
         // SAFETY: the caller's promise, here and below.
@@ -138,8 +158,10 @@ unsafe fn block<A: Arch, T: Element, F: Formula<N>, const N: usize>(
         // Neither `map` nor `zip`, which are calls: see CONTRIBUTING.md.
         let mut elements = [<T::Combined as Arithmetic>::Vector::<A>::splat(0.0); N];
         for (n, element) in elements.iter_mut().enumerate() {
-            // SAFETY: the caller's promise, here and below.
-            *element = unsafe { T::load::<A>(tensors[n].add(i)) };
+            if n >= F::unread() {
+                // SAFETY: the caller's promise, here and below.
+                *element = unsafe { T::load::<A>(tensors[n].add(i)) };
+            }
         }
         let results = formula.of(elements);
         for (n, result) in results.iter().enumerate() {

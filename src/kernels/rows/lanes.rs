@@ -309,7 +309,7 @@ fn rise<A: Arch, R: Number>(tops: &mut [R::Vector<A>; VECTORS], chunk: &[R; CHUN
 
 /// The number without its sign.
 #[inline(always)]
-pub fn magnitude<R: Real>(x: R) -> R {
+fn magnitude<R: Real>(x: R) -> R {
     if x < R::ZERO { R::ZERO - x } else { x }
 }
 

@@ -16,7 +16,7 @@ use super::storage::{Float, with_type};
 use super::vector::{Arch, Routine, dispatch};
 use crate::runtime::{Isa, Shared, pool};
 use element::{Element, Work};
-pub use entries::{Clip, Shrink};
+pub use entries::{ByEntry, Clip, Shrink};
 use isotonic::Block;
 pub use isotonic::{Isotonic, Sorted, SortedMap};
 use lanes::CHUNK;
@@ -26,17 +26,11 @@ pub use plane::Plane;
 pub use section::Section;
 pub use simplex::{L1Ball, Simplex};
 
-/// Numbers that are taken together of a map of single numbers: copies of them, in f32, stay in the first cache.
-const TOGETHER: usize = 1024;
-
 /// A function of a row.
 ///
 /// Both methods are compiled for each instruction set where they are `#[inline(always)]`, with all that they call in
 /// loops, and sum up in a fixed number of lanes; where they are not, once, as there is nothing in them for vectors.
 pub trait Map: Sync {
-    /// Whether each number is mapped by itself, so that rows may be taken together.
-    const BY_ENTRY: bool = false;
-
     /// Writes the row's image.
     fn forward<A: Arch, R: Number>(&self, row: Row<'_, R>, room: &mut Room<R>);
 
@@ -168,18 +162,15 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// Calls `work` with the first element and the number of elements of several rows at a time, and how many of these
-    /// the map is to take at once. Results do not depend on the threads, as each row is one task's.
-    fn for_rows<M: Map>(&self, _: &M, threads: usize, work: &(dyn Fn(usize, usize, usize) + Sync)) {
+    /// Calls `work` with the first element and the number of elements of several rows at a time. Results do not depend on
+    /// the threads, as each row is one task's.
+    fn for_rows(&self, threads: usize, work: &(dyn Fn(usize, usize) + Sync)) {
         assert!(self.len > 0, "rows without elements");
-        let elements = self.rows * self.len;
-        let len = if M::BY_ENTRY { 1 } else { self.len };
-        let (rows, at_once) = (elements / len, ELEMENTS_PER_THREAD.div_ceil(len));
-        let threads = threads.min(elements / ELEMENTS_PER_THREAD).max(1);
-        pool::for_each(threads, rows.div_ceil(at_once), &|task| {
+        let at_once = ELEMENTS_PER_THREAD.div_ceil(self.len);
+        let threads = threads.min(self.rows * self.len / ELEMENTS_PER_THREAD).max(1);
+        pool::for_each(threads, self.rows.div_ceil(at_once), &|task| {
             let first = task * at_once;
-            let count = at_once.min(rows - first) * len;
-            work(first * len, count, if M::BY_ENTRY { TOGETHER } else { len });
+            work(first * self.len, at_once.min(self.rows - first) * self.len);
         });
     }
 }
@@ -205,7 +196,8 @@ unsafe fn forward_of<T: Element>(map: &impl Map, shape: Shape, from: *const u8, 
         Shared::new(from.cast::<T>().cast_mut()),
         Shared::new(to.cast::<T>()),
     );
-    shape.for_rows(map, threads, &|first, count, len| {
+    let len = shape.len;
+    shape.for_rows(threads, &|first, count| {
         // SAFETY: the caller's promise; these rows are this task's.
         let rows = unsafe {
             let image = std::slice::from_raw_parts_mut(to.get().add(first), count);
@@ -247,7 +239,8 @@ unsafe fn product_of<T: Element>(map: &impl Map, shape: Shape, product: Product,
     let [told, vectors] =
         [product.told, product.vectors].map(|from| Shared::new(from.cast::<T>().cast_mut()));
     let (to, transposed) = (Shared::new(product.to.cast::<T>()), product.transposed);
-    shape.for_rows(map, threads, &|first, count, len| {
+    let len = shape.len;
+    shape.for_rows(threads, &|first, count| {
         // SAFETY: the caller's promise; these rows are this task's.
         let (told, vectors, to) = unsafe {
             (
@@ -284,14 +277,13 @@ impl<M: Map, T: Element> Routine for Forward<'_, M, T> {
         let mut work = Work::default();
         match self.rows {
             Row::InPlace(rows) => {
-                for row in rows.chunks_mut(self.len) {
+                for row in rows.chunks_exact_mut(self.len) {
                     T::forward::<A>(self.map, Row::InPlace(row), &mut work);
                 }
             }
             Row::Into(from, to) => {
-                for (number, to) in to.chunks_mut(self.len).enumerate() {
-                    let from = &from[number * self.len..][..to.len()];
-                    T::forward::<A>(self.map, Row::Into(from, to), &mut work);
+                for (number, to) in to.chunks_exact_mut(self.len).enumerate() {
+                    T::forward::<A>(self.map, Row::Into(row(from, number, self.len), to), &mut work);
                 }
             }
         }
@@ -313,12 +305,19 @@ impl<M: Map, T: Element> Routine for Products<'_, M, T> {
     #[inline(always)]
     unsafe fn run<A: Arch>(self) {
         let mut work = Work::default();
-        for (number, to) in self.to.chunks_mut(self.len).enumerate() {
-            let row = number * self.len..number * self.len + to.len();
-            let (told, vector) = (&self.told[row.clone()], &self.vectors[row]);
+        for (number, to) in self.to.chunks_exact_mut(self.len).enumerate() {
+            let (told, vector) = (
+                row(self.told, number, self.len),
+                row(self.vectors, number, self.len),
+            );
             T::product::<A>(self.map, told, vector, to, &mut work, self.transposed);
         }
     }
+}
+
+#[inline(always)]
+fn row<T>(rows: &[T], number: usize, len: usize) -> &[T] {
+    &rows[number * len..][..len]
 }
 
 #[cfg(test)]

@@ -202,26 +202,35 @@ fn sixteen_bits_are_rounded_once() {
 
 #[test]
 fn single_numbers_are_mapped_alike_wherever_they_stand() {
-    let clip = Clip { low: -1.0, high: 0.7 };
-    for len in [
-        1,
-        31,
-        33,
-        TOGETHER - 1,
-        TOGETHER,
-        2 * TOGETHER + 5,
-        ELEMENTS_PER_THREAD + 17,
-    ] {
+    let shrink = ByEntry(Shrink {
+        threshold: 0.5,
+        factor: 0.75,
+        nonnegative: false,
+    });
+    let image = |x: f32| x.signum() * (x.abs() - 0.5).max(0.0) * 0.75;
+    for len in [1, 31, 33, 1000, ELEMENTS_PER_THREAD + 17] {
+        let shape = Shape {
+            dtype: Float::Bf16,
+            rows: 1,
+            len,
+        };
         let values: Vec<bf16> = noise(len).into_iter().map(bf16::from_f64).collect();
-        let one_by_one: Vec<bf16> = values
-            .iter()
-            .map(|x| bf16::from_f32(x.to_f32().clamp(-1.0, 0.7)))
-            .collect();
-        for threads in [1, 2] {
-            assert!(
-                project(Float::Bf16, clip, &values, len, threads) == one_by_one,
-                "{len}"
-            );
+        let mut images = vec![bf16::NAN; len];
+        let mut products = images.clone();
+        // SAFETY: as many elements of the type.
+        unsafe { shrink.forward(shape, values.as_ptr().cast(), images.as_mut_ptr().cast(), 2) };
+        let product = Product {
+            told: images.as_ptr().cast(),
+            vectors: values.as_ptr().cast(),
+            to: products.as_mut_ptr().cast(),
+            transposed: true,
+        };
+        // SAFETY: as above.
+        unsafe { shrink.product(shape, product, 2) };
+        for (i, &x) in values.iter().enumerate() {
+            assert_eq!(images[i], bf16::from_f32(image(x.to_f32())), "{i} of {len}");
+            let kept = if images[i] == bf16::ZERO { 0.0 } else { 0.75 };
+            assert_eq!(products[i], bf16::from_f32(x.to_f32() * kept), "{i} of {len}");
         }
     }
 }
