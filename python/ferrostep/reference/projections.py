@@ -33,6 +33,8 @@ def rounded_once(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def constant(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """What the function makes of tensors, over whose leading dimensions it is batched: a constant to autograd."""
+    if checks.is_functionalized():  # without a function of our own, a graph would have what these numbers lead to
+        raise NotImplementedError("torch.func.functionalize does not support this map, whose pieces are searched for")
     result: Tensor = _Constant.apply(function, *tensors)
     return result
 
