@@ -305,7 +305,7 @@ def test_what_is_written_in_place_is_written_as_a_whole_and_autograd_told(make: 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="handlers of others are a matter of POSIX")
 def test_a_handler_that_python_does_not_know_stays(tmp_path: Path) -> None:
-    """A step of several ranks holds SIGINT back; at its end the handler is told that was there before, here one in C."""
+    """A step of several ranks holds SIGINT back; at its end the handler that was there is told, here one in C."""
     with (tmp_path / "traces").open("w+") as file:
         faulthandler.register(signal.SIGINT, file, chain=False)
         try:
