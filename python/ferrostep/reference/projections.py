@@ -122,7 +122,8 @@ def ball_curvature(x: Tensor, v: Tensor, w: Tensor, r: float) -> Tensor:
 def _norm(x: Tensor) -> Tensor:
     """Of rows whose squares may be beyond the range, too."""
     scale = _scale(x)
-    return scale * torch.linalg.vector_norm(x / scale, dim=-1, keepdim=True)
+    norm: Tensor = scale * torch.linalg.vector_norm(x / scale, dim=-1, keepdim=True)
+    return norm
 
 
 def _scale(x: Tensor) -> Tensor:
