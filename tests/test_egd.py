@@ -111,6 +111,24 @@ def test_infinite_weights_stay_so(update: Any, dtype: torch.dtype, backend: str,
 
 
 @both
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("update", ["eg", "eg+-"])
+def test_weights_near_the_greatest_number_are_finite_where_they_shrink(
+    update: Any, dtype: torch.dtype, backend: str, isa: str
+) -> None:
+    greatest, eps = torch.finfo(dtype).max, torch.finfo(dtype).eps
+    exponents = torch.linspace(0.0, 8.0, 100, dtype=dtype)
+    shrunk = stepped([greatest] * 100, exponents.tolist(), dtype=dtype, lr=1.0, update=update, backend=backend)
+    close(shrunk, (greatest * (-exponents.double()).exp()), (8192 if update == "eg+-" else 4) * eps)
+
+
+@both
+def test_a_power_beyond_the_range_may_have_a_product_within(backend: str, isa: str) -> None:
+    moved = stepped([1e-38, -3e38], [-120.0, -120.0], dtype=torch.float32, lr=1.0, backend=backend)
+    close(moved.double(), (1e-38 * math.exp(120.0), -3e38 * math.exp(-120.0)), 1e-6)
+
+
+@both
 def test_an_exponent_is_clamped_as_a_whole(backend: str) -> None:
     moved = stepped([1.0, -1.0, 1.0, 0.0], [50.0, 50.0, 5.0, 50.0], max_exponent=1.0, weight_decay=1.0, backend=backend)
     close(moved, (math.exp(-1), -math.exp(1), math.exp(-0.6), 0.0))

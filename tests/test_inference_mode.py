@@ -157,6 +157,24 @@ def test_neither_level_is_changed(step: Callable[[Levels], object], level: str) 
     assert (levels.upper == 1).all() and (levels.lower == 1).all()
 
 
+@pytest.mark.parametrize(
+    ("cls", "steps_within"),
+    [(torch.optim.AdamW, ()), *((cls, within) for cls in (torch.optim.SGD, AdamW) for within in ((), (0,), (1,)))],
+)  # states that torch makes within are not to be written outside, with masters or without
+def test_masters_made_within_go_on_outside(cls: type[torch.optim.Optimizer], steps_within: tuple[int, ...]) -> None:
+    p, q = Parameter(X.bfloat16()), Parameter(X.bfloat16())
+    with torch.inference_mode():
+        optimizer = HostOptimizer([p], cls, lr=0.1)
+    expected = HostOptimizer([q], cls, lr=0.1)
+    for step in range(3):
+        p.grad = q.grad = torch.full_like(p, step + 1.0)
+        with torch.inference_mode(step in steps_within):
+            optimizer.step()
+        expected.step()
+    assert torch.equal(p, q) and not torch.equal(p, X)
+    assert torch.equal(optimizer.state[p]["master_param"], expected.state[q]["master_param"])
+
+
 def test_optimizers_that_write_by_themselves() -> None:
     p = inferred_parameter()
 

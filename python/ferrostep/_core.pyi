@@ -271,6 +271,13 @@ def complete(call: Callable[[], T], then: Callable[[T], object]) -> T:
     ``then`` raises, it is called once more, before the exception is passed on.
     """
 
+class InterruptHandler:
+    """What the process does at SIGINT, also where that is a handler which Python does not know."""
+
+    @staticmethod
+    def current() -> InterruptHandler: ...
+    def install(self) -> None: ...
+
 class Guidance:
     """A rule of guidance with its numbers; each maker refuses impossible ones with ValueError.
 

@@ -126,12 +126,12 @@ def is_concrete(x: Tensor) -> bool:
 
 
 def _is_for_kernel(name: str, x: Tensor, parameters: Sequence[Parameter | None]) -> bool:
-    """Whether nothing but ``x`` is to be differentiated or batched."""
+    """Whether nothing but ``x`` is to be differentiated or batched, in ways that have a rule for functions of ours."""
     vectors = MAPS[name].vectors
     for i, p in enumerate(parameters):
         if isinstance(p, Tensor) and (i not in vectors or p.ndim != 1 or p.requires_grad or checks.is_transformed()):
             return False
-    return x.is_cpu
+    return x.is_cpu and not (_are_functorch_transforms_active() and checks.is_functionalized())
 
 
 def _split(name: str, parameters: Sequence[Parameter | None]) -> tuple[Tensor | None, str, list[float] | None]:

@@ -60,7 +60,7 @@ mod _core {
     #[pymodule_export]
     use super::rules::{CarriedRule, PyRule, SelectedRule, SimplexRule, hyperparameters, rules};
     #[pymodule_export]
-    use super::runtime::{adopt_openmp, available_cpus, isa, supported_isas, use_isa};
+    use super::runtime::{InterruptHandler, adopt_openmp, available_cpus, isa, supported_isas, use_isa};
     #[pymodule_export]
     use super::selected::sample;
     #[pymodule_export]
@@ -79,6 +79,7 @@ mod runtime {
     use pyo3::exceptions::PyValueError;
     use pyo3::prelude::*;
 
+    use crate::runtime::interrupts::Handler;
     use crate::runtime::{Isa, cpus, openmp};
 
     pub fn start(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -122,6 +123,22 @@ mod runtime {
             }
         );
         adopted
+    }
+
+    /// What the process does at SIGINT; see `_core.pyi`.
+    #[pyclass(frozen)]
+    pub struct InterruptHandler(Handler);
+
+    #[pymethods]
+    impl InterruptHandler {
+        #[staticmethod]
+        fn current() -> Self {
+            Self(Handler::current())
+        }
+
+        fn install(&self) {
+            self.0.install();
+        }
     }
 
     /// Switches to another instruction set, as `FERROSTEP_ISA` does at import.

@@ -1,6 +1,7 @@
-//! What every kernel runs on: threads and the choice of instruction set.
+//! What every kernel runs on: threads and the choice of instruction set; and what handles interrupts.
 
 pub mod cpus;
+pub mod interrupts;
 pub mod isa;
 pub mod openmp;
 pub mod pool;

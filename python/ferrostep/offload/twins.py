@@ -21,6 +21,7 @@ class Twin:
     else has written the parameter since. With ``casts`` it gets its gradient in its own dtype.
     """
 
+    @torch.inference_mode(False)  # here and below: whatever the mode, later steps write what is made
     def __init__(self, param: Tensor, dtype: torch.dtype, casts: bool) -> None:
         self.param = param
         self.device = param.device
@@ -125,6 +126,7 @@ class Twin:
             self._gradient.add_(self._later)
             self._arrived = 1
 
+    @torch.inference_mode(False)
     def _copied(self, grad: Tensor, buffer: Tensor | None) -> Tensor:
         """A copy on the host, once the transfers have been waited for; in the same memory if it can be."""
         grad = grad.detach()
@@ -147,6 +149,7 @@ class Twin:
         if self._arrived == 0 and grad is not None:
             self._gradient = grad.detach() if is_on_host(self.param) else self._copied(grad, self._gradient)
 
+    @torch.inference_mode(False)
     def receive(self) -> None:
         """Give the host's parameter the gradient that was waited for; one that it has from an arrival, it keeps."""
         if self._arrived and self.host.grad is not None:

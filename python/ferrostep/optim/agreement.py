@@ -11,12 +11,15 @@ import signal
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from itertools import repeat, zip_longest
 from typing import TYPE_CHECKING, Protocol, TypeVar
 from weakref import WeakKeyDictionary, ref
 
 import torch
 import torch.distributed as dist
+
+from ferrostep import _core
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -87,11 +90,12 @@ def _held() -> Iterator[None]:
         yield
         return
     came: list[int] = []
+    handler = _core.InterruptHandler.current()  # Python's, or another that was installed without Python
     signal.signal(signal.SIGINT, lambda number, _frame: came.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        _core.complete(partial(signal.signal, signal.SIGINT, before), lambda _: handler.install())
         if came:
             signal.raise_signal(signal.SIGINT)
 

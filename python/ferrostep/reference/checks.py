@@ -89,6 +89,14 @@ def is_transformed() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
+def is_functionalized() -> bool:
+    """Whether ``torch.func.functionalize`` is at work, which has no rule for functions of one's own."""
+    if not is_transformed():
+        return False
+    levels = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Functionalize for level in levels)
+
+
 def version(x: Tensor) -> int:
     """How often a tensor has been written to; inference tensors do not count."""
     return 0 if x.is_inference() else x._version

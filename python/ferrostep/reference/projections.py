@@ -33,6 +33,8 @@ def rounded_once(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 def constant(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """What the function makes of tensors, over whose leading dimensions it is batched: a constant to autograd."""
+    if checks.is_functionalized():  # without a function of our own, a graph would have what these numbers lead to
+        raise NotImplementedError("torch.func.functionalize does not support this map, whose pieces are searched for")
     result: Tensor = _Constant.apply(function, *tensors)
     return result
 
@@ -74,7 +76,7 @@ def simplex(x: Tensor, s: Parameter = 1.0) -> Tensor:
     """
     top = x.amax(-1, keepdim=True).detach()
     below = torch.where(top.isinf(), torch.where(x == top, 0.0, -torch.inf), x - top)
-    least = -(s.detach() if isinstance(s, Tensor) else torch.as_tensor(s, dtype=x.dtype)) - 1
+    least = -2 * (s.detach() if isinstance(s, Tensor) else torch.as_tensor(s, dtype=x.dtype)) - 1
     below = torch.where(below < least, least, below)  # what falls out anyway; its sums might be infinite
     counts = torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=x.dtype)
     ordered = below.sort(-1, descending=True).values
@@ -96,7 +98,7 @@ def l2_ball(x: Tensor, r: Parameter = 1.0) -> Tensor:
     """``x * min(1, r / norm)``; infinite numbers share the norm among them."""
     infinite = x.isinf()
     outside = torch.where(infinite.any(-1, keepdim=True), x.sign() * infinite, x)
-    inside = (torch.linalg.vector_norm(x, dim=-1, keepdim=True) <= r) | (outside == 0).all(-1, keepdim=True)
+    inside = (_norm(x) <= r) | (outside == 0).all(-1, keepdim=True)
     outside = torch.where(inside, 1.0, outside)
     unit = outside / outside.abs().amax(-1, keepdim=True).detach()
     return torch.where(inside, x, unit * (r / unit.square().sum(-1, keepdim=True).sqrt()))
@@ -105,16 +107,29 @@ def l2_ball(x: Tensor, r: Parameter = 1.0) -> Tensor:
 def ball_curvature(x: Tensor, v: Tensor, w: Tensor, r: float) -> Tensor:
     """The derivative along ``w`` of the product of ``v`` with the l2 ball's Jacobian, as a function of ``x``."""
     x, v, w, dtype = checks.wide(x), checks.wide(v), checks.wide(w), x.dtype
-    inside = (torch.linalg.vector_norm(x, dim=-1, keepdim=True) <= r) | (x == 0).all(-1, keepdim=True)
+    inside = (_norm(x) <= r) | (x == 0).all(-1, keepdim=True)
     outside = torch.where(inside, 1.0, x)
-    norm = outside.square().sum(-1, keepdim=True).sqrt()
+    norm = _norm(outside)
     u = outside / norm
 
     def along(y: Tensor) -> Tensor:
         return (u * y).sum(-1, keepdim=True)
 
     bent = along(w) * v + along(v) * w + (v * w).sum(-1, keepdim=True) * u - 3 * along(v) * along(w) * u
-    return torch.where(inside, 0.0, -r / norm.square() * bent).to(dtype)
+    return torch.where(inside, 0.0, -r / norm / norm * bent).to(dtype)
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Of rows whose squares may be beyond the range, too."""
+    scale = _scale(x)
+    norm: Tensor = scale * torch.linalg.vector_norm(x / scale, dim=-1, keepdim=True)
+    return norm
+
+
+def _scale(x: Tensor) -> Tensor:
+    """The greatest size in each row, where that is neither 0 nor infinite."""
+    top = x.abs().amax(-1, keepdim=True).detach()
+    return torch.where((top > 0) & top.isfinite(), top, 1.0)
 
 
 @rounded_once
@@ -231,7 +246,7 @@ def _pooled(x: Tensor, w: Tensor) -> Tensor:
 @rounded_once
 def soft_threshold(x: Tensor, lambd: Parameter) -> Tensor:
     """``sign(x) max(abs(x) - lambd, 0)``."""
-    cut = (x.abs() <= lambd) & (torch.as_tensor(lambd) > 0)
+    cut = (x.abs() <= lambd) & (torch.as_tensor(lambd, dtype=x.dtype) > 0)
     return torch.where(cut, 0.0, x - lambd * x.sign().detach())
 
 
@@ -270,9 +285,9 @@ def group_lasso_of(x: Tensor, lambd: Parameter, groups: Tensor) -> Tensor:
     """The same of the norms of several groups of a row, by the number of each element's group."""
     groups = groups.long().expand(x.shape)
     count = int(groups.max()) + 1 if groups.numel() else 0
-    zeros = x.new_zeros(*x.shape[:-1], count)
-    square = zeros.scatter_add(-1, groups, x.square()).gather(-1, groups)
-    norm = torch.where(square > 0, square, 1.0).sqrt()
+    zeros, scale = x.new_zeros(*x.shape[:-1], count), _scale(x)
+    square = zeros.scatter_add(-1, groups, (x / scale).square()).gather(-1, groups)
+    norm = scale * torch.where(square > 0, square, 1.0).sqrt()
     return torch.where((square > 0) & (norm > lambd), x - x * (lambd / norm), 0.0 * x)
 
 

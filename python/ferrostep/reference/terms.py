@@ -84,7 +84,8 @@ def _infinite_stays(p: Tensor, exponent: Tensor, new: Tensor) -> Tensor:
 
 def multiplied(p: Tensor, exponent: Tensor, min_abs: float = 0.0) -> Tensor:
     """``p * exp(exponent)``, where 0 stays 0; nothing else falls below ``min_abs`` or the least normal number."""
-    new = _infinite_stays(p, exponent, p * exponent.exp())
+    root = (exponent / 2).exp()  # the power itself may be infinite, or 0, where the product is not
+    new = _infinite_stays(p, exponent, p * root * root)
     least = p.abs().clamp(max=max(min_abs, torch.finfo(p.dtype).smallest_normal))
     new = torch.where(new.abs() < least, least.copysign(p), new)
     return torch.where(p == 0, p, new)

@@ -27,7 +27,7 @@ impl Map for L2Ball {
             return row.write(|x| if self.rest { R::ZERO } else { x });
         }
         if norm.is_infinite() {
-            return self.share(row);
+            return self.beyond(row);
         }
         let kept = if self.rest {
             norm - self.radius
@@ -36,7 +36,7 @@ impl Map for L2Ball {
         };
         let factor = kept / norm;
         if factor < LEAST_FACTOR {
-            return row.write(|x: R| R::from_f64(x.to_f64() * factor));
+            return row.write(|x: R| R::from_f64(x.to_f64() / norm * kept));
         }
         let factor = R::from_f64(factor);
         row.write(|x| x * factor);
@@ -87,10 +87,18 @@ fn product_of_scaled<R: Real>(row: &[R], factor: f64, vector: &[R]) -> f64 {
 }
 
 impl L2Ball {
-    /// Infinite numbers share the norm among them.
+    /// Of an infinite norm: infinite numbers share what is kept among them.
     #[cold]
-    fn share<R: Real>(&self, row: Row<'_, R>) {
+    fn beyond<R: Real>(&self, row: Row<'_, R>) {
         let count = row.values().iter().filter(|x| x.to_f64().is_infinite()).count();
+        if count == 0 {
+            let (top, root) = scaled_norm(row.values());
+            let image = |x: f64| x / top * (self.radius / root);
+            return row.write(|x: R| match x.to_f64() {
+                x if self.rest => R::from_f64(x - image(x)),
+                x => R::from_f64(image(x)),
+            });
+        }
         let share = self.radius / (count as f64).sqrt();
         row.write(|x: R| match (x.to_f64().is_infinite(), self.rest) {
             (true, false) => R::from_f64(share.copysign(x.to_f64())),
@@ -106,20 +114,24 @@ fn norm<A: Arch, R: Number>(row: &[R]) -> f64 {
     let square = total::<A, R>(row, |x| x * x);
     match SQUARES.contains(&square) {
         true => square.sqrt(),
-        false => norm_by_scaling(row),
+        false => {
+            let (top, root) = scaled_norm(row);
+            top * root
+        }
     }
 }
 
+/// The greatest size, and the norm over it.
 #[cold]
-fn norm_by_scaling<R: Real>(row: &[R]) -> f64 {
+fn scaled_norm<R: Real>(row: &[R]) -> (f64, f64) {
     let (mut top, mut nan) = (0.0_f64, false);
     for x in row {
         top = top.max(x.to_f64().abs());
         nan |= x.to_f64().is_nan();
     }
     if nan || top == 0.0 || top.is_infinite() {
-        return if nan { f64::NAN } else { top };
+        return (top, if nan { f64::NAN } else { 1.0 });
     }
     let square: f64 = row.iter().map(|x| (x.to_f64() / top).powi(2)).sum();
-    top * square.sqrt()
+    (top, square.sqrt())
 }

@@ -122,6 +122,24 @@ def test_torch_func(entry: Entry) -> None:
     torch.testing.assert_close(gradients, torch.stack([torch.func.grad(loss)(one) for one in x[0]]))
 
 
+@every_map
+def test_functionalized_maps_are_plain_torch_or_refused(entry: Entry) -> None:
+    x, functionalize = sample((4, 6)), torch.func.functionalize
+    if entry.name in ("box_section", "isotonic", "permutahedron", "sorted_l1"):
+        with pytest.raises(NotImplementedError, match="functionalize does not support this map"):
+            functionalize(entry)(x)
+        return
+
+    def loss(x: Tensor) -> Tensor:
+        return entry(x).square().sum()
+
+    expected, gradient = entry.reference(x), torch.func.grad(loss)(x)
+    for way in (functionalize(entry), functionalize(torch.vmap(entry)), make_fx(functionalize(entry))(x + 1)):
+        torch.testing.assert_close(way(x), expected)
+    for of_loss in (functionalize(torch.func.grad(loss)), torch.func.grad(functionalize(loss))):
+        torch.testing.assert_close(of_loss(x), gradient)
+
+
 @every_set
 def test_in_place_keeps_tangents_and_levels(entry: Entry) -> None:
     x, t = sample((4, 6)), sample((4, 6), seed=1)

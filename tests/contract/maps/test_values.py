@@ -224,6 +224,42 @@ def test_numbers_near_the_greatest() -> None:
         assert project(x, 1.0).tolist() == [[0.25, 0.75, 0, 0, 0], [0.5, 0.5, 0, 0, 0]]
 
 
+def test_norms_beyond_the_greatest() -> None:
+    most = torch.finfo(torch.float64).max
+    x = torch.tensor([[most, -most, most, -most]], dtype=torch.float64)
+    for way in ("rust", "reference"):
+        of = (lambda f: f) if way == "rust" else lambda f: maps.MAPS[f.__name__].plain
+        for r in (1.0, 1e-9, most / 2):
+            torch.testing.assert_close(of(projections.l2_ball)(x, r), x.sign() * r / 2, rtol=1e-15, atol=0)
+        torch.testing.assert_close(of(prox.group_lasso)(x, most), x / 2, rtol=1e-15, atol=0)
+
+
+DEGREES: dict[Any, int] = {"a": 0, "weight": 0, "gamma": -1, ("box_section", "w"): 0}
+DEGREES |= dict.fromkeys([("ridge", "lambd"), ("nonnegative_ridge", "lambd")], 0)
+
+
+@every_map
+@pytest.mark.parametrize("power", [-900, -600, 600, 1000])
+def test_all_scales_with_the_rows(entry: Entry, power: int) -> None:
+    """Also where squares are beyond the range. Arguments go with the rows, by the powers in ``DEGREES``, else by 1."""
+    scale, x, v = 2.0**power, sample((4, 12)), sample((4, 12), seed=1)
+    degrees = {name: DEGREES.get((entry.name, name), DEGREES.get(name, 1)) for name in entry.arguments}
+    given = {
+        name: value if isinstance(value, bool) else value * scale ** degrees[name]
+        for name, value in entry.tensors(12).items()
+    }
+    for function in (entry.function, maps.MAPS[entry.name].plain):
+        leaf = (x * scale).requires_grad_()
+        image = function(leaf, **given)
+        torch.testing.assert_close(image / scale, entry(x), rtol=1e-11, atol=1e-12)
+        (product,) = torch.autograd.grad(image, leaf, v)
+        torch.testing.assert_close(product, entry.product(x, v), rtol=1e-11, atol=1e-11)
+    if entry.name == "group_lasso":
+        groups = torch.arange(12) % 3
+        image = prox.group_lasso(x * scale, groups=groups, **given)
+        torch.testing.assert_close(image / scale, prox.group_lasso(x, groups=groups, **entry.arguments))
+
+
 ORACLES: tuple[tuple[str, dict[str, Any], list[float], list[float], list[float] | None], ...] = (
     ("simplex", {"s": 1.0}, X, [0, 0.65, 0, 0.35, 0], [0, -1.25, 0, 1.25, 0]),
     ("simplex", {"s": 2.0}, X, [0.3, 1, 0, 0.7, 0], [7 / 6, -11 / 6, 0, 2 / 3, 0]),

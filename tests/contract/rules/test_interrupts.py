@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import faulthandler
+import signal
+import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pytest
 import torch
@@ -14,11 +18,15 @@ from torch.optim import Optimizer
 import ferrostep
 from ferrostep import gradients, guidance
 from ferrostep.optim import NIGT, SAM, AdamW, SophiaG, SophiaH
+from ferrostep.optim.agreement import interrupts_held
 from ferrostep.optim.gathered import Gathered
 from tests.contract.interrupts import Interrupts
 from tests.contract.rules.registry import Entry, every_class
 from tests.contract.snapshot import Snapshot
 from tests.contract.training import assert_same_bits, copies, parameters, set_gradients, train
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 PLACES = 40
 
@@ -293,3 +301,18 @@ def test_what_is_written_in_place_is_written_as_a_whole_and_autograd_told(make: 
             if x is not None and not torch.equal(before[0], now[0]):
                 assert x._version > version
     assert ends == {False, True}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="handlers of others are a matter of POSIX")
+def test_a_handler_that_python_does_not_know_stays(tmp_path: Path) -> None:
+    """A step of several ranks holds SIGINT back; at its end the handler that was there is told, here one in C."""
+    with (tmp_path / "traces").open("w+") as file:
+        faulthandler.register(signal.SIGINT, file, chain=False)
+        try:
+            for times in (1, 2):
+                with interrupts_held([cast("ProcessGroup", None)]):
+                    signal.raise_signal(signal.SIGINT)
+                    assert Path(file.name).read_text().count("Current thread") == times - 1
+                assert Path(file.name).read_text().count("Current thread") == times
+        finally:
+            faulthandler.unregister(signal.SIGINT)

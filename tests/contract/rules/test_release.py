@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from ferrostep.optim import FRUGAL, SAM, AdaGradNorm, AdamW, Lion, SophiaG, SophiaH, release
+from ferrostep.optim import FRUGAL, SAM, SGD, AdaGradNorm, AdamW, Lion, SophiaG, SophiaH, release
 from ferrostep.schedules import GradNormRecorder
 from tests.contract.rules.registry import Entry, every, every_class
 from tests.contract.snapshot import Snapshot
@@ -408,6 +408,22 @@ def test_a_second_gradient_is_refused_after_attaching_again(one_by_one: None) ->
     assert [optimizer.state[each]["step"] for each in (p, q)] == [1, 1]
     p.sum().backward()
     assert optimizer.state[p]["step"] == 2
+
+
+def test_what_waits_before_a_round_is_added_up_after_attaching_again() -> None:
+    """As what is there before ``attach``: nothing has been stepped that a second gradient would be too late for."""
+    p, q = parameters([(3,), (3,)])
+    before = [x.detach().clone() for x in (p, q)]
+    optimizer = SGD([p, q], lr=1.0)
+    optimizer.attach()
+    p.sum().backward()
+    exchanged(optimizer)
+    (p + 2 * q).sum().backward()
+    exchanged(optimizer)
+    optimizer.step()
+    assert all(x.grad is None and torch.equal(x, old - 2) for x, old in zip((p, q), before, strict=True))
+    optimizer.step()
+    assert torch.equal(p, before[0] - 2)
 
 
 def test_the_hooks_do_not_keep_the_optimizer() -> None:

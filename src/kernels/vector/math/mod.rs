@@ -51,7 +51,9 @@ pub fn times_exp<V: Vector>(value: V, x: V) -> V {
     let quarter = round(exponent * 0.25);
     let factor = quarter.pow2();
     let last = (exponent - quarter * 3.0).pow2();
-    (value + value * more) * factor * factor * factor * last
+    // Below 1 if the power is: what the sum takes a great value to is not infinite.
+    let value = value * factor.min(last);
+    (value + value * more) * factor * factor * factor.max(last)
 }
 
 /// `value * (e^x - 1)`: what [`times_exp`] adds to a value.

@@ -413,8 +413,10 @@ fn times_exp_of(value: f32, x: f32) -> f32 {
 }
 
 #[test]
-fn products_are_finite_where_the_power_is_not() {
-    for (value, x) in [(1e-30, 95.0), (-1e-38, 150.0), (1e38, -120.0), (-3e38, -170.0)] {
+fn products_are_finite_where_the_power_or_the_value_beside_it_is_not() {
+    let great = [-0.4, -0.9, -1.6, -2.3, -3.0, -40.0].map(|x| (f32::MAX, x));
+    let powers = [(1e-30, 95.0), (-1e-38, 150.0), (1e38, -120.0), (-3e38, -170.0)];
+    for (value, x) in powers.into_iter().chain(great) {
         let exact = f64::from(value) * f64::from(x).exp();
         let error = ulps_of_f32(times_exp_of(value, x).abs(), exact.abs());
         assert!(error <= 1.5, "{value:e}, {x:e}: {error:.3} ULP");
