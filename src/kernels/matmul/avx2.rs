@@ -1,5 +1,6 @@
 //! AVX2 and FMA: f32 and f64.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use half::bf16;
@@ -56,6 +57,16 @@ impl Vectors for F32 {
     unsafe fn fma(a: __m256, b: __m256, sum: __m256) -> __m256 {
         // SAFETY: within `enter`.
         unsafe { _mm256_fmadd_ps(a, b, sum) }
+    }
+    #[inline(always)]
+    unsafe fn add_products<const MR: usize, const NV: usize>(
+        a: *const f32,
+        b: *const f32,
+        sums: &mut [[__m256; NV]; MR],
+    ) {
+        const { assert!(MR == 4 && NV == 3) };
+        // SAFETY: within `enter`, with the caller's promises; the sums are so many.
+        unsafe { add_f32(a, b, &mut *(&raw mut *sums).cast()) }
     }
     #[inline(always)]
     unsafe fn store(sum: __m256, to: *mut f32, first: bool) {
@@ -127,6 +138,16 @@ impl Vectors for F64 {
         unsafe { _mm256_fmadd_pd(a, b, sum) }
     }
     #[inline(always)]
+    unsafe fn add_products<const MR: usize, const NV: usize>(
+        a: *const f64,
+        b: *const f64,
+        sums: &mut [[__m256d; NV]; MR],
+    ) {
+        const { assert!(MR == 4 && NV == 3) };
+        // SAFETY: within `enter`, with the caller's promises; the sums are so many.
+        unsafe { add_f64(a, b, &mut *(&raw mut *sums).cast()) }
+    }
+    #[inline(always)]
     unsafe fn store(sum: __m256d, to: *mut f64, first: bool) {
         // SAFETY: within `enter`, 4 values to write.
         unsafe {
@@ -146,6 +167,70 @@ impl Takes<f64> for F64 {
         to.copy_from_slice(from);
     }
 }
+
+/// `Vectors::add_products` in registers that are given out here. All 16 are taken, so that where the compiler loads one
+/// value before its time, a sum stays in memory, at half the speed: it did or did not with changes in quite other places.
+macro_rules! add_products {
+    ($name:ident, $value:ty, $vector:ty, $size:literal, $load:literal, $splat:literal, $fma:literal) => {
+        /// # Safety
+        /// 4 values can be read at `a`, and 3 vectors of them at `b`.
+        #[target_feature(enable = "avx2,fma")]
+        #[inline]
+        unsafe fn $name(a: *const $value, b: *const $value, sums: &mut [[$vector; 3]; 4]) {
+            let [
+                [s00, s01, s02],
+                [s10, s11, s12],
+                [s20, s21, s22],
+                [s30, s31, s32],
+            ] = sums;
+            // SAFETY: the caller's promises; nothing is written but the sums.
+            unsafe {
+                asm!(
+                    concat!($load, " {f0}, [{b}]"),
+                    concat!($load, " {f1}, [{b} + 32]"),
+                    concat!($load, " {f2}, [{b} + 64]"),
+                    concat!($splat, " {left}, [{a}]"),
+                    concat!($fma, " {s00}, {left}, {f0}"),
+                    concat!($fma, " {s01}, {left}, {f1}"),
+                    concat!($fma, " {s02}, {left}, {f2}"),
+                    concat!($splat, " {left}, [{a} + ", $size, "]"),
+                    concat!($fma, " {s10}, {left}, {f0}"),
+                    concat!($fma, " {s11}, {left}, {f1}"),
+                    concat!($fma, " {s12}, {left}, {f2}"),
+                    concat!($splat, " {left}, [{a} + 2 * ", $size, "]"),
+                    concat!($fma, " {s20}, {left}, {f0}"),
+                    concat!($fma, " {s21}, {left}, {f1}"),
+                    concat!($fma, " {s22}, {left}, {f2}"),
+                    concat!($splat, " {left}, [{a} + 3 * ", $size, "]"),
+                    concat!($fma, " {s30}, {left}, {f0}"),
+                    concat!($fma, " {s31}, {left}, {f1}"),
+                    concat!($fma, " {s32}, {left}, {f2}"),
+                    a = in(reg) a,
+                    b = in(reg) b,
+                    left = out(ymm_reg) _,
+                    f0 = out(ymm_reg) _,
+                    f1 = out(ymm_reg) _,
+                    f2 = out(ymm_reg) _,
+                    s00 = inout(ymm_reg) *s00,
+                    s01 = inout(ymm_reg) *s01,
+                    s02 = inout(ymm_reg) *s02,
+                    s10 = inout(ymm_reg) *s10,
+                    s11 = inout(ymm_reg) *s11,
+                    s12 = inout(ymm_reg) *s12,
+                    s20 = inout(ymm_reg) *s20,
+                    s21 = inout(ymm_reg) *s21,
+                    s22 = inout(ymm_reg) *s22,
+                    s30 = inout(ymm_reg) *s30,
+                    s31 = inout(ymm_reg) *s31,
+                    s32 = inout(ymm_reg) *s32,
+                    options(readonly, nostack, preserves_flags),
+                );
+            }
+        }
+    };
+}
+add_products!(add_f32, f32, __m256, 4, "vmovups", "vbroadcastss", "vfmadd231ps");
+add_products!(add_f64, f64, __m256d, 8, "vmovupd", "vbroadcastsd", "vfmadd231pd");
 
 /// Transposes 8 x 8 values of 32 bits.
 ///

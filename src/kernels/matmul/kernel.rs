@@ -110,6 +110,30 @@ pub trait Vectors: Kernel {
     /// # Safety
     /// Called within `enter`.
     unsafe fn fma(a: Self::Factor, b: Self::Factor, sum: Self::Sum) -> Self::Sum;
+    /// Adds the products of a unit of `MR` rows, from `a` on, with one of `NV` vectors of columns, from `b` on.
+    ///
+    /// # Safety
+    /// Called within `enter`; `MR` units can be read at `a`, and `NV * LANES` at `b`.
+    #[inline(always)]
+    unsafe fn add_products<const MR: usize, const NV: usize>(
+        a: *const Self::Unit,
+        b: *const Self::Unit,
+        sums: &mut [[Self::Sum; NV]; MR],
+    ) {
+        // SAFETY: the caller's promises.
+        unsafe {
+            let mut factors = [Self::load(b); NV];
+            for (v, factor) in factors.iter_mut().enumerate().skip(1) {
+                *factor = Self::load(b.add(v * Self::LANES));
+            }
+            for (r, row) in sums.iter_mut().enumerate() {
+                let left = Self::splat(*a.add(r));
+                for v in 0..NV {
+                    row[v] = Self::fma(left, factors[v], row[v]);
+                }
+            }
+        }
+    }
     /// Writes `sum` to memory, or adds it to what is there.
     ///
     /// # Safety
@@ -158,16 +182,7 @@ pub unsafe fn register_block<K: Vectors, const MR: usize, const NV: usize>(
     unsafe {
         let mut sums = [[K::zero(); NV]; MR];
         for _ in 0..units {
-            let mut factors = [K::load(b); NV];
-            for (v, factor) in factors.iter_mut().enumerate().skip(1) {
-                *factor = K::load(b.add(v * K::LANES));
-            }
-            for (r, row) in sums.iter_mut().enumerate() {
-                let left = K::splat(*a.add(r));
-                for v in 0..NV {
-                    row[v] = K::fma(left, factors[v], row[v]);
-                }
-            }
+            K::add_products(a, b, &mut sums);
             K::prefetch(ahead.at);
             ahead.at = ahead.at.wrapping_add(ahead.step);
             a = a.add(K::WIDTH);
