@@ -123,6 +123,25 @@ def test_weights_near_the_greatest_number_are_finite_where_they_shrink(
 
 
 @both
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("update", ["eg", "eg+-"])
+def test_weights_that_grow_beyond_the_greatest_number_are_infinite(
+    update: Any, dtype: torch.dtype, backend: str, isa: str
+) -> None:
+    greatest, exponents = torch.finfo(dtype).max, torch.linspace(0.4, 80.0, 100, dtype=dtype)
+    for sign in (1.0, -1.0):
+        slopes = (-sign * exponents).tolist()
+        grown = stepped([sign * greatest] * 100, slopes, dtype=dtype, lr=1.0, update=update, backend=backend)
+        assert torch.equal(grown, torch.full_like(grown, sign * math.inf))
+
+
+@both
+def test_a_lesser_weight_whose_power_is_beyond_the_range_is_within(backend: str) -> None:
+    (moved,) = stepped([1e30], [100.0], dtype=torch.float32, lr=1.0, update="eg+-", backend=backend)
+    assert moved.isfinite()
+
+
+@both
 def test_a_power_beyond_the_range_may_have_a_product_within(backend: str, isa: str) -> None:
     moved = stepped([1e-38, -3e38], [-120.0, -120.0], dtype=torch.float32, lr=1.0, backend=backend)
     close(moved.double(), (1e-38 * math.exp(120.0), -3e38 * math.exp(-120.0)), 1e-6)

@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
 
 def _kind() -> type[DTensor] | None:
-    """The class, once it is loaded: before, there are none."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return None if module is None else module.DTensor
+    """The class, once it is loaded, and not half of it by another thread: before, there are none."""
+    return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
 
 
 def is_distributed(x: object) -> TypeGuard[DTensor]:

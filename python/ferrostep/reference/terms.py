@@ -74,7 +74,8 @@ def descended(
 
 def _increase(weight: Tensor, exponent: Tensor) -> Tensor:
     """What multiplication by an exponential adds to a positive weight."""
-    return torch.where(weight == 0, 0.0, weight * exponent.expm1())
+    root = (exponent / 2).expm1()  # the whole may be infinite where the product is not
+    return torch.where(weight == 0, 0.0, weight * root * (root + 2))
 
 
 def _infinite_stays(p: Tensor, exponent: Tensor, new: Tensor) -> Tensor:

@@ -45,9 +45,20 @@ pub struct Shrink {
     pub nonnegative: bool,
 }
 
+impl Shrink {
+    /// Whether nothing is cut off.
+    #[inline(always)]
+    fn is_linear(self) -> bool {
+        self.threshold == 0.0 && !self.nonnegative
+    }
+}
+
 impl Entry for Shrink {
     #[inline(always)]
     fn image<V: Vector>(self, x: V) -> V {
+        if self.is_linear() {
+            return x * self.factor;
+        }
         let zero = V::splat(0.0);
         let size = if self.nonnegative { x } else { x.abs() };
         let rest = size - V::splat(self.threshold);
@@ -59,7 +70,7 @@ impl Entry for Shrink {
     #[inline(always)]
     fn product<V: Vector>(self, told: V, v: V) -> V {
         let (zero, kept) = (V::splat(0.0), v * self.factor);
-        match self.threshold == 0.0 && !self.nonnegative {
+        match self.is_linear() {
             true => unless_nan(told, kept),
             // What is left is 0, of either sign, or NaN.
             false => told.if_less(zero, kept, zero.if_less(told, kept, told + zero)),

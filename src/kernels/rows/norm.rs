@@ -45,45 +45,53 @@ impl Map for L2Ball {
     /// The row tells. The same both ways.
     #[inline(always)]
     fn product<A: Arch, R: Number>(&self, told: &[R], vector: &[R], to: &mut [R], _: &mut Room<R>, _: bool) {
-        let norm = norm::<A, R>(told);
-        let inside = norm <= self.radius;
-        if inside || norm.is_infinite() {
+        let (top, root) = parts_of_norm::<A, R>(told);
+        let inside = top * root <= self.radius;
+        if inside || top.is_infinite() {
             return match inside == self.rest {
                 true => to.fill(R::ZERO),
                 false => to.copy_from_slice(vector),
             };
         }
-        let (scale, inverse) = (self.radius / norm, norm.recip());
-        let is_plain = SQUARES.contains(&(norm * norm));
+        let (scale, inverse) = (self.radius / top / root, root.recip());
+        let (is_plain, unit) = (top == 1.0, |x: f64| x / top * inverse);
         let along = match is_plain {
             true => sums::<A, R, 1>(told, vector, |x, v| [(x * inverse) * v])[0],
-            false => product_of_scaled(told, inverse, vector),
+            false => product_of_units(told, unit, vector),
         };
         let (along, across) = match self.rest {
             true => (scale * along, 1.0 - scale),
             false => (-(scale * along), scale),
         };
+        let plain = R::from_f64(inverse);
         match is_plain {
-            true => combine::<R, R>(to, told, along, inverse, vector, across),
-            false => combine::<R, f64>(to, told, along, inverse, vector, across),
+            true => combine(to, told, |x: R| x * plain, along, vector, across),
+            false => combine(to, told, unit, along, vector, across),
         }
     }
 }
 
-/// Writes `across` times the vector and `along` times the unit vector that `inverse` makes of the row, computed in `W`.
+/// Writes `across` times the vector and `along` times the unit vector of the row, computed in `W`.
 #[inline(always)]
-fn combine<R: Real, W: Real>(to: &mut [R], row: &[R], along: f64, inverse: f64, vector: &[R], across: f64) {
-    let (along, across, inverse) = (W::from_f64(along), W::from_f64(across), W::from_f64(inverse));
+fn combine<R: Real, W: Real>(
+    to: &mut [R],
+    row: &[R],
+    unit: impl Fn(W) -> W,
+    along: f64,
+    vector: &[R],
+    across: f64,
+) {
+    let (along, across) = (W::from_f64(along), W::from_f64(across));
     let wide = |x: R| W::from_f64(x.to_f64());
     write(to, row, vector, |x, v| {
-        R::from_f64((wide(v) * across + (wide(x) * inverse) * along).to_f64())
+        R::from_f64((wide(v) * across + unit(wide(x)) * along).to_f64())
     });
 }
 
 #[cold]
-fn product_of_scaled<R: Real>(row: &[R], factor: f64, vector: &[R]) -> f64 {
+fn product_of_units<R: Real>(row: &[R], unit: impl Fn(f64) -> f64, vector: &[R]) -> f64 {
     let pairs = row.iter().zip(vector);
-    pairs.map(|(x, v)| (x.to_f64() * factor) * v.to_f64()).sum()
+    pairs.map(|(x, v)| unit(x.to_f64()) * v.to_f64()).sum()
 }
 
 impl L2Ball {
@@ -111,13 +119,17 @@ impl L2Ball {
 /// Of any size of the numbers.
 #[inline(always)]
 fn norm<A: Arch, R: Number>(row: &[R]) -> f64 {
+    let (top, root) = parts_of_norm::<A, R>(row);
+    top * root
+}
+
+/// Two factors of the norm, of which neither is beyond the range: 1 and the norm, where its square is not either.
+#[inline(always)]
+fn parts_of_norm<A: Arch, R: Number>(row: &[R]) -> (f64, f64) {
     let square = total::<A, R>(row, |x| x * x);
     match SQUARES.contains(&square) {
-        true => square.sqrt(),
-        false => {
-            let (top, root) = scaled_norm(row);
-            top * root
-        }
+        true => (1.0, square.sqrt()),
+        false => scaled_norm(row),
     }
 }
 
@@ -130,7 +142,7 @@ fn scaled_norm<R: Real>(row: &[R]) -> (f64, f64) {
         nan |= x.to_f64().is_nan();
     }
     if nan || top == 0.0 || top.is_infinite() {
-        return (top, if nan { f64::NAN } else { 1.0 });
+        return (if nan { f64::NAN } else { top }, 1.0);
     }
     let square: f64 = row.iter().map(|x| (x.to_f64() / top).powi(2)).sum();
     (top, square.sqrt())

@@ -234,6 +234,31 @@ def test_norms_beyond_the_greatest() -> None:
         torch.testing.assert_close(of(prox.group_lasso)(x, most), x / 2, rtol=1e-15, atol=0)
 
 
+@pytest.mark.parametrize("size", [1e-310, 1e-308, torch.finfo(torch.float64).max], ids=str)
+def test_derivatives_of_norms_at_the_ends_of_the_range(size: float) -> None:
+    """The inverse of such a norm is beyond the range, or the norm itself is."""
+    v = torch.tensor([[0.1, 0.2, 0.3, -0.4]], dtype=torch.float64)
+    product = (v - v.mean()) / 2
+    for function, expected in ((projections.l2_ball, product), (prox.group_lasso, v - product)):
+        for each in (function, maps.MAPS[function.__name__].plain):
+            x = torch.full_like(v, size, requires_grad=True)
+            torch.testing.assert_close(torch.autograd.grad(each(x, size), x, v)[0], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_row_without_a_number_has_no_derivative() -> None:
+    x = torch.tensor([[INF, NAN, 1.0]], requires_grad=True)
+    for function in (projections.l2_ball, prox.group_lasso):
+        assert torch.autograd.grad(function(x, 1.0).sum(), x)[0].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_cuts_nothing_off_keeps_the_sign_of_zero(dtype: torch.dtype) -> None:
+    x = torch.tensor([0.0, -0.0, 1.5, -1.5] * 20, dtype=dtype)
+    for function, arguments in ((prox.soft_threshold, [0.0]), (prox.ridge, [0.5]), (prox.elastic_net, [0.0, 1.0])):
+        for each in (function, maps.MAPS[function.__name__].plain):
+            assert torch.equal(each(x, *arguments).signbit(), x.signbit())
+
+
 DEGREES: dict[Any, int] = {"a": 0, "weight": 0, "gamma": -1, ("box_section", "w"): 0}
 DEGREES |= dict.fromkeys([("ridge", "lambd"), ("nonnegative_ridge", "lambd")], 0)
 

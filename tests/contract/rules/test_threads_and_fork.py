@@ -7,15 +7,17 @@ import multiprocessing
 import os
 import select
 import signal
+import sys
 import threading
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import Parameter
 
-from ferrostep.optim import AdamW
+from ferrostep.optim import AdamW, shards
 from tests.contract.rules.registry import Entry, every_class, every_entry
 from tests.contract.training import assert_same_bits, bits, contents, normal, train
 
@@ -262,3 +264,11 @@ def test_steps_in_the_workers_of_a_data_loader(trained: tuple[AdamW, list[Parame
     assert len(found) == 6
     assert found[::2] == found[1::2]
     assert len(set(found)) == 3
+
+
+def test_there_are_no_dtensors_while_another_thread_loads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that is being loaded is listed before it has what it defines."""
+    params = large(shapes=((7,),))
+    monkeypatch.setitem(sys.modules, "torch.distributed.tensor", ModuleType("torch.distributed.tensor"))
+    assert not shards.are_among(params) and not shards.is_distributed(params[0])
+    assert shards.who_share([{"params": params}]) == []

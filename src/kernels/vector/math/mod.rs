@@ -51,9 +51,11 @@ pub fn times_exp<V: Vector>(value: V, x: V) -> V {
     let quarter = round(exponent * 0.25);
     let factor = quarter.pow2();
     let last = (exponent - quarter * 3.0).pow2();
-    // Below 1 if the power is: what the sum takes a great value to is not infinite.
-    let value = value * factor.min(last);
-    (value + value * more) * factor * factor * factor.max(last)
+    // Where the power is below 1, a part of it comes first, so that the sum does not take a great value beyond the range;
+    // where it is above, the sum must not be one of infinities, as `more` may be negative.
+    let (least, one) = (factor.min(last), V::splat(1.0));
+    let value = value * least.min(one);
+    (value + value * more) * least.max(one) * factor * factor * factor.max(last)
 }
 
 /// `value * (e^x - 1)`: what [`times_exp`] adds to a value.

@@ -425,6 +425,10 @@ fn products_are_finite_where_the_power_or_the_value_beside_it_is_not() {
         assert_eq!(times_exp_of(0.0, x), 0.0);
         assert_eq!(times_exp_of(-0.0, x), 0.0);
     }
+    for x in [0.4, 0.9, 2.5, 4.75, 40.0, 200.0] {
+        assert_eq!(times_exp_of(f32::MAX, x), f32::INFINITY, "{x:e}");
+        assert_eq!(times_exp_of(-f32::MAX, x), -f32::INFINITY, "{x:e}");
+    }
     assert_eq!(times_exp_of(1e-45, f32::INFINITY), f32::INFINITY);
     assert_eq!(
         times_exp_of(-1e38, -f32::INFINITY).to_bits(),
