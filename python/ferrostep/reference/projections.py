@@ -100,7 +100,7 @@ def l2_ball(x: Tensor, r: Parameter = 1.0) -> Tensor:
     outside = torch.where(infinite.any(-1, keepdim=True), x.sign() * infinite, x)
     inside = (_norm(x) <= r) | (outside == 0).all(-1, keepdim=True)
     outside = torch.where(inside, 1.0, outside)
-    unit = outside / outside.abs().amax(-1, keepdim=True).detach()
+    unit = outside / _scale(outside)
     return torch.where(inside, x, unit * (r / unit.square().sum(-1, keepdim=True).sqrt()))
 
 

@@ -22,12 +22,16 @@ pub struct L2Ball {
 impl Map for L2Ball {
     #[inline(always)]
     fn forward<A: Arch, R: Number>(&self, row: Row<'_, R>, _: &mut Room<R>) {
-        let norm = norm::<A, R>(row.values());
+        let (top, root) = parts_of_norm::<A, R>(row.values());
+        let norm = top * root;
         if norm <= self.radius {
             return row.write(|x| if self.rest { R::ZERO } else { x });
         }
+        if top.is_infinite() {
+            return self.share(row);
+        }
         if norm.is_infinite() {
-            return self.beyond(row);
+            return self.beyond(row, top, root);
         }
         let kept = if self.rest {
             norm - self.radius
@@ -95,18 +99,20 @@ fn product_of_units<R: Real>(row: &[R], unit: impl Fn(f64) -> f64, vector: &[R])
 }
 
 impl L2Ball {
-    /// Of an infinite norm: infinite numbers share what is kept among them.
+    /// Of finite numbers with a norm beyond the range.
     #[cold]
-    fn beyond<R: Real>(&self, row: Row<'_, R>) {
+    fn beyond<R: Real>(&self, row: Row<'_, R>, top: f64, root: f64) {
+        let image = |x: f64| x / top * (self.radius / root);
+        row.write(|x: R| match x.to_f64() {
+            x if self.rest => R::from_f64(x - image(x)),
+            x => R::from_f64(image(x)),
+        });
+    }
+
+    /// Infinite numbers share the norm among them.
+    #[cold]
+    fn share<R: Real>(&self, row: Row<'_, R>) {
         let count = row.values().iter().filter(|x| x.to_f64().is_infinite()).count();
-        if count == 0 {
-            let (top, root) = scaled_norm(row.values());
-            let image = |x: f64| x / top * (self.radius / root);
-            return row.write(|x: R| match x.to_f64() {
-                x if self.rest => R::from_f64(x - image(x)),
-                x => R::from_f64(image(x)),
-            });
-        }
         let share = self.radius / (count as f64).sqrt();
         row.write(|x: R| match (x.to_f64().is_infinite(), self.rest) {
             (true, false) => R::from_f64(share.copysign(x.to_f64())),
@@ -114,13 +120,6 @@ impl L2Ball {
             (_, true) => x,
         });
     }
-}
-
-/// Of any size of the numbers.
-#[inline(always)]
-fn norm<A: Arch, R: Number>(row: &[R]) -> f64 {
-    let (top, root) = parts_of_norm::<A, R>(row);
-    top * root
 }
 
 /// Two factors of the norm, of which neither is beyond the range: 1 and the norm, where its square is not either.
